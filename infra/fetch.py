@@ -1,0 +1,307 @@
+"""Fetch from URLs that nobody vouches for: http(s) only, with bounds on addresses, bytes, time, redirects and retries.
+
+Every hop's addresses are checked before a connection is made, and the address checked is the one connected
+to, so a name that changes its mind between two look-ups gains nothing. A failure is a value, not an exception.
+"""
+
+import asyncio
+import email.utils
+import ipaddress
+import random
+import socket
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import metadata
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+CHUNK_BYTES = 1 << 16
+BACKOFF_SECONDS = 0.25
+"""Before the first retry, on average; doubles with each."""
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+RETRIED = frozenset({408, 429, *range(500, 600)})
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+"""Directives of X-Robots-Tag that img2dataset honours by default."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
+
+
+class FetchReason(StrEnum):
+    """Why a fetch failed; with `http_<status>`, a closed list."""
+
+    BAD_URL = "bad_url"
+    NOT_HTTP = "not_http"
+    """The URL, or one that it redirects to, has another scheme."""
+    DNS = "dns"
+    PRIVATE_ADDRESS = "private_address"
+    CONNECTION = "connection"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    BAD_RESPONSE = "bad_response"
+    """Not HTTP, or an encoding that cannot be undone."""
+    INCOMPLETE_BODY = "incomplete_body"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    OPTED_OUT = "opted_out"
+    """The server's X-Robots-Tag asks not to be used."""
+
+
+_TRANSIENT = frozenset({FetchReason.CONNECTION, FetchReason.INCOMPLETE_BODY, *(f"http_{status}" for status in RETRIED)})
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Bounds of every fetch."""
+
+    max_bytes: int
+    """Of a body, decoded."""
+    deadline_seconds: float
+    """For one URL in all: look-ups, redirects, retries and bodies; waiting for a free slot does not count."""
+    max_redirects: int
+    retries: int
+    concurrency: int
+    """Fetches under way at once."""
+    allow_private_addresses: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole body."""
+
+    body: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """No body, and why."""
+
+    reason: str
+    """A `FetchReason`, or `http_<status>`."""
+    detail: str
+
+
+class _Failure(Exception):
+    def __init__(self, reason: str, detail: str, retry_after: float = 0.0) -> None:
+        super().__init__(detail)
+        self.failed = FetchFailed(reason, detail)
+        self.retry_after = retry_after
+
+
+class _PrivateAddressError(OSError):
+    pass
+
+
+@cache
+def user_agent() -> str:
+    """Say who asks: `dualtoken/<version>`."""
+    try:
+        return f"dualtoken/{metadata.version('dualtoken')}"
+    except metadata.PackageNotFoundError:
+        return "dualtoken/unknown"
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is of the public internet; one that is wrapped in IPv6 is judged by what it wraps.
+
+    Raises `ValueError` where it is no IP address.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        # Global unicast leaves out v4-mapped, unique local, link-local and multicast addresses.
+        return ip in _GLOBAL_UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
+    # 192.0.0.0/24 is for protocols between neighbours, though a part of it counts as global.
+    return ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS
+
+
+class _CheckedResolver(AbstractResolver):
+    """Looks names up in threads of its own and refuses a name with any address that is not public."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        self._allow_private = limits.allow_private_addresses
+        self._threads = ThreadPoolExecutor(min(limits.concurrency, 32), thread_name_prefix="dns")
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        results = []
+        for kind, _, protocol, _, address in found:
+            ip = str(address[0])
+            if not self._allow_private and not is_public(ip):
+                raise _PrivateAddressError(f"{host} is at {ip}")
+            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            results.append(ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags))
+        return results
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Fetcher:
+    """Fetches with keep-alive, within limits; use it as an async context manager, in one event loop."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        self._limits = limits
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the session."""
+        # No limit of its own: the slots are one. A cached look-up is one that was checked.
+        connector = aiohttp.TCPConnector(limit=0, resolver=_CheckedResolver(self._limits), ttl_dns_cache=300)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+            # Images are compressed already.
+            headers={"User-Agent": user_agent(), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close all connections."""
+        assert self._session is not None
+        await self._session.close()
+
+    async def fetch(self, url: str) -> Fetched | FetchFailed:
+        """Return a URL's body, or why there is none; never raises for what a server or a URL does."""
+        async with self._slots:
+            stop = time.monotonic() + self._limits.deadline_seconds
+            last: FetchFailed | None = None
+            try:
+                async with asyncio.timeout(self._limits.deadline_seconds):
+                    for attempt in range(self._limits.retries + 1):
+                        try:
+                            return await self._follow(url)
+                        except _Failure as failure:
+                            last = failure.failed
+                            # Jitter, since the rows of one host fail together.
+                            pause = max(failure.retry_after, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
+                        if last.reason not in _TRANSIENT or attempt == self._limits.retries or time.monotonic() + pause >= stop:
+                            return last
+                        await asyncio.sleep(pause)
+            except TimeoutError:
+                after = f", after {last.reason}" if last else ""
+                return FetchFailed(FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}")
+            raise AssertionError("the last attempt returns")
+
+    async def _follow(self, url: str) -> Fetched:
+        target = self._checked(url)
+        for _ in range(self._limits.max_redirects + 1):
+            try:
+                answer = await self._request(target)
+            except aiohttp.ClientError as error:
+                _classify(error)
+            if isinstance(answer, Fetched):
+                return answer
+            target = self._checked(answer, base=target)
+        raise _Failure(FetchReason.TOO_MANY_REDIRECTS, f"more than {self._limits.max_redirects}")
+
+    def _checked(self, url: str, base: URL | None = None) -> URL:
+        try:
+            target = base.join(URL(url)) if base else URL(url.strip())
+            host = target.host
+        except (ValueError, UnicodeError) as error:
+            raise _Failure(FetchReason.BAD_URL, str(error)) from error
+        if target.scheme not in {"http", "https"}:
+            kind = FetchReason.NOT_HTTP if target.scheme else FetchReason.BAD_URL
+            raise _Failure(kind, f"scheme {target.scheme!r}")
+        if not host:
+            raise _Failure(FetchReason.BAD_URL, "no host")
+        try:
+            literal = is_public(host)
+        except ValueError:
+            return target  # A name: the resolver checks its addresses.
+        if not (literal or self._limits.allow_private_addresses):
+            raise _Failure(FetchReason.PRIVATE_ADDRESS, host)
+        return target
+
+    async def _request(self, target: URL) -> Fetched | str:
+        """Return the body, or where it is said to be."""
+        assert self._session is not None
+        async with self._session.get(target, allow_redirects=False) as response:
+            if response.status in REDIRECTS and (location := response.headers.get("Location")):
+                return location
+            if response.status != 200:
+                raise _Failure(f"http_{response.status}", response.reason or "", _retry_after(response.headers.get("Retry-After")))
+            if any(_opts_out(value) for value in response.headers.getall("X-Robots-Tag", [])):
+                raise _Failure(FetchReason.OPTED_OUT, "X-Robots-Tag")
+            return Fetched(await self._body(response), response.content_type)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        cap = self._limits.max_bytes
+        if (response.content_length or 0) > cap:
+            raise _Failure(FetchReason.TOO_MANY_BYTES, f"Content-Length {response.content_length}, max_bytes={cap}")
+        body, inflate = bytearray(), _decoder(response.headers.get("Content-Encoding", "identity").strip().lower())
+        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            try:
+                # One byte over the cap is enough to know, so a bomb never unfolds.
+                body += inflate.decompress(chunk, cap + 1 - len(body)) if inflate else chunk
+            except zlib.error as error:
+                raise _Failure(FetchReason.BAD_RESPONSE, str(error)) from error
+            if len(body) > cap:
+                raise _Failure(FetchReason.TOO_MANY_BYTES, f"max_bytes={cap}")
+        if inflate and not inflate.eof:
+            raise _Failure(FetchReason.INCOMPLETE_BODY, "compressed body ends early")
+        return bytes(body)
+
+
+def _decoder(encoding: str) -> Any:  # noqa: ANN401  (zlib does not name the type)
+    if encoding in {"", "identity"}:
+        return None
+    if encoding in {"gzip", "x-gzip", "deflate"}:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    raise _Failure(FetchReason.BAD_RESPONSE, f"Content-Encoding {encoding[:40]!r}")
+
+
+def _opts_out(value: str) -> bool:
+    agent, colon, directives = value.rpartition(":")
+    if colon and agent.strip().lower() != "dualtoken":
+        return False
+    return not OPT_OUTS.isdisjoint(directive.strip().lower() for directive in directives.split(","))
+
+
+def _retry_after(value: str | None) -> float:
+    """Return the seconds that a server asks to wait, given as seconds or as a date; 0 where it says nothing clear."""
+    if value is None:
+        return 0.0
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _classify(error: aiohttp.ClientError) -> NoReturn:
+    """Raise an aiohttp error as one of the closed list."""
+    detail = str(error) or type(error).__name__
+    match error:
+        case aiohttp.ClientConnectorDNSError(os_error=_PrivateAddressError()):
+            reason, detail = FetchReason.PRIVATE_ADDRESS, str(error.os_error)
+        case aiohttp.ClientConnectorDNSError():
+            reason, detail = FetchReason.DNS, str(error.os_error)
+        case aiohttp.InvalidURL():
+            reason = FetchReason.BAD_URL
+        case aiohttp.ClientSSLError():
+            reason = FetchReason.TLS
+        case aiohttp.ClientPayloadError():
+            reason = FetchReason.INCOMPLETE_BODY
+        case aiohttp.ClientConnectionError():
+            reason = FetchReason.CONNECTION
+        case _:
+            reason = FetchReason.BAD_RESPONSE
+    raise _Failure(reason, detail) from error

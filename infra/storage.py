@@ -1,0 +1,193 @@
+"""Where files live: a local folder or any fsspec URL, with the few operations that commits are made of.
+
+No rename is assumed. A file is written to local scratch, closed, hashed, uploaded, its size read back; a
+small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import xxhash
+from fsspec.implementations.local import LocalFileSystem
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What identifies a file's content."""
+
+    bytes: int
+    sha256: str
+    xxh3_128: str
+
+
+def digest(path: Path) -> FileDigest:
+    """Read a local file once and return its size and checksums."""
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)
+            xxh.update(chunk)
+            size += len(chunk)
+    return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
+
+
+def join(folder: str, *names: str) -> str:
+    """Join a folder (path or URL) and names with slashes."""
+    return "/".join([folder.rstrip("/"), *(name.strip("/") for name in names)])
+
+
+class Store:
+    """One folder of a file system; names are relative to it, with slashes."""
+
+    def __init__(self, url: str) -> None:
+        self.fs: Any
+        self.fs, self.root = fsspec.url_to_fs(url)
+        self.root = self.root.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+
+    def path(self, name: str = "") -> str:
+        """Return the name as the file system spells it."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def at(self, name: str) -> "Store":
+        """Return a folder below this one."""
+        return Store(join(self.url, name))
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file is there."""
+        return bool(self.fs.isfile(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None where there is no such file."""
+        try:
+            info = self.fs.info(self.path(name))
+        except FileNotFoundError:
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def read(self, name: str) -> bytes:
+        """Return a whole small file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Yield (name, bytes) of every file below a folder, in order of name."""
+        try:
+            found = self.fs.find(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return
+        for path, info in sorted(found.items()):
+            yield path.removeprefix(self.root).lstrip("/"), int(info["size"])
+
+    def remove(self, name: str) -> None:
+        """Delete a file; one that is gone already is no error."""
+        try:
+            self.fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a closed local file here, replacing any, and read its size back.
+
+        Raises `OSError` when what arrived has another size.
+        """
+        target, expected = self.path(name), source.stat().st_size
+        if self.is_local:
+            _replace(target, lambda part: shutil.copyfile(source, part))
+        else:
+            self.fs.put_file(str(source), target)
+            self.fs.invalidate_cache(target)
+        if (arrived := self.size(name)) != expected:
+            raise OSError(f"{target}: {arrived} bytes arrived of {expected}; try again")
+
+    def put_bytes(self, data: bytes, name: str) -> None:
+        """Write a small file, replacing any."""
+        if self.is_local:
+            _replace(self.path(name), lambda part: part.write_bytes(data))
+        else:
+            self.fs.pipe_file(self.path(name), data)
+            self.fs.invalidate_cache(self.path(name))
+
+    def put_if_absent(self, data: bytes, name: str) -> bool:
+        """Write a small file unless one is there; return whether this call wrote it."""
+        if not self.is_local:
+            try:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            self.fs.invalidate_cache(self.path(name))
+            return True
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = _write_durably(target, lambda path: path.write_bytes(data))
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        return True
+
+    def local_copy(self, name: str, scratch: Path) -> Path:
+        """Return a local path of a file: itself where it is local, else a copy in scratch."""
+        if self.is_local:
+            return Path(self.path(name))
+        target = scratch / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+            self.fs.get_file(self.path(name), str(part))
+            part.replace(target)
+        return target
+
+    def local_folder(self, scratch: Path) -> Path:
+        """Return a local path that holds this folder's files: itself where it is local, else a copy in scratch."""
+        if self.is_local:
+            return Path(self.root)
+        for name, _ in self.files():
+            self.local_copy(name, scratch)
+        return scratch
+
+    def honours_put_if_absent(self) -> bool:
+        """Find out, with a probe file, whether a second conditional put is refused; some S3 stores ignore it."""
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
+        finally:
+            self.remove(name)
+
+
+def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        write(part)
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def _replace(target: str, write: Any) -> None:  # noqa: ANN401
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_durably(path, write).replace(path)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a fresh local folder that goes with its `with` block."""
+    return tempfile.TemporaryDirectory(prefix="dualtoken-")

@@ -1,0 +1,116 @@
+"""The `dualtoken` command."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.exits import typed_exit
+from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
+from jobs.session import open_recipe, say
+from jobs.stage import stage_command
+from jobs.submit import submit
+from jobs.tables import plan_table, show, status_table
+from pipelines.config import ClusterConfig
+from pipelines.errors import ExitCode
+from pipelines.executors import open_executor
+from pipelines.plan import Planner
+from pipelines.verify import Verified
+from pipelines.verify import repair as repair_stage
+from pipelines.verify import verify as verify_folders
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="One vision tokenizer with two vocabularies: from URL tables to token shards, as Ray jobs.",
+)
+
+STAGES = {
+    "scenes": "Make the embedded corpus of synthetic scenes, for recipes that name it.",
+    "download": "URL tables to image shards, with a ledger row per input row.",
+    "teacher": "Train, fetch or adopt the language-aligned teacher.",
+    "filter": "Score every sample, then decide by the recipe's rules.",
+    "targets": "Compute what the teacher says of each kept sample.",
+    "train": "Train the dual tokenizer.",
+    "pretokenize": "Turn corpora into token shards, index and manifest.",
+    "report": "Make one HTML page of the whole run.",
+}
+
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help, rich_help_panel="Stages, one at a time")(stage_command(_name))
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    address: AddressOption = None,
+    in_process: InProcessOption = False,
+) -> None:
+    """Run every stage that is not done, in order, as one Dagster job in this process."""
+    settings = open_recipe(recipe, overrides, root, address)
+    if all(planned.manifest for planned in Planner(settings).plan()):
+        say("nothing to do: every stage is done")
+    else:
+        from pipelines.workflow.run import run_workflow  # noqa: PLC0415  (importing Dagster takes a second)
+
+        with open_executor(settings.cluster, in_process=in_process) as executor:
+            run_workflow(settings, executor, say)
+    report = next(Planner(settings).step("report"))
+    assert report.job is not None
+    say(f"report: {report.job.store().path('report.html')}")
+
+
+app.command()(submit)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
+    """Print the stages, their units done and to do, and the bytes expected; runs nothing."""
+    show(plan_table(Planner(open_recipe(recipe, overrides, root)).plan()))
+
+
+@app.command()
+def status(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
+    """Print what each stage has done: units, samples by status and reason, bytes, seconds of work."""
+    show(status_table(Planner(open_recipe(recipe, overrides, root)).plan()))
+
+
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run's root, a corpus, or one stage's folder; a path or URL.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Run again the units whose files are not as committed.")] = False,
+    in_process: InProcessOption = False,
+) -> None:
+    """Read datasets against their receipts and name every missing, extra, truncated or altered file."""
+    damaged = [checked for checked in verify_folders(path) if not _report(checked)]
+    if damaged and repair:
+        damaged = _repair_all(path, damaged, in_process=in_process)
+    if damaged:
+        raise typer.Exit(ExitCode.BUG)
+
+
+def _report(checked: Verified) -> bool:
+    for finding in checked.findings:
+        say(str(finding))
+    if not checked.findings:
+        say(f"{checked.folder}: {checked.files} files, {checked.bytes:,} bytes, all as committed")
+    return not checked.findings
+
+
+def _repair_all(path: str, damaged: list[Verified], *, in_process: bool) -> list[Verified]:
+    with open_executor(ClusterConfig(), in_process=in_process) as executor:
+        for one in damaged:
+            repair_stage(one, executor, say)
+    folders = {one.folder for one in damaged}
+    return [checked for checked in verify_folders(path) if checked.folder in folders and not _report(checked)]
+
+
+def main() -> None:
+    """Run the command line; see `pipelines.errors.ExitCode` for what it exits with."""
+    with typed_exit():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How every command ends: one line for the user's mistakes, a typed exit code, a traceback only for our bugs."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pipelines.errors import ExitCode, StageFailed, UnitsFailed, UserError, exit_code
+
+
+class Preempted(BaseException):
+    """The process was asked to stop (SIGTERM); what is finished stays finished."""
+
+
+@contextmanager
+def typed_exit() -> Iterator[None]:
+    """End the process with the code that the block's error calls for."""
+    signal.signal(signal.SIGTERM, _preempt)
+    try:
+        yield
+    except Preempted:
+        _end("stopped by SIGTERM; run the same command again to go on", ExitCode.PREEMPTED)
+    except KeyboardInterrupt:
+        _end("stopped; run the same command again to go on", ExitCode.PREEMPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.DONE)
+    except (UserError, UnitsFailed, StageFailed, OSError) as error:
+        code = exit_code(error)
+        _end(f"{error}{'; try again' if code == ExitCode.TEMPORARY else ''}", code)
+
+
+def _preempt(_signal: int, _frame: FrameType | None) -> None:
+    raise Preempted
+
+
+def _end(message: str, code: ExitCode) -> None:
+    print(f"dualtoken: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

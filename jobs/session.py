@@ -1,0 +1,29 @@
+"""Turns arguments into a recipe."""
+
+from collections.abc import Sequence
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe
+
+
+def open_recipe(location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None) -> Recipe:
+    """Read a recipe with its overrides; options win over `--set`, which wins over the file."""
+    settings = list(overrides or [])
+    if root is not None:
+        settings.append(f"root={root}")
+    if address is not None:
+        settings.append(f"cluster.address={address}")
+    return load_recipe(location, settings)
+
+
+def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
+    """Raise `UserError` for a corpus that the recipe lacks."""
+    for name in corpora or ():
+        if name not in recipe.corpora:
+            raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that a log shows it when it happens."""
+    print(line, flush=True)

@@ -1,0 +1,34 @@
+"""`dualtoken submit`: a stage as a job on a running Ray cluster."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
+from jobs.session import check_corpora, open_recipe, say
+from pipelines.errors import UserError
+from pipelines.steps import COMMANDS
+
+
+def submit(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(COMMANDS)}.")],
+    recipe: RecipeArgument,
+    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    overrides: SetOption = None,
+    root: RootOption = None,
+    corpus: CorpusOption = None,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Jobs to start at most, where a failure may pass.")] = 1,
+) -> None:
+    """Run a stage on a running Ray cluster, follow its log, and exit by its receipts.
+
+    A second call follows the first one's job. The recipe's root must be one that the cluster reaches too.
+    """
+    if stage not in COMMANDS:
+        raise UserError(f"submit {stage}: no such stage: use one of {', '.join(COMMANDS)}")
+    settings = open_recipe(recipe, overrides, root)
+    check_corpora(settings, corpus)
+    from pipelines.submit import submit_stage  # noqa: PLC0415  (a mistake in the recipe must not wait for Ray)
+
+    outcome = submit_stage(stage, settings, address, say, corpora=corpus, attempts=attempts)
+    say(f"{stage}: {'done' if outcome.done else f'not done: {outcome.message}'} ({outcome.submission_id or 'nothing to submit'})")
+    raise typer.Exit(outcome.exit_code)

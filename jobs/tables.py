@@ -1,0 +1,82 @@
+"""The tables that `plan` and `status` print."""
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.plan import Planned
+from pipelines.receipts import Receipt, add_counts, read_receipts
+
+PIPE_WIDTH = 200
+"""Columns where the output is no terminal, so that a log keeps a row on a line."""
+
+
+def show(table: Table) -> None:
+    """Print a table at the terminal's width."""
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def plan_table(plan: Iterable[Planned]) -> Table:
+    """Tabulate what is done and to do."""
+    table = Table("stage", "corpus", "fingerprint", box=None, pad_edge=False)
+    for heading in ("units done", "to do", "rows in", "bytes"):
+        table.add_column(heading, justify="right")
+    table.add_column("state")
+    for one in plan:
+        table.add_row(one.step, one.corpus or "", *_plan_cells(one))
+    return table
+
+
+def _plan_cells(one: Planned) -> list[str]:
+    """Numbers of a step that still waits are upper bounds."""
+    most = "≤ " if one.num_rows and not one.job else ""
+    rows = f"{most}{one.num_rows:,}" if one.num_rows else ""
+    size = f"{'' if one.manifest else most or '~ '}{_bytes(one.output_bytes)}" if one.output_bytes else ""
+    print_ = one.job.fingerprint if one.job else ""
+    return [print_, str(len(one.done)), f"{most}{one.num_units - len(one.done)}", rows, size, _state(one)]
+
+
+def _state(one: Planned) -> str:
+    if one.waits_for:
+        steps = dict.fromkeys(label.split()[0] for label in one.waits_for)
+        return f"waits for {', '.join(steps)}"
+    return "done" if one.manifest else "begun" if one.done else "ready"
+
+
+def status_table(plan: Iterable[Planned]) -> Table:
+    """Tabulate what the receipts say."""
+    table = Table("stage", "corpus", box=None, pad_edge=False)
+    for heading in ("units", "written", "work", "rows/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("last unit")
+    table.add_column("samples")
+    for one in plan:
+        receipts = list(read_receipts(one.job.store()).values()) if one.job else []
+        table.add_row(one.step, one.corpus or "", *(_status_cells(one, receipts) if one.job else ["", "", "", "", "", "waiting"]))
+    return table
+
+
+def _status_cells(one: Planned, receipts: list[Receipt]) -> list[str]:
+    assert one.job is not None
+    seconds, rows = sum(receipt.seconds for receipt in receipts), sum(receipt.rows for receipt in receipts)
+    counts = add_counts(receipt.counts for receipt in receipts)
+    return [
+        f"{len(receipts)}/{len(one.job.units)}",
+        _bytes(sum(file.bytes for receipt in receipts for file in receipt.files) or None),
+        f"{seconds:.1f} s" if receipts else "",
+        f"{rows / seconds:,.0f}" if rows and seconds else "",
+        max((receipt.finished_at[:19] for receipt in receipts), default=""),
+        ", ".join(f"{count:,} {status}" for status, count in counts.items()),
+    ]
+
+
+def _bytes(size: float | None) -> str:
+    if size is None:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

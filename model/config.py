@@ -1,0 +1,176 @@
+"""The shapes of the networks, as frozen pydantic models; imports neither torch nor ray.
+
+Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_CODES = 65536
+"""Codes are stored as uint16."""
+
+
+def run_only(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
+    """Return a field that changes how a stage runs but never what it gives, so it is no part of a fingerprint."""
+    return Field(json_schema_extra={"run_only": True}, **settings)
+
+
+class Config(BaseModel):
+    """A frozen model in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values that decide an output: all but the `run_only` fields, nested models included."""
+        return {name: _identity(getattr(self, name)) for name, field in type(self).model_fields.items() if not _is_run_only(field)}
+
+
+def _is_run_only(field: Any) -> bool:  # noqa: ANN401
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("run_only"))
+
+
+def _identity(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, dict):
+        return {key: _identity(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity(item) for item in value]
+    return value
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class TowerConfig(Config):
+    """A SigLIP-style vision transformer: no class token, attention-pool head (arXiv 2303.15343)."""
+
+    patch_size: PositiveInt
+    """Side of a patch, pixels."""
+    width: PositiveInt
+    """Channels of a token."""
+    depth: Annotated[int, Field(ge=2)]
+    """Number of blocks."""
+    num_heads: PositiveInt
+    mlp_width: PositiveInt
+    """Channels inside a block's MLP (4,304 in So400m)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TowerConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+        return self
+
+
+class TextConfig(Config):
+    """The text transformer of a teacher that a recipe trains itself."""
+
+    context_length: Annotated[int, Field(ge=4, le=256)] = 32
+    """Tokens; longer captions are cut."""
+    width: PositiveInt = 128
+    depth: PositiveInt = 2
+    num_heads: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TextConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+        return self
+
+
+class QuantizerConfig(Config):
+    """A residual quantiser whose depths share one codebook (arXiv 2203.01941)."""
+
+    num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)] = 16384
+    depth: Annotated[int, Field(ge=1, le=64)] = 8
+    """Codes per token."""
+    width: PositiveInt = 32
+    """Channels of a code vector."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the moving averages that move the codebook."""
+    restart_below: Annotated[float, Field(ge=0)] | None = 1.0
+    """A code used less often than this (moving average of uses per step) restarts at a token of the batch."""
+
+
+class ShortcutConfig(Config):
+    """Adds an earlier block's projected tokens to the pixel path; in the released code, not in the paper."""
+
+    block: PositiveInt = 4
+    weight: float = 0.6
+
+
+class DecoderConfig(Config):
+    """The convolutional decoder of RQ-VAE and VQGAN (arXiv 2012.09841)."""
+
+    latent_size: PositiveInt = 24
+    """Side of the grid the decoder starts from; tokens are resized to it (27 to 24 in the 384-pixel model)."""
+    latent_width: PositiveInt = 1024
+    width: PositiveInt = 128
+    """Channels at full resolution, times `multipliers[0]`."""
+    multipliers: tuple[PositiveInt, ...] = (1, 1, 4, 4, 8)
+    """Channels of each level over `width`, highest resolution first; each further level halves the side."""
+    num_res_blocks: PositiveInt = 2
+    """Plus one: residual blocks per level."""
+    norm_groups: PositiveInt = 32
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded image, pixels."""
+        return self.latent_size * 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> "DecoderConfig":
+        channels = [self.latent_width, *(self.width * multiplier for multiplier in self.multipliers)]
+        if bad := [count for count in channels if count % self.norm_groups]:
+            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change latent_width, width or norm_groups")
+        return self
+
+
+class TokenizerConfig(Config):
+    """The dual tokenizer: one tower, two taps, two codebooks, one decoder."""
+
+    image_size: PositiveInt
+    """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
+    tower: TowerConfig
+    pixel_block: PositiveInt
+    """Block (1 is the first) whose output feeds the pixel codebook; the paper: about the first quarter's last."""
+    semantic_block: PositiveInt
+    """Block whose output feeds the semantic codebook; the paper: the last but one."""
+    shortcut: ShortcutConfig | None = None
+    pixel: QuantizerConfig
+    semantic: QuantizerConfig
+    decoder: DecoderConfig
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side."""
+        return self.image_size // self.tower.patch_size
+
+    @model_validator(mode="after")
+    def _blocks_in_order(self) -> "TokenizerConfig":
+        if not self.pixel_block <= self.semantic_block < self.tower.depth:
+            raise ValueError(
+                f"pixel_block={self.pixel_block}, semantic_block={self.semantic_block}, tower.depth={self.tower.depth}: "
+                "set pixel_block <= semantic_block < tower.depth"
+            )
+        if self.shortcut and self.shortcut.block > self.pixel_block:
+            raise ValueError(f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: set it to at most that")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TokenizerConfig":
+        if self.image_size < self.tower.patch_size:
+            raise ValueError(f"image_size={self.image_size} is under tower.patch_size={self.tower.patch_size}: raise it")
+        if self.decoder.image_size != self.image_size:
+            raise ValueError(
+                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers decodes "
+                f"{self.decoder.image_size} pixels, image_size={self.image_size}: make them equal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_share_a_shape(self) -> "TokenizerConfig":
+        if self.pixel.depth != self.semantic.depth:
+            raise ValueError(f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal")
+        return self

@@ -1,0 +1,63 @@
+"""The tokenizer's loss: stage 1 of the released DualToken code, less its LPIPS and GAN terms.
+
+B images, N tokens, W channels. Cosine terms are 1 - cos where the paper has -cos: the same gradient, and zero is perfect.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from model.teacher import TeacherTargets
+from model.tokenizer import TokenizerOutput
+
+
+@runtime_checkable
+class LossWeights(Protocol):
+    """How much each term counts."""
+
+    @property
+    def reconstruction(self) -> float:
+        """Of the images."""
+
+    @property
+    def semantic(self) -> float:
+        """Of the semantic tokens."""
+
+    @property
+    def pooled(self) -> float:
+        """Of the image embedding."""
+
+    @property
+    def commitment(self) -> float:
+        """Of tokens to codes."""
+
+
+class TokenizerLoss(NamedTuple):
+    """The weighted total and its terms before weighting; all at least 0."""
+
+    total: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""]  # mean squared error of images of -1 to 1
+    semantic: Float[Tensor, ""]  # of semantic tokens against the teacher's: mean squared error + 1 - cosine
+    pooled: Float[Tensor, ""]  # of image embeddings against the teacher's, likewise
+    commitment: Float[Tensor, ""]  # both codebooks' together
+
+
+def tokenizer_loss(
+    output: TokenizerOutput, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets, weights: LossWeights
+) -> TokenizerLoss:
+    """Return the loss of a batch, in float32; images are those that went in, -1 to 1."""
+    reconstruction = F.mse_loss(output.reconstruction.float(), images.float())
+    semantic = _distance(output.semantic_tokens.float(), targets.dense.float())
+    pooled = _distance(output.pooled.float(), targets.pooled.float())
+    commitment = output.pixel.commitment + output.semantic.commitment
+    total = (
+        weights.reconstruction * reconstruction + weights.semantic * semantic + weights.pooled * pooled + weights.commitment * commitment
+    )
+    return TokenizerLoss(total, reconstruction, semantic, pooled, commitment)
+
+
+def _distance(ours: Float[Tensor, "*B W"], theirs: Float[Tensor, "*B W"]) -> Float[Tensor, ""]:
+    """Equation 2 of the paper, plus one."""
+    return F.mse_loss(ours, theirs) + 1 - F.cosine_similarity(ours, theirs, dim=-1).mean()

@@ -1,0 +1,28 @@
+"""AdamW and its schedule, for teacher and tokenizer alike."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def build_optimizer(model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW over what trains; weight decay on matrices and kernels, not on biases, norms, scales and positions."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kept = [parameter for name, parameter in named if parameter.ndim < 2 or name.endswith(("pos_embed", "positional_embedding", "latent"))]
+    decayed = [parameter for _, parameter in named if not any(parameter is other for other in kept)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def learning_rate_at(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
+    """Return the rate of step number `step` (0 is the first): linear up to the peak, then a cosine to 0 at `steps`."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,197 @@
+"""The frozen SigLIP model (arXiv 2303.15343) that filters, gives targets and judges: open_clip's, on local disk.
+
+B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the tower, E channels of an embedding.
+A teacher is a folder in open_clip's local-dir format: open_clip_config.json and open_clip_model.safetensors.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.config import TextConfig, TowerConfig
+from model.torchvision_ops import declare_missing_ops
+from model.tower import register_tower, tower_name
+
+declare_missing_ops()  # open_clip imports torchvision, so this stands before it
+
+import open_clip  # noqa: E402
+from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+@runtime_checkable
+class TeacherShape(Protocol):
+    """The shape of a teacher that we train ourselves."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image, pixels."""
+
+    @property
+    def tower(self) -> TowerConfig:
+        """The image tower."""
+
+    @property
+    def text(self) -> TextConfig:
+        """The text tower."""
+
+
+class TeacherTargets(NamedTuple):
+    """What the tokenizer learns to predict."""
+
+    pooled: Float[Tensor, "B E"]  # the tower's pooled output, of any length
+    dense: Float[Tensor, "B N W"]  # tokens after the semantic block
+
+
+class TeacherOutput(NamedTuple):
+    """All that one pass of the tower gives."""
+
+    embeddings: Float[Tensor, "B E"]  # unit vectors, comparable with those of texts
+    pooled: Float[Tensor, "B E"]  # as TeacherTargets.pooled
+    dense: Float[Tensor, "B N W"]  # as TeacherTargets.dense
+
+
+def build_teacher(config: TeacherShape) -> open_clip.CustomTextCLIP:
+    """Return an open_clip model with fresh weights, and SigLIP's initial scale 10 and bias -10."""
+    model_config = _model_config(config)
+    del model_config["custom_text"]  # names the class, which is no argument of it
+    return open_clip.CustomTextCLIP(**model_config)
+
+
+def tokenize(texts: Sequence[str], config: TextConfig) -> Int[Tensor, "T L"]:
+    """Return token ids for a teacher of `build_teacher`, by open_clip's own vocabulary; longer texts are cut."""
+    return SimpleTokenizer(context_length=config.context_length)(list(texts))
+
+
+def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
+    """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    _save(model, {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
+
+
+def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> None:
+    """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
+
+    `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Raises
+    ValueError for a name that open_clip does not know.
+    """
+    if (model_config := open_clip.get_model_config(model_name)) is None:
+        raise ValueError(f"model={model_name} is unknown to open_clip: set one of open_clip.list_models()")
+    model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
+    visual = cast("Any", model.visual)
+    preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    _save(model, {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
+    if "hf_tokenizer_name" in model_config["text_cfg"]:
+        open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Teacher":
+    """Read an open_clip local-dir folder, ours or any SigLIP checkpoint's; no network is used.
+
+    Raises ValueError if files are missing or the image tower is no SigLIP tower of timm.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} has no {missing[0]}: name a folder of an open_clip model, such as save_teacher writes")
+    model_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    register_tower(model_config["vision_cfg"].get("timm_model_name", ""))
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+    return Teacher(model, open_clip.get_tokenizer(f"local-dir:{folder}")).to(device)
+
+
+class Teacher(nn.Module):
+    """A frozen image and text model; images are levels 0 to 255 at `image_size`."""
+
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: ANN401  (open_clip's tokenisers share no type)
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        visual = cast("Any", model.visual)
+        trunk = getattr(visual, "trunk", None)
+        if not isinstance(trunk, VisionTransformer) or trunk.num_prefix_tokens or trunk.attn_pool is None:
+            found = type(trunk or visual).__name__
+            raise ValueError(f"the image tower is {found}: use a SigLIP model, whose tower is timm's with an attention pool")
+        self.image_size = int(visual.image_size[0])
+        self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1))
+
+    @property
+    def trunk(self) -> VisionTransformer:
+        """The image tower, whose weights `DualTokenizer.init_tower` takes."""
+        return cast("Any", self.model).visual.trunk
+
+    def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        """Normalise levels by the model's own mean and standard deviation."""
+        if images.shape[-1] != self.image_size:
+            raise ValueError(f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: resize them to that")
+        return (images.float() / 255 - self.mean) / self.std
+
+    @torch.no_grad()
+    def embed_images(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
+        """Return unit vectors."""
+        return F.normalize(cast("Any", self.model).encode_image(self.transform(images)), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
+        """Return unit vectors."""
+        tokens = self._tokenizer(list(texts)).to(self.mean.device)
+        return F.normalize(cast("Any", self.model).encode_text(tokens), dim=-1)
+
+    @torch.no_grad()
+    def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
+        """Return the unit vectors that pooled outputs of the tower stand for, a tokenizer's as well as its own."""
+        return F.normalize(cast("Any", self.model).visual.head(pooled), dim=-1)
+
+    @torch.no_grad()
+    def embed_all(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherOutput:
+        """Return embeddings and targets in one pass of the tower; `block` counts from 1, as TokenizerConfig.semantic_block."""
+        final, taps = self.trunk.forward_intermediates(self.transform(images), indices=[block - 1], output_fmt="NLC")
+        pooled = self.trunk.forward_head(final)
+        return TeacherOutput(self.project(pooled), pooled, taps[0])
+
+    def dense(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+        """Return what the tokenizer learns to predict; `block` as in `embed_all`."""
+        output = self.embed_all(images, block)
+        return TeacherTargets(output.pooled, output.dense)
+
+
+def _model_config(config: TeacherShape) -> dict[str, Any]:
+    """Return open_clip's `model_cfg`; text is read both ways, as in SigLIP, and pooled at its end token."""
+    name = tower_name(config.tower, config.image_size)
+    register_tower(name)
+    return {
+        "embed_dim": config.tower.width,
+        "init_logit_scale": math.log(10),
+        "init_logit_bias": -10.0,
+        "custom_text": True,
+        "vision_cfg": {"image_size": config.image_size, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {
+            "context_length": config.text.context_length,
+            "width": config.text.width,
+            "layers": config.text.depth,
+            "heads": config.text.num_heads,
+            "no_causal_mask": True,
+            "pool_type": "argmax",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    }
+
+
+def _save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Runs one unit and commits it: files first, receipt last; the same on every executor."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from infra.storage import Store, digest, scratch_folder
+from pipelines.ledger import check_closed, count_statuses
+from pipelines.receipts import (
+    LEDGERS,
+    MANIFEST_FILE,
+    STAGE_FILE,
+    FileRecord,
+    Manifest,
+    Receipt,
+    StageRecord,
+    add_counts,
+    read_receipts,
+    receipt_name,
+    root_hash,
+)
+from pipelines.stage import StageJob, Unit, UnitOutput, Worker
+
+
+def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
+    """Write `stage.json` before the first unit, unless it is there."""
+    record = StageRecord(
+        stage=job.stage,
+        corpus=job.corpus,
+        fingerprint=job.fingerprint,
+        identity=dict(identity),
+        inputs=dict(job.inputs),
+        recipe=job.recipe.model_dump(mode="json"),
+    )
+    job.store().put_if_absent(record.to_bytes(), STAGE_FILE)
+
+
+def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
+    """Do a unit and commit it; a unit that has its receipt already is only read."""
+    started = time.monotonic()
+    store = job.store()
+    if store.exists(receipt_name(unit.id)):
+        return Receipt.from_bytes(store.read(receipt_name(unit.id)))
+    with scratch_folder() as scratch:
+        output = worker.run(unit, Path(scratch))
+        return commit_unit(job, unit, Path(scratch), output, started)
+
+
+def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, started: float) -> Receipt:
+    """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`.
+
+    Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
+    """
+    names = list(output.files)
+    counts: dict[str, int] = {}
+    if output.ledger is not None:
+        check_closed(output.ledger, unit.rows)
+        counts = count_statuses(output.ledger)
+        names.append(f"{LEDGERS}/{unit.id}.parquet")
+        (scratch / LEDGERS).mkdir(exist_ok=True)
+        pq.write_table(output.ledger, scratch / names[-1], compression="zstd")
+    store = job.store()
+    files = [upload(store, scratch, name) for name in names]
+    receipt = Receipt(
+        stage=job.stage,
+        corpus=job.corpus,
+        unit=unit.id,
+        fingerprint=job.fingerprint,
+        attempt=uuid.uuid4().hex,
+        rows=unit.rows,
+        counts=counts,
+        files=tuple(files),
+        facts=dict(output.facts),
+        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        seconds=round(time.monotonic() - started, 3),
+    )
+    if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
+        winner = Receipt.from_bytes(store.read(receipt_name(unit.id)))
+        assert winner.files == receipt.files, f"{job.label} unit {unit.id}: two attempts gave different bytes"
+        return winner
+    return receipt
+
+
+def upload(store: Store, scratch: Path, name: str) -> FileRecord:
+    """Copy a file from scratch to where it belongs, and return its record."""
+    content = digest(scratch / name)
+    store.put(scratch / name, name)
+    return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
+
+
+def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
+    """Write the manifest of a stage whose every unit has its receipt."""
+    receipts = read_receipts(job.store())
+    assert set(receipts) == {unit.id for unit in job.units}, f"{job.label}: receipts and units differ"
+    files = [file for receipt in receipts.values() for file in receipt.files] + list(stage_files)
+    starts = [datetime.fromisoformat(receipt.finished_at).timestamp() - receipt.seconds for receipt in receipts.values()]
+    rows_out = [receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out}) for receipt in receipts.values()]
+    manifest = Manifest(
+        stage=job.stage,
+        corpus=job.corpus,
+        fingerprint=job.fingerprint,
+        root_hash=root_hash(files),
+        rows_in=sum(receipt.rows for receipt in receipts.values()),
+        counts=add_counts(receipt.counts for receipt in receipts.values()),
+        units={unit: rows for by_shard in rows_out for unit, rows in by_shard.items()},
+        bytes=sum(file.bytes for file in files),
+        seconds=round(sum(receipt.seconds for receipt in receipts.values()), 3),
+        first_started_at=datetime.fromtimestamp(min(starts), UTC).isoformat(timespec="milliseconds"),
+        last_finished_at=max(receipt.finished_at for receipt in receipts.values()),
+        files=tuple(stage_files),
+        details=dict(details),
+    )
+    job.store().put_bytes(manifest.to_bytes(), MANIFEST_FILE)
+    return manifest

@@ -1,0 +1,322 @@
+"""The recipe: one YAML file, one frozen model, that configures a whole run; imports neither torch nor ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import Config, PositiveInt, TextConfig, TokenizerConfig, TowerConfig, run_only
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""Names a folder, so: lower case, digits, dot, dash, underscore."""
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ScenesSource(Config):
+    """The embedded generator: small synthetic scenes with captions, served over HTTP on this machine."""
+
+    kind: Literal["scenes"]
+    split: Literal["train", "heldout"] = "train"
+    """The splits share no combination of attributes."""
+    num_images: PositiveInt = 12_000
+    seed: int = 0
+
+
+class UrlsSource(Config):
+    """A table of image URLs and captions."""
+
+    kind: Literal["urls"]
+    table: Annotated[str, Field(min_length=1)]
+    """A .parquet, .csv or .tsv file: a path or any fsspec URL."""
+    url_column: str = "url"
+    caption_column: str = "caption"
+    keep_columns: tuple[str, ...] = ()
+    """Further columns to carry along, such as license."""
+
+
+class ShardsSource(Config):
+    """Existing webdataset shards in img2dataset's layout, read where they are."""
+
+    kind: Literal["shards"]
+    folder: Annotated[str, Field(min_length=1)]
+    """A folder with NNNNN.tar and NNNNN.parquet: a path or any fsspec URL."""
+
+
+class CorpusConfig(Config):
+    """A named image-text dataset."""
+
+    source: Annotated[ScenesSource | UrlsSource | ShardsSource, Field(discriminator="kind")]
+
+
+class HeldoutCorpus(Config):
+    """Hold a whole corpus out of training."""
+
+    kind: Literal["corpus"]
+    corpus: Name
+
+
+class HeldoutFraction(Config):
+    """Hold a share of each corpus out of training, chosen by the samples' keys."""
+
+    kind: Literal["fraction"]
+    fraction: Fraction
+
+
+class ClusterConfig(Config):
+    """Where and how wide the stages run."""
+
+    address: str = run_only(default="local")
+    """`local` starts and stops a cluster of its own; else a Ray address, host:port."""
+    dashboard: str | None = run_only(default=None)
+    """Send each stage of a workflow as a job to the cluster with this dashboard, such as http://127.0.0.1:8265."""
+    num_cpus: PositiveInt | None = run_only(default=None)
+    """Of the local cluster; all of the machine's by default."""
+    min_workers: PositiveInt = run_only(default=1)
+    max_workers: PositiveInt = run_only(default=2)
+    """Actors of a stage; Ray Data scales between the two."""
+    gpus_per_worker: float = run_only(default=0.0, ge=0)
+    object_store_mb: PositiveInt = run_only(default=256)
+    """Of the local cluster; units pass names, not data, so little is needed."""
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> "ClusterConfig":
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers={self.min_workers} is over max_workers={self.max_workers}: lower it")
+        return self
+
+
+class DownloadConfig(Config):
+    """URL table to image shards, with img2dataset's resizer and layout."""
+
+    rows_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4096
+    image_size: PositiveInt = 256
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "center_crop"
+    resize_only_if_bigger: bool = False
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
+    """JPEG and WebP: quality; PNG: compression, 0 to 9."""
+    max_bytes: PositiveInt = 20_000_000
+    """Of one response; more is refused while it streams."""
+    max_pixels: PositiveInt = 100_000_000
+    """Read from the image's header, before it is decoded."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """For one image in all: look-up, redirects, retries and body."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Of failures that may pass: no connection, HTTP 408, 429 and 5xx."""
+    concurrency: PositiveInt = run_only(default=32)
+    """Requests under way at once, of one worker."""
+    allow_private_addresses: bool = False
+    """Fetch from loopback and private networks too; off, since a hostile URL table could read internal services."""
+
+    @model_validator(mode="after")
+    def _png_quality_is_compression(self) -> "DownloadConfig":
+        if self.encode_format == "png" and self.encode_quality > 9:
+            raise ValueError(f"encode_quality={self.encode_quality} with encode_format=png: PNG takes a compression of 0 to 9")
+        return self
+
+
+class TrainedTeacher(Config):
+    """A small SigLIP-style model that the recipe trains itself on the corpora's captions, where no weights can be had."""
+
+    kind: Literal["train"]
+    image_size: PositiveInt
+    tower: TowerConfig
+    text: TextConfig = TextConfig()
+    steps: PositiveInt = 700
+    batch_size: PositiveInt = 96
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    seed: int = 0
+
+
+class OpenClipTeacher(Config):
+    """A model that open_clip knows by name, with weights from its hub."""
+
+    kind: Literal["open_clip"]
+    model: str
+    """Such as ViT-SO400M-14-SigLIP2-378."""
+    pretrained: str
+    """Its tag, such as webli."""
+
+
+class LocalTeacher(Config):
+    """An open_clip checkpoint on disk: a folder with open_clip_config.json and open_clip_model.safetensors."""
+
+    kind: Literal["local"]
+    folder: Annotated[str, Field(min_length=1)]
+
+
+class MinSide(Config):
+    """Drop images whose shorter side, as fetched, is under `pixels`."""
+
+    rule: Literal["min_side"]
+    pixels: PositiveInt
+
+
+class MaxAspect(Config):
+    """Drop images more than `ratio` times as long as wide, or as wide as long."""
+
+    rule: Literal["max_aspect"]
+    ratio: Annotated[float, Field(ge=1)]
+
+
+class CaptionLength(Config):
+    """Drop captions of fewer words or characters."""
+
+    rule: Literal["caption_length"]
+    min_words: Annotated[int, Field(ge=0)] = 1
+    min_characters: Annotated[int, Field(ge=0)] = 1
+
+
+class ExactDuplicate(Config):
+    """Keep the first of the images of a corpus that have the same pixels."""
+
+    rule: Literal["exact_duplicate"]
+
+
+class Similarity(Config):
+    """Keep the images whose caption the teacher finds closest."""
+
+    rule: Literal["similarity"]
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of those that reach this rule."""
+
+
+Rule = Annotated[MinSide | MaxAspect | CaptionLength | ExactDuplicate | Similarity, Field(discriminator="rule")]
+
+
+class FilterConfig(Config):
+    """Scores of every sample, then rules over the scores; a changed rule runs no model again."""
+
+    rules: tuple[Rule, ...] = ()
+    """In order; the first that objects names the reason."""
+    batch_size: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _each_rule_once(self) -> "FilterConfig":
+        names = [rule.rule for rule in self.rules]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"rules name {min(twice)} more than once: keep one of them")
+        return self
+
+
+class TargetsConfig(Config):
+    """What the teacher says of each kept sample, computed once."""
+
+    dense: bool = True
+    """Also the tokens of the semantic block, float16; without them, training runs the teacher itself."""
+    dense_budget_gb: Annotated[float, Field(gt=0)] = 50.0
+    """Refuse to write more dense targets than this per corpus."""
+    batch_size: PositiveInt = 64
+
+
+class LossConfig(Config):
+    """Weights of the loss terms; defaults of the released code's stage 1 where it has one."""
+
+    reconstruction: Annotated[float, Field(ge=0)] = 5.0
+    semantic: Annotated[float, Field(ge=0)] = 5.0
+    """Of quantised semantic tokens against the teacher's: squared error plus cosine."""
+    pooled: Annotated[float, Field(ge=0)] = 1.0
+    """Of the image embedding against the teacher's: squared error plus cosine."""
+    commitment: Annotated[float, Field(ge=0)] = 5.0
+
+
+class TrainConfig(Config):
+    """Training of the dual tokenizer with Ray Train."""
+
+    num_workers: PositiveInt = 1
+    """Data-parallel processes; the batch is shared among them."""
+    use_gpu: bool = run_only(default=False)
+    cpus_per_worker: PositiveInt = run_only(default=1)
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 64
+    """Of all workers together."""
+    learning_rate: Annotated[float, Field(gt=0)] = 7.2e-5
+    betas: tuple[float, float] = (0.5, 0.9)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the trunk and decoder; quantisers are float32 always."""
+    perceptual: Literal["none"] = "none"
+    """LPIPS needs weights; without them it is off, and said so."""
+    losses: LossConfig = LossConfig()
+    checkpoint_every: PositiveInt = run_only(default=100)
+    """Steps."""
+    log_every: PositiveInt = run_only(default=10)
+    """Steps."""
+    max_failures: Annotated[int, Field(ge=0)] = run_only(default=2)
+    """Restarts of the workers before the run fails."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _workers_share_the_batch(self) -> "TrainConfig":
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of num_workers={self.num_workers}: change one of them")
+        return self
+
+
+class PretokenizeConfig(Config):
+    """Corpora to token shards."""
+
+    batch_size: PositiveInt = 64
+    """Images encoded at once."""
+
+
+class ReportConfig(Config):
+    """The page that a run ends with."""
+
+    num_images: Annotated[int, Field(ge=1, le=256)] = 32
+    """Held-out originals beside their reconstructions."""
+    batch_size: PositiveInt = 64
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    name: Name
+    root: Annotated[str, Field(min_length=1)] = run_only(default="data")
+    """Where everything is written: a path or any fsspec URL."""
+    corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
+    heldout: Annotated[HeldoutCorpus | HeldoutFraction, Field(discriminator="kind")]
+    """What training never sees and the report is made from."""
+    cluster: ClusterConfig = ClusterConfig()
+    download: DownloadConfig = DownloadConfig()
+    teacher: Annotated[TrainedTeacher | OpenClipTeacher | LocalTeacher, Field(discriminator="kind")]
+    filter: FilterConfig = FilterConfig()
+    targets: TargetsConfig = TargetsConfig()
+    tokenizer: TokenizerConfig
+    train: TrainConfig = TrainConfig()
+    pretokenize: PretokenizeConfig = PretokenizeConfig()
+    report: ReportConfig = ReportConfig()
+
+    @property
+    def training_corpora(self) -> tuple[str, ...]:
+        """The corpora that teacher and tokenizer learn from."""
+        held_out = self.heldout.corpus if isinstance(self.heldout, HeldoutCorpus) else None
+        return tuple(name for name in self.corpora if name != held_out)
+
+    @property
+    def heldout_corpora(self) -> tuple[str, ...]:
+        """The corpora that hold-out samples come from."""
+        return (self.heldout.corpus,) if isinstance(self.heldout, HeldoutCorpus) else tuple(self.corpora)
+
+    @model_validator(mode="after")
+    def _heldout_is_a_corpus(self) -> "Recipe":
+        if isinstance(self.heldout, HeldoutCorpus) and self.heldout.corpus not in self.corpora:
+            raise ValueError(f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}")
+        if not self.training_corpora:
+            raise ValueError("heldout.corpus holds out the only corpus: add a second one, or hold out a fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits_tokenizer(self) -> "Recipe":
+        if isinstance(self.teacher, TrainedTeacher):
+            if self.teacher.tower != self.tokenizer.tower:
+                raise ValueError("teacher.tower differs from tokenizer.tower: make them equal, the tokenizer starts from the teacher")
+            if self.teacher.image_size != self.tokenizer.image_size:
+                raise ValueError(
+                    f"teacher.image_size={self.teacher.image_size}, tokenizer.image_size={self.tokenizer.image_size}: make them equal"
+                )
+        return self

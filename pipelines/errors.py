@@ -1,0 +1,46 @@
+"""The errors that a command ends with, and its exit codes."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    DONE = 0
+    BUG = 1
+    CONFIGURATION = 2
+    TEMPORARY = 75
+    PREEMPTED = 143
+
+
+class UserError(ValueError):
+    """What a user can fix: the message is one line that names the key, the value and what to set."""
+
+
+class UnitsFailed(Exception):
+    """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
+
+    def __init__(self, label: str, failures: dict[str, BaseException | str], num_units: int, code: ExitCode) -> None:
+        unit, first = next(iter(failures.items()))
+        reason = " ".join(str(first).split()) or type(first).__name__
+        super().__init__(f"{label}: {len(failures)} of {num_units} units failed; unit {unit}: {reason}")
+        self.code = code
+
+
+class StageFailed(Exception):
+    """A stage that ran as a job elsewhere has not all its receipts."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = ExitCode(code)
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """Sort an error: the user's, one that may pass when tried again, or a bug of ours."""
+    if isinstance(error, (UnitsFailed, StageFailed)):
+        return error.code
+    if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
+        return ExitCode.CONFIGURATION
+    if isinstance(error, (OSError, TimeoutError)):
+        return ExitCode.TEMPORARY
+    return ExitCode.BUG

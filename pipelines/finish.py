@@ -1,0 +1,44 @@
+"""What a stage adds once every unit has its receipt: a corpus's token index, and details for its manifest."""
+
+from pathlib import Path
+from typing import Any
+
+from infra.storage import Store, scratch_folder
+from pipelines.commit import upload
+from pipelines.receipts import FileRecord, read_manifest, read_receipts
+from pipelines.stage import StageJob
+from pipelines.token_shards import SCHEMA_VERSION, write_index
+
+WEIGHTS = "model.safetensors"
+
+
+def finish(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
+    """Return a stage's manifest details, and the files that it writes beside its units'."""
+    if job.stage == "pretokenize":
+        return _finish_tokens(job)
+    return {}, []
+
+
+def tokenizer_identity(store: Store) -> dict[str, str]:
+    """Return the fingerprint of a trained tokenizer and the SHA-256 of its weights."""
+    manifest = read_manifest(store)
+    assert manifest is not None, "tokens are made with a finished tokenizer"
+    files = {file.name: file for receipt in read_receipts(store).values() for file in receipt.files}
+    return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
+
+
+def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
+    receipts = read_receipts(job.store())
+    config = job.recipe.tokenizer
+    details = {
+        "schema_version": SCHEMA_VERSION,
+        "tokenizer": tokenizer_identity(job.input("train")),
+        "grid": [config.grid_size, config.grid_size],
+        "depth": config.pixel.depth,
+        "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
+        "rows": sum(receipt.rows_out for receipt in receipts.values()),
+        "shards": len(receipts),
+    }
+    with scratch_folder() as scratch:
+        write_index(Path(scratch) / "index.parquet", receipts.values())
+        return details, [upload(job.store(), Path(scratch), "index.parquet")]

@@ -1,0 +1,70 @@
+"""The ledger: one row per input sample and stage, so that rows in = the sum of all statuses.
+
+A sample's key is 16 bytes of a hash over its corpus and its row in the source, so it depends on neither
+order, worker nor retry.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+import pyarrow as pa
+
+KEY_BYTES = 16
+
+
+class Status(StrEnum):
+    """What became of a sample in a stage; a closed list."""
+
+    OK = "ok"
+    """It went on to the output."""
+    REJECTED = "rejected"
+    """A rule of the recipe dropped it; the reason is the rule's name."""
+    FAILED = "failed"
+    """It could not be fetched or read; the reason names the cause."""
+
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+"""`reason` is from a closed list and empty where the status is ok; `detail` is free text for people."""
+
+
+def sample_key(corpus: str, row: int) -> bytes:
+    """Return the key of a corpus's source row (0 is the first)."""
+    return hashlib.blake2b(f"{corpus}\0{row}".encode(), digest_size=KEY_BYTES).digest()
+
+
+def key_fraction(key: bytes) -> float:
+    """Map a key to [0, 1), evenly, to split a corpus by."""
+    return int.from_bytes(key[:8], "big") / 2**64
+
+
+def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, str]]) -> pa.Table:
+    """Build a unit's ledger from its keys and their (status, reason, detail), in the same order."""
+    rows = [
+        {"key": key, "status": status.value, "reason": reason, "detail": detail}
+        for key, (status, reason, detail) in zip(keys, verdicts, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
+
+
+def count_statuses(ledger: pa.Table) -> dict[str, int]:
+    """Count rows by status, with its reason where it has one: `ok`, `failed:http_404`, `rejected:min_side`."""
+    pairs = zip(ledger["status"].to_pylist(), ledger["reason"].to_pylist(), strict=True)
+    counts = Counter(f"{status}:{reason}" if reason else status for status, reason in pairs)
+    return dict(sorted(counts.items()))
+
+
+def check_closed(ledger: pa.Table, rows: int) -> None:
+    """Assert that a unit accounts for every row once; a ledger that does not close is our bug."""
+    keys = ledger["key"].to_pylist()
+    assert len(keys) == rows, f"ledger has {len(keys)} rows of {rows}"
+    assert len(set(keys)) == rows, "ledger has a key twice"
+    assert set(ledger["status"].to_pylist()) <= set(Status), "ledger has an unknown status"

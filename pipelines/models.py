@@ -1,0 +1,120 @@
+"""The networks as stages use them: pictures in, numpy out; opened from an earlier stage's folder, once per process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infra.storage import scratch_folder
+from model.config import TokenizerConfig
+from model.images import normalize, to_tensor, to_uint8
+from model.teacher import Teacher, load_teacher
+from model.tokenizer import DualTokenizer
+from pipelines.stage import StageJob
+
+Array = np.ndarray[Any, Any]
+
+
+def choose_device() -> torch.device:
+    """Return the GPU that this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_threads(count: int) -> None:
+    """Fix the number of CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
+    torch.set_num_threads(count)
+
+
+class StreamCodes(NamedTuple):
+    """Codes of images, uint16, (B, H, W, D)."""
+
+    semantic: Array
+    pixel: Array
+
+
+class OpenTeacher:
+    """A teacher that looks at pictures."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._teacher: Teacher = load_teacher(folder, device)
+        self._device = device
+        self.embedding_width = int(self._teacher.embed_texts([""]).shape[1])
+
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return unit embeddings of pictures, (B, E)."""
+        return self._teacher.embed_images(self._levels(pictures))
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Return unit embeddings of captions, (B, E)."""
+        return self._teacher.embed_texts(captions)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Return the unit embeddings that pooled outputs (B, W) stand for, (B, E)."""
+        return self._teacher.project(pooled)
+
+    def similarities(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
+        """Return the cosine of each picture with its caption."""
+        return (self.images(pictures) * self.texts(captions)).sum(dim=1).tolist()
+
+    def targets(self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int) -> dict[str, Array]:
+        """Return what the targets stage stores of each picture; `block` is the tokenizer's semantic one."""
+        said, texts = self._teacher.embed_all(self._levels(pictures), block), self.texts(captions)
+        values = {
+            "similarity": (said.embeddings * texts).sum(dim=1),
+            "image_embedding": said.embeddings,
+            "text_embedding": texts,
+            "pooled": said.pooled,
+            "dense": said.dense,
+        }
+        return {name: value.float().cpu().numpy() for name, value in values.items()}
+
+    def _levels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return to_tensor(pictures, self._teacher.image_size).to(self._device)
+
+
+class OpenTokenizer:
+    """A trained tokenizer that looks at pictures."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.network = DualTokenizer.from_pretrained(folder, device)
+        self._device = device
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """Its shape."""
+        return self.network.config
+
+    def encode(self, pictures: Sequence[Image.Image]) -> StreamCodes:
+        """Return the codes of pictures."""
+        codes = self.network.encode(normalize(self.levels(pictures)))
+        return StreamCodes(*(stream.cpu().numpy().astype(np.uint16) for stream in codes))
+
+    def decode(self, pixel: Array) -> Tensor:
+        """Return the images that pixel codes (B, H, W, D) say, as uint8 levels (B, 3, S, S)."""
+        return to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self._device)))
+
+    def embed(self, semantic: Array) -> Tensor:
+        """Return the pooled features that semantic codes (B, H, W, D) say, (B, W)."""
+        return self.network.semantic_features(torch.from_numpy(semantic.astype(np.int64)).to(self._device)).pooled
+
+    def levels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
+        return to_tensor(pictures, self.config.image_size).to(self._device)
+
+
+def open_teacher(job: StageJob) -> OpenTeacher:
+    """Open the teacher that a job reads, on one thread."""
+    use_threads(1)
+    with scratch_folder() as scratch:
+        return OpenTeacher(job.input("teacher").local_folder(Path(scratch)), choose_device())
+
+
+def open_tokenizer(job: StageJob) -> OpenTokenizer:
+    """Open the tokenizer that a job reads, on one thread."""
+    use_threads(1)
+    with scratch_folder() as scratch:
+        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), choose_device())

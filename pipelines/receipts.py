@@ -1,0 +1,160 @@
+"""Receipts: the small JSON files, written last and only if absent, that say a unit is done.
+
+The outcome of a unit is its receipt, never an exit code or a cluster's opinion. A stage's folder holds
+`stage.json` (what it is, written first), `receipts/<unit>.json`, `ledger/<unit>.parquet`, the outputs, and
+`manifest.json` (written when every unit has its receipt), whose root hash stands for the content.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from infra.storage import Store
+
+STAGE_FILE = "stage.json"
+MANIFEST_FILE = "manifest.json"
+RECEIPTS = "receipts"
+LEDGERS = "ledger"
+UNTRACKED = ("logs/", "checkpoints/")
+"""Folders whose files no receipt names: a run's own records, of use while and after it runs."""
+
+
+class Record(BaseModel):
+    """A frozen JSON document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """Return the document as it is stored."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a stored document."""
+        return cls.model_validate_json(data)
+
+
+class FileRecord(Record):
+    """One output file; `name` is relative to the stage's folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+    xxh3_128: str
+
+
+class Receipt(Record):
+    """One unit's outcome."""
+
+    stage: str
+    corpus: str | None
+    unit: str
+    fingerprint: str
+    attempt: str
+    """Of the try that won, so that an unclear commit can be told from another's."""
+    rows: int
+    """Samples in."""
+    counts: dict[str, int]
+    """Samples by status and reason; they add up to `rows`."""
+    files: tuple[FileRecord, ...]
+    facts: dict[str, Any]
+    finished_at: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """Spent on the unit, its upload included."""
+
+    @property
+    def rows_out(self) -> int:
+        """Samples that went on."""
+        return self.counts.get("ok", 0)
+
+
+class StageRecord(Record):
+    """What a stage's folder is: enough to run any of its units again."""
+
+    stage: str
+    corpus: str | None
+    fingerprint: str
+    identity: dict[str, Any]
+    """All that went into the fingerprint."""
+    inputs: dict[str, str]
+    """Folders of earlier stages."""
+    recipe: dict[str, Any]
+    """The resolved recipe."""
+
+
+class Manifest(Record):
+    """A finished stage: what later stages read instead of its receipts."""
+
+    stage: str
+    corpus: str | None
+    fingerprint: str
+    root_hash: str
+    """Over the names and checksums of all outputs; equal content has an equal hash."""
+    rows_in: int
+    counts: dict[str, int]
+    units: dict[str, int]
+    """Samples that went on, by unit of the next stage."""
+    bytes: int
+    seconds: float
+    """Of work, all units added up."""
+    first_started_at: str
+    last_finished_at: str
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first unit's start to the last one's end; pauses between two runs count too."""
+        first, last = (datetime.fromisoformat(moment) for moment in (self.first_started_at, self.last_finished_at))
+        return (last - first).total_seconds()
+
+    files: tuple[FileRecord, ...]
+    """Of the stage as a whole, such as an index; those of units stand in their receipts."""
+    details: dict[str, Any]
+    """What the stage itself adds."""
+
+
+def receipt_name(unit: str) -> str:
+    """Name a unit's receipt in its stage's folder."""
+    return f"{RECEIPTS}/{unit}.json"
+
+
+def read_receipts(store: Store) -> dict[str, Receipt]:
+    """Return a stage's receipts by unit, in order of unit."""
+    names = [name for name, _ in store.files(RECEIPTS) if name.endswith(".json")]
+    receipts = (Receipt.from_bytes(store.read(name)) for name in names)
+    return {receipt.unit: receipt for receipt in receipts}
+
+
+def done_units(store: Store) -> set[str]:
+    """Return the units that have a receipt, without reading any."""
+    return {name.removeprefix(f"{RECEIPTS}/").removesuffix(".json") for name, _ in store.files(RECEIPTS) if name.endswith(".json")}
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """Return a stage's manifest, or None while it is unfinished."""
+    return Manifest.from_bytes(store.read(MANIFEST_FILE)) if store.exists(MANIFEST_FILE) else None
+
+
+def root_hash(files: Iterable[FileRecord]) -> str:
+    """Hash the names and checksums of files, in order of name."""
+    lines = sorted(f"{file.name} {file.sha256}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by status."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of all that decides an output."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,165 @@
+"""Reads a recipe: YAML, `--set` overrides, validation, and errors of one line; imports neither torch nor ray."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+
+
+def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a path, an fsspec URL or the name of a shipped one, and apply `a.b=c` overrides.
+
+    Raises `UserError`, a line per mistake.
+    """
+    values = _parse(_read(location), location)
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, location)
+
+
+def validate(values: Mapping[str, Any], location: str) -> Recipe:
+    """Check a recipe's values; `location` is what its errors call it."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{location}: {_explain(item)}" for item in error.errors(include_url=False)]
+        raise UserError("\n".join(lines)) from None
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in resources.files("recipes").iterdir() if file.name.endswith(".yaml"))
+
+
+def _read(location: str) -> str:
+    if location in shipped_recipes() and not Path(location).is_file():
+        return (resources.files("recipes") / f"{location}.yaml").read_text()
+    try:
+        with fsspec.open(location, "rt") as file:
+            return str(file.read())
+    except (FileNotFoundError, IsADirectoryError):
+        names = ", ".join(shipped_recipes())
+        raise UserError(f"recipe {location!r} is no file: give a path, or one of the shipped recipes: {names}") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"recipe {location!r} cannot be read: {error}") from None
+
+
+def _parse(text: str, location: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{location}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{location}: holds {type(values).__name__}, not keys and values: see recipes/scenes.yaml")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    names = path.split(".")
+    if not equals or not all(names):
+        raise UserError(f"--set {override!r}: write it as key.key=value, such as train.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: {text!r} is no YAML value: quote it") from None
+    target: Any = values
+    for done, name in enumerate(names[:-1]):
+        target = _step_into(target, name, override, names[:done])
+    if isinstance(target, list):
+        target[_index(target, names[-1], override)] = value
+    else:
+        target[names[-1]] = value
+
+
+def _step_into(target: Any, name: str, override: str, above: Sequence[str]) -> Any:  # noqa: ANN401
+    inner = target[_index(target, name, override)] if isinstance(target, list) else target.setdefault(name, {})
+    if inner is None and isinstance(target, dict):
+        inner = target[name] = {}
+    if not isinstance(inner, (dict, list)):
+        raise UserError(f"--set {override!r}: {'.'.join([*above, name])} is {inner!r}, which has no keys: set it whole")
+    return inner
+
+
+def _index(target: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(target):
+        raise UserError(f"--set {override!r}: {name!r} is no place in a list of {len(target)}: use 0 to {len(target) - 1}")
+    return int(name)
+
+
+def _explain(item: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
+    place = list(_spell_out(item["loc"]))
+    key, value = ".".join(place), item["input"]
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(place[-1], known := _fields_at(place[:-1]), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{key}={_short(value)} is no key of a recipe: {hint}"
+    if item["type"] == "missing":
+        return f"{key} is missing: set it"
+    if item["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{item['ctx']['error']}"
+    if item["type"].startswith("union_tag"):
+        context = item["ctx"]
+        tag = f"{key}.{context['discriminator'].strip(chr(39))}"
+        kinds = context.get("expected_tags")
+        return f"{tag}={_short(context['tag'])}: set it to one of {kinds}" if kinds else f"{tag} is missing: set it"
+    return f"{key}={_short(value)}: {item['msg'].removeprefix('Input ')}"
+
+
+def _short(value: Any) -> str:  # noqa: ANN401
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _spell_out(location: Sequence[str | int]) -> Iterator[str]:
+    """Leave out the tags that pydantic puts into the place of an error in a union."""
+    annotation: Any = Recipe
+    for part in location:
+        if part == "[key]":
+            continue
+        inner, is_tag = _descend(annotation, part)
+        annotation = inner
+        if not is_tag:
+            yield str(part)
+
+
+def _descend(annotation: Any, part: str | int) -> tuple[Any, bool]:  # noqa: ANN401
+    """Follow one part of an error's place into a type: the type inside, and whether the part was a union's tag."""
+    options = _options(annotation)
+    models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    if len(models) > 1:
+        for model in models:
+            if any(part in get_args(field.annotation) for field in model.model_fields.values()):
+                return model, True
+    for model in models:
+        if part in model.model_fields:
+            return model.model_fields[str(part)].annotation, False
+    for option in options:
+        if get_origin(option) in (dict, tuple, list):
+            return next((arg for arg in reversed(get_args(option)) if arg is not Ellipsis), None), False
+    return None, False
+
+
+def _options(annotation: Any) -> list[Any]:  # noqa: ANN401
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [option for argument in get_args(annotation) for option in _options(argument)]
+    return [annotation]
+
+
+def _fields_at(place: Sequence[str]) -> list[str]:
+    annotation: Any = Recipe
+    for part in place:
+        annotation, _ = _descend(annotation, part)
+    models = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
+    return sorted({name for model in models for name in model.model_fields})

@@ -1,0 +1,72 @@
+"""Runs commands: plans a step, hands its open units to an executor, and writes manifests when all are done."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from infra.image_server import serve_images
+from pipelines.commit import commit_manifest, describe_stage
+from pipelines.config import Recipe, ScenesSource
+from pipelines.errors import UserError
+from pipelines.executor import Executor, Say, Work, collect
+from pipelines.finish import finish
+from pipelines.plan import Planned, Planner
+from pipelines.stage import StageJob
+from pipelines.stages.scenes import SceneImages
+from pipelines.steps import COMMANDS
+
+
+def run_command(command: str, recipe: Recipe, executor: Executor, say: Say, corpora: Sequence[str] | None = None) -> list[Planned]:
+    """Run a command's steps on all corpora, or on those named; return what they came to.
+
+    Raises `UserError` when an earlier command has not finished, `UnitsFailed` when a unit failed.
+    """
+    finished: list[Planned] = []
+    for step in COMMANDS[command]:
+        require_inputs(command, recipe)
+        run_planned([one for one in _chosen(recipe, step, corpora) if not one.manifest], executor, say)
+        finished += _chosen(recipe, step, corpora)
+    return finished
+
+
+def require_inputs(command: str, recipe: Recipe) -> None:
+    """Raise `UserError` when a command's steps wait for an earlier command."""
+    own = COMMANDS[command]
+    for planned in (planned for step in own for planned in Planner(recipe).step(step)):
+        if waits := [label for label in planned.waits_for if label.split()[0] not in own]:
+            raise UserError(f"{planned.label} waits for {', '.join(waits)}: run `dualtoken {_command_of(waits[0].split()[0])}` first")
+
+
+def _chosen(recipe: Recipe, step: str, corpora: Sequence[str] | None) -> list[Planned]:
+    return [planned for planned in Planner(recipe).step(step) if corpora is None or planned.corpus in {None, *corpora}]
+
+
+def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> None:
+    """Run the open units of jobs that are not blocked, then write their manifests."""
+    jobs = [one for one in planned if one.job]
+    for one in jobs:
+        assert one.job is not None
+        describe_stage(one.job, one.identity)
+    with ExitStack() as services:
+        work = [Work(services.enter_context(_served(one.job)), one.units_to_do) for one in jobs if one.job and one.units_to_do]
+        if work:
+            collect(executor.run(work), work, say)
+    for one in jobs:
+        assert one.job is not None
+        details, files = finish(one.job)
+        commit_manifest(one.job, details, files)
+
+
+def _command_of(step: str) -> str:
+    return next(command for command, steps in COMMANDS.items() if step in steps)
+
+
+@contextmanager
+def _served(job: StageJob) -> Iterator[StageJob]:
+    """Serve generated scenes over HTTP while they are downloaded."""
+    assert job.corpus is None or job.corpus in job.recipe.corpora
+    if job.stage == "download" and job.corpus and isinstance(job.recipe.corpora[job.corpus].source, ScenesSource):
+        with serve_images(SceneImages(job.input("scenes").url)) as base_url:
+            yield replace(job, runtime={"base_url": base_url})
+    else:
+        yield job

@@ -1,0 +1,121 @@
+"""Runs units on a Ray cluster: Ray Data maps them over a pool of actors; retries, autoscaling and progress are Ray's.
+
+A unit travels as two integers; an actor opens a job's worker when the job's first unit arrives. Training
+runs under Ray Train. Nothing here decides what is done: receipts do.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import ray.data
+
+from infra.ray_session import ray_session
+from infra.ray_train import fit
+from infra.storage import Store
+from pipelines.config import ClusterConfig
+from pipelines.executor import Outcome, Work, WorkerSlot, attempt
+from pipelines.stage import StageJob, Unit, UnitOutput
+
+MAX_BLOCKS = 4096
+"""Ray Data keeps a record per block; more units than this share blocks."""
+
+
+class RayExecutor:
+    """An executor on one cluster; it joins, or starts, the cluster when the first unit is to run."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._cluster = cluster
+        self._session = ExitStack()
+        self._connected = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._session.__exit__(*error)  # type: ignore[arg-type]
+
+    def run(self, work: Sequence[Work]) -> Iterator[Outcome]:
+        """Yield an outcome per unit as they end, in any order."""
+        if not self._connected:
+            cluster = self._cluster
+            session = ray_session(cluster.address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb)
+            self._session.enter_context(session)
+            self._connected = True
+        if work[0].job.stage == "train":
+            yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
+        else:
+            yield from self._map(work)
+
+    def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = sys.stderr.isatty()
+        places = [{"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))]
+        cpus, gpus = _resources(work[0].job)
+        largest = min(self._cluster.max_workers, len(places))
+        outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
+            _UnitActor,
+            fn_constructor_args=(tuple(work),),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=min(self._cluster.min_workers, largest), max_size=largest, initial_size=largest),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        for row in outcomes.iter_rows():
+            yield Outcome(**json.loads(row["outcome"]))
+
+
+class _UnitActor:
+    """One process of the pool."""
+
+    def __init__(self, work: tuple[Work, ...]) -> None:
+        self._work = work
+        self._slot = WorkerSlot()
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
+        outcomes = [self._attempt(int(job), int(unit)) for job, unit in zip(batch["job"], batch["unit"], strict=True)]
+        return {"outcome": [json.dumps(asdict(outcome)) for outcome in outcomes]}
+
+    def _attempt(self, number: int, unit: int) -> Outcome:
+        one = self._work[number]
+        return attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
+
+
+def _resources(job: StageJob) -> tuple[float, float]:
+    """Return the CPUs and GPUs that a worker of the stage needs."""
+    if job.stage == "teacher":
+        return job.recipe.train.cpus_per_worker, float(job.recipe.train.use_gpu)
+    if job.stage in {"score", "targets", "pretokenize", "report"}:
+        return 1, job.recipe.cluster.gpus_per_worker
+    return 1, 0
+
+
+class _TrainOnRay:
+    """The train stage's worker, its loop run by Ray Train; a run that was cut goes on from its last checkpoint."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+        self._stage = importlib.import_module("pipelines.stages.train")  # brings torch, which a run with nothing to do spares
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Train, then take the model out of the last checkpoint."""
+        assert unit.rows == 0
+        train = self._job.recipe.train
+        checkpoint = fit(
+            self._stage.train_loop,
+            {"job": self._job},
+            name="checkpoints",
+            storage_path=self._job.folder,
+            num_workers=train.num_workers,
+            cpus_per_worker=train.cpus_per_worker,
+            use_gpu=train.use_gpu,
+            max_failures=train.max_failures,
+        )
+        return self._stage.collect(Store(str(checkpoint)), scratch)

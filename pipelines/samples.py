@@ -1,0 +1,58 @@
+"""Reads samples for the stages after the filter: an image shard, and which of its rows were kept."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from infra.storage import Store
+from pipelines.image_shards import ImageShard
+
+Item = TypeVar("Item")
+
+
+def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
+    """Open an image shard by name, copied to scratch unless it is local."""
+    return ImageShard(store.local_copy(f"{shard}.tar", scratch), store.local_copy(f"{shard}.parquet", scratch))
+
+
+def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file of a store."""
+    with store.fs.open(store.path(name), "rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
+class KeptRow(NamedTuple):
+    """One sample that the filter kept."""
+
+    row: int
+    """Its place in the image shard."""
+    key: bytes
+
+
+def kept_rows(shard: ImageShard, decision: pa.Table) -> list[KeptRow]:
+    """Match a decision's kept keys to the rows of an image shard, in the shard's order."""
+    kept = set(decision.filter(decision["keep"])["key"].to_pylist())
+    rows = [KeptRow(row, key) for row, key in enumerate(shard.keys) if key in kept]
+    assert len(rows) == len(kept), "the decision names samples that the shard lacks"
+    return rows
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image to RGB, transparency over white; raises OSError or ValueError when it is damaged."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return image.convert("RGB")
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Cut a list into pieces of at most `size`."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -1,0 +1,79 @@
+"""The contract between a stage's plan, its work and the executors that run it.
+
+A plan is data: which units, into which folder, from which inputs. A stage's work is a `Worker` class in
+`pipelines.stages.<stage>`, opened once per process and called once per unit; it writes files to local
+scratch and never commits. `pipelines.commit` does, in the same way for every executor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from infra.storage import Store
+from pipelines.config import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One stage's work on one input shard, giving one output shard; independent of all others and idempotent."""
+
+    id: str
+    """Names the output: 00000, 00001, ..."""
+    rows: int
+    """Samples in; the ledger must account for each. Zero where a unit has no samples, such as a training run."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """One stage on one corpus (or on none), with all that decides its output; goes to every worker."""
+
+    stage: str
+    corpus: str | None
+    recipe: Recipe
+    folder: str
+    """Where the outputs go: a path or URL that ends in the fingerprint."""
+    fingerprint: str
+    inputs: Mapping[str, str]
+    """Folders of earlier stages, by name, such as `shards/scenes-train`."""
+    units: tuple[Unit, ...]
+    runtime: Mapping[str, str] = field(default_factory=dict)
+    """What the worker must know and the output does not depend on, such as a server's address."""
+
+    @property
+    def label(self) -> str:
+        """Name the job for people: `download scenes-train`."""
+        return f"{self.stage} {self.corpus}" if self.corpus else self.stage
+
+    def store(self) -> Store:
+        """Open the output folder."""
+        return Store(self.folder)
+
+    def input(self, kind: str, corpus: str | None = None) -> Store:
+        """Open an earlier stage's folder: of this job's corpus, or of the one named, or of none."""
+        name = corpus or self.corpus
+        return Store(self.inputs[f"{kind}/{name}" if f"{kind}/{name}" in self.inputs else kind])
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOutput:
+    """What a worker leaves in scratch for one unit."""
+
+    files: tuple[str, ...]
+    """Names relative to the scratch folder, which are also their names in the output folder."""
+    ledger: pa.Table | None
+    """A row per input sample, `LEDGER_SCHEMA`; None where there are no samples."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for the receipt: code usage, throughput, whatever a later stage or the report reads."""
+
+
+class Worker(Protocol):
+    """A stage's work; `open` is the constructor, so a process loads its models once."""
+
+    def __init__(self, job: StageJob) -> None: ...
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Do one unit; write its files below `scratch`."""
+        ...

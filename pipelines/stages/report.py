@@ -1,0 +1,97 @@
+"""Report: measures the tokenizer on held-out samples and writes one page of the whole run."""
+
+from pathlib import Path
+
+import yaml
+
+from pipelines.evaluate import Evaluation, heldout_batches
+from pipelines.models import OpenTokenizer, open_teacher, open_tokenizer
+from pipelines.receipts import Manifest, read_manifest
+from pipelines.report_data import Curve, Funnel, FunnelStep, ReportData, StageTime, Stream, TokenizerFacts, to_json
+from pipelines.report_page import render
+from pipelines.run_log import read_metrics
+from pipelines.stage import StageJob, Unit, UnitOutput
+
+FUNNEL = ("download", "score", "filter", "pretokenize")
+TIMED = ("scenes", "download", "teacher", "score", "filter", "targets", "train", "pretokenize")
+CURVE_UNITS = {"images_per_second": "images/s"}
+CURVE_STREAMS: dict[str, Stream] = {"reconstruction": "pixel", "semantic": "semantic", "pooled": "semantic"}
+
+
+class Worker:
+    """Evaluates and renders."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+        self._tokenizer, self._teacher = open_tokenizer(job), open_teacher(job)
+        stores = {name: job.input(name) for name in job.inputs}
+        self._manifests = {name: manifest for name, store in stores.items() if (manifest := read_manifest(store))}
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Write `report.html` and its figures, `report.json`."""
+        assert unit.rows == 0
+        recipe = self._job.recipe
+        evaluation = Evaluation(self._tokenizer, self._teacher, recipe.report.num_images)
+        for batch in heldout_batches(self._job, scratch / "inputs", recipe.report.batch_size):
+            evaluation.add(batch)
+        data = ReportData(
+            title=recipe.name,
+            created_at=max(manifest.last_finished_at for manifest in self._manifests.values()),
+            recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            facts=_facts(self._tokenizer, self._manifests["train"]),
+            funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
+            curves=(*self._curves("teacher"), *self._curves("train")),
+            pairs=tuple(evaluation.pairs),
+            reconstruction=evaluation.reconstruction(),
+            usage=evaluation.usage(),
+            zero_shot=evaluation.zero_shot(),
+            retrieval=evaluation.retrieval(),
+            stages=tuple(_time(manifest) for step in TIMED for manifest in self._manifests.values() if manifest.stage == step),
+        )
+        (scratch / "report.html").write_text(render(data), encoding="utf-8")
+        (scratch / "report.json").write_text(to_json(data), encoding="utf-8")
+        return UnitOutput(("report.html", "report.json"), None)
+
+    def _funnel(self, corpus: str) -> Funnel:
+        manifests = [self._manifests[f"{step}/{corpus}"] for step in FUNNEL]
+        steps = tuple(FunnelStep(stage=one.stage, rows_in=one.rows_in, counts=one.counts) for one in manifests)
+        return Funnel(corpus=corpus, rows_in=manifests[0].rows_in, steps=steps)
+
+    def _curves(self, step: str) -> list[Curve]:
+        lines = read_metrics(self._job.input(step))
+        names = [name for name in (lines[0] if lines else {}) if name != "step"]
+        return [
+            Curve(
+                stage=step,
+                name=name.replace("_", " "),
+                unit=CURVE_UNITS.get(name, ""),
+                points=tuple((line["step"], line[name]) for line in lines),
+                stream=CURVE_STREAMS.get(name),
+            )
+            for name in names
+        ]
+
+
+def _facts(tokenizer: OpenTokenizer, manifest: Manifest) -> TokenizerFacts:
+    config = tokenizer.config
+    return TokenizerFacts(
+        image_size=config.image_size,
+        grid_size=config.grid_size,
+        depth=config.pixel.depth,
+        semantic_codes=config.semantic.num_codes,
+        pixel_codes=config.pixel.num_codes,
+        num_parameters=sum(parameter.numel() for parameter in tokenizer.network.parameters()),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _time(manifest: Manifest) -> StageTime:
+    return StageTime(
+        command=manifest.stage,
+        corpus=manifest.corpus,
+        wall_seconds=manifest.wall_seconds,
+        work_seconds=manifest.seconds,
+        samples=manifest.rows_in,
+        samples_per_second=manifest.rows_in / manifest.wall_seconds if manifest.rows_in and manifest.wall_seconds else None,
+        bytes=manifest.bytes,
+    )

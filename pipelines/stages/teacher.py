@@ -1,0 +1,74 @@
+"""Teacher: trains a small SigLIP-style model on the corpora's captions, or brings a pretrained one into storage."""
+
+import shutil
+import time
+from pathlib import Path
+
+from infra.storage import Store, scratch_folder
+from model.images import to_tensor
+from model.teacher import CONFIG_FILE, WEIGHTS_FILE, export_open_clip, load_teacher, save_teacher, tokenize
+from model.teacher_training import TeacherTrainer
+from pipelines.config import OpenClipTeacher, TokenizerConfig, TrainedTeacher
+from pipelines.errors import UserError
+from pipelines.models import choose_device, use_threads
+from pipelines.run_log import RunLog
+from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.training_set import TrainingSet, ahead, batch_numbers
+
+LOG_EVERY = 10
+"""Steps."""
+
+
+class Worker:
+    """Makes the teacher's folder, in open_clip's own format, whatever it comes from."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Write `open_clip_config.json`, `open_clip_model.safetensors` and what a text tokeniser needs beside them."""
+        assert unit.rows == 0
+        teacher = self._job.recipe.teacher
+        if isinstance(teacher, TrainedTeacher):
+            train_teacher(self._job, teacher, scratch)
+        elif isinstance(teacher, OpenClipTeacher):
+            export_open_clip(teacher.model, teacher.pretrained, scratch)
+        else:
+            shutil.copytree(Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True)
+        check_teacher(scratch, self._job.recipe.tokenizer)
+        return UnitOutput(tuple(sorted(path.name for path in scratch.iterdir() if path.is_file())), None)
+
+
+def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
+    """Raise `UserError` where the tokenizer cannot start from this teacher."""
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
+        raise UserError(f"teacher.folder has no {missing[0]}: give an open_clip checkpoint folder")
+    teacher = load_teacher(folder)
+    blocks, width = len(teacher.trunk.blocks), teacher.trunk.embed_dim
+    wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
+    if wanted != (found := (blocks, width, teacher.image_size)):
+        raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
+
+
+def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
+    """Train on the samples that the tokenizer will be trained on too, and save the model into `folder`."""
+    use_threads(job.recipe.train.cpus_per_worker)
+    device = choose_device()
+    with scratch_folder() as scratch, RunLog(job.store(), Path(scratch)) as log:
+        samples = TrainingSet(job, Path(scratch), with_targets=False)
+        if len(samples) < settings.batch_size:
+            raise UserError(f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it")
+        trainer = TeacherTrainer(settings, device)
+
+        def batch(step: int) -> tuple[object, object]:
+            numbers = batch_numbers(len(samples), settings.batch_size, settings.seed, step)
+            images = to_tensor([samples.image(number) for number in numbers], settings.image_size)
+            return images, tokenize([samples.caption(number) for number in numbers], settings.text)
+
+        started = time.monotonic()
+        for step, (images, tokens) in ahead(batch, range(settings.steps)):
+            metrics = trainer.train_step(images.to(device), tokens.to(device))
+            if step % LOG_EVERY == 0 or step == settings.steps - 1:
+                rate = (step + 1) * settings.batch_size / (time.monotonic() - started)
+                log.write(step, {**metrics._asdict(), "images_per_second": round(rate, 1)})
+    save_teacher(trainer.model, settings, folder)

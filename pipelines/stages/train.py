@@ -1,0 +1,188 @@
+"""Train: the dual tokenizer, data-parallel, from image shards, decisions and targets.
+
+The loop is the same in this process and under Ray Train; only what it calls to meet the other workers, and
+to hand over a checkpoint, differs.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from infra.storage import Store, scratch_folder
+from model.images import normalize, to_tensor
+from model.teacher import TeacherTargets, load_teacher
+from model.tokenizer import DualTokenizer
+from model.training import TrainState, train_step
+from pipelines.errors import UserError
+from pipelines.models import choose_device, use_threads
+from pipelines.run_log import RunLog
+from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.training_set import TrainingSet, ahead, batch_numbers
+
+MODEL_FILES = ("config.json", "model.safetensors")
+STATE_FILE = "state.pt"
+
+
+class TrainingRun(Protocol):
+    """What the loop needs to know of the worker that it runs in."""
+
+    @property
+    def rank(self) -> int:
+        """0 to `world_size` - 1."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model goes."""
+        ...
+
+    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
+        """Open the folder of the last committed checkpoint."""
+        ...
+
+    def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
+        """Tell of a step that is done; all ranks call it, rank 0 may hand over a checkpoint."""
+        ...
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Average the model's gradients over the workers."""
+        ...
+
+
+class _Batch(NamedTuple):
+    images: Tensor
+    pooled: Tensor | None
+    dense: Tensor | None
+
+
+def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
+    """Train to the last step, from the last checkpoint if there is one; `settings` holds the job."""
+    job: StageJob = settings["job"]
+    train = job.recipe.train
+    if run.device.type == "cpu":
+        use_threads(train.cpus_per_worker)
+    with scratch_folder() as name, ExitStack() as records:
+        scratch = Path(name)
+        batches = _Batches(job, run, scratch)
+        state = _start(job, run, scratch)
+        log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
+        started, first = time.monotonic(), state.step
+        for step, batch in ahead(batches.make, range(state.step, train.steps)):
+            metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch))._asdict()
+            last = step == train.steps - 1
+            if log and (step % train.log_every == 0 or last):
+                speed = (step + 1 - first) * train.batch_size / (time.monotonic() - started)
+                log.write(step, {**metrics, "images_per_second": round(speed, 1)})
+            if last or (step + 1) % train.checkpoint_every == 0:
+                _report(run, state, step, metrics, log)
+
+
+class _Batches:
+    """Makes this rank's share of each step's batch."""
+
+    def __init__(self, job: StageJob, run: TrainingRun, scratch: Path) -> None:
+        self._job, self._run = job, run
+        self._samples = TrainingSet(job, scratch / "samples")
+        if not len(self._samples):
+            raise UserError("training has no samples: the filter kept none; loosen filter.rules")
+        # Without stored targets the teacher runs beside the training.
+        stored = job.recipe.targets.dense
+        self._teacher = None if stored else load_teacher(job.input("teacher").local_folder(scratch / "teacher"), run.device)
+
+    def make(self, step: int) -> _Batch:
+        """Read and decode; runs in a thread ahead of the training."""
+        recipe, run = self._job.recipe, self._run
+        numbers = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)[run.rank :: run.world_size]
+        images = to_tensor([self._samples.image(number) for number in numbers], recipe.tokenizer.image_size)
+        if self._teacher:
+            return _Batch(images, None, None)
+        said = self._samples.targets(numbers)
+        assert said.dense is not None, "the targets stage stored dense targets"
+        dense = torch.from_numpy(said.dense).unflatten(1, (-1, recipe.tokenizer.tower.width))
+        return _Batch(images, torch.from_numpy(said.pooled), dense)
+
+    def targets(self, batch: _Batch) -> TeacherTargets:
+        """Return the teacher's word on a batch, stored or asked now."""
+        device = self._run.device
+        if self._teacher:
+            return self._teacher.dense(batch.images.to(device), self._job.recipe.tokenizer.semantic_block)
+        assert batch.pooled is not None
+        assert batch.dense is not None
+        return TeacherTargets(batch.pooled.to(device), batch.dense.to(device))
+
+
+def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
+    """Build the model from the teacher's tower, or from the last checkpoint."""
+    torch.manual_seed(job.recipe.train.seed)
+    model = DualTokenizer(job.recipe.tokenizer)
+    model.init_tower(load_teacher(job.input("teacher").local_folder(scratch / "teacher")).trunk)
+    state = TrainState(run.wrap(model.to(run.device)), job.recipe.train)
+    with run.latest_checkpoint() as folder:
+        if folder is not None:
+            state.load_state_dict(torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True))
+    return state
+
+
+def _report(run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str, float], log: RunLog | None) -> None:
+    if log is None:
+        run.report(step, metrics)
+        return
+    with scratch_folder() as name:
+        folder = Path(name)
+        state.tokenizer.save_pretrained(folder)
+        torch.save(state.state_dict(), folder / STATE_FILE)
+        log.save()
+        run.report(step, metrics, folder)
+
+
+def collect(checkpoint: Store, scratch: Path) -> UnitOutput:
+    """Take the model out of a run's last checkpoint."""
+    for name in MODEL_FILES:
+        shutil.copyfile(checkpoint.local_copy(name, scratch / "checkpoint"), scratch / name)
+    return UnitOutput(MODEL_FILES, None)
+
+
+class Worker:
+    """Trains in this process, without checkpoints that outlive it."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Write the model's folder."""
+        assert unit.rows == 0
+        run = _OwnRun(scratch / "latest")
+        train_loop({"job": self._job}, run)
+        return collect(Store(str(run.folder)), scratch)
+
+
+class _OwnRun:
+    """A group of one worker."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.device = choose_device()
+
+    def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
+        return nullcontext(None)
+
+    def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
+        assert metrics["learning_rate"] >= 0, f"step {step} has no metrics"
+        if checkpoint_dir is not None:
+            shutil.copytree(checkpoint_dir, self.folder, dirs_exist_ok=True)
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model

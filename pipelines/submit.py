@@ -1,0 +1,63 @@
+"""A stage as a job on a running Ray cluster: the same entry point, judged by its receipts."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.ray_jobs import JobOutcome, submit_and_follow
+from infra.storage import Store
+from pipelines.config import Recipe
+from pipelines.executor import Say
+from pipelines.plan import Planned, Planner
+from pipelines.receipts import fingerprint
+from pipelines.run import require_inputs
+from pipelines.steps import COMMANDS, STEPS
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def submit_stage(
+    stage: str, recipe: Recipe, address: str, say: Say, *, corpora: Sequence[str] | None = None, attempts: int = 1
+) -> JobOutcome:
+    """Run a stage on the cluster whose dashboard is at `address`, follow its log, and judge it by its receipts.
+
+    The job's id is a function of the work, so a second call follows the first one's job. The recipe's root
+    must be one that the cluster reaches too.
+    """
+    store = Store(recipe.root)
+    recipe = recipe.model_copy(update={"root": store.url})
+    require_inputs(stage, recipe)
+    name = submission_name(stage, recipe, corpora)
+    store.put_bytes(recipe.model_dump_json(indent=1).encode(), f"submitted/{name}.json")
+    command = ["python", "-m", f"jobs.{stage}", f"{store.url}/submitted/{name}.json"]
+    for corpus in corpora or ():
+        command += ["--corpus", corpus]
+    return submit_and_follow(
+        address,
+        name=name,
+        entrypoint=shlex.join(command),
+        working_dir=PROJECT,
+        env={},
+        is_done=lambda: all(planned.manifest for planned in _planned(stage, recipe, corpora)),
+        print_line=say,
+        max_attempts=attempts,
+    )
+
+
+def submission_name(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> str:
+    """Name the work of a stage by all that decides its output, as far as it is known before it runs."""
+    work = [
+        planned.job.fingerprint if planned.job else STEPS[planned.step].settings(recipe, planned.corpus)
+        for planned in _planned(stage, recipe, corpora)
+    ]
+    return f"dualtoken-{stage}-{recipe.name}-{fingerprint({'root': recipe.root, 'work': work})[:8]}"
+
+
+def _planned(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> list[Planned]:
+    planner = Planner(recipe)
+    return [
+        planned
+        for step in COMMANDS[stage]
+        for planned in planner.step(step)
+        if corpora is None or planned.corpus is None or planned.corpus in corpora
+    ]

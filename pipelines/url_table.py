@@ -1,0 +1,211 @@
+"""Reads the sources of a download: tables of URLs and captions, by ranges of rows, and how many rows there are.
+
+A Parquet table is read by row groups; .csv and .tsv have no index, so they are read whole, once per process.
+Imports pyarrow and fsspec only, so that a plan is made at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from infra.storage import Store, digest
+from pipelines.config import Recipe, ScenesSource, ShardsSource, UrlsSource
+from pipelines.errors import UserError
+from pipelines.image_shards import SHARD_COLUMNS, find_shards
+
+SUFFIXES = (".parquet", ".csv", ".tsv")
+
+
+class _Part(NamedTuple):
+    file: str
+    group: int
+    """Row group in the file."""
+    rows: int
+
+
+class UrlTable:
+    """One table in one or several files, whose rows are numbered across them in the files' order."""
+
+    def __init__(
+        self, files: Sequence[str], url_column: str = "url", caption_column: str = "caption", keep_columns: Sequence[str] = ()
+    ) -> None:
+        """Name the files, paths or fsspec URLs; raises `UserError` for a file or column that is not there."""
+        self._files, self._keep = tuple(files), tuple(keep_columns)
+        self._url, self._caption = url_column, caption_column
+        for file in self._files:
+            if not file.lower().endswith(SUFFIXES):
+                raise UserError(f"table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file")
+        # url and caption under other names would be hidden by ours too.
+        if taken := [name for name in self._keep if name in SHARD_COLUMNS]:
+            raise UserError(f"keep_columns has {taken[0]!r}, which the shards use themselves: rename it in the table, or leave it out")
+        self._last: tuple[tuple[str, int], pa.Table] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(part.rows for part in self._parts)
+
+    def rows(self, first: int, count: int) -> pa.Table:
+        """Return rows `first` (0 is the first) and on: `url` and `caption`, both strings, then the kept columns.
+
+        A URL may be null; a missing caption is "".
+        """
+        wanted, start = [], 0
+        for part in self._parts:
+            low, high = max(first, start), min(first + count, start + part.rows)
+            if low < high:
+                wanted.append(self._read(part).slice(low - start, high - low))
+            start += part.rows
+        table = pa.concat_tables(wanted, promote_options="permissive") if wanted else self._read_empty()
+        assert table.num_rows == count, f"{table.num_rows} rows from {first} on, of {count}"
+        return table
+
+    @cached_property
+    def _parts(self) -> tuple[_Part, ...]:
+        return tuple(part for file in self._files for part in self._parts_of(file))
+
+    def _parts_of(self, file: str) -> Iterator[_Part]:
+        if not _is_parquet(file):
+            part = _Part(file, 0, 0)
+            yield part._replace(rows=self._read(part).num_rows)
+            return
+        with _reading(file) as stream:
+            table = pq.ParquetFile(stream)
+            self._check_columns(file, table.schema_arrow.names)
+            for group in range(table.num_row_groups):
+                yield _Part(file, group, table.metadata.row_group(group).num_rows)
+
+    def _read(self, part: _Part) -> pa.Table:
+        """Read a part; the last one is kept, since units next to each other often share it."""
+        if self._last is None or self._last[0] != (part.file, part.group):
+            table = self._read_group(part) if _is_parquet(part.file) else self._read_csv(part.file)
+            self._last = (part.file, part.group), self._named(part.file, table)
+        return self._last[1]
+
+    def _read_group(self, part: _Part) -> pa.Table:
+        with _reading(part.file) as stream:
+            return pq.ParquetFile(stream).read_row_group(part.group, columns=list(self._columns))
+
+    def _read_csv(self, file: str) -> pa.Table:
+        parse = csv.ParseOptions(delimiter="\t" if file.lower().endswith(".tsv") else ",", newlines_in_values=True)
+        with _reading(file) as stream:
+            self._check_columns(file, csv.open_csv(stream, parse_options=parse).schema.names)
+        # All as strings: a guessed type would depend on the rows that happen to be there.
+        kinds = csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string()), include_columns=list(self._columns))
+        with _reading(file) as stream:
+            return csv.read_csv(stream, parse_options=parse, convert_options=kinds)
+
+    def _read_empty(self) -> pa.Table:
+        return pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self._url, self._caption, *self._keep)))
+
+    def _check_columns(self, file: str, found: Sequence[str]) -> None:
+        for key, name in (("url_column", self._url), ("caption_column", self._caption), *(("keep_columns", name) for name in self._keep)):
+            if name not in found:
+                shown = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
+                raise UserError(f"{key}={name!r} is no column of {file}, which has {shown}: set it to one of them")
+
+    def _named(self, file: str, table: pa.Table) -> pa.Table:
+        texts = []
+        for key, name in (("url_column", self._url), ("caption_column", self._caption)):
+            kind = table.schema.field(name).type
+            value = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (
+                pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value) or pa.types.is_null(value)
+            ):
+                raise UserError(f"{key}={name!r} of {file} is of type {kind}: set it to a column of text")
+            texts.append(table[name].cast(pa.string()))
+        named = pa.table({"url": texts[0], "caption": pc.fill_null(texts[1], pa.scalar(""))})
+        for name in self._keep:
+            named = named.append_column(name, table[name])
+        return named
+
+
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith(".parquet")
+
+
+class _reading:  # noqa: N801  (used as a function)
+    """Open a table's file; what makes it unreadable becomes one line that names it."""
+
+    def __init__(self, file: str) -> None:
+        self._name = file
+
+    def __enter__(self) -> Any:  # noqa: ANN401  (any file that fsspec opens)
+        try:
+            fs, path = fsspec.url_to_fs(self._name)
+            self._stream = fs.open(path, "rb")
+        except FileNotFoundError:
+            raise UserError(f"table={self._name!r} is not there: set it to a .parquet, .csv or .tsv file") from None
+        except (ValueError, ImportError) as error:
+            raise UserError(f"table={self._name!r}: {error}; set it to a path or a URL that fsspec knows") from error
+        return self._stream
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._stream.close()
+        if isinstance(error, pa.ArrowInvalid):
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"table={self._name!r} cannot be read: {reason}; give a sound file") from error
+
+
+def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTable:
+    """Open the table of a corpus that is fetched: the recipe's, or the generator's output in order."""
+    source = recipe.corpora[corpus].source
+    if isinstance(source, UrlsSource):
+        return UrlTable([source.table], source.url_column, source.caption_column, source.keep_columns)
+    assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
+    assert scenes_folder is not None, f"{corpus} needs its scenes"
+    store = Store(scenes_folder)
+    names = sorted(name for name, _ in store.files() if name.endswith(".parquet") and name.removesuffix(".parquet").isdecimal())
+    return UrlTable([_address(store, name) for name in names], keep_columns=("description", "questions"))
+
+
+def count_source_rows(recipe: Recipe, corpus: str, scenes_folder: str | None = None) -> list[int]:
+    """Return the rows of each unit of a corpus's download; existing shards keep their own sizes.
+
+    `scenes_folder` is not needed to count generated scenes: the recipe says how many there are.
+    """
+    del scenes_folder
+    source, size = recipe.corpora[corpus].source, recipe.download.rows_per_shard
+    if isinstance(source, ShardsSource):
+        return [shard.rows for shard in find_shards(source.folder)]
+    total = source.num_images if isinstance(source, ScenesSource) else url_table(recipe, corpus, None).num_rows
+    return [min(size, total - first) for first in range(0, total, size)]
+
+
+def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
+    """Return what decides a corpus's rows: the recipe's words, and the content or sizes of the files they name."""
+    source = recipe.corpora[corpus].source
+    identity = source.identity()
+    if isinstance(source, UrlsSource):
+        identity["content"] = _content(source.table)
+    if isinstance(source, ShardsSource):
+        store = Store(source.folder)
+        identity["files"] = {name: size for name, size in store.files() if name.endswith((".tar", ".parquet"))}
+    return identity
+
+
+def _content(table: str) -> dict[str, Any]:
+    """Identify a table's file: by its hash where it is local, else by the store's own checksum and size."""
+    folder, _, name = table.replace("\\", "/").rpartition("/")
+    store = Store(folder or ".")
+    if store.size(name) is None:
+        raise UserError(f"table={table!r} is not there: set it to a .parquet, .csv or .tsv file")
+    if store.is_local:
+        return {"sha256": digest(Path(store.path(name))).sha256}
+    info = store.fs.info(store.path(name))
+    return {"bytes": int(info["size"]), "checksum": str(info.get("ETag") or store.fs.checksum(store.path(name)))}
+
+
+def _address(store: Store, name: str) -> str:
+    return store.path(name) if store.is_local else store.fs.unstrip_protocol(store.path(name))

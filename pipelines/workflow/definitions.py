@@ -1,0 +1,11 @@
+"""What `dagster dev -m pipelines.workflow.definitions` serves: the recipe that DUALTOKEN_RECIPE names, scenes by default."""
+
+import os
+from functools import partial
+
+from pipelines.executors import open_executor
+from pipelines.recipe import load_recipe
+from pipelines.workflow.assets import recipe_definitions
+
+_recipe = load_recipe(os.environ.get("DUALTOKEN_RECIPE", "scenes"))
+definitions = recipe_definitions(_recipe, partial(open_executor, _recipe.cluster), print)

@@ -1,0 +1,22 @@
+"""Runs a recipe's whole Dagster job in this process, with no server and no database."""
+
+from contextlib import nullcontext
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from pipelines.config import Recipe
+from pipelines.executor import Executor, Say
+from pipelines.workflow.assets import JOB, recipe_definitions
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Dagster's own events; the stages say what they do, and an error is raised."""
+
+
+def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
+    """Make every asset on every corpus in one run; an asset's error is raised as it is."""
+    job = recipe_definitions(recipe, lambda: nullcontext(executor), say).resolve_job_def(JOB)
+    corpora = list(recipe.corpora)
+    whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
+    with dg.DagsterInstance.ephemeral() as instance:
+        job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)

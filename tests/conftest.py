@@ -1,0 +1,38 @@
+"""What tests share: a recipe that runs the whole chain in seconds, and one finished run of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Recipe
+from pipelines.plan import Planned, Planner
+from pipelines.recipe import load_recipe
+from pipelines.run import run_command
+from pipelines.run_local import LocalExecutor
+from pipelines.steps import COMMANDS
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+LoadTiny = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def load_tiny() -> LoadTiny:
+    def load(root: Path, *overrides: str) -> Recipe:
+        return load_recipe(TINY, [f"root={root}", *overrides])
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> Recipe:
+    """A run of the tiny recipe that went through every stage in this process; tests must not change it."""
+    recipe = load_tiny(tmp_path_factory.mktemp("finished"))
+    for command in COMMANDS:
+        run_command(command, recipe, LocalExecutor(), lambda _: None)
+    return recipe
+
+
+def planned(recipe: Recipe, step: str, corpus: str | None = None) -> Planned:
+    """Plan one step as things stand now."""
+    return Planner(recipe).one(step, corpus)

@@ -1,0 +1,74 @@
+"""The cluster files as their readers see them, and the promises about security that a schema does not know."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
+
+
+@pytest.fixture
+def launcher() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+
+
+def test_the_launcher_accepts_its_file(launcher: dict[str, Any]) -> None:
+    validate_config(launcher)
+    prepared = prepare_config(launcher)
+    assert prepared["available_node_types"].keys() == {"head", "cpu", "gpu"}
+    validate_config(prepared)
+
+
+def test_every_node_of_the_launcher_wants_the_token(launcher: dict[str, Any]) -> None:
+    starts = [
+        command for key in ("head_start_ray_commands", "worker_start_ray_commands") for command in launcher[key] if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token " in command for command in starts)
+    assert launcher["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert "--num-cpus=0" in starts[0]
+
+
+def test_only_the_head_is_paid_on_demand_and_no_node_has_open_metadata(launcher: dict[str, Any]) -> None:
+    for name, node in launcher["available_node_types"].items():
+        assert ("InstanceMarketOptions" in node["node_config"]) == (name != "head")
+        assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+
+
+def test_every_cluster_on_kubernetes_has_authentication_and_this_version_of_ray() -> None:
+    clusters = {path.name: _cluster(document) for path in KUBERAY for document in _documents(path) if document["apiVersion"] == "ray.io/v1"}
+    assert clusters.keys() == {"raycluster.yaml", "rayjob.yaml"}
+    pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
+    for cluster in clusters.values():
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert pin == f"ray=={cluster['rayVersion']}"
+        for container in _containers(cluster):
+            assert container["securityContext"]["runAsNonRoot"]
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_the_network_policy_shuts_everything_then_opens_the_dashboard_to_the_operator() -> None:
+    everything, ray = _documents(ROOT / "infra" / "kuberay" / "networkpolicy.yaml")
+    assert everything["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    inside, operator = ray["spec"]["ingress"]
+    assert inside["from"] == [{"podSelector": ray["spec"]["podSelector"]}]
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def _cluster(document: dict[str, Any]) -> dict[str, Any]:
+    return document["spec"] if document["kind"] == "RayCluster" else document["spec"]["rayClusterSpec"]
+
+
+def _containers(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield from group["template"]["spec"]["containers"]

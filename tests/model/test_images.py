@@ -1,0 +1,60 @@
+"""Pictures to tensors and back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.images import normalize, to_tensor, to_uint8
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    levels = np.random.default_rng(0).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
+    return Image.fromarray(levels.squeeze(), mode)
+
+
+def test_a_picture_of_the_right_size_keeps_its_levels() -> None:
+    picture = noise(8, 8)
+    assert np.array_equal(to_tensor([picture], 8)[0].permute(1, 2, 0).numpy(), np.asarray(picture))
+
+
+def test_all_levels_survive_the_way_to_floats_and_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(3, 16, 16)
+    assert torch.equal(to_uint8(normalize(levels)), levels)
+    assert (normalize(levels).min().item(), normalize(levels).max().item()) == (-1.0, 1.0)
+
+
+def test_levels_round_and_clamp() -> None:
+    values = torch.tensor([-3.0, -1.0, 0.5 / 127.5 - 1 + 1e-4, 0.0, 3.0]).repeat(3, 5, 1)
+    assert to_uint8(values)[0, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_transparency_shows_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    assert (to_tensor([clear], 4) == 255).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert to_tensor([palette], 4)[0, :, 0, 0].tolist() == [10, 20, 30]
+    palette.info["transparency"] = 1
+    assert (to_tensor([palette], 4) == 255).all()
+
+
+@pytest.mark.parametrize("size", [(40, 16), (16, 40)])
+def test_the_shortest_side_is_resized_and_the_centre_kept(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, "black")
+    middle = tuple(side // 2 - 4 for side in size)
+    picture.paste((255, 255, 255), (*middle, middle[0] + 8, middle[1] + 8))
+    (levels,) = to_tensor([picture], 8)
+    assert levels.shape == (3, 8, 8)
+    assert levels[:, 3:5, 3:5].min() > 250
+    assert levels[:, 0].max() < 30
+    assert torch.equal(levels, levels.flip(1).flip(2))
+
+
+def test_grey_pictures_become_colour() -> None:
+    assert to_tensor([noise(8, 8, "L")], 8).shape == (1, 3, 8, 8)
+
+
+def test_no_pictures_is_an_error() -> None:
+    with pytest.raises(ValueError, match="images is empty"):
+        to_tensor([], 8)

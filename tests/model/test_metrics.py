@@ -1,0 +1,46 @@
+"""Figures of the report, against hand-made cases."""
+
+import math
+
+import pytest
+import torch
+
+from model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
+
+
+def test_psnr_is_that_of_the_formula_per_image() -> None:
+    reference = torch.full((3, 3, 16, 16), 100, dtype=torch.uint8)
+    images = reference.clone()
+    images[0] += 10
+    images[1] += 51
+    assert psnr(images, reference).tolist() == pytest.approx([20 * math.log10(25.5), 20 * math.log10(5), math.inf])
+
+
+def test_ssim_falls_with_noise_per_image() -> None:
+    torch.manual_seed(0)
+    reference = torch.randint(60, 200, (2, 3, 16, 16), dtype=torch.uint8)
+    images = reference.clone()
+    images[1] += torch.randint(0, 50, (3, 16, 16), dtype=torch.uint8)
+    equal, noisy = ssim(images, reference).tolist()
+    assert equal == pytest.approx(1)
+    assert 0.5 < noisy < 0.99
+
+
+def test_counts_of_batches_add_up() -> None:
+    ids = torch.randint(0, 7, (4, 5, 3), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(count_codes(ids, 7), count_codes(ids[:1], 7) + count_codes(ids[1:], 7))
+    assert count_codes(ids, 7)[2, 4] == (ids[..., 2] == 4).sum()
+
+
+def test_perplexity_counts_evenly_used_codes() -> None:
+    use = codebook_use(count_codes(torch.tensor([[0, 5], [1, 5], [2, 5], [3, 5]]), 8))
+    assert use.usage_per_depth.tolist() == [0.5, 0.125]
+    assert use.perplexity_per_depth.tolist() == pytest.approx([4, 1])
+    assert use.usage.item() == 5 / 8
+
+
+def test_choices_are_by_angle_and_not_by_length() -> None:
+    images = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    candidates = torch.tensor([[[0.1, 0.0], [5.0, 5.0]], [[9.0, 1.0], [0.0, 0.1]]])
+    assert choice_accuracy(images, candidates, torch.tensor([0, 1])).item() == 1
+    assert choice_accuracy(images, candidates, torch.tensor([1, 1])).item() == 0.5

@@ -1,0 +1,63 @@
+"""Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
+
+import pytest
+
+from model.config import TokenizerConfig
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_an_override_reaches_mappings_lists_and_new_keys() -> None:
+    recipe = load_recipe("scenes", ["train.steps=7", "filter.rules.0.pixels=9", "train.losses.semantic=0.5"])
+    assert (recipe.train.steps, recipe.filter.rules[0].pixels, recipe.train.losses.semantic) == (7, 9, 0.5)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+MISTAKES = {
+    "train.stepz=4": "train.stepz=4 is no key of a recipe: did you mean steps?",
+    "filter.rules.0.pixel=3": "filter.rules.0.pixel=3 is no key of a recipe: did you mean pixels?",
+    "corpora.scenes-train.source.spilt=train": "corpora.scenes-train.source.spilt='train' is no key of a recipe: did you mean split?",
+    "train.steps=abc": "train.steps='abc': should be a valid integer, unable to parse string as an integer",
+    "train.steps=0": "train.steps=0: should be greater than 0",
+    "teacher.kind=x": "teacher.kind='x': set it to one of 'train', 'open_clip', 'local'",
+    "heldout.corpus=foo": "heldout.corpus=foo is no corpus: set it to one of scenes-train, scenes-heldout",
+    "tokenizer.pixel_block=9": "tokenizer: pixel_block=9, semantic_block=5, tower.depth=6: set pixel_block <= semantic_block < tower.depth",
+    "download.encode_quality=50": "download: encode_quality=50 with encode_format=png: PNG takes a compression of 0 to 9",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_one_line_with_key_value_and_fix(override: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe("scenes", [override])
+    assert str(error.value) == f"scenes: {MISTAKES[override]}"
+
+
+@pytest.mark.parametrize("override", ["nonsense", "train.steps.x=3", "filter.rules.9.pixels=3", "=3", "train.steps={"])
+def test_an_override_that_cannot_apply_says_how_to_write_it(override: str) -> None:
+    with pytest.raises(UserError, match="--set") as error:
+        load_recipe("scenes", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="scenes, urls"):
+        load_recipe("nowhere.yaml")
+
+
+def test_what_only_changes_how_a_stage_runs_is_no_part_of_its_identity() -> None:
+    one, other = load_recipe("scenes"), load_recipe("scenes", ["train.checkpoint_every=7", "download.concurrency=3", "root=elsewhere"])
+    assert one.identity() == other.identity()
+    assert one.identity() != load_recipe("scenes", ["train.seed=1"]).identity()
+
+
+def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
+    tower = {"patch_size": 14, "width": 1152, "depth": 27, "num_heads": 16, "mlp_width": 4304}
+    config = TokenizerConfig.model_validate(
+        {"image_size": 384, "tower": tower, "pixel_block": 6, "semantic_block": 26, "pixel": {}, "semantic": {}, "decoder": {}}
+    )
+    assert config.grid_size == 27
