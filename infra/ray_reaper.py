@@ -38,7 +38,7 @@ def _has_open(files: Path, folder: str) -> bool:
     with suppress(OSError):  # it ended, or is another user's
         for file in files.iterdir():
             with suppress(OSError):
-                if os.readlink(file).startswith(f"{folder}/"):
+                if str(file.readlink()).startswith(f"{folder}/"):
                     return True
     return False
 

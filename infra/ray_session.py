@@ -80,8 +80,8 @@ def ray_session(
     `address` is `local`, for a cluster of its own with token authentication on, which ends with the block, with this
     process, or with SIGTERM (then SystemExit(143), unless the caller handles the signal). Else it is the host:port of a
     cluster that runs already, which is left running. `num_cpus` (all, if None) and `object_store_mb` (MiB) are of the
-    local cluster only. `worker_setup`, a function of an installed module, runs once in each worker process, before its first task. `quiet` drops what Ray
-    says of itself; what workers print is forwarded either way.
+    local cluster only. `worker_setup`, a function of an installed module, runs once in each worker process, before its
+    first task. `quiet` drops what Ray says of itself; what workers print is forwarded either way.
 
     Enter from the main thread: the cluster ends with the thread that starts it, and only the main one gets signals.
 
@@ -234,7 +234,7 @@ def _reaper(folder: Path) -> Iterator[None]:
     # By path and isolated: it must start in no time, and work whatever this process's environment is.
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("ray_reaper.py")), str(folder)]
     # In a session of its own, so that Ctrl-C in a terminal does not reach it.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:  # noqa: S603  # all of it ours
         assert process.stdin is not None
         try:
             yield

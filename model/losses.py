@@ -3,35 +3,15 @@
 B images, N tokens, W channels. Cosine terms are 1 - cos where the paper has -cos: the same gradient, and zero is perfect.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from model.settings import LossWeights
 from model.teacher import TeacherTargets
 from model.tokenizer import TokenizerOutput
-
-
-@runtime_checkable
-class LossWeights(Protocol):
-    """How much each term counts."""
-
-    @property
-    def reconstruction(self) -> float:
-        """Of the images."""
-
-    @property
-    def semantic(self) -> float:
-        """Of the semantic tokens."""
-
-    @property
-    def pooled(self) -> float:
-        """Of the image embedding."""
-
-    @property
-    def commitment(self) -> float:
-        """Of tokens to codes."""
 
 
 class TokenizerLoss(NamedTuple):

@@ -3,7 +3,7 @@
 B pairs of an image of S by S pixels and a text of L tokens.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -11,38 +11,14 @@ from torch import Tensor
 
 from model.images import normalize
 from model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
-from model.teacher import TeacherShape, build_teacher
+from model.settings import TeacherSettings
+from model.teacher import build_teacher
 from model.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()  # open_clip imports torchvision, so this stands before it
 
 from open_clip import CustomTextCLIP  # noqa: E402
 from open_clip.loss import SigLipLoss  # noqa: E402
-
-
-@runtime_checkable
-class TeacherSettings(TeacherShape, Protocol):
-    """A teacher's shape and its training."""
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-
-    @property
-    def learning_rate(self) -> float:
-        """At its peak."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Of linear warm-up."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Of AdamW."""
-
-    @property
-    def seed(self) -> int:
-        """Of initial weights."""
 
 
 class TeacherMetrics(NamedTuple):

@@ -7,7 +7,7 @@ tokens leave the tower at a shallow block; the semantic tokens leave it late, ar
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,10 +111,9 @@ class DualTokenizer(nn.Module):
         return (self.quantize_pixel, pixel), (self.quantize_semantic, semantic)
 
     def _semantic_features(self, vectors: Float[Tensor, "B N Q"]) -> SemanticFeatures:
-        tokens = hidden = self.expand_semantic(vectors)
-        for block in self.tower.blocks[self.config.semantic_block :]:
-            hidden = block(hidden)
-        return SemanticFeatures(tokens, self.tower.forward_head(self.tower.norm(hidden)))
+        tokens = self.expand_semantic(vectors)
+        remaining = cast("nn.Sequential", self.tower.blocks)[self.config.semantic_block :]
+        return SemanticFeatures(tokens, self.tower.forward_head(self.tower.norm(remaining(tokens))))
 
     def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
         grid = self.expand_pixel(vectors).transpose(1, 2).unflatten(2, (self.config.grid_size, self.config.grid_size))

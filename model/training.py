@@ -4,54 +4,18 @@ B images of S by S pixels on this rank.
 """
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.losses import LossWeights, tokenizer_loss
+from model.losses import tokenizer_loss
 from model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
+from model.settings import TrainSettings
 from model.teacher import TeacherTargets
 from model.tokenizer import DualTokenizer, TokenizerOutput
-
-
-@runtime_checkable
-class TrainSettings(Protocol):
-    """What decides the steps."""
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-
-    @property
-    def learning_rate(self) -> float:
-        """At its peak."""
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Of AdamW."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Of AdamW."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Of linear warm-up."""
-
-    @property
-    def precision(self) -> Literal["float32", "bfloat16"]:
-        """Of trunk and decoder; quantisers are float32 always."""
-
-    @property
-    def losses(self) -> LossWeights:
-        """Of the terms."""
-
-    @property
-    def seed(self) -> int:
-        """Of codebook restarts."""
 
 
 class TrainMetrics(NamedTuple):
@@ -115,7 +79,7 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     state.optimizer.zero_grad()
     loss.total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
-    metrics = TrainMetrics(*torch.stack((*loss, norm)).tolist(), rate)
+    metrics = TrainMetrics._make([*torch.stack((*loss, norm)).tolist(), rate])
     # A norm that is not finite is so on every rank, the gradient being shared: all raise, and none waits for another.
     if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
         raise FloatingPointError(

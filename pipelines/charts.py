@@ -35,7 +35,7 @@ def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) 
     """Return about `count` ticks, 1, 2 or 5 times a power of ten apart, the first at most `low` and the last at least `high`."""
     assert math.isfinite(low), low
     assert math.isfinite(high), high
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(low) / 2 or 1.0
         low, high = low - room, low + room
     raw = (high - low) / max(count - 1, 1)
@@ -51,7 +51,9 @@ def tick_label(value: float, step: float) -> str:
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size and step >= size / 10:
             return f"{value / size:.4g}{suffix}"
-    if value and step < 1e-4:
+    if not value:
+        return "0"
+    if step < 1e-4:
         return f"{value:.3g}"
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
@@ -90,8 +92,7 @@ def line_chart(points: Sequence[tuple[int, float]], *, label: str, unit: str = "
 
 def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float = 1.0, tone: str = "neutral") -> str:
     """Draw a horizontal bar per row, from 0 to `maximum`; `tone` is the CSS class that gives the colour."""
-    left, right = 12 + 7.2 * max((len(bar.label) for bar in bars), default=0), 300
-    left = min(left, 130.0)
+    left, right = min(16 + 7.2 * max((len(bar.label) for bar in bars), default=0), 130.0), 300
     svg = _svg(BAR_WIDTH, max(BAR_ROW * len(bars), 1), label, f"chart bars {tone}")
     for number, bar in enumerate(bars):
         middle = BAR_ROW * number + BAR_ROW / 2
@@ -102,7 +103,8 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float = 1.0, tone: st
         _rect(row, left, middle - BAR_THICKNESS / 2, (right - left) * _share(bar.value, maximum), BAR_THICKNESS, "fill")
         if bar.mark is not None:
             x = round(left + (right - left) * _share(bar.mark, maximum), 2)
-            _line(row, x, middle - BAR_THICKNESS / 2 - 4, x, middle + BAR_THICKNESS / 2 + 4, "mark")
+            for classes in ("halo", "mark"):
+                _line(row, x, middle - BAR_THICKNESS / 2 - 4, x, middle + BAR_THICKNESS / 2 + 4, classes)
         _text(row, right + 12, middle + 4, bar.text, "value")
     return tostring(svg, encoding="unicode")
 

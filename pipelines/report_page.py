@@ -30,7 +30,7 @@ STEP_NAMES = {
 }
 """What a row is once a stage has passed it on; a stage that is not listed shows its own name."""
 TRAINING_NAMES = {"teacher": "Teacher", "train": "Tokenizer"}
-CAPTION_CHARACTERS = 140
+CAPTION_CHARACTERS = 100
 """A longer caption is folded."""
 ALT_CHARACTERS = 120
 REASONS_SHOWN = 5
@@ -54,7 +54,7 @@ class Shot(NamedTuple):
 
 def render(data: ReportData) -> str:
     """Return the page."""
-    # Closing tags are escaped too: no text of a corpus or a recipe reaches the page as markup.
+    # Captions, URLs' reasons and recipes come from elsewhere: nothing reaches the page unescaped but the charts, which escape their own.
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
@@ -102,7 +102,8 @@ def short_count(number: float) -> str:
     """Write a number to about three figures where it has seven digits or more."""
     for unit, letter in ((1e9, "B"), (1e6, "M")):
         if number >= unit:
-            return f"{number / unit:.3g}{letter}" if number < 1000 * unit else f"{number / unit:,.0f}{letter}"
+            part = number / unit
+            return f"{part:,.{2 if part < 10 else 1 if part < 100 else 0}f}{letter}"
     return count(number)
 
 
@@ -112,6 +113,8 @@ def percent(share: float) -> str:
         return "–"
     if 0 < share < 0.0005:
         return "<0.1%"
+    if share in {0, 1}:
+        return f"{share:.0%}"
     return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
@@ -125,7 +128,7 @@ def decimal(value: float, places: int = 2) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time in its two largest units."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -14,7 +14,9 @@ from pipelines.samples import KeptRow, batches, decode, kept_rows, open_shard, r
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.token_shards import Ids, token_schema, write_data_shard
 
-SCORES = ("similarity", "width", "height")
+SCORES = ("similarity",)
+LEFT_OUT = {"key", "sample_key", "status", "reason", "error_message", "width", "height"}
+"""Of an image shard's columns: the sample key stands first, every kept sample succeeded, and stored sizes are the recipe's."""
 
 
 class Worker:
@@ -62,8 +64,8 @@ def _meta(shard: ImageShard, rows: list[KeptRow], scores: pa.Table) -> pa.Table:
     own = shard.metadata.take(places)
     by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
     scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
-    columns = {"key": scored["key"], **{name: own[name] for name in own.column_names if name not in {"sample_key", *SCORES}}}
-    return pa.table(columns | {name: scored[name] for name in SCORES})
+    carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
+    return pa.table({"key": scored["key"], **carried, **{name: scored[name] for name in SCORES}})
 
 
 def _usage(ids: Ids, depth: int, num_codes: int) -> list[float]:

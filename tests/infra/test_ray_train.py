@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
+from ray import cloudpickle
 
 from infra.ray_session import ray_session
 from infra.ray_train import WorkerRun, fit
@@ -21,10 +21,10 @@ from infra.ray_train import WorkerRun, fit
 @pytest.fixture(scope="module")
 def _session() -> Iterator[None]:
     this = sys.modules[__name__]
-    ray.cloudpickle.register_pickle_by_value(this)  # workers cannot import a test
+    cloudpickle.register_pickle_by_value(this)  # workers cannot import a test
     with ray_session("local", num_cpus=2, object_store_mb=100):
         yield
-    ray.cloudpickle.unregister_pickle_by_value(this)
+    cloudpickle.unregister_pickle_by_value(this)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults

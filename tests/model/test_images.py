@@ -42,8 +42,8 @@ def test_transparency_shows_white() -> None:
 @pytest.mark.parametrize("size", [(40, 16), (16, 40)])
 def test_the_shortest_side_is_resized_and_the_centre_kept(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", size, "black")
-    middle = tuple(side // 2 - 4 for side in size)
-    picture.paste((255, 255, 255), (*middle, middle[0] + 8, middle[1] + 8))
+    left, top = (side // 2 - 4 for side in size)
+    picture.paste((255, 255, 255), (left, top, left + 8, top + 8))
     (levels,) = to_tensor([picture], 8)
     assert levels.shape == (3, 8, 8)
     assert levels[:, 3:5, 3:5].min() > 250

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from model.config import TokenizerConfig
@@ -58,7 +58,7 @@ def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
     losses = [metrics.loss for metrics in run(fresh_state(config), 20)]
     # Kernels of other CPUs round otherwise; a change of the mathematics moves far more than this.
     assert losses[0] == pytest.approx(18.67218, rel=1e-3)
-    assert losses[-1] == pytest.approx(0.0, rel=2e-2)
+    assert losses[-1] == pytest.approx(2.25895, rel=2e-2)
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(config: TokenizerConfig, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def one_rank(rank: int, config: TokenizerConfig, folder: str) -> None:
 def test_two_ranks_take_the_steps_of_one(config: TokenizerConfig, tmp_path: Path) -> None:
     single = fresh_state(config)
     run(single, 2)
-    torch.multiprocessing.start_processes(one_rank, args=(config, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(one_rank, args=(config, str(tmp_path)), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, expected in single.tokenizer.state_dict().items():
         assert torch.equal(first[name], second[name]), name

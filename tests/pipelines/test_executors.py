@@ -1,0 +1,88 @@
+"""The executor changes no byte, and a killed driver loses no finished unit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Recipe
+from pipelines.plan import Planner
+from pipelines.receipts import Receipt, read_receipts
+from pipelines.run import run_command
+from pipelines.run_ray import RayExecutor
+from pipelines.steps import COMMANDS
+from tests.conftest import TINY, LoadTiny, planned
+
+PROJECT = Path(TINY).parents[1]
+
+
+def contents(recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
+    """Return the name and checksum of every output file of a run, by step."""
+    receipts = {one.label: read_receipts(one.job.store()).values() for one in Planner(recipe).plan() if one.job}
+    return {label: [(file.name, file.sha256) for receipt in of_step for file in receipt.files] for label, of_step in receipts.items()}
+
+
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> Recipe:
+    recipe = load_tiny(tmp_path_factory.mktemp("ray"))
+    with RayExecutor(recipe.cluster) as executor:
+        for command in COMMANDS:
+            run_command(command, recipe, executor, lambda _: None)
+    return recipe
+
+
+def test_ray_and_this_process_give_identical_bytes(on_ray: Recipe, finished: Recipe) -> None:
+    # The report names its run's times and folders.
+    ours, theirs = contents(finished), contents(on_ray)
+    assert ours.pop("report")[0][0] == theirs.pop("report")[0][0]
+    assert ours == theirs
+    assert len(ours) == 14
+
+
+def wait_for_first_receipt(folder: Path, driver: "subprocess.Popen[bytes]", limit_seconds: float = 120) -> None:
+    until = time.monotonic() + limit_seconds
+    while not any(folder.glob("receipts/*.json")):
+        assert driver.poll() is None, "the driver ended before it was killed"
+        assert time.monotonic() < until, "no unit was done in time"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("command", ["download", "targets", "pretokenize"])
+def test_a_killed_driver_goes_on_where_it_was(command: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    root = tmp_path / "killed"
+    shutil.copytree(finished.root, root)
+    recipe = load_tiny(root)
+    job, uninterrupted = planned(recipe, command, "tiny-train").job, planned(finished, command, "tiny-train").job
+    assert job is not None
+    assert uninterrupted is not None
+    shutil.rmtree(job.folder)
+    driver = start(command, root)
+    wait_for_first_receipt(Path(job.folder), driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = settled_receipts(recipe, command)
+    assert 0 < len(before) < len(job.units), "the kill came too late to be in the middle"
+    assert start(command, root).wait(timeout=240) == 0
+    after = read_receipts(job.store())
+    assert {unit: after[unit] for unit in before} == before
+    assert {unit: receipt.files for unit, receipt in after.items()} == {
+        unit: receipt.files for unit, receipt in read_receipts(uninterrupted.store()).items()
+    }
+
+
+def start(command: str, root: Path) -> "subprocess.Popen[bytes]":
+    arguments = [sys.executable, "-m", f"jobs.{command}", TINY, "--root", str(root), "--set", "cluster.max_workers=1"]
+    return subprocess.Popen(arguments, cwd=PROJECT, stdout=subprocess.DEVNULL)
+
+
+def settled_receipts(recipe: Recipe, command: str) -> dict[str, Receipt]:
+    """Return the receipts once the killed driver's cluster is gone too: a worker may finish the unit it was at."""
+    time.sleep(2)
+    job = planned(recipe, command, "tiny-train").job
+    assert job is not None
+    return read_receipts(job.store())
