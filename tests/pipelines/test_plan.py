@@ -21,7 +21,7 @@ def test_a_new_run_can_do_its_first_step_and_knows_the_size_of_the_rest(tmp_path
     plan = {one.label: one for one in Planner(load_tiny(tmp_path)).plan()}
     assert [label for label, one in plan.items() if one.job] == ["scenes tiny-train", "scenes tiny-heldout"]
     assert plan["pretokenize tiny-train"].waits_for[0] == "download tiny-train"
-    assert (plan["pretokenize tiny-train"].num_units, plan["pretokenize tiny-train"].num_rows) == (3, 40)
+    assert (plan["pretokenize tiny-train"].num_units, plan["pretokenize tiny-train"].num_rows) == (10, 40)
     assert not any(tmp_path.iterdir())
 
 

@@ -61,12 +61,12 @@ def test_each_kind_of_damage_is_named(tokens: Path) -> None:
     shard = tokens / "data/00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-1])
     (tokens / "meta/00001.parquet").unlink()
-    (tokens / "data/00009.arrow").write_bytes(b"stray")
+    (tokens / "data/00099.arrow").write_bytes(b"stray")
     (tokens / "receipts/00002.json").write_text("{")
     assert sorted(described(tokens)) == [
         ("data/00000.arrow", "truncated"),
         ("data/00002.arrow", "extra"),
-        ("data/00009.arrow", "extra"),
+        ("data/00099.arrow", "extra"),
         ("ledger/00002.parquet", "extra"),
         ("manifest.json", "altered"),
         ("meta/00001.parquet", "missing"),

@@ -1,0 +1,99 @@
+"""The command line as a user meets it: processes of its own, exit codes, one-line errors."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Recipe
+from tests.conftest import TINY, LoadTiny, planned
+
+PROJECT = Path(TINY).parents[1]
+
+
+def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", TINY, "--set", "train.stepz=3"), f"dualtoken: {TINY}: train.stepz=3 is no key of a recipe: did you mean steps?"),
+        (("plan", "nowhere.yaml"), "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: scenes, urls"),
+        (("download", TINY, "--corpus", "webb"), "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout"),
+        (("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"), "dualtoken: submit downlaod: no such stage: use one of "),
+        (("run", TINY, "--set", "teacher.tower.width=33"), "is no multiple of num_heads=2: change one of them"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_exit_code_2(arguments: tuple[str, ...], line: str) -> None:
+    ended = dualtoken(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert line in ended.stderr.splitlines()[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_mistake_is_told_without_loading_torch_ray_or_dagster() -> None:
+    script = (
+        "import sys; sys.argv[1:] = ['run', 'scenes', '--set', 'a=1']; import jobs.cli\ntry: jobs.cli.main()\nexcept SystemExit: pass\n"
+    )
+    script += "print(sorted({'torch', 'ray', 'dagster'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_a_finished_run_says_so_and_names_its_report(finished: Recipe) -> None:
+    started = time.monotonic()
+    ended = dualtoken("run", TINY, "--root", finished.root)
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[0] == "nothing to do: every stage is done"
+    report = Path(ended.stdout.splitlines()[-1].removeprefix("report: "))
+    assert report.is_file()
+    assert time.monotonic() - started < 30
+
+
+def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
+    for command in ("plan", "status"):
+        lines = dualtoken(command, TINY, "--root", finished.root).stdout.splitlines()
+        assert [line.split()[0] for line in lines[1:]] == [
+            *("scenes", "scenes", "download", "download", "teacher", "score", "score", "filter", "filter"),
+            *("targets", "targets", "train", "pretokenize", "pretokenize", "report"),
+        ]
+
+
+def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
+    ended = dualtoken("pretokenize", TINY, "--in-process", "--root", tmp_path)
+    assert ended.returncode == 2
+    assert "run `dualtoken download` first" in ended.stderr
+
+
+def test_one_corpus_alone_can_be_done(tmp_path: Path) -> None:
+    assert dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout").returncode == 0
+    assert [folder.name for folder in tmp_path.iterdir()] == ["tiny-heldout"]
+
+
+def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
+    assert job is not None
+    shard = Path(job.folder) / "data/00001.arrow"
+    original = shard.read_bytes()
+    shard.write_bytes(original[:900] + bytes([original[900] ^ 1]) + original[901:])
+    damaged = dualtoken("verify", job.folder)
+    assert damaged.returncode == 1
+    assert re.match(rf"{re.escape(str(shard))}: altered", damaged.stdout)
+    assert dualtoken("verify", job.folder, "--repair", "--in-process").returncode == 0
+    assert shard.read_bytes() == original
+    assert dualtoken("verify", job.folder).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "submit", "plan", "status", "verify", "scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"],
+)
+def test_the_readme_names_every_command(command: str) -> None:
+    assert re.search(rf"`(dualtoken )?{command}\b", (PROJECT / "README.md").read_text())
