@@ -6,12 +6,9 @@ to, so a name that changes its mind between two look-ups gains nothing. A failur
 
 import asyncio
 import email.utils
-import ipaddress
 import random
-import socket
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -20,8 +17,9 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
+
+from infra.addresses import CheckedResolver, PrivateAddressError, is_public
 
 CHUNK_BYTES = 1 << 16
 BACKOFF_SECONDS = 0.25
@@ -30,9 +28,6 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 RETRIED = frozenset({408, 429, *range(500, 600)})
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """Directives of X-Robots-Tag that img2dataset honours by default."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 
 
 class FetchReason(StrEnum):
@@ -97,10 +92,6 @@ class _Failure(Exception):
         self.retry_after = retry_after
 
 
-class _PrivateAddressError(OSError):
-    pass
-
-
 @cache
 def user_agent() -> str:
     """Say who asks: `dualtoken/<version>`."""
@@ -108,44 +99,6 @@ def user_agent() -> str:
         return f"dualtoken/{metadata.version('dualtoken')}"
     except metadata.PackageNotFoundError:
         return "dualtoken/unknown"
-
-
-def is_public(address: str) -> bool:
-    """Tell whether an IP address is of the public internet; one that is wrapped in IPv6 is judged by what it wraps.
-
-    Raises `ValueError` where it is no IP address.
-    """
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        # Global unicast leaves out v4-mapped, unique local, link-local and multicast addresses.
-        return ip in _GLOBAL_UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
-    # 192.0.0.0/24 is for protocols between neighbours, though a part of it counts as global.
-    return ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS
-
-
-class _CheckedResolver(AbstractResolver):
-    """Looks names up in threads of its own and refuses a name with any address that is not public."""
-
-    def __init__(self, limits: FetchLimits) -> None:
-        self._allow_private = limits.allow_private_addresses
-        self._threads = ThreadPoolExecutor(min(limits.concurrency, 32), thread_name_prefix="dns")
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-        results = []
-        for kind, _, protocol, _, address in found:
-            ip = str(address[0])
-            if not self._allow_private and not is_public(ip):
-                raise _PrivateAddressError(f"{host} is at {ip}")
-            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            results.append(ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags))
-        return results
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Fetcher:
@@ -158,8 +111,10 @@ class Fetcher:
 
     async def __aenter__(self) -> Self:
         """Open the session."""
+        threads = min(self._limits.concurrency, 32)
+        resolver = CheckedResolver(threads=threads, allow_private=self._limits.allow_private_addresses)
         # No limit of its own: the slots are one. A cached look-up is one that was checked.
-        connector = aiohttp.TCPConnector(limit=0, resolver=_CheckedResolver(self._limits), ttl_dns_cache=300)
+        connector = aiohttp.TCPConnector(limit=0, resolver=resolver, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -290,7 +245,7 @@ def _classify(error: aiohttp.ClientError) -> NoReturn:
     """Raise an aiohttp error as one of the closed list."""
     detail = str(error) or type(error).__name__
     match error:
-        case aiohttp.ClientConnectorDNSError(os_error=_PrivateAddressError()):
+        case aiohttp.ClientConnectorDNSError(os_error=PrivateAddressError()):
             reason, detail = FetchReason.PRIVATE_ADDRESS, str(error.os_error)
         case aiohttp.ClientConnectorDNSError():
             reason, detail = FetchReason.DNS, str(error.os_error)

@@ -6,6 +6,7 @@ runs under Ray Train. Nothing here decides what is done: receipts do.
 
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,10 +18,11 @@ from typing import Any, Self
 import numpy as np
 import ray.data
 
-from infra.ray_session import ray_session
+from infra.ray_session import LOCAL, current_job_address, ray_session
 from infra.ray_train import fit
 from infra.storage import Store
 from pipelines.config import ClusterConfig
+from pipelines.errors import UserError
 from pipelines.executor import Outcome, Work, WorkerSlot, attempt
 from pipelines.stage import StageJob, Unit, UnitOutput
 
@@ -45,14 +47,22 @@ class RayExecutor:
     def run(self, work: Sequence[Work]) -> Iterator[Outcome]:
         """Yield an outcome per unit as they end, in any order."""
         if not self._connected:
-            cluster = self._cluster
-            session = ray_session(cluster.address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb)
-            self._session.enter_context(session)
-            self._connected = True
+            self._connect()
         if work[0].job.stage == "train":
             yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
         else:
             yield from self._map(work)
+
+    def _connect(self) -> None:
+        cluster = self._cluster
+        # Inside a Ray job, the cluster is the one that the job runs on.
+        address = (current_job_address() or LOCAL) if cluster.address == LOCAL else cluster.address
+        try:
+            self._session.enter_context(ray_session(address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb))
+        except ValueError as error:
+            raise UserError(f"cluster.{error}") from None
+        self._connected = True
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
         context = ray.data.DataContext.get_current()

@@ -4,6 +4,7 @@ The loop is the same in this process and under Ray Train; only what it calls to 
 to hand over a checkpoint, differs.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -70,6 +71,7 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
     """Train to the last step, from the last checkpoint if there is one; `settings` holds the job."""
     job: StageJob = settings["job"]
     train = job.recipe.train
+    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells each of its steps to the root logger
     if run.device.type == "cpu":
         use_threads(train.cpus_per_worker)
     with scratch_folder() as name, ExitStack() as records:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from infra.fetch import Fetched, Fetcher, FetchFailed, FetchLimits, is_public, user_agent
+from infra.addresses import is_public
+from infra.fetch import Fetched, Fetcher, FetchFailed, FetchLimits, user_agent
 
 Answer = Callable[[socket.socket, str, int], None]
 """Gets the connection, the whole request head, and how many requests came before."""
@@ -231,7 +232,7 @@ def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
 
 def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # The first hop stands for a public server: only its address passes the check.
-    monkeypatch.setattr("infra.fetch.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+    monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
     hidden = []
     strict = replace(LIMITS, allow_private_addresses=False)
     for target in ("http://127.0.0.2:{}/", "http://[::1]:{}/", "http://169.254.169.254/latest/meta-data/", "http://[::ffff:127.0.0.1]:{}/"):
@@ -266,7 +267,7 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
 
     with serving(reply(b"ok")) as server:
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr("infra.fetch.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+        monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
         url = f"http://rebinding.test:{server.base.rpartition(':')[2]}/"
         assert isinstance(get(url, replace(LIMITS, allow_private_addresses=False)), Fetched)
     assert looked_up == ["rebinding.test"]

@@ -19,13 +19,13 @@ from PIL import Image
 from infra.image_server import serve_images
 from pipelines.config import DownloadConfig, Recipe
 from pipelines.errors import UserError
+from pipelines.image_check import ImagePreparer, Prepared, Rejected
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import check_closed, count_statuses, sample_key
 from pipelines.recipe import load_recipe
 from pipelines.scenes import render, scene
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stages import download, scenes
-from pipelines.stages.download import ImagePreparer, Prepared, Rejected
 from pipelines.url_table import count_source_rows
 from tests.pipelines.test_image_shards import write_theirs
 

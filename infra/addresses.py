@@ -1,0 +1,57 @@
+"""Which addresses a fetcher may connect to, and a resolver that looks names up and refuses all others."""
+
+import asyncio
+import ipaddress
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
+
+
+class PrivateAddressError(OSError):
+    """A name has an address that is not of the public internet."""
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is of the public internet; one that is wrapped in IPv6 is judged by what it wraps.
+
+    Raises `ValueError` where it is no IP address.
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        # Global unicast leaves out v4-mapped, unique local, link-local and multicast addresses.
+        return ip in _GLOBAL_UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
+    # 192.0.0.0/24 is for protocols between neighbours, though a part of it counts as global.
+    return ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS
+
+
+class CheckedResolver(AbstractResolver):
+    """Looks names up in threads of its own and refuses a name with any address that is not public."""
+
+    def __init__(self, *, threads: int, allow_private: bool) -> None:
+        """Start with no thread; `allow_private` looks names up and refuses none."""
+        self._allow_private = allow_private
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+        """Return the name's addresses, each of them checked; raises `PrivateAddressError`."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        results = []
+        for kind, _, protocol, _, address in found:
+            ip = str(address[0])
+            if not self._allow_private and not is_public(ip):
+                raise PrivateAddressError(f"{host} is at {ip}")
+            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            results.append(ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags))
+        return results
+
+    async def close(self) -> None:
+        """End the threads; look-ups under way are left to finish."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
