@@ -1,6 +1,7 @@
-"""The end of a local Ray cluster whose driver was killed; a small process of its own, so it imports nothing but Python.
+"""The end of a local Ray cluster; as the process that outlives a killed driver it is small, so it imports only Python.
 
-Ray's main processes die with their driver, but its agents wait a minute for a server that is gone with them.
+Ray's main processes die with their driver, but its agents wait a minute for a server that is gone with them, and a
+worker in a long native call hears of nothing until the call returns.
 """
 
 import os
@@ -19,19 +20,24 @@ def main(folder: str) -> None:
     """Wait for the driver at the other end of standard input; if it dies without a word, clear away what it started."""
     if sys.stdin.buffer.read(1):
         return
-    deadline = time.monotonic() + LONGEST_SECONDS
-    time.sleep(GRACE_SECONDS)
-    while (pids := _users(folder)) and time.monotonic() < deadline:
-        for pid in pids:
+    end_users(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_users(folder: str) -> None:
+    """Kill the processes of a session that is over, this one excepted, when they have had a moment to end by themselves."""
+    since = time.monotonic()
+    while (pids := _users(folder)) and (waited := time.monotonic() - since) < LONGEST_SECONDS:
+        for pid in pids if waited > GRACE_SECONDS else ():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.2)
-    shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _users(folder: str) -> list[int]:
     """The processes with a file of the folder open: every one of Ray's has its log there."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _has_open(entry / "fd", folder)]
+    pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()} - {os.getpid()}
+    return [pid for pid in pids if _has_open(Path(f"/proc/{pid}/fd"), folder)]
 
 
 def _has_open(files: Path, folder: str) -> bool:

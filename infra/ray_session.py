@@ -27,6 +27,8 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # Cython
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from infra.ray_reaper import end_users
+
 LOCAL = "local"
 EXIT_PREEMPTED = 143
 FOLDER_PREFIX = "dualtoken-ray-"
@@ -94,7 +96,7 @@ def ray_session(
     options: dict[str, Any] = {"logging_level": logging.WARNING if quiet else logging.INFO, "log_to_driver": True}
     if worker_setup is not None:
         options["runtime_env"] = {"worker_process_setup_hook": worker_setup}
-    with _environment(_variables(address)):
+    with environment(_variables(address, quiet=quiet)):
         if address != LOCAL:
             _check_answers(address)
             with _connection(address=address, **options):
@@ -141,10 +143,13 @@ def _check_answers(address: str) -> None:
             ) from None
 
 
-def _variables(address: str) -> dict[str, str]:
+def _variables(address: str, *, quiet: bool) -> dict[str, str]:
     """What Ray reads from the environment, for this process and those that it starts."""
     # The second one silences a warning about a default that changes in a later Ray.
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    if quiet and "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+        # Ray's C++ core calls it an error that Ray Data's actors restart; what fails reaches Python as an exception.
+        variables["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     if address == LOCAL:
         variables["RAY_AUTH_MODE"] = "token"
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -156,7 +161,7 @@ def _variables(address: str) -> dict[str, str]:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """Set variables, and put all of Ray's back afterwards: ray.init() sets some of its own."""
 
     def ours() -> dict[str, str]:
@@ -242,6 +247,7 @@ def _reaper(folder: Path) -> Iterator[None]:
             with suppress(BrokenPipeError):
                 process.stdin.write(b".")
                 process.stdin.flush()
+            end_users(str(folder))
 
 
 def remove_stale_folders(base: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import fsspec.core
 import ray
@@ -21,7 +20,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.config import LoggingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from infra.ray_session import environment
 
 POLL_SECONDS = 0.5
 """Between two looks of the controller at its workers; Ray's default of 2 s is also how long a checkpoint stays uncommitted."""
@@ -84,7 +85,7 @@ def fit(
     `num_to_keep` of them. A fit of the same name and storage goes on from the last committed one; so does one whose
     workers died, `max_failures` times at most. Returns the last committed checkpoint's folder or URL.
 
-    Raises ValueError where the loop did, TrainingFailedError where it failed otherwise, RuntimeError if there never was
+    Raises ValueError, or its subclass, where the loop did, TrainingFailedError where it failed otherwise, RuntimeError if there never was
     a checkpoint.
     """
     filesystem, root = fsspec.core.url_to_fs(storage_path)
@@ -104,7 +105,7 @@ def fit(
         ),
     )
     get_or_create_autoscaling_coordinator()  # Train needs this actor; it starts now beside the controller, not after it
-    with patch.dict(os.environ, _variables() | os.environ):
+    with environment(_variables()):
         try:
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
@@ -137,7 +138,7 @@ def _variables() -> dict[str, str]:
     if not _many_nodes():
         # Its notice of a node's end is of use only where other nodes live on; it is a process.
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    return variables
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def _work(loop: Loop, settings: dict[str, Any]) -> None:
@@ -149,12 +150,12 @@ def _work(loop: Loop, settings: dict[str, Any]) -> None:
     loop(settings, WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device))
 
 
-def _cause(error: WorkerGroupError) -> ValueError | TrainingFailedError:
+def _cause(error: WorkerGroupError) -> Exception:
     """A user's mistake as what it was; it comes wrapped, with a traceback that only a developer wants."""
     for failure in error.worker_failures.values():
         origin: BaseException | None = failure
         while origin is not None:
             if isinstance(origin, ValueError):
-                return ValueError(str(origin))
+                return origin
             origin = getattr(origin, "cause", None) or origin.__cause__
     return error

@@ -170,6 +170,17 @@ class TokenizerConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _widths_fit(self) -> "TokenizerConfig":
+        for name, width in (("pixel", self.pixel.width), ("semantic", self.semantic.width)):
+            if max(width, self.tower.width) % min(width, self.tower.width):
+                raise ValueError(f"{name}.width={width}, tower.width={self.tower.width}: make one a multiple of the other")
+        if self.tower.width % self.decoder.norm_groups:
+            raise ValueError(
+                f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: change norm_groups"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _streams_share_a_shape(self) -> "TokenizerConfig":
         if self.pixel.depth != self.semantic.depth:
             raise ValueError(f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal")

@@ -1,6 +1,7 @@
 """The tokenizer's loss: stage 1 of the released DualToken code, less its LPIPS and GAN terms.
 
-B images, N tokens, W channels. Cosine terms are 1 - cos where the paper has -cos: the same gradient, and zero is perfect.
+B images, N tokens, W channels of a tower, E of an embedding. Cosine terms are 1 - cos where the paper has -cos: the same
+gradient, and zero is perfect.
 """
 
 from typing import NamedTuple
@@ -10,8 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.settings import LossWeights
-from model.teacher import TeacherTargets
 from model.tokenizer import TokenizerOutput
+
+
+class TeacherTargets(NamedTuple):
+    """What the tokenizer learns to predict."""
+
+    pooled: Float[Tensor, "B E"]  # the teacher's pooled output, of any length
+    dense: Float[Tensor, "B N W"]  # its tokens after the semantic block
 
 
 class TokenizerLoss(NamedTuple):

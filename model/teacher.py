@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.config import TextConfig
+from model.losses import TeacherTargets
 from model.settings import TeacherShape
 from model.torchvision_ops import declare_missing_ops
 from model.tower import register_tower, tower_name
@@ -31,13 +32,6 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
 """Brings sines and cosines to about the size of patches' tokens."""
-
-
-class TeacherTargets(NamedTuple):
-    """What the tokenizer learns to predict."""
-
-    pooled: Float[Tensor, "B E"]  # the tower's pooled output, of any length
-    dense: Float[Tensor, "B N W"]  # tokens after the semantic block
 
 
 class TeacherOutput(NamedTuple):

@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.losses import tokenizer_loss
+from model.losses import TeacherTargets, tokenizer_loss
 from model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from model.settings import TrainSettings
-from model.teacher import TeacherTargets
 from model.tokenizer import DualTokenizer, TokenizerOutput
 
 

@@ -1,5 +1,6 @@
 """The errors that a command ends with, and its exit codes."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -20,9 +21,9 @@ class UserError(ValueError):
 class UnitsFailed(Exception):
     """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
 
-    def __init__(self, label: str, failures: dict[str, BaseException | str], num_units: int, code: ExitCode) -> None:
+    def __init__(self, label: str, failures: Mapping[str, str], num_units: int, code: ExitCode) -> None:
         unit, first = next(iter(failures.items()))
-        reason = " ".join(str(first).split()) or type(first).__name__
+        reason = " ".join(first.split())
         super().__init__(f"{label}: {len(failures)} of {num_units} units failed; unit {unit}: {reason}")
         self.code = code
 

@@ -138,17 +138,7 @@ class Evaluation:
 
     def usage(self) -> tuple[CodebookUsage, ...]:
         """Return how evenly each stream's codes are used."""
-        uses = ((stream, counts.shape[1], codebook_use(counts)) for stream, counts in self._counts.items())
-        return tuple(
-            CodebookUsage(
-                stream=stream,
-                num_codes=num_codes,
-                usage=use.usage.item(),
-                usage_per_depth=tuple(use.usage_per_depth.tolist()),
-                perplexity_per_depth=tuple(use.perplexity_per_depth.tolist()),
-            )
-            for stream, num_codes, use in uses
-        )
+        return tuple(_usage(stream, counts) for stream, counts in self._counts.items())
 
     def retrieval(self) -> Retrieval | None:
         """Return how often an image's own caption is the nearest of all held-out ones."""
@@ -183,6 +173,17 @@ class Evaluation:
         right = torch.tensor([right for _, right in asked], device=texts.device)
         teacher, quantised = (choice_accuracy(embeddings, texts, right).item() for embeddings in images)
         return AttributeAccuracy(name=name, teacher=teacher, quantised=quantised, chance=CHANCE[name])
+
+
+def _usage(stream: Stream, counts: Tensor) -> CodebookUsage:
+    use = codebook_use(counts)
+    return CodebookUsage(
+        stream=stream,
+        num_codes=counts.shape[1],
+        usage=use.usage.item(),
+        usage_per_depth=tuple(use.usage_per_depth.tolist()),
+        perplexity_per_depth=tuple(use.perplexity_per_depth.tolist()),
+    )
 
 
 def _png(levels: Tensor) -> bytes:

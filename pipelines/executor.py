@@ -4,7 +4,7 @@ import importlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from pipelines.commit import run_unit
 from pipelines.errors import ExitCode, UnitsFailed, exit_code
@@ -54,8 +54,8 @@ class WorkerSlot:
         """Return the job's worker, opened on first use."""
         if self._worker is None or self._job is not job:
             self._worker = None  # frees the last job's models before the next ones are loaded
-            self._worker = importlib.import_module(f"pipelines.stages.{job.stage}").Worker(job)
-            self._job = job
+            stage = importlib.import_module(f"pipelines.stages.{job.stage}")
+            self._worker, self._job = cast("Worker", stage.Worker(job)), job
         return self._worker
 
 

@@ -44,8 +44,8 @@ def _read(location: str) -> str:
     if location in shipped_recipes() and not Path(location).is_file():
         return (resources.files("recipes") / f"{location}.yaml").read_text()
     try:
-        with fsspec.open(location, "rt") as file:
-            return str(file.read())
+        fs, path = fsspec.url_to_fs(location)
+        return bytes(fs.cat_file(path)).decode()
     except (FileNotFoundError, IsADirectoryError):
         names = ", ".join(shipped_recipes())
         raise UserError(f"recipe {location!r} is no file: give a path, or one of the shipped recipes: {names}") from None

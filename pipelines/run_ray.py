@@ -62,7 +62,7 @@ class RayExecutor:
         except ValueError as error:
             raise UserError(f"cluster.{error}") from None
         self._connected = True
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
         context = ray.data.DataContext.get_current()

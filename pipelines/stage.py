@@ -70,9 +70,7 @@ class UnitOutput:
 
 
 class Worker(Protocol):
-    """A stage's work; `open` is the constructor, so a process loads its models once."""
-
-    def __init__(self, job: StageJob) -> None: ...
+    """A stage's work. Its constructor takes the job and loads the models, so that a process does so once."""
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Do one unit; write its files below `scratch`."""

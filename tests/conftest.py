@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import jobs  # noqa: F401  (sets what must be set before torch is imported)
 from pipelines.config import Recipe
 from pipelines.plan import Planned, Planner
 from pipelines.recipe import load_recipe

@@ -4,6 +4,8 @@ import shutil
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 from infra.storage import Store, scratch_folder
 from model.images import to_tensor
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, export_open_clip, load_teacher, save_teacher, tokenize
@@ -44,7 +46,7 @@ def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
         raise UserError(f"teacher.folder has no {missing[0]}: give an open_clip checkpoint folder")
     teacher = load_teacher(folder)
-    blocks, width = len(teacher.trunk.blocks), teacher.trunk.embed_dim
+    blocks, width = len(list(teacher.trunk.blocks.children())), teacher.trunk.embed_dim
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
     if wanted != (found := (blocks, width, teacher.image_size)):
         raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
@@ -60,7 +62,7 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
             raise UserError(f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it")
         trainer = TeacherTrainer(settings, device)
 
-        def batch(step: int) -> tuple[object, object]:
+        def batch(step: int) -> tuple[Tensor, Tensor]:
             numbers = batch_numbers(len(samples), settings.batch_size, settings.seed, step)
             images = to_tensor([samples.image(number) for number in numbers], settings.image_size)
             return images, tokenize([samples.caption(number) for number in numbers], settings.text)

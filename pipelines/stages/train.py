@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from infra.storage import Store, scratch_folder
 from model.images import normalize, to_tensor
@@ -57,7 +58,7 @@ class TrainingRun(Protocol):
         ...
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Average the model's gradients over the workers."""
+        """Return the model, in DistributedDataParallel where there are several workers."""
         ...
 
 
@@ -129,7 +130,9 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     torch.manual_seed(job.recipe.train.seed)
     model = DualTokenizer(job.recipe.tokenizer)
     model.init_tower(load_teacher(job.input("teacher").local_folder(scratch / "teacher")).trunk)
-    state = TrainState(run.wrap(model.to(run.device)), job.recipe.train)
+    wrapped = run.wrap(model.to(run.device))
+    assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))
+    state = TrainState(wrapped, job.recipe.train)
     with run.latest_checkpoint() as folder:
         if folder is not None:
             state.load_state_dict(torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True))

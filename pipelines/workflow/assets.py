@@ -1,5 +1,6 @@
 """A recipe as Dagster assets: a command is an asset, a corpus a partition; receipts stay the state of truth."""
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -27,8 +28,11 @@ def recipe_definitions(recipe: Recipe, open_executor: OpenExecutor, say: Say) ->
     """Return the assets of a recipe and the job that makes all of them."""
     corpora = dg.StaticPartitionsDefinition(list(recipe.corpora))
     commands = [name for name, steps in COMMANDS.items() if STEPS[steps[0]].corpora(recipe)]
-    assets = [_asset(name, recipe, corpora, commands, open_executor, say) for name in commands]
-    return dg.Definitions(assets=assets, jobs=[dg.define_asset_job(JOB, selection="*")], executor=dg.in_process_executor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # of backfill_policy, which lets one run take all corpora
+        assets = [_asset(name, recipe, corpora, commands, open_executor, say) for name in commands]
+    job = dg.define_asset_job(JOB, selection=dg.AssetSelection.assets(*commands))
+    return dg.Definitions(assets=assets, jobs=[job], executor=dg.in_process_executor)
 
 
 def _asset(
@@ -43,7 +47,7 @@ def _asset(
         backfill_policy=dg.BackfillPolicy.single_run() if per_corpus else None,
         group_name=recipe.name.replace("-", "_").replace(".", "_"),
     )
-    def make(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    def make(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         chosen = list(context.partition_keys) if per_corpus else None
         finished = _run(command, recipe, open_executor, say, chosen)
         return dg.MaterializeResult(metadata=_metadata(finished), data_version=dg.DataVersion(_version(finished)))

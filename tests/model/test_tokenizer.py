@@ -98,6 +98,22 @@ def test_widths_that_do_not_divide_are_refused() -> None:
         AttnProjection(32, 12, causal=False)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel": {"width": 12, "depth": 3}}, "pixel.width=12, tower.width=32: make one a multiple of the other"),
+        ({"tower": {"width": 30}}, "pixel.width=8, tower.width=30"),
+        ({"decoder": {"norm_groups": 3, "latent_width": 6, "width": 6}}, "decoder.norm_groups=3 does not divide tower.width=32"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused_before_anything_is_built(config: TokenizerConfig, change: dict, message: str) -> None:
+    values = config.model_dump()
+    for part, fields in change.items():
+        values[part] |= fields
+    with pytest.raises(ValueError, match=message):
+        TokenizerConfig.model_validate(values)
+
+
 def test_saving_and_loading_keeps_every_bit(tokenizer: DualTokenizer, images: Tensor, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
     loaded = DualTokenizer.from_pretrained(tmp_path / "saved")

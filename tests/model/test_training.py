@@ -11,8 +11,8 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from model.config import TokenizerConfig
+from model.losses import TeacherTargets
 from model.optimizer import build_optimizer, learning_rate_at
-from model.teacher import TeacherTargets
 from model.tokenizer import DualTokenizer
 from model.training import TrainMetrics, TrainState, train_step
 
