@@ -19,7 +19,7 @@ def to_tensor(images: Sequence[Image.Image], size: int) -> UInt8[Tensor, "B 3 S 
     """
     if not images:
         raise ValueError("images is empty: pass at least one")
-    return torch.stack([_levels(_square(_opaque(image), size)) for image in images])
+    return torch.stack([_levels(_square(opaque(image), size)) for image in images])
 
 
 def normalize(levels: UInt8[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
@@ -32,7 +32,8 @@ def to_uint8(images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, transparency over white."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -21,10 +21,9 @@ class UserError(ValueError):
 class UnitsFailed(Exception):
     """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
 
-    def __init__(self, label: str, failures: Mapping[str, str], num_units: int, code: ExitCode) -> None:
-        unit, first = next(iter(failures.items()))
-        reason = " ".join(first.split())
-        super().__init__(f"{label}: {len(failures)} of {num_units} units failed; unit {unit}: {reason}")
+    def __init__(self, failures: Mapping[str, str], num_units: int, code: ExitCode) -> None:
+        unit, reason = next(iter(failures.items()))
+        super().__init__(f"{len(failures)} of {num_units} units failed; {unit}: {' '.join(reason.split())}")
         self.code = code
 
 

@@ -81,5 +81,5 @@ def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None
             say(f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s")
     if failed:
         worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
-        failures = {outcome.unit: outcome.error.rstrip().splitlines()[-1] for outcome in failed}
-        raise UnitsFailed(failed[0].label, failures, total, worst)
+        failures = {f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed}
+        raise UnitsFailed(failures, total, worst)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from infra.storage import Store
+from model.images import opaque
 from pipelines.image_shards import ImageShard
 
 Item = TypeVar("Item")
@@ -46,10 +47,7 @@ def decode(data: bytes) -> Image.Image:
     """Decode an image to RGB, transparency over white; raises OSError or ValueError when it is damaged."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-            layer = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-        return image.convert("RGB")
+        return opaque(image)
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -1,17 +1,12 @@
 """Submission by the Ray Jobs API, against a real cluster with token authentication on."""
 
-import os
-import secrets
 import shlex
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from infra.ray_jobs import AuthenticationRefused, ClusterUnreachable, JobOutcome, reread_authentication, submit_and_follow
+from tests.ray_head import free_ports
 
 CLIENT = """
 import sys
@@ -27,39 +23,6 @@ from infra.ray_jobs import submit_and_follow
 address, name, entrypoint, folder, receipt = sys.argv[1:]
 submit_and_follow(address, name=name, entrypoint=entrypoint, working_dir=folder, env={}, is_done=Path(receipt).exists)
 """
-
-
-@pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    """The address of a cluster's dashboard; this process has its token."""
-    ports = _free_ports(5)
-    folder = tempfile.mkdtemp(prefix="dt-head-", dir="/tmp")  # short: Ray's socket paths have a limit
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        reread_authentication()
-        command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000"]
-        command += ["--dashboard-host=127.0.0.1", f"--temp-dir={folder}", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
-        command += [
-            f"--ray-client-server-port={ports[2]}",
-            f"--dashboard-agent-listen-port={ports[3]}",
-            f"--metrics-export-port={ports[4]}",
-        ]
-        command[0] = str(Path(sys.executable).parent / "ray")
-        head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        address = f"http://127.0.0.1:{ports[1]}"
-        try:
-            _eventually(lambda: _lists_jobs(address), seconds=60)
-            yield address
-        finally:
-            head.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                head.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-            shutil.rmtree(folder, ignore_errors=True)
-    reread_authentication()
 
 
 def test_a_client_that_was_killed_finds_its_job_again(dashboard: str, tmp_path: Path) -> None:
@@ -145,7 +108,7 @@ def test_a_wrong_or_missing_token_is_refused(dashboard: str, tmp_path: Path, mon
 
 def test_a_cluster_that_does_not_answer_is_a_temporary_failure(tmp_path: Path) -> None:
     with pytest.raises(ClusterUnreachable, match="no Ray dashboard answers") as unreachable:
-        _submit(f"127.0.0.1:{_free_ports(1)[0]}", "nobody", "true", tmp_path, lambda: False)
+        _submit(f"127.0.0.1:{free_ports(1)[0]}", "nobody", "true", tmp_path, lambda: False)
     assert unreachable.value.exit_code == 75
 
 
@@ -232,25 +195,3 @@ def _submit(
         print_line=print_line,
         max_attempts=max_attempts,
     )
-
-
-def _lists_jobs(address: str) -> bool:
-    with suppress(ConnectionError, RuntimeError):
-        JobSubmissionClient(address).list_jobs()
-        return True
-    return False
-
-
-def _eventually(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.3)
-
-
-def _free_ports(count: int) -> list[int]:
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in with_ports]
-    for server in with_ports:
-        server.close()
-    return ports

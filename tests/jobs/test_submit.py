@@ -14,9 +14,7 @@ PROJECT = Path(TINY).parents[1]
 
 def submit(stage: str, root: Path, address: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "jobs.cli", "submit", stage, TINY, "--root", str(root), "--address", address]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=280, env={**os.environ, **environment}
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=280, env={**os.environ, **environment})
 
 
 def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(dashboard: str, tmp_path: Path, load_tiny: LoadTiny) -> None:
