@@ -31,7 +31,7 @@ class Outcome:
     counts: Mapping[str, int]
     seconds: float
     error: str = ""
-    """The traceback, empty where the unit is done."""
+    """What went wrong, with the traceback of a bug; empty where the unit is done."""
     code: ExitCode = ExitCode.DONE
 
 
@@ -64,7 +64,9 @@ def attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> Outcome:
     try:
         receipt = run_unit(job, worker(), unit)
     except Exception as error:  # noqa: BLE001  (sorted by exit_code, reported by collect)
-        return Outcome(job.label, unit.id, {}, 0.0, traceback.format_exc(), exit_code(error))
+        code = exit_code(error)
+        said = traceback.format_exc() if code == ExitCode.BUG else str(error) or type(error).__name__
+        return Outcome(job.label, unit.id, {}, 0.0, said, code)
     return Outcome(job.label, unit.id, receipt.counts, receipt.seconds)
 
 
@@ -75,7 +77,7 @@ def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None
     for done, outcome in enumerate(outcomes, start=1):
         if outcome.error:
             failed.append(outcome)
-            say(f"{outcome.label} {outcome.unit} failed ({done}/{total})\n{outcome.error.rstrip()}")
+            say(f"{outcome.label} {outcome.unit} failed ({done}/{total}): {outcome.error.rstrip()}")
         else:
             counts = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
             say(f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s")

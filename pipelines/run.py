@@ -23,18 +23,31 @@ def run_command(command: str, recipe: Recipe, executor: Executor, say: Say, corp
     """
     finished: list[Planned] = []
     for step in COMMANDS[command]:
-        require_inputs(command, recipe)
-        run_planned([one for one in _chosen(recipe, step, corpora) if not one.manifest], executor, say)
+        require_inputs(command, recipe, corpora)
+        open_steps = [one for one in _chosen(recipe, step, corpora) if not one.manifest]
+        _check_budget(recipe, open_steps)
+        run_planned(open_steps, executor, say)
         finished += _chosen(recipe, step, corpora)
     return finished
 
 
-def require_inputs(command: str, recipe: Recipe) -> None:
+def require_inputs(command: str, recipe: Recipe, corpora: Sequence[str] | None = None) -> None:
     """Raise `UserError` when a command's steps wait for an earlier command."""
     own = COMMANDS[command]
-    for planned in (planned for step in own for planned in Planner(recipe).step(step)):
+    for planned in (planned for step in own for planned in _chosen(recipe, step, corpora)):
         if waits := [label for label in planned.waits_for if label.split()[0] not in own]:
             raise UserError(f"{planned.label} waits for {', '.join(waits)}: run `dualtoken {_command_of(waits[0].split()[0])}` first")
+
+
+def _check_budget(recipe: Recipe, planned: Sequence[Planned]) -> None:
+    """Raise `UserError` before dense targets fill a disk."""
+    budget = recipe.targets.dense_budget_gb
+    for one in planned:
+        if one.step == "targets" and recipe.targets.dense and (size := (one.output_bytes or 0) / 1e9) > budget:
+            raise UserError(
+                f"{one.label} would take {size:.3g} GB, targets.dense_budget_gb={budget:g}: raise it, "
+                "or set targets.dense=false, and training runs the teacher itself"
+            )
 
 
 def _chosen(recipe: Recipe, step: str, corpora: Sequence[str] | None) -> list[Planned]:

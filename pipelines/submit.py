@@ -26,7 +26,7 @@ def submit_stage(
     """
     store = Store(recipe.root)
     recipe = recipe.model_copy(update={"root": store.url})
-    require_inputs(stage, recipe)
+    require_inputs(stage, recipe, corpora)
     name = submission_name(stage, recipe, corpora)
     store.put_bytes(recipe.model_dump_json(indent=1).encode(), f"submitted/{name}.json")
     command = ["python", "-m", f"jobs.{stage}", f"{store.url}/submitted/{name}.json"]
