@@ -55,9 +55,7 @@ def test_a_stage_whose_input_is_missing_names_the_command_to_run(tmp_path: Path,
         require_inputs("filter", load_tiny(tmp_path))
 
 
-def test_dense_targets_over_the_budget_are_refused_before_a_unit_runs(
-    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
-) -> None:
+def test_dense_targets_over_the_budget_are_refused_before_a_unit_runs(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
     recipe = load_tiny(tmp_path / "copy", "targets.dense_budget_gb=1.0e-5", "filter.rules.2.keep_fraction=0.8")
     run_command("filter", recipe, LocalExecutor(), lambda _: None)
