@@ -60,7 +60,7 @@ def build_teacher(config: TeacherShape) -> open_clip.CustomTextCLIP:
     side = config.image_size // config.tower.patch_size
     with torch.no_grad():
         positions.copy_(_POSITION_SCALE * build_sincos2d_pos_embed([side, side], dim=config.tower.width))
-        model.text.token_embedding.weight.mul_(_WORD_SCALE)
+        model.get_parameter("text.token_embedding.weight").mul_(_WORD_SCALE)
     return model
 
 
