@@ -96,7 +96,7 @@ def ray_session(
     options: dict[str, Any] = {"logging_level": logging.WARNING if quiet else logging.INFO, "log_to_driver": True}
     if worker_setup is not None:
         options["runtime_env"] = {"worker_process_setup_hook": worker_setup}
-    with environment(_variables(address, quiet=quiet)):
+    with environment(_variables(address)):
         if address != LOCAL:
             _check_answers(address)
             with _connection(address=address, **options):
@@ -143,13 +143,10 @@ def _check_answers(address: str) -> None:
             ) from None
 
 
-def _variables(address: str, *, quiet: bool) -> dict[str, str]:
+def _variables(address: str) -> dict[str, str]:
     """What Ray reads from the environment, for this process and those that it starts."""
     # The second one silences a warning about a default that changes in a later Ray.
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if quiet and "RAY_BACKEND_LOG_LEVEL" not in os.environ:
-        # Ray's C++ core calls it an error that Ray Data's actors restart; what fails reaches Python as an exception.
-        variables["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     if address == LOCAL:
         variables["RAY_AUTH_MODE"] = "token"
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
