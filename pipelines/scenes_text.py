@@ -76,11 +76,11 @@ def canonical_phrase(objects: Sequence[Described]) -> str:
 
 
 def compose(objects: Sequence[Described], wording: int) -> str:
-    """Say a scene in the phrasing that 64 random bits choose; a quarter are canonical, in either order of objects."""
+    """Say a scene in the phrasing that 64 random bits choose; half are canonical, in either order of objects."""
     choices = _Choices(wording)
     if choices.below(2):
         objects = objects[::-1]
-    if not choices.below(4):
+    if not choices.below(2):
         return canonical_phrase(objects)
     place, sentence = choices.among(_PLACES), choices.among(_SENTENCES)
     # Half of the nouns have the plain form, so that the longer ones stay the exception.

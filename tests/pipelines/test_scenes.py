@@ -78,14 +78,14 @@ def test_a_scene_is_a_function_of_its_name() -> None:
     assert render(scene("train", 0, 7)).tobytes() == render(scene("train", 0, 7)).tobytes()
 
 
-def test_pixels_and_words_are_the_ones_of_version_one() -> None:
+def test_pixels_and_words_are_the_ones_of_this_version() -> None:
     """Pinned: another platform, numpy or refactoring must draw and say the same; else raise the stage's version."""
     pixels, words = hashlib.sha256(), hashlib.sha256()
     for index in range(64):
         one = scene("train", 0, index)
         pixels.update(render(one).tobytes())
         words.update(json.dumps([caption(one), questions(one), describe(one)]).encode())
-    assert (pixels.hexdigest()[:16], words.hexdigest()[:16]) == ("30322a2157c08016", "6f99ab633199ee51")
+    assert (pixels.hexdigest()[:16], words.hexdigest()[:16]) == ("30322a2157c08016", "90137b4a8ba40edb")
 
 
 def test_objects_are_drawn_where_and_as_described(scenes: dict[Split, list[Scene]]) -> None:
@@ -121,7 +121,7 @@ def test_captions_say_all_of_both_objects_and_nothing_of_dots(scenes: dict[Split
 def test_captions_vary_and_the_canonical_phrasing_is_among_them(scenes: dict[Split, list[Scene]]) -> None:
     captions = [(one, caption(one)) for one in scenes["train"]]
     both = [text in {canonical_caption(one.objects), canonical_caption(one.objects[::-1])} for one, text in captions]
-    assert 0.2 < sum(both) / len(both) < 0.4
+    assert 0.4 < sum(both) / len(both) < 0.6
     assert len({text.split(maxsplit=1)[0] for _, text in captions}) >= 4
 
 
