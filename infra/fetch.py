@@ -160,6 +160,8 @@ class Fetcher:
                 answer = await self._request(target)
             except aiohttp.ClientError as error:
                 _classify(error)
+            except ValueError as error:  # of a host that no look-up can spell, such as one with two dots in a row
+                raise _Failure(FetchReason.BAD_URL, str(error)) from error
             if isinstance(answer, Fetched):
                 return answer
             target = self._checked(answer, base=target)

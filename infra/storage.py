@@ -19,6 +19,7 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 CHUNK_BYTES = 1 << 20
+PART = ".part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,14 @@ class Store:
         return bytes(self.fs.cat_file(self.path(name)))
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (name, bytes) of every file below a folder, in order of name."""
+        """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind."""
         try:
             found = self.fs.find(self.path(folder), detail=True)
         except FileNotFoundError:
             return
         for path, info in sorted(found.items()):
+            if path.endswith(PART) and path.rpartition("/")[2].startswith("."):
+                continue
             yield path.removeprefix(self.root).lstrip("/"), int(info["size"])
 
     def remove(self, name: str) -> None:
@@ -168,7 +171,7 @@ class Store:
 
 
 def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
     try:
         write(part)
         descriptor = os.open(part, os.O_RDONLY)

@@ -14,7 +14,7 @@ from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
 from pipelines.executors import open_executor
 from pipelines.plan import Planner
-from pipelines.verify import Verified
+from pipelines.verify import Verified, in_order_of_work
 from pipelines.verify import repair as repair_stage
 from pipelines.verify import verify as verify_folders
 
@@ -100,7 +100,7 @@ def _report(checked: Verified) -> bool:
 
 def _repair_all(path: str, damaged: list[Verified], *, in_process: bool) -> list[Verified]:
     with open_executor(ClusterConfig(), in_process=in_process) as executor:
-        for one in damaged:
+        for one in in_order_of_work(damaged):
             repair_stage(one, executor, say)
     folders = {one.folder for one in damaged}
     return [checked for checked in verify_folders(path) if checked.folder in folders and not _report(checked)]

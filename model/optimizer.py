@@ -23,6 +23,6 @@ def learning_rate_at(step: int, *, peak: float, warmup_steps: int, steps: int) -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the rate of all groups."""
+    """Set the rate of all groups, times a group's `lr_scale` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)

@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
 """Brings sines and cosines to about the size of patches' tokens."""
-_LOGIT_SCALE, _LOGIT_BIAS = 20.0, -10.0
+_LOGIT_SCALE, _LOGIT_BIAS = 5.0, -4.5
 """SigLIP's scale is 10; a smaller one starts sooner and learns less in the end (NOTES.md, 2026-11-24)."""
 
 

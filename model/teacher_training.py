@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.images import normalize
 from model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
@@ -19,6 +19,8 @@ declare_missing_ops()  # open_clip imports torchvision, so this stands before it
 
 from open_clip import CustomTextCLIP  # noqa: E402
 from open_clip.loss import SigLipLoss  # noqa: E402
+
+_LOGIT_RATE = 10.0
 
 
 class TeacherMetrics(NamedTuple):
@@ -40,6 +42,7 @@ class TeacherTrainer:
         self.optimizer = build_optimizer(
             self.model, learning_rate=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
         )
+        _quicken_logits(self.optimizer, self.model)
 
     def train_step(self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> TeacherMetrics:
         """Take the next step, on levels 0 to 255 and the token ids of `teacher.tokenize`."""
@@ -49,6 +52,14 @@ class TeacherTrainer:
         metrics = teacher_step(self.model, self.optimizer, normalize(images), tokens, learning_rate=rate)
         self.step += 1
         return metrics
+
+
+def _quicken_logits(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Let the loss's scale and bias move at `_LOGIT_RATE` times the rate: in a few hundred steps they must go far."""
+    logits = [model.get_parameter(name) for name in ("logit_scale", "logit_bias")]
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if not any(parameter is logit for logit in logits)]
+    optimizer.add_param_group({"params": logits, "weight_decay": 0.0, "lr_scale": _LOGIT_RATE})
 
 
 def teacher_step(

@@ -55,6 +55,7 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
     """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`.
 
     Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
+    Raises `OSError` where they are not after all, and leaves the unit to be done again.
     """
     names = list(output.files)
     counts: dict[str, int] = {}
@@ -65,6 +66,8 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
         (scratch / LEDGERS).mkdir(exist_ok=True)
         pq.write_table(output.ledger, scratch / names[-1], compression="zstd")
     store = job.store()
+    if store.exists(receipt_name(unit.id)):
+        return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     files = [upload(store, scratch, name) for name in names]
     receipt = Receipt(
         stage=job.stage,
@@ -81,7 +84,10 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
     )
     if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
         winner = Receipt.from_bytes(store.read(receipt_name(unit.id)))
-        assert winner.files == receipt.files, f"{job.label} unit {unit.id}: two attempts gave different bytes"
+        if winner.files != receipt.files:
+            # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
+            store.remove(receipt_name(unit.id))
+            raise OSError(f"{job.label} unit {unit.id}: two attempts at once gave different bytes; it is open again")
         return winner
     return receipt
 

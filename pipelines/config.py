@@ -207,7 +207,7 @@ class TargetsConfig(Config):
 
     dense: bool = True
     """Also the tokens of the semantic block, float16; without them, training runs the teacher itself."""
-    dense_budget_gb: Annotated[float, Field(gt=0)] = 50.0
+    dense_budget_gb: float = run_only(default=50.0, gt=0)
     """Refuse to write more dense targets than this per corpus."""
     batch_size: PositiveInt = 64
 
@@ -228,8 +228,9 @@ class TrainConfig(Config):
 
     num_workers: PositiveInt = 1
     """Data-parallel processes; the batch is shared among them."""
-    use_gpu: bool = run_only(default=False)
-    cpus_per_worker: PositiveInt = run_only(default=1)
+    use_gpu: bool = False
+    cpus_per_worker: PositiveInt = 1
+    """Threads too; another number gives other last bits."""
     steps: PositiveInt = 400
     batch_size: PositiveInt = 64
     """Of all workers together."""
@@ -239,8 +240,6 @@ class TrainConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the trunk and decoder; quantisers are float32 always."""
-    perceptual: Literal["none"] = "none"
-    """LPIPS needs weights; without them it is off, and said so."""
     losses: LossConfig = LossConfig()
     checkpoint_every: PositiveInt = run_only(default=100)
     """Steps."""
@@ -295,7 +294,7 @@ class Recipe(Config):
     def training_corpora(self) -> tuple[str, ...]:
         """The corpora that teacher and tokenizer learn from."""
         held_out = self.heldout.corpus if isinstance(self.heldout, HeldoutCorpus) else None
-        return tuple(name for name in self.corpora if name != held_out)
+        return tuple(name for name in sorted(self.corpora) if name != held_out)
 
     @property
     def heldout_corpora(self) -> tuple[str, ...]:

@@ -80,15 +80,15 @@ class ImagePreparer:
         return Prepared(image, width, height, original_width, original_height)
 
 
-def check_image(body: bytes, config: DownloadConfig, *, decode: bool = True) -> bytes | Rejected:
-    """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not; without `decode` only the header counts."""
+def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
+    """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd metadata, which is left behind here.
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
                 if too_many := _too_many_pixels(image.width, image.height, config):
                     return Rejected(ImageReason.TOO_MANY_PIXELS, too_many)
-                return _decoded(image, body) if decode else body
+                return _decoded(image, body)
     except UnidentifiedImageError:
         return Rejected(ImageReason.NOT_AN_IMAGE, f"{len(body)} bytes, none of {', '.join(FORMATS)}")
     except Exception as error:  # noqa: BLE001  (a decoder of hostile bytes may raise anything; it is this row's reason)

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from infra.image_server import serve_images
+from infra.storage import Store
 from pipelines.commit import commit_manifest, describe_stage
 from pipelines.config import Recipe, ScenesSource
 from pipelines.errors import UserError
@@ -63,11 +64,17 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
     with ExitStack() as services:
         work = [Work(services.enter_context(_served(one.job)), one.units_to_do) for one in jobs if one.job and one.units_to_do]
         if work:
+            _say_of_store(Store(work[0].job.recipe.root), say)
             collect(executor.run(work), work, say)
     for one in jobs:
         assert one.job is not None
         details, files = finish(one.job)
         commit_manifest(one.job, details, files)
+
+
+def _say_of_store(store: Store, say: Say) -> None:
+    if not store.is_local and not store.honours_put_if_absent():
+        say(f"{store.url} ignores If-None-Match: of two equal writers the last one wins, which is harmless")
 
 
 def _command_of(step: str) -> str:

@@ -19,13 +19,15 @@ class RunLog:
 
     def __init__(self, store: Store, scratch: Path, first_step: int = 0) -> None:
         self._store = store
-        self._folder = Path(store.root) if store.is_local else scratch / "run"
-        self._lines = [line for line in read_metrics(store) if line["step"] < first_step]
+        self._folder = Path(store.root) if store.is_local else scratch / "run log"
+        kept = [json.dumps(line) + "\n" for line in read_metrics(store) if line["step"] < first_step]
         (self._folder / EVENTS).mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / METRICS).open("w")
+        # Replaced at once: a run killed again right here must not lose what the first one logged.
+        whole = self._folder / f"{METRICS}.new"
+        whole.write_text("".join(kept))
+        whole.replace(self._folder / METRICS)
+        self._file = (self._folder / METRICS).open("a")
         self._events = SummaryWriter(str(self._folder / EVENTS), purge_step=first_step)
-        for line in self._lines:
-            self._file.write(json.dumps(line) + "\n")
 
     def __enter__(self) -> Self:
         return self

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import ray
 import ray.data
 
 from infra.ray_session import LOCAL, current_job_address, ray_session
 from infra.ray_train import fit
 from infra.storage import Store
 from pipelines.config import ClusterConfig
-from pipelines.errors import UserError
+from pipelines.errors import ExitCode, UserError
 from pipelines.executor import Outcome, Work, WorkerSlot, attempt
 from pipelines.stage import StageJob, Unit, UnitOutput
 
@@ -49,6 +50,8 @@ class RayExecutor:
         if not self._connected:
             self._connect()
         if work[0].job.stage == "train":
+            train = work[0].job.recipe.train
+            self._check_room("train", train.num_workers * train.cpus_per_worker, train.num_workers * train.use_gpu)
             yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
         else:
             yield from self._map(work)
@@ -64,11 +67,23 @@ class RayExecutor:
         self._connected = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
+    def _check_room(self, stage: str, cpus: float, gpus: float) -> None:
+        """Raise `UserError` for what a cluster of our own can never run; another one may grow."""
+        if self._cluster.address != LOCAL or current_job_address():
+            return
+        room = ray.cluster_resources()
+        for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
+            if wanted > (there := room.get(kind, 0)):
+                raise UserError(
+                    f"{stage} wants {wanted:g} {kind}s, the local cluster has {there:g}: lower train.cpus_per_worker, or its workers"
+                )
+
     def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
         places = [{"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))]
         cpus, gpus = _resources(work[0].job)
+        self._check_room(work[0].job.stage, cpus, gpus)
         largest = min(self._cluster.max_workers, len(places))
         outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
             _UnitActor,
@@ -79,7 +94,8 @@ class RayExecutor:
             num_gpus=gpus,
         )
         for row in outcomes.iter_rows():
-            yield Outcome(**json.loads(row["outcome"]))
+            fields = json.loads(row["outcome"])
+            yield Outcome(**fields | {"code": ExitCode(fields["code"])})
 
 
 class _UnitActor:

@@ -116,7 +116,7 @@ def _teacher_reads(recipe: Recipe, _: str | None) -> list[tuple[str, str | None]
 def _teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     settings = {"teacher": recipe.teacher.identity()}
     if recipe.teacher.kind == "train":
-        settings["heldout"] = _heldout(recipe)
+        settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
     if isinstance(recipe.teacher, LocalTeacher):
         settings["teacher"] = {"kind": "local", "files": _folder_identity(recipe.teacher.folder)}
     return settings
@@ -219,7 +219,7 @@ STEPS = {
             folder="{corpus}/targets",
             reads=lambda _recipe, corpus: [("download", corpus), ("filter", corpus), ("teacher", None)],
             settings=lambda recipe, _corpus: {
-                "dense": recipe.targets.dense,
+                **recipe.targets.identity(),
                 "block": recipe.tokenizer.semantic_block,
                 "image_size": recipe.tokenizer.image_size,
             },

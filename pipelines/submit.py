@@ -7,6 +7,7 @@ from pathlib import Path
 from infra.ray_jobs import JobOutcome, submit_and_follow
 from infra.storage import Store
 from pipelines.config import Recipe
+from pipelines.errors import UserError
 from pipelines.executor import Say
 from pipelines.plan import Planned, Planner
 from pipelines.receipts import fingerprint
@@ -32,16 +33,19 @@ def submit_stage(
     command = ["python", "-m", f"jobs.{stage}", f"{store.url}/submitted/{name}.json"]
     for corpus in corpora or ():
         command += ["--corpus", corpus]
-    return submit_and_follow(
-        address,
-        name=name,
-        entrypoint=shlex.join(command),
-        working_dir=PROJECT,
-        env={},
-        is_done=lambda: all(planned.manifest for planned in _planned(stage, recipe, corpora)),
-        print_line=say,
-        max_attempts=attempts,
-    )
+    try:
+        return submit_and_follow(
+            address,
+            name=name,
+            entrypoint=shlex.join(command),
+            working_dir=PROJECT,
+            env={},
+            is_done=lambda: all(planned.manifest for planned in _planned(stage, recipe, corpora)),
+            print_line=say,
+            max_attempts=attempts,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def submission_name(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> str:

@@ -75,6 +75,7 @@ class TrainingSet:
             if with_targets:
                 rows = [row.row for row in kept_rows(shard, read_table(job.input("filter", corpus), f"{name}.parquet"))]
                 targets = _map_table(job.input("targets", corpus).local_copy(f"{name}.arrow", scratch / "targets"))
+                assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets and decision name other samples"
             else:
                 rows, targets = list(range(len(shard.keys))), None
             part = len(self._parts)

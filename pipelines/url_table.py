@@ -184,9 +184,11 @@ def count_source_rows(recipe: Recipe, corpus: str, scenes_folder: str | None = N
 
 
 def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """Return what decides a corpus's rows: the recipe's words, and the content or sizes of the files they name."""
+    """Return what decides a corpus's rows: the columns taken, and the content or sizes of the files."""
     source = recipe.corpora[corpus].source
     identity = source.identity()
+    for place in {"table", "folder"} & identity.keys():
+        del identity[place]  # the content counts, not where it is
     if isinstance(source, UrlsSource):
         identity["content"] = _content(source.table)
     if isinstance(source, ShardsSource):

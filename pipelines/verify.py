@@ -1,6 +1,6 @@
 """Reads datasets against their receipts, names every file that is not as committed, and restores what a unit can."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,12 @@ def _check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
     return None if found.sha256 == file.sha256 else f"altered: sha256 {found.sha256[:12]}, its receipt says {file.sha256[:12]}"
 
 
+def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
+    """Sort folders so that what others are made from is restored before them."""
+    order = list(STEPS)
+    return sorted(damaged, key=lambda one: order.index(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE)).stage))
+
+
 def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     """Run again the units whose files are not as committed, and write the manifest anew.
 
@@ -143,6 +149,8 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     run_planned([Planner(recipe).one(record.stage, record.corpus)], executor, say)
     for unit, files in before.items():
         if files and (changed := set(_committed(store, unit)) ^ set(files)):
+            store.remove(MANIFEST_FILE)
+            store.remove(receipt_name(unit))
             raise UserError(f"{join(store.url, min(file.name for file in changed))}: the unit gave other bytes than it did first")
         say(f"restored unit {unit} of {damaged.folder}")
 

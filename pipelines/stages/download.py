@@ -161,7 +161,7 @@ class Worker:
 
     def _damaged(self, images: ImageShard) -> dict[str, Rejected]:
         checked = zip(images.metadata["key"].to_pylist(), map(images.image, range(len(images))), strict=True)
-        verdicts = {key: check_image(image, self._config, decode=False) for key, image in checked}
+        verdicts = {key: check_image(image, self._config) for key, image in checked}
         return {key: verdict for key, verdict in verdicts.items() if isinstance(verdict, Rejected)}
 
 

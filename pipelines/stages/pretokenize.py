@@ -14,7 +14,8 @@ from pipelines.samples import KeptRow, batches, decode, kept_rows, open_shard, r
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.token_shards import Ids, token_schema, write_data_shard
 
-SCORES = ("similarity",)
+SCORES = {"similarity": "teacher_similarity"}
+"""Scores carried along, and the names that they get: a source may have a column of the plain name."""
 LEFT_OUT = {"key", "sample_key", "status", "reason", "error_message", "width", "height"}
 """Of an image shard's columns: the sample key stands first, every kept sample succeeded, and stored sizes are the recipe's."""
 
@@ -65,7 +66,7 @@ def _meta(shard: ImageShard, rows: list[KeptRow], scores: pa.Table) -> pa.Table:
     by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
     scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
     carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-    return pa.table({"key": scored["key"], **carried, **{name: scored[name] for name in SCORES}})
+    return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}})
 
 
 def _usage(ids: Ids, depth: int, num_codes: int) -> list[float]:

@@ -37,7 +37,7 @@ class Worker:
         data = ReportData(
             title=recipe.name,
             created_at=max(manifest.last_finished_at for manifest in self._manifests.values()),
-            recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
             facts=_facts(self._tokenizer, self._manifests["train"]),
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
             curves=(*self._curves("teacher"), *self._curves("train")),

@@ -34,7 +34,7 @@ class Worker:
         if isinstance(teacher, TrainedTeacher):
             train_teacher(self._job, teacher, scratch)
         elif isinstance(teacher, OpenClipTeacher):
-            export_open_clip(teacher.model, teacher.pretrained, scratch)
+            _fetch(teacher, scratch)
         else:
             shutil.copytree(Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True)
         check_teacher(scratch, self._job.recipe.tokenizer)
@@ -45,15 +45,25 @@ def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
     """Raise `UserError` where the tokenizer cannot start from this teacher."""
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
         raise UserError(f"teacher.folder has no {missing[0]}: give an open_clip checkpoint folder")
-    teacher = load_teacher(folder)
+    try:
+        teacher = load_teacher(folder)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from None
     blocks, width = len(list(teacher.trunk.blocks.children())), teacher.trunk.embed_dim
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
     if wanted != (found := (blocks, width, teacher.image_size)):
         raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
 
 
+def _fetch(teacher: OpenClipTeacher, folder: Path) -> None:
+    try:
+        export_open_clip(teacher.model, teacher.pretrained, folder)
+    except ValueError as error:
+        raise UserError(f"teacher.{error}") from None
+
+
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
-    """Train on the samples that the tokenizer will be trained on too, and save the model into `folder`."""
+    """Train on all that was downloaded and is not held out, and save the model into `folder`."""
     use_threads(job.recipe.train.cpus_per_worker)
     device = choose_device()
     with scratch_folder() as scratch, RunLog(job.store(), Path(scratch)) as log:

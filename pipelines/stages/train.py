@@ -167,6 +167,8 @@ class Worker:
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write the model's folder."""
         assert unit.rows == 0
+        if (workers := self._job.recipe.train.num_workers) > 1:
+            raise UserError(f"train.num_workers={workers} in one process: run on Ray, or set it to 1")
         run = _OwnRun(scratch / "latest")
         train_loop({"job": self._job}, run)
         return collect(Store(str(run.folder)), scratch)

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pipelines.config import Recipe
@@ -19,4 +20,7 @@ def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
     corpora = list(recipe.corpora)
     whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
     with dg.DagsterInstance.ephemeral() as instance:
-        job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
+        try:
+            job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
+        except DagsterExecutionInterruptedError:  # its own handlers of SIGINT and SIGTERM stand in a step
+            raise KeyboardInterrupt from None

@@ -276,7 +276,8 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("url", "expected"),
     [("file:///etc/passwd", "not_http"), ("data:image/png,x", "not_http"), ("/no/host.png", "bad_url"), ("http://", "bad_url"),
-     ("http://[::1", "bad_url"), ("http://a:99999/", "bad_url"), ("", "bad_url")],
+     ("http://[::1", "bad_url"), ("http://a:99999/", "bad_url"), ("", "bad_url"), ("http://foo..bar/x", "bad_url"),
+     (f"http://{'a' * 64}.org/", "bad_url")],
 )  # fmt: skip
 def test_bad_urls_have_their_reason(url: str, expected: str) -> None:
     assert reason(get(url)) == expected

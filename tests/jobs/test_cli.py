@@ -71,6 +71,17 @@ def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
     assert "run `dualtoken download` first" in ended.stderr
 
 
+def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "run", TINY, "--root", str(tmp_path), "--in-process"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+    assert run.stdout is not None
+    assert "done" in run.stdout.readline()
+    run.terminate()
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 143
+    assert said.splitlines()[-1] == "dualtoken: stopped; run the same command again to go on"
+
+
 def test_one_corpus_alone_can_be_done(tmp_path: Path) -> None:
     assert dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout").returncode == 0
     assert [folder.name for folder in tmp_path.iterdir()] == ["tiny-heldout"]

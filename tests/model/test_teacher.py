@@ -49,7 +49,7 @@ def pictures() -> Tensor:
 def test_a_fresh_teacher_thinks_no_pair_belongs_together_and_knows_places_apart() -> None:
     model = build_teacher(Shape())
     assert model.logit_bias is not None
-    assert (round(model.logit_scale.exp().item(), 3), model.logit_bias.item()) == (20, -10)
+    assert (round(model.logit_scale.exp().item(), 3), model.logit_bias.item()) == (5, -4.5)
     places = model.get_parameter("visual.trunk.pos_embed")[0]
     # Sixteen waves, each a sine and a cosine, at half size.
     assert places.norm(dim=1).tolist() == pytest.approx([2.0] * 9)

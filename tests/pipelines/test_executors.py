@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import Recipe
+from pipelines.errors import ExitCode, UnitsFailed
 from pipelines.plan import Planner
 from pipelines.receipts import read_receipts
 from pipelines.run import run_command
@@ -42,6 +43,23 @@ def test_ray_and_this_process_give_identical_bytes(on_ray: Recipe, finished: Rec
     assert ours.pop("report")[0][0] == theirs.pop("report")[0][0]
     assert ours == theirs
     assert len(ours) == 14
+
+
+def test_a_unit_that_fails_on_ray_keeps_its_exit_code_and_its_neighbours_are_done(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "damaged")
+    recipe = load_tiny(tmp_path / "damaged")
+    shards, scores = planned(recipe, "download", "tiny-train").job, planned(recipe, "score", "tiny-train").job
+    assert shards is not None
+    assert scores is not None
+    shutil.rmtree(scores.folder)
+    tar = Path(shards.folder) / "00003.tar"
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with RayExecutor(recipe.cluster) as executor, pytest.raises(UnitsFailed, match="1 of 10 units failed; score tiny-train 00003") as error:
+        run_command("filter", recipe, executor, lambda _: None)
+    assert error.value.code == ExitCode.CONFIGURATION
+    assert set(read_receipts(scores.store())) == {unit.id for unit in scores.units} - {"00003"}
 
 
 def wait_for_first_receipt(folder: Path, driver: "subprocess.Popen[bytes]", limit_seconds: float = 120) -> None:

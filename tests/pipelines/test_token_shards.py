@@ -60,7 +60,7 @@ def test_token_rows_are_exactly_the_kept_samples_in_order(tokens: Store, finishe
         assert keys == kept.filter(kept["keep"])["key"].to_pylist()
         meta = pq.read_table(tokens.path(f"meta/{shard}.parquet"))
         assert keys == meta["key"].to_pylist()
-        assert {"caption", "url", "original_width", "similarity"} <= set(meta.column_names)
+        assert {"caption", "url", "original_width", "teacher_similarity"} <= set(meta.column_names)
 
 
 def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(tokens: Store, finished: Recipe, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 from infra.storage import digest
 from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.receipts import StageRecord
 from pipelines.run_local import LocalExecutor
-from pipelines.verify import Finding, repair, verify
+from pipelines.steps import STEPS
+from pipelines.verify import Finding, in_order_of_work, repair, verify
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"
@@ -82,6 +84,20 @@ def test_a_damaged_index_is_written_anew(tokens: Path) -> None:
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
     assert digest(tokens / "index.parquet") == before
+
+
+def test_what_a_killed_write_left_behind_is_no_damage(tokens: Path) -> None:
+    for name in ("data/.00000.arrow.0123.part", "receipts/.00000.json.0123.part"):
+        (tokens / name).write_bytes(b"{")
+    assert findings(tokens) == []
+
+
+def test_folders_are_repaired_before_what_is_made_from_them(finished: Recipe) -> None:
+    order = [
+        StageRecord.from_bytes((Path(one.folder) / "stage.json").read_bytes()).stage for one in in_order_of_work(verify(finished.root))
+    ]
+    assert order == sorted(order, key=list(STEPS).index)
+    assert order[0] == "scenes"
 
 
 def test_swapped_shards_are_both_named(tokens: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_workflow_makes_what_is_missing_on_all_corpora_in_one_run(load_tiny:
 
 
 def test_a_failed_unit_ends_the_run_with_its_own_error(load_tiny: LoadTiny, tmp_path: Path) -> None:
-    class Failing(LocalExecutor):
+    class Failing:
         def run(self, work: Sequence[Work]) -> list[Outcome]:
             return [Outcome(one.job.label, unit.id, {}, 0.0, "OSError: no space", ExitCode.TEMPORARY) for one in work for unit in one.units]
 
