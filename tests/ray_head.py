@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """The address of a cluster's dashboard; this process has its token."""
     ports = free_ports(5)
@@ -25,6 +25,8 @@ def dashboard() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
+        # A job runs with the `python` that the cluster's PATH finds.
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         reread_authentication()
         command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000"]
