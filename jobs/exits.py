@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.errors import ExitCode, StageFailed, UnitsFailed, UserError, exit_code
-
-
-class Preempted(BaseException):
-    """The process was asked to stop (SIGTERM); what is finished stays finished."""
+from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, UserError, exit_code
 
 
 @contextmanager
@@ -21,8 +17,6 @@ def typed_exit() -> Iterator[None]:
     try:
         yield
     except Preempted:
-        _end("stopped by SIGTERM; run the same command again to go on", ExitCode.PREEMPTED)
-    except KeyboardInterrupt:
         _end("stopped; run the same command again to go on", ExitCode.PREEMPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

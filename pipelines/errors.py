@@ -27,6 +27,10 @@ class UnitsFailed(Exception):
         self.code = code
 
 
+class Preempted(BaseException):
+    """The process was asked to stop; what is finished stays finished."""
+
+
 class StageFailed(Exception):
     """A stage that ran as a job elsewhere has not all its receipts."""
 

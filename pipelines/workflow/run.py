@@ -7,6 +7,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pipelines.config import Recipe
+from pipelines.errors import Preempted
 from pipelines.executor import Executor, Say
 from pipelines.workflow.assets import JOB, recipe_definitions
 
@@ -23,4 +24,4 @@ def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
         try:
             job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
         except DagsterExecutionInterruptedError:  # its own handlers of SIGINT and SIGTERM stand in a step
-            raise KeyboardInterrupt from None
+            raise Preempted from None
