@@ -13,13 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
-from pipelines.config import HeldoutFraction, ScenesSource
+from pipelines.config import ScenesSource
 from pipelines.image_shards import ImageShard
-from pipelines.ledger import key_fraction
 from pipelines.models import OpenTeacher, OpenTokenizer
 from pipelines.receipts import read_manifest
 from pipelines.report_data import AttributeAccuracy, CodebookUsage, Pair, Reconstruction, Retrieval, Stream, ZeroShot
-from pipelines.samples import batches, decode, open_shard
+from pipelines.samples import batches, decode, is_heldout, open_shard
 from pipelines.scenes import Attribute, attribute_choices
 from pipelines.stage import StageJob
 from pipelines.token_shards import Ids, codes_of, read_data_shard
@@ -52,14 +51,9 @@ def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[Heldout
         for name in manifest.units:
             table = read_data_shard(tokens.local_copy(f"data/{name}.arrow", scratch / corpus))
             shard = open_shard(images, name, scratch / corpus)
-            rows = [row for row, key in enumerate(table["key"].to_pylist()) if _is_heldout(job, key)]
+            rows = [row for row, key in enumerate(table["key"].to_pylist()) if is_heldout(job.recipe, corpus, key)]
             for batch in batches(rows, size):
                 yield _batch(table.take(pa.array(batch, pa.int64())), shard, scenes=scenes)
-
-
-def _is_heldout(job: StageJob, key: bytes) -> bool:
-    heldout = job.recipe.heldout
-    return not isinstance(heldout, HeldoutFraction) or key_fraction(key) < heldout.fraction
 
 
 def _batch(table: pa.Table, shard: ImageShard, *, scenes: bool) -> HeldoutBatch:

@@ -11,7 +11,9 @@ from PIL import Image
 
 from infra.storage import Store
 from model.images import opaque
+from pipelines.config import HeldoutFraction, Recipe
 from pipelines.image_shards import ImageShard
+from pipelines.ledger import key_fraction
 
 Item = TypeVar("Item")
 
@@ -25,6 +27,13 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
     """Read a Parquet file of a store."""
     with store.fs.open(store.path(name), "rb") as file:
         return pq.read_table(file, columns=columns)
+
+
+def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:
+    """Tell whether a sample is for evaluation and never for training."""
+    if isinstance(recipe.heldout, HeldoutFraction):
+        return key_fraction(key) < recipe.heldout.fraction
+    return corpus == recipe.heldout.corpus
 
 
 class KeptRow(NamedTuple):

@@ -15,11 +15,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.config import HeldoutFraction, Recipe
 from pipelines.image_shards import ImageShard
-from pipelines.ledger import key_fraction
 from pipelines.receipts import read_manifest
-from pipelines.samples import decode, kept_rows, open_shard, read_table
+from pipelines.samples import decode, is_heldout, kept_rows, open_shard, read_table
 from pipelines.stage import StageJob
 
 Item = TypeVar("Item")
@@ -49,11 +47,6 @@ class Targets(NamedTuple):
     """(B, N*W); None where the recipe stores no dense targets."""
 
 
-def is_heldout(recipe: Recipe, key: bytes) -> bool:
-    """Tell whether a training corpus's sample is held out by a fraction."""
-    return isinstance(recipe.heldout, HeldoutFraction) and key_fraction(key) < recipe.heldout.fraction
-
-
 class TrainingSet:
     """Random access to the samples that training sees, in an order that does not depend on how they were made."""
 
@@ -80,7 +73,7 @@ class TrainingSet:
                 rows, targets = list(range(len(shard.keys))), None
             part = len(self._parts)
             self._parts.append(_Part(shard, targets))
-            self._places += [Place(part, row, at) for at, row in enumerate(rows) if not is_heldout(job.recipe, shard.keys[row])]
+            self._places += [Place(part, row, at) for at, row in enumerate(rows) if not is_heldout(job.recipe, corpus, shard.keys[row])]
 
     def image(self, number: int) -> Image.Image:
         """Decode a sample's image."""
