@@ -74,7 +74,9 @@ class ImagePreparer:
         sound = check_image(body, self._config)
         if isinstance(sound, Rejected):
             return sound
-        image, width, height, original_width, original_height, error = self._resize(io.BytesIO(sound))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # albumentations', of img2dataset's arguments to it
+            image, width, height, original_width, original_height, error = self._resize(io.BytesIO(sound))
         if error is not None:
             return Rejected(ImageReason.RESIZE_FAILED, " ".join(error.split())[:200])
         return Prepared(image, width, height, original_width, original_height)
