@@ -7,6 +7,7 @@ A teacher is a folder in open_clip's local-dir format: open_clip_config.json and
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -62,7 +63,12 @@ def build_teacher(config: TeacherShape) -> open_clip.CustomTextCLIP:
 
 def tokenize(texts: Sequence[str], config: TextConfig) -> Int[Tensor, "T L"]:
     """Return token ids for a teacher of `build_teacher`, by open_clip's own vocabulary; longer texts are cut."""
-    return SimpleTokenizer(context_length=config.context_length)(list(texts))
+    return _text_tokenizer(config.context_length)(list(texts))
+
+
+@cache  # reading the vocabulary takes 0.15 s, as long as a quarter of a small step
+def _text_tokenizer(context_length: int) -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=context_length)
 
 
 def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
