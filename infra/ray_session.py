@@ -195,6 +195,10 @@ def _connection(**options: Any) -> Iterator[None]:  # noqa: ANN401  # those of r
             ray.init(**options)
         except SystemExit:  # Ray's own handler, which ray.init() installs first of all, exits with status 15
             raise SystemExit(EXIT_PREEMPTED) from None
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray gives it no class of its own
+                raise
+            raise ClusterUnreachable("the local Ray cluster did not start in 30 s: this machine is too busy") from None
         if in_main_thread:
             signal.signal(signal.SIGTERM, _exit_preempted if before in (None, signal.SIG_DFL) else before)
         yield

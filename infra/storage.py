@@ -52,7 +52,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.fs: Any
-        self.fs, self.root = fsspec.url_to_fs(url)
+        # Others write here too, so a listing is good for one look.
+        self.fs, self.root = fsspec.url_to_fs(url, use_listings_cache=False)
         self.root = self.root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)

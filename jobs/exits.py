@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, UserError, exit_code
+from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code
 
 
 @contextmanager
@@ -21,8 +21,9 @@ def typed_exit() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
-    except (UserError, UnitsFailed, StageFailed, OSError) as error:
-        code = exit_code(error)
+    except Exception as error:
+        if (code := exit_code(error)) == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
+            raise
         _end(f"{error}{'; try again' if code == ExitCode.TEMPORARY else ''}", code)
 
 

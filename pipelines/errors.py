@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 
+_STORAGE_CLIENTS = ("botocore.", "aiobotocore.")
+"""s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
+
+
 class ExitCode(IntEnum):
     """What a command's exit status means."""
 
@@ -45,6 +49,6 @@ def exit_code(error: BaseException) -> ExitCode:
         return error.code
     if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
         return ExitCode.CONFIGURATION
-    if isinstance(error, (OSError, TimeoutError)):
+    if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.startswith(_STORAGE_CLIENTS):
         return ExitCode.TEMPORARY
     return ExitCode.BUG

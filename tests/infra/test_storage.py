@@ -1,0 +1,56 @@
+"""One store, three kinds of storage: what commits are made of behaves alike, or says where it does not."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from infra.storage import Store, digest
+from tests.s3_servers import s3_server
+
+KINDS = ("local", "moto", "rclone")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind_and_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with nullcontext(str(folder)) if request.param == "local" else s3_server(request.param, folder) as url:
+        yield request.param, url
+
+
+@pytest.fixture
+def store(kind_and_url: tuple[str, str], request: pytest.FixtureRequest) -> Store:
+    return Store(f"{kind_and_url[1]}/{request.node.originalname}")
+
+
+def test_what_is_put_is_read_back(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 40_000)
+    store.put(source, "deep/er/file")
+    store.put_bytes(b"small", "other")
+    assert list(store.files()) == [("deep/er/file", 10_240_000), ("other", 5)]
+    assert (store.size("other"), store.size("nothing"), store.exists("deep"), store.exists("other")) == (5, None, False, True)
+    assert store.read("other") == b"small"
+    assert digest(store.local_copy("deep/er/file", tmp_path / "scratch")) == digest(source)
+    store.remove("other")
+    store.remove("other")
+    assert [name for name, _ in store.files()] == ["deep/er/file"]
+    assert list(store.at("nowhere").files()) == []
+
+
+def test_a_second_store_sees_at_once_what_the_first_one_writes(store: Store) -> None:
+    other = Store(store.url)
+    assert list(other.files()) == []
+    store.put_bytes(b"1", "receipts/00000.json")
+    assert [name for name, _ in other.files()] == ["receipts/00000.json"]
+    store.put_bytes(b"22", "receipts/00000.json")
+    assert (other.size("receipts/00000.json"), other.read("receipts/00000.json")) == (2, b"22")
+
+
+def test_the_first_of_two_conditional_puts_wins_or_the_probe_says_that_it_does_not(kind_and_url: tuple[str, str], store: Store) -> None:
+    honours = kind_and_url[0] != "rclone"
+    assert store.honours_put_if_absent() == honours
+    assert store.put_if_absent(b"first", "receipt")
+    assert store.put_if_absent(b"second", "receipt") == (not honours)
+    assert store.read("receipt") == (b"first" if honours else b"second")
