@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from enum import IntEnum
 
-
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
 
