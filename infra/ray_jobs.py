@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import aiohttp
 import requests
@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
 
-__all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "LogCursor", "submit_and_follow"]
+__all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
 
 EXCLUDES = (
     *(".env", ".env.*", ".netrc", ".aws", ".ssh", ".ray", "auth_token", "id_rsa*", "id_ed25519*", "*.pem", "*.key"),
@@ -56,13 +56,6 @@ logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
 
 
-class LogCursor(NamedTuple):
-    """How far the log of a job has been printed."""
-
-    submission_id: str
-    characters: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutcome:
     """How a named piece of work stands after `submit_and_follow`."""
@@ -75,7 +68,6 @@ class JobOutcome:
     """Of the last job that was followed; None where nothing was left to do."""
     message: str = ""
     """What Ray says of it, first line."""
-    cursor: LogCursor | None = None
 
 
 @dataclass(slots=True)
@@ -133,7 +125,6 @@ class _Work:
     print_line: Callable[[str], None]
     patience_seconds: float
     client: _Client
-    cursor: LogCursor | None
     current: str | None = field(default=None, init=False)
 
     def run(self, max_attempts: int) -> JobOutcome:
@@ -184,8 +175,7 @@ class _Work:
 
     def follow(self, submission_id: str) -> JobDetails | None:
         """Print the job's log until it ends; its last state, None if the cluster has forgotten it."""
-        seen = self.cursor.characters if self.cursor and self.cursor.submission_id == submission_id else 0
-        log = _Log(self.print_line, seen)
+        log = _Log(self.print_line)
         pause, last_tails = 0.5, 0
         try:
             while True:
@@ -199,7 +189,6 @@ class _Work:
                 time.sleep(pause)
         finally:
             log.close()
-            self.cursor = LogCursor(submission_id, log.characters)
 
     async def _tail(self, submission_id: str, log: _Log) -> bool:
         """Print the log as it comes, until the server ends it (True) or the connection fails or falls silent (False)."""
@@ -238,7 +227,7 @@ class _Work:
         """The outcome of a job that ended, and whether another attempt may help."""
         message = "the cluster has no record of it any more" if job is None else _first_line(job.message or "")
         if self.is_done():
-            return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message, cursor=self.cursor), False
+            return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message), False
         if job is None or job.error_type in _LOST:
             code, again = _TEMPORARY, True
         elif job.status == JobStatus.STOPPED:
@@ -247,7 +236,7 @@ class _Work:
             reported = {-15: _PREEMPTED}.get(job.driver_exit_code or 0, job.driver_exit_code)
             code = reported if reported in {_CONFIG, _TEMPORARY, _PREEMPTED} else _BUG
             again = reported not in {_CONFIG, _BUG, 0}
-        return JobOutcome(done=False, exit_code=code, submission_id=self.current, message=message, cursor=self.cursor), again
+        return JobOutcome(done=False, exit_code=code, submission_id=self.current, message=message), again
 
 
 def submit_and_follow(
@@ -261,14 +250,13 @@ def submit_and_follow(
     print_line: Callable[[str], None] = print,
     max_attempts: int = 1,
     patience_seconds: float = 300.0,
-    cursor: LogCursor | None = None,
 ) -> JobOutcome:
     """Get a named piece of work done on a cluster, by a job that is submitted once and followed to its end.
 
     `address` is that of the dashboard, [http[s]://]host:port. The job of attempt n has the id `{name}-a{n}`: one that is
     pending or running is followed, else the next one is submitted, unless `is_done()` says that nothing is left to do.
     `is_done` alone decides whether it worked. Of the jobs of this call, `max_attempts` at most, another one is started only
-    after a failure that may pass. `cursor`, from an earlier outcome, keeps what was printed then from being printed again.
+    after a failure that may pass.
     `patience_seconds` is for how long the cluster may be out of reach. Ctrl-C detaches; the job goes on.
 
     Authentication is on if RAY_AUTH_MODE=token; the token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
@@ -290,7 +278,7 @@ def submit_and_follow(
     _check_size(Path(working_dir))
     runtime_env = {"working_dir": str(working_dir), "excludes": list(EXCLUDES), "env_vars": dict(env)}
     address = (address if "://" in address else f"http://{address}").rstrip("/")
-    work = _Work(address, name, entrypoint, runtime_env, is_done, print_line, patience_seconds, _connect(address), cursor)
+    work = _Work(address, name, entrypoint, runtime_env, is_done, print_line, patience_seconds, _connect(address))
     try:
         return work.run(max_attempts)
     except KeyboardInterrupt:

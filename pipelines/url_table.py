@@ -5,7 +5,7 @@ Imports pyarrow and fsspec only, so that a plan is made at once.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,9 +204,15 @@ def _content(table: str) -> dict[str, Any]:
     if store.size(name) is None:
         raise UserError(f"table={table!r} is not there: set it to a .parquet, .csv or .tsv file")
     if store.is_local:
-        return {"sha256": digest(Path(store.path(name))).sha256}
+        stat = Path(store.path(name)).stat()
+        return {"sha256": _sha256(store.path(name), stat.st_mtime_ns, stat.st_size)}
     info = store.fs.info(store.path(name))
     return {"bytes": int(info["size"]), "checksum": str(info.get("ETag") or store.fs.checksum(store.path(name)))}
+
+
+@lru_cache(maxsize=64)  # a run plans often, and a table may be large
+def _sha256(path: str, _modified: int, _size: int) -> str:
+    return digest(Path(path)).sha256
 
 
 def _address(store: Store, name: str) -> str:
