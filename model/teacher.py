@@ -6,7 +6,7 @@ A teacher is a folder in open_clip's local-dir format: open_clip_config.json and
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -74,7 +74,7 @@ def _text_tokenizer(context_length: int) -> SimpleTokenizer:
 def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
     """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    _save(model, {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
 
 
 def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> None:
@@ -88,7 +88,7 @@ def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> No
     model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
     visual = cast("Any", model.visual)
     preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    _save(model, {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
         open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -191,8 +191,9 @@ def _model_config(config: TeacherShape) -> dict[str, Any]:
     }
 
 
-def _save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
