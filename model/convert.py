@@ -32,7 +32,8 @@ def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict
     _check_depths_share_a_codebook(state)
     single = {name: tensor for name, tensor in state.items() if not (match := _CODEBOOK.fullmatch(name)) or match[2] == "0"}
     arranged = rearrange(single, tokenizer_matches(ours, config.tower.depth))
-    return {name: tensor[:-1].clone() if name.endswith(".codes") else tensor for name, tensor in arranged.items()}
+    # The last row of a codebook pads it; checkpoints in half precision come out in float32, as models are.
+    return {name: (tensor[:-1].clone() if name.endswith(".codes") else tensor).float() for name, tensor in arranged.items()}
 
 
 def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:

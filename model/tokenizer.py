@@ -165,11 +165,17 @@ class DualTokenizer(nn.Module):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if (found := (saved.get("format"), saved.get("format_version"))) != ("dualtoken", FORMAT_VERSION):
             raise ValueError(f"{folder}/config.json has format and format_version {found}: this reads ('dualtoken', {FORMAT_VERSION})")
-        # On meta, since initial weights that the file replaces would cost seconds for a large tower.
+        state = load_file(folder / "model.safetensors", device=str(device))
+        return cls.from_weights(TokenizerConfig.model_validate(saved["config"]), state, f"the model of {folder}/config.json")
+
+    @classmethod
+    def from_weights(cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration") -> "DualTokenizer":
+        """Return a model made of given weights, ready for inference; `expected` is what an error says they do not fit."""
+        # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
         with torch.device("meta"):
-            tokenizer = cls(TokenizerConfig.model_validate(saved["config"]))
-        _load(tokenizer, load_file(folder / "model.safetensors", device=str(device)), f"the model of {folder}/config.json", assign=True)
-        fill_computed_buffers(tokenizer.tower, tokenizer.config.tower, tokenizer.config.image_size, device)
+            tokenizer = cls(config)
+        _load(tokenizer, state, expected, assign=True)
+        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, tokenizer.quantize_pixel.codes.device)
         return tokenizer.eval()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,13 +23,13 @@ TEXT = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num
 TEXT |= {"max_position_embeddings": 6, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def vision_model(hidden_act: str = "gelu_pytorch_tanh") -> "transformers.SiglipVisionModel":
+def vision_model(hidden_act: str = "gelu_pytorch_tanh") -> Any:
     torch.manual_seed(0)
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION, hidden_act=hidden_act)).eval()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, transformers.SiglipModel]":
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A whole model with a tokeniser of five words."""
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
 
@@ -71,7 +72,7 @@ def test_the_activation_matters_and_comes_from_the_folder(tmp_path: Path) -> Non
     assert (pooled[0] - pooled[1]).abs().max() > 1e-3
 
 
-def test_names_may_have_a_prefix_or_not(whole: "tuple[Path, transformers.SiglipModel]") -> None:
+def test_names_may_have_a_prefix_or_not(whole: tuple[Path, Any]) -> None:
     folder, model = whole
     with_prefix = tower_weights(read_weights(folder), "with")
     without = tower_weights(model.vision_model.state_dict(), "without")
@@ -79,7 +80,7 @@ def test_names_may_have_a_prefix_or_not(whole: "tuple[Path, transformers.SiglipM
     assert all(torch.equal(with_prefix[name], without[name]) for name in without)
 
 
-def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(whole: "tuple[Path, transformers.SiglipModel]", tmp_path: Path) -> None:
+def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(whole: tuple[Path, Any], tmp_path: Path) -> None:
     folder, model = whole
     convert_siglip(folder, tmp_path)
     teacher = load_teacher(tmp_path)
@@ -92,7 +93,7 @@ def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(whole: "tuple[
     assert teacher.model.get_parameter("logit_bias").item() == model.logit_bias.item()
 
 
-def test_open_clip_s_weights_load_from_a_file_or_folder(whole: "tuple[Path, transformers.SiglipModel]", tmp_path: Path) -> None:
+def test_open_clip_s_weights_load_from_a_file_or_folder(whole: tuple[Path, Any], tmp_path: Path) -> None:
     convert_siglip(whole[0], tmp_path)
     trunk = load_teacher(tmp_path).trunk.state_dict()
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
@@ -103,7 +104,7 @@ def test_open_clip_s_weights_load_from_a_file_or_folder(whole: "tuple[Path, tran
     assert tower_weights(native, "native").keys() == {"conv1.weight"}
 
 
-def test_other_folders_are_refused_by_name(tmp_path: Path, whole: "tuple[Path, transformers.SiglipModel]") -> None:
+def test_other_folders_are_refused_by_name(tmp_path: Path, whole: tuple[Path, Any]) -> None:
     vision_model().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
 

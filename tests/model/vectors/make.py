@@ -73,8 +73,10 @@ def make() -> None:
         "semantic_commitment": output.semantic.commitment[None],
         **codebook_update(tokenizer),
     }
-    gradients = {name: parameter.grad for name, parameter in tokenizer.named_parameters() if parameter.grad is not None}
-    named = to_reference({name: gradients.get(name, tensor) for name, tensor in tokenizer.state_dict().items()}, CONFIG)
+    gradients = tokenizer.state_dict() | {
+        name: parameter.grad for name, parameter in tokenizer.named_parameters() if parameter.grad is not None
+    }
+    named = to_reference(gradients, CONFIG)
     norms = {name: tensor.norm().item() for name, tensor in named.items() if ".codebooks." not in name and not name.endswith("zero_k_bias")}
     weights = {name: tensor.bfloat16() for name, tensor in to_reference(tokenizer.state_dict(), CONFIG).items()}
     save_file(weights, VECTORS / "official_state_dict.safetensors")
