@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from model.open_clip_names import input_statistics, tower_shape
+from model.open_clip_names import Channels, Statistics, input_statistics, tower_shape
 
 MAX_CODES = 65536
 """Codes are stored as uint16."""
@@ -67,9 +67,6 @@ class TowerConfig(Config):
         return self
 
 
-Channels = tuple[float, float, float]
-
-
 class NamedTower(Config):
     """The image tower of a model that open_clip knows, such as ViT-SO400M-14-SigLIP2-378, at the tokenizer's image size."""
 
@@ -103,7 +100,7 @@ class NamedTower(Config):
         return tower_shape(self.model).depth
 
     @property
-    def statistics(self) -> tuple[Channels, Channels]:
+    def statistics(self) -> Statistics:
         """Mean and standard deviation of the images that the tower expects."""
         mean, std = input_statistics(self.model)
         return self.mean or mean, self.std or std

@@ -41,8 +41,17 @@ _NO_TOKENS = {
 _DEFAULT_PATCH_SIZE = 16
 """Of timm names that do not say it: ViTamin and MobileCLIP, whose convolutions shrink images sixteenfold."""
 
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
+Channels = tuple[float, float, float]
+Statistics = tuple[Channels, Channels]
+"""Mean and standard deviation per colour of images of 0 to 1."""
+HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+OPENAI: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_STATISTICS: dict[str, Statistics] = {
+    r"siglip|vit_pe_core": HALF,
+    r"CLIPA": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    r"vit_base_mci": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Of models that do not follow OpenAI's."""
 
 
 class TowerShape(NamedTuple):
@@ -81,12 +90,10 @@ def tower_shape(model: str) -> TowerShape:
     return TowerShape(vision["patch_size"], vision["width"], vision["layers"])
 
 
-def input_statistics(model: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def input_statistics(model: str) -> Statistics:
     """Return the mean and standard deviation of the images that a model's usual weights expect, images being 0 to 1."""
-    name = model_config(model)["vision_cfg"].get("timm_model_name") or ""
-    if re.search(r"siglip|vit_pe_core", name):
-        return HALF, HALF
-    return OPENAI_MEAN, OPENAI_STD
+    name = model_config(model)["vision_cfg"].get("timm_model_name") or model
+    return next((statistics for pattern, statistics in _STATISTICS.items() if re.search(pattern, name)), OPENAI)
 
 
 @cache

@@ -187,7 +187,7 @@ def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
 
 
 def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
-    if not isinstance(config.tower, NamedTower) or config.tower.statistics == (HALF, HALF):
+    if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
         return None, None
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)
     return 0.5 / std, (0.5 - mean) / std

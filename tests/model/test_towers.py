@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.config import DecoderConfig, NamedTower, QuantizerConfig, TokenizerConfig, TowerConfig, default_pixel_block
-from model.open_clip_names import model_config, model_names, tower_shape
+from model.open_clip_names import OPENAI, input_statistics, model_config, model_names, tower_shape
 from model.tokenizer import DualTokenizer
 from model.towers import build_any_tower, finish, num_prefix_tokens, tap, tower_depth
+
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model  # isort: skip  (after model.towers)
 
 CLIP, PE = "ViT-S-32-alt", "PE-Core-T-16-384"
 KINDS = {CLIP: 1, PE: 1, "ViTamin-S": 0, "EVA02-B-16": 1, "ViT-B-32-SigLIP2-256": 0}
@@ -148,6 +150,13 @@ def test_the_image_s_own_class_token_is_put_back_on_demand() -> None:
     assert torch.equal(output.pooled, finish(tokenizer.tower, output.semantic_tokens, 11, prefix))
     with pytest.raises(ValueError, match=r"tower\.prefix=tower: codes lack"):
         tokenizer.semantic_features(tokenizer.encode(images).semantic)
+
+
+def test_the_statistics_are_those_of_some_published_weights() -> None:
+    for name in {name for name, _ in list_pretrained()} & set(known()):
+        published = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+        pairs = [(tuple(one.get("mean") or OPENAI[0]), tuple(one.get("std") or OPENAI[1])) for one in published]
+        assert input_statistics(name) in pairs, name
 
 
 def seen_by(tokenizer: DualTokenizer, images: Tensor) -> Tensor:
