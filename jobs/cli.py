@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.convert import convert
 from jobs.exits import typed_exit
 from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
 from jobs.session import open_recipe, say
@@ -62,6 +63,7 @@ def run(
 
 
 app.command()(submit)
+app.command()(convert)
 
 
 @app.command()

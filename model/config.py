@@ -3,9 +3,11 @@
 Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from model.open_clip_names import Channels, Statistics, input_statistics, tower_shape
 
 MAX_CODES = 65536
 """Codes are stored as uint16."""
@@ -55,12 +57,65 @@ class TowerConfig(Config):
     num_heads: PositiveInt
     mlp_width: PositiveInt
     """Channels inside a block's MLP (4,304 in So400m)."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """Of the MLPs; SigLIP was trained with the tanh approximation, which timm's entries replace by the exact one."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
         return self
+
+
+class NamedTower(Config):
+    """The image tower of a model that open_clip knows, such as ViT-SO400M-14-SigLIP2-378, at the tokenizer's image size."""
+
+    model: str
+    prefix: Literal["learned", "tower"] = "learned"
+    """What stands for the class token in the blocks behind the semantic codes, where the tower has one: a learned vector, so
+    that codes alone give the embedding, or the image's own, which codes do not hold."""
+    mean: Channels | None = None
+    """Of the images, 0 to 1, that the tower's weights expect; by default those of the model's usual weights."""
+    std: Channels | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_tapped(cls, model: str) -> str:
+        tower_shape(model)
+        return model
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return tower_shape(self.model).patch_size
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return tower_shape(self.model).width
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return tower_shape(self.model).depth
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of the images that the tower expects."""
+        mean, std = input_statistics(self.model)
+        return self.mean or mean, self.std or std
+
+
+def _tower_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
+    return "NamedTower" if isinstance(value, NamedTower) or (isinstance(value, dict) and "model" in value) else "TowerConfig"
+
+
+AnyTower = Annotated[Annotated[TowerConfig, Tag("TowerConfig")] | Annotated[NamedTower, Tag("NamedTower")], Discriminator(_tower_kind)]
+
+
+def default_pixel_block(depth: int) -> int:
+    """Return the paper's choice: the last block of the first quarter (6 of 27 and 24, 3 of 12, 8 of 32), but not the first."""
+    return min(max(2, depth // 4), depth - 1)
 
 
 class TextConfig(Config):
@@ -132,15 +187,20 @@ class TokenizerConfig(Config):
 
     image_size: PositiveInt
     """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
-    tower: TowerConfig
-    pixel_block: PositiveInt
-    """Block (1 is the first) whose output feeds the pixel codebook; the paper: about the first quarter's last."""
-    semantic_block: PositiveInt
-    """Block whose output feeds the semantic codebook; the paper: the last but one."""
+    tower: AnyTower
+    """Our own shape, or `{model: NAME}` of an open_clip model."""
+    pixel_block: PositiveInt = Field(default_factory=lambda values: default_pixel_block(values["tower"].depth))
+    """Block (1 is the first) whose output feeds the pixel codebook; by default the first quarter's last, as in the paper."""
+    semantic_block: PositiveInt = Field(default_factory=lambda values: values["tower"].depth - 1)
+    """Block whose output feeds the semantic codebook; by default the last but one, as in the paper."""
     shortcut: ShortcutConfig | None = None
     pixel: QuantizerConfig
     semantic: QuantizerConfig
     decoder: DecoderConfig
+    causal_pixel: bool = True
+    """Whether a pixel token, widened after quantisation, sees only those before it: the released code; off: UniTok."""
+    causal_semantic: bool = True
+    """The same of semantic tokens."""
 
     @property
     def grid_size(self) -> int:

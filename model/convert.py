@@ -1,80 +1,109 @@
-"""Weights of the released DualToken code (a checkpoint's state dict) under our names."""
+"""Weights of the released DualToken code (a checkpoint's state dict) under our names, and ours under its.
+
+The released code keeps a codebook once per depth, all the same tensor, with a last row of zeros that is never chosen, and
+beside each attention a bias of zeros for the keys; ours has neither. Its text tower is not part of the tokenizer.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-_RENAMED = (
-    (r"^prequant_pix\.", "reduce_pixel."),
-    (r"^prequant_shortcut\.", "reduce_shortcut."),
-    (r"^prequant_sem\.", "reduce_semantic."),
-    (r"^postquant_pix\.", "expand_pixel."),
-    (r"^postquant_sem\.", "expand_semantic."),
-    (r"^post_quant_conv\.", "post_quant."),
-    (r"^quantizer_pix\.codebooks\.0\.", "quantize_pixel."),
-    (r"^quantizer_sem\.codebooks\.0\.", "quantize_semantic."),
-    (r"\.cluster_size_ema$", ".counts"),
-    (r"\.embed_ema$", ".sums"),
-    (r"^(quantize_\w+)\.weight$", r"\1.codes"),
-    (r"^siglip_model\.vision_model\.embeddings\.patch_embedding\.", "tower.patch_embed.proj."),
-    (r"^siglip_model\.vision_model\.embeddings\.position_embedding\.weight$", "tower.pos_embed"),
-    (r"^siglip_model\.vision_model\.encoder\.layers\.", "tower.blocks."),
-    (r"^siglip_model\.vision_model\.post_layernorm\.", "tower.norm."),
-    (r"^siglip_model\.vision_model\.head\.probe$", "tower.attn_pool.latent"),
-    (r"^siglip_model\.vision_model\.head\.attention\.out_proj\.", "tower.attn_pool.proj."),
-    (r"^siglip_model\.vision_model\.head\.layernorm\.", "tower.attn_pool.norm."),
-    (r"^siglip_model\.vision_model\.head\.mlp\.", "tower.attn_pool.mlp."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
-)
-_QUERY = re.compile(r"(tower\.blocks\.\d+)\.self_attn\.q_proj\.(weight|bias)")
-_POOL = re.compile(r"siglip_model\.vision_model\.head\.attention\.in_proj_(weight|bias)")
+from model.config import TokenizerConfig, TowerConfig
+from model.reference_names import rearrange, tokenizer_matches
+from model.tokenizer import DualTokenizer
+
+_TEXT = re.compile(r"siglip_model\.(text_model\.|logit_(scale|bias)$)")
+_CODEBOOK = re.compile(r"(quantizer_(?:pix|sem)\.codebooks)\.(\d+)\.(.+)")
+_MAX_LINES = 20
+"""Of a list of wrong keys."""
 
 
-def convert_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `DualTokenizer.load_state_dict` takes; the text tower, not part of the tokenizer, is left out.
+def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Return what `DualTokenizer.load_state_dict` takes.
 
-    Raises ValueError if the depths of a quantiser have different codebooks, which ours share.
+    Raises ValueError, a line per key, for keys that are missing, misshapen or unexpected, and for codebooks that differ from
+    depth to depth, which ours share.
     """
+    state = {name: tensor for name, tensor in current_names(state).items() if not _TEXT.match(name)}
+    ours = _on_meta(config)
+    _check_keys(state, to_reference(ours, config))
     _check_depths_share_a_codebook(state)
-    dropped = re.compile(r"siglip_model\.(text_model\.|logit_)|.*\.zero_k_bias$|quantizer_\w+\.codebooks\.(?!0\.)")
-    renamed = {_rename(name): tensor for name, tensor in state.items() if not dropped.match(name)}
-    # Keys and values go where their queries go.
-    merged = dict(_merged(name, renamed) for name in renamed if not re.search(r"\.self_attn\.[kv]_proj\.|\.in_proj_", name))
-    return merged | _pool(renamed)
+    single = {name: tensor for name, tensor in state.items() if not (match := _CODEBOOK.fullmatch(name)) or match[2] == "0"}
+    arranged = rearrange(single, tokenizer_matches(ours, config.tower.depth))
+    # The last row of a codebook pads it; checkpoints in half precision come out in float32, as models are.
+    return {name: (tensor[:-1].clone() if name.endswith(".codes") else tensor).float() for name, tensor in arranged.items()}
 
 
-def _rename(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
+def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Return a tokenizer's weights under the released code's names: all of its keys but the text tower's.
+
+    Raises ValueError for a tokenizer that the released code cannot express.
+    """
+    if not isinstance(config.tower, TowerConfig):
+        raise ValueError(f"tower={config.tower!r}: the released code has SigLIP towers described by their shape only")  # noqa: TRY004
+    named = rearrange(state, tokenizer_matches(state, config.tower.depth), back=True)
+    return dict(_completed(named, config.pixel.depth))
 
 
-def _merged(name: str, state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-    """Join a block's query, key and value weights, as timm has them, and drop what pads a codebook."""
-    if match := _QUERY.fullmatch(name):
-        block, kind = match.groups()
-        return f"{block}.attn.qkv.{kind}", torch.cat([state[f"{block}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
-    if name.endswith(".codes"):
-        # The last row pads and is never chosen.
-        return name, state[name][:-1]
-    return name, state[name][None] if name == "tower.pos_embed" else state[name]
+def _completed(named: Mapping[str, Tensor], depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Add what the released code keeps beside what ours does."""
+    for name, tensor in named.items():
+        if match := _CODEBOOK.fullmatch(name):
+            padded = torch.cat((tensor, torch.zeros_like(tensor[:1]))) if match[3] == "weight" else tensor
+            # A file of safetensors refuses tensors that share memory.
+            yield from ((f"{match[1]}.{level}.{match[3]}", padded.clone()) for level in range(depth))
+        else:
+            yield name, tensor
+        if name.endswith(".attn.q_bias"):
+            yield name.replace("q_bias", "zero_k_bias"), torch.zeros_like(tensor)
 
 
-def _pool(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Part the attention pool's joint projection into timm's query and key-value projections."""
-    parts = {}
-    for name, tensor in state.items():
-        if match := _POOL.fullmatch(name):
-            width = len(tensor) // 3
-            parts[f"tower.attn_pool.q.{match[1]}"], parts[f"tower.attn_pool.kv.{match[1]}"] = tensor[:width], tensor[width:]
-    return parts
+def _on_meta(config: TokenizerConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return DualTokenizer(config).state_dict()
+
+
+def current_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Bring the names of March 2026 to those of April 2026; refuse layouts of other networks by name."""
+    if any(name.startswith(("quantizer.", "prequant_visual.", "postquant_visual.")) for name in state):
+        raise ValueError(
+            "the checkpoint has the layout of 2025 (quantizer.*, prequant_visual.*: convolutions around codes as wide as the tower): "
+            "that network is another one and is not supported; use a checkpoint of April 2026 or later"
+        )
+    heads = {name.split(".")[0] for name in state}
+    if heads & {"prequant_pixel", "postquant_pixel", "quantizer_pixel", "quantizer_semantic", "postquant_semantic"}:
+        # As the authors' own clean_ckpt.py does.
+        state = {name.replace("semantic", "sem").replace("pixel", "pix"): tensor for name, tensor in state.items()}
+        heads = {name.split(".")[0] for name in state}
+    if "quantizer_sem" in heads and "prequant_sem" not in heads:
+        raise ValueError(
+            "the checkpoint has the layout of March 2026, without prequant_sem (semantic tokens are quantised as they are): "
+            "that network is another one and is not supported; use a checkpoint of April 2026 or later"
+        )
+    return state
+
+
+def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (found, expected))
+    problems = {
+        "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - shapes.keys()],
+        "unexpected": [f"{name} {shapes[name]}" for name in shapes.keys() - wanted.keys()],
+        "misshapen": [
+            f"{name} {shapes[name]}, not {wanted[name]}" for name in wanted.keys() & shapes.keys() if shapes[name] != wanted[name]
+        ],
+    }
+    if not any(problems.values()):
+        return
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
+    lines = [f"{kind}: {text}" for kind, texts in problems.items() for text in sorted(texts)]
+    more = [f"and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+    raise ValueError("\n".join([f"the checkpoint does not fit the configuration: of its keys {counts}", *lines[:_MAX_LINES], *more]))
 
 
 def _check_depths_share_a_codebook(state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
-        first = re.sub(r"\.codebooks\.\d+\.", ".codebooks.0.", name)
+        first = _CODEBOOK.sub(r"\1.0.\3", name)
         if first != name and not torch.equal(tensor, state[first]):
             raise ValueError(f"{name} differs from {first}: only checkpoints with shared_codebook=true can be converted")

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.config import QuantizerConfig
+from model.precision import without_autocast
 
 _MAX_DISTANCES = 2**22
 """Distances held at once; float32, so 16 MiB."""
@@ -53,7 +54,7 @@ class ResidualQuantizer(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             tokens = tokens.float()
             residual, total, commitment = tokens.detach(), torch.zeros_like(tokens.detach()), tokens.new_zeros(())
             ids, residuals = [], []
@@ -119,6 +120,8 @@ def nearest_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "K W"]) ->
     that rounding could be are decided again from the differences in float64, so the answer depends on the vector alone.
     """
     ids = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    if vectors.is_meta:  # shapes alone: nothing to compare
+        return ids
     norms = codes.square().sum(dim=1)
     rounding = 4 * codes.shape[1] * torch.finfo(torch.float32).eps
     for start in range(0, len(vectors), rows := max(1, _MAX_DISTANCES // len(codes))):

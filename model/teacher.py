@@ -1,4 +1,4 @@
-"""The frozen SigLIP model (arXiv 2303.15343) that filters, gives targets and judges: open_clip's, on local disk.
+"""The frozen image and text model that filters, gives targets and judges: open_clip's, on local disk, SigLIP or CLIP-like.
 
 B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the tower, E channels of an embedding.
 A teacher is a folder in open_clip's local-dir format: open_clip_config.json and open_clip_model.safetensors.
@@ -6,7 +6,7 @@ A teacher is a folder in open_clip's local-dir format: open_clip_config.json and
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,13 +22,13 @@ from model.losses import TeacherTargets
 from model.settings import TeacherShape
 from model.torchvision_ops import declare_missing_ops
 from model.tower import register_tower, tower_name
+from model.towers import Tower, check_tower, finish, tap
 
 declare_missing_ops()  # open_clip imports torchvision, so this stands before it
 
 import open_clip  # noqa: E402
 from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
@@ -41,7 +41,7 @@ class TeacherOutput(NamedTuple):
     """All that one pass of the tower gives."""
 
     embeddings: Float[Tensor, "B E"]  # unit vectors, comparable with those of texts
-    pooled: Float[Tensor, "B E"]  # as TeacherTargets.pooled
+    pooled: Float[Tensor, "B W"]  # as TeacherTargets.pooled
     dense: Float[Tensor, "B N W"]  # as TeacherTargets.dense
 
 
@@ -74,7 +74,7 @@ def _text_tokenizer(context_length: int) -> SimpleTokenizer:
 def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
     """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    _save(model, {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
 
 
 def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> None:
@@ -88,15 +88,15 @@ def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> No
     model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
     visual = cast("Any", model.visual)
     preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    _save(model, {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
         open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Teacher":
-    """Read an open_clip local-dir folder, ours or any SigLIP checkpoint's; no network is used.
+    """Read an open_clip local-dir folder, ours or any checkpoint's; no network is used.
 
-    Raises ValueError if files are missing or the image tower is no SigLIP tower of timm.
+    Raises ValueError if files are missing or the image tower is no plain vision transformer.
     """
     folder = Path(folder)
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
@@ -118,19 +118,17 @@ class Teacher(nn.Module):
         self.model = model.requires_grad_(False)
         self._tokenizer = tokenizer
         visual = cast("Any", model.visual)
-        trunk = getattr(visual, "trunk", None)
-        if not isinstance(trunk, VisionTransformer) or trunk.num_prefix_tokens or trunk.attn_pool is None:
-            found = type(trunk or visual).__name__
-            raise ValueError(f"the image tower is {found}: use a SigLIP model, whose tower is timm's with an attention pool")
+        check_tower(getattr(visual, "trunk", visual))
         self.image_size = int(visual.image_size[0])
         self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1))
         self.eval()
 
     @property
-    def trunk(self) -> VisionTransformer:
+    def trunk(self) -> Tower:
         """The image tower, whose weights `DualTokenizer.init_tower` takes."""
-        return cast("Any", self.model).visual.trunk
+        visual = cast("Any", self.model).visual
+        return getattr(visual, "trunk", visual)
 
     def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Normalise levels by the model's own mean and standard deviation."""
@@ -152,14 +150,17 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
         """Return the unit vectors that pooled outputs of the tower stand for, a tokenizer's as well as its own."""
-        return F.normalize(cast("Any", self.model).visual.head(pooled), dim=-1)
+        visual = cast("Any", self.model).visual
+        if hasattr(visual, "trunk"):
+            # The projection is timm's head, or open_clip's behind it; the other is the identity.
+            return F.normalize(visual.head(visual.trunk.head(pooled)), dim=-1)
+        return F.normalize(pooled if visual.proj is None else pooled @ visual.proj, dim=-1)
 
     @torch.no_grad()
     def embed_all(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherOutput:
         """Return embeddings and targets in one pass of the tower; `block` counts from 1, as TokenizerConfig.semantic_block."""
-        output = self.trunk.forward_intermediates(self.transform(images), indices=[block - 1], output_fmt="NLC")
-        final, (dense,) = cast("tuple[Tensor, list[Tensor]]", output)
-        pooled = self.trunk.forward_head(final)
+        dense, prefix = tap(self.trunk, self.transform(images), [block])[block]
+        pooled = finish(self.trunk, dense, block, prefix)
         return TeacherOutput(self.project(pooled), pooled, dense)
 
     def dense(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
@@ -190,8 +191,9 @@ def _model_config(config: TeacherShape) -> dict[str, Any]:
     }
 
 
-def _save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

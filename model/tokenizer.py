@@ -1,13 +1,14 @@
 """DualToken's tokenizer (arXiv 2503.14324, section 3): one tower, a pixel and a semantic codebook, one decoder.
 
-B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, D depths. The pixel
-tokens leave the tower at a shallow block; the semantic tokens leave it late, are quantised, and run through the rest of it.
+B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, D depths, C class and
+register tokens of a tower that has them (SigLIP has none). The pixel tokens leave the tower at a shallow block; the
+semantic tokens leave it late, are quantised, and run through the rest of it.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import NamedTower, TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
+from model.open_clip_names import HALF
 from model.projection import AttnProjection
 from model.quantize import Quantized, ResidualQuantizer
-from model.tower import build_tower
+from model.towers import Tap, build_any_tower, encoder_state, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap
 
 FORMAT_VERSION = 1
 """Of a saved folder."""
@@ -55,31 +57,40 @@ class DualTokenizer(nn.Module):
     `forward` changes no state: a training step moves the codebooks by calling their `update`.
     """
 
+    input_scale: Float[Tensor, "3 1 1"] | None  # from images of -1 to 1 to what the tower expects, if that is something else
+    input_shift: Float[Tensor, "3 1 1"] | None
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
         width = config.tower.width
-        self.tower = build_tower(config.tower, config.image_size)
+        self.tower = build_any_tower(config.tower, config.image_size)
+        self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
+        scale, shift = _input_change(config)
+        self.register_buffer("input_scale", scale)
+        self.register_buffer("input_shift", shift)
         self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
         self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
         self.quantize_pixel = ResidualQuantizer(config.pixel)
         self.quantize_semantic = ResidualQuantizer(config.semantic)
-        self.expand_pixel = AttnProjection(config.pixel.width, width, causal=True)
-        self.expand_semantic = AttnProjection(config.semantic.width, width, causal=True)
+        self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
+        self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
         self.post_quant = PostQuantBlock(width, config.decoder.latent_width, config.decoder.norm_groups)
         self.decoder = Decoder(config.decoder)
 
     def forward(self, images: Float[Tensor, "B 3 S S"]) -> TokenizerOutput:
         """Encode and decode images of -1 to 1."""
-        pixel, semantic = (quantize(tokens) for quantize, tokens in self._streams(images))
-        features = self._semantic_features(semantic.vectors)
+        taps = self._tap(images)
+        pixel, semantic = self.quantize_pixel(self._pixel_tokens(taps)), self.quantize_semantic(self._semantic_tokens(taps))
+        features = self._semantic_features(semantic.vectors, taps[self.config.semantic_block].prefix)
         return TokenizerOutput(self._decode(pixel.vectors), features.tokens, features.pooled, pixel, semantic)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
-        pixel, semantic = (quantize(tokens).ids for quantize, tokens in self._streams(images))
+        taps = self._tap(images)
+        pixel, semantic = self.quantize_pixel(self._pixel_tokens(taps)).ids, self.quantize_semantic(self._semantic_tokens(taps)).ids
         grid = (self.config.grid_size, self.config.grid_size)
         return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
 
@@ -90,30 +101,37 @@ class DualTokenizer(nn.Module):
 
     @torch.no_grad()
     def semantic_features(self, semantic: Int[Tensor, "B H W D"]) -> SemanticFeatures:
-        """Return token features and the image embedding that semantic codes say."""
-        return self._semantic_features(self.quantize_semantic.lookup(semantic.flatten(1, 2)))
+        """Return token features and the image embedding that semantic codes say.
 
-    def _streams(
-        self, images: Float[Tensor, "B 3 S S"]
-    ) -> tuple[tuple[ResidualQuantizer, Float[Tensor, "B N P"]], tuple[ResidualQuantizer, Float[Tensor, "B N Q"]]]:
-        """Return each stream's quantiser and tokens at code width, pixel first."""
-        shortcut = self.config.shortcut
-        blocks = sorted({self.config.pixel_block, self.config.semantic_block} | ({shortcut.block} if shortcut else set()))
-        # timm counts blocks from 0, our configs from 1, as the paper.
-        taps = self.tower.forward_intermediates(
-            images, indices=[block - 1 for block in blocks], intermediates_only=True, stop_early=True, output_fmt="NLC"
-        )
-        at = dict(zip(blocks, taps, strict=True))
-        pixel = self.reduce_pixel(at[self.config.pixel_block])
+        Raises ValueError for a tower with a class token whose `prefix` is the image's own.
+        """
+        if self.prefix is None and num_prefix_tokens(self.tower):
+            raise ValueError("tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned")
+        return self._semantic_features(self.quantize_semantic.lookup(semantic.flatten(1, 2)), None)
+
+    def _tap(self, images: Float[Tensor, "B 3 S S"]) -> dict[int, Tap]:
+        """Return what the tower holds after each block that a stream leaves from."""
+        if self.input_scale is not None and self.input_shift is not None:
+            images = images * self.input_scale + self.input_shift
+        shortcut = {self.config.shortcut.block} if self.config.shortcut else set()
+        return tap(self.tower, images, {self.config.pixel_block, self.config.semantic_block} | shortcut)
+
+    def _pixel_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
+        """Return the pixel stream's tokens at code width."""
+        tokens, shortcut = self.reduce_pixel(taps[self.config.pixel_block].tokens), self.config.shortcut
         if shortcut and self.reduce_shortcut:
-            pixel = pixel + shortcut.weight * self.reduce_shortcut(at[shortcut.block])
-        semantic = self.reduce_semantic(at[self.config.semantic_block])
-        return (self.quantize_pixel, pixel), (self.quantize_semantic, semantic)
+            tokens = tokens + shortcut.weight * self.reduce_shortcut(taps[shortcut.block].tokens)
+        return tokens
 
-    def _semantic_features(self, vectors: Float[Tensor, "B N Q"]) -> SemanticFeatures:
+    def _semantic_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N Q"]:
+        """Return the semantic stream's tokens at code width."""
+        return self.reduce_semantic(taps[self.config.semantic_block].tokens)
+
+    def _semantic_features(self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None) -> SemanticFeatures:
         tokens = self.expand_semantic(vectors)
-        remaining = cast("nn.Sequential", self.tower.blocks)[self.config.semantic_block :]
-        return SemanticFeatures(tokens, self.tower.forward_head(self.tower.norm(remaining(tokens))))
+        if self.prefix is not None:
+            prefix = self.prefix.expand(len(tokens), -1, -1)
+        return SemanticFeatures(tokens, finish(self.tower, tokens, self.config.semantic_block, prefix))
 
     def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
         grid = self.expand_pixel(vectors).transpose(1, 2).unflatten(2, (self.config.grid_size, self.config.grid_size))
@@ -126,7 +144,7 @@ class DualTokenizer(nn.Module):
 
         Raises ValueError if names or shapes differ.
         """
-        state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        state = encoder_state(weights) if isinstance(weights, nn.Module) else weights
         _load(self.tower, state, f"a tower of {self.config.tower!r}, image_size={self.config.image_size}")
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -147,20 +165,39 @@ class DualTokenizer(nn.Module):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if (found := (saved.get("format"), saved.get("format_version"))) != ("dualtoken", FORMAT_VERSION):
             raise ValueError(f"{folder}/config.json has format and format_version {found}: this reads ('dualtoken', {FORMAT_VERSION})")
-        # On meta, since initial weights that the file replaces would cost seconds for a large tower.
+        state = load_file(folder / "model.safetensors", device=str(device))
+        return cls.from_weights(TokenizerConfig.model_validate(saved["config"]), state, f"the model of {folder}/config.json")
+
+    @classmethod
+    def from_weights(cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration") -> "DualTokenizer":
+        """Return a model made of given weights, ready for inference; `expected` is what an error says they do not fit."""
+        # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
         with torch.device("meta"):
-            tokenizer = cls(TokenizerConfig.model_validate(saved["config"]))
-        _load(tokenizer, load_file(folder / "model.safetensors", device=str(device)), f"the model of {folder}/config.json", assign=True)
+            tokenizer = cls(config)
+        _load(tokenizer, state, expected, assign=True)
+        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, tokenizer.quantize_pixel.codes.device)
         return tokenizer.eval()
+
+
+def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
+    """Return what stands for the class token beside semantic codes, if the tower has one."""
+    if not isinstance(config.tower, NamedTower) or config.tower.prefix == "tower" or not count:
+        return None
+    return nn.Parameter(nn.init.normal_(torch.empty(1, count, config.tower.width), std=0.02))
+
+
+def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
+        return None, None
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)
+    return 0.5 / std, (0.5 - mean) / std
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], expected: str, *, assign: bool = False) -> None:
     """Load weights; a name or shape that differs is a ValueError that says what was expected."""
-    ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+    ours = module.state_dict()
+    if differ := names_that_differ(ours, state):
         name = differ[0]
-        raise ValueError(
-            f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs.get(name)}, not {ours.get(name)}"
-        )
+        theirs, wanted = (tuple(one[name].shape) if name in one else None for one in (state, ours))
+        raise ValueError(f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs}, not {wanted}")
     module.load_state_dict(state, assign=assign)

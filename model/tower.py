@@ -1,4 +1,4 @@
-"""The SigLIP vision tower (arXiv 2303.15343), built by timm: patches, pre-norm blocks, norm, attention pool.
+"""Our own SigLIP vision tower (arXiv 2303.15343), built by timm: patches, pre-norm blocks, norm, attention pool.
 
 Parameters have the names that timm's vit_*_siglip_* models give them, so the trunk of any open_clip SigLIP model loads.
 """
@@ -13,7 +13,7 @@ declare_missing_ops()  # timm imports torchvision, so this stands before it
 from timm.models import is_model, register_model  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
-_NAME = re.compile(r"dualtoken_vit_p(\d+)_(\d+)_d(\d+)_w(\d+)_h(\d+)_m(\d+)")
+_NAME = re.compile(r"dualtoken_vit_p(\d+)_(\d+)_d(\d+)_w(\d+)_h(\d+)_m(\d+)(_gelu)?")
 
 
 def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
@@ -33,14 +33,14 @@ def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
         global_pool="map",
         fc_norm=False,
         num_classes=0,
-        # SigLIP was trained with the tanh approximation; timm's own entries use the exact one.
-        act_layer="gelu_tanh",
+        act_layer=config.activation,
     )
 
 
 def tower_name(config: TowerConfig, image_size: int) -> str:
     """Return a timm model name that says the tower's whole shape, such as dualtoken_vit_p8_64_d6_w96_h3_m384."""
-    return f"dualtoken_vit_p{config.patch_size}_{image_size}_d{config.depth}_w{config.width}_h{config.num_heads}_m{config.mlp_width}"
+    shape = f"p{config.patch_size}_{image_size}_d{config.depth}_w{config.width}_h{config.num_heads}_m{config.mlp_width}"
+    return f"dualtoken_vit_{shape}{'' if config.activation == 'gelu_tanh' else '_gelu'}"
 
 
 def register_tower(name: str) -> bool:
@@ -48,8 +48,11 @@ def register_tower(name: str) -> bool:
     if (match := _NAME.fullmatch(name)) is None:
         return False
     if not is_model(name):
-        patch_size, image_size, depth, width, num_heads, mlp_width = map(int, match.groups())
-        config = TowerConfig(patch_size=patch_size, width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width)
+        patch_size, image_size, depth, width, num_heads, mlp_width = map(int, match.groups()[:6])
+        config = TowerConfig(
+            patch_size=patch_size, width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width,
+            activation="gelu" if match[7] else "gelu_tanh",
+        )  # fmt: skip
 
         def entry(pretrained: bool = False, **_settings: object) -> VisionTransformer:
             assert not pretrained, f"{name} has no hub weights"

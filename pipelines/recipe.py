@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 
+_NOT_COMPUTED = "default_factory_not_called"
+"""A default that depends on another field, which has an error of its own."""
+
 
 def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a path, an fsspec URL or the name of a shipped one, and apply `a.b=c` overrides.
@@ -31,7 +34,7 @@ def validate(values: Mapping[str, Any], location: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"{location}: {_explain(item)}" for item in error.errors(include_url=False)]
+        lines = [f"{location}: {_explain(item)}" for item in error.errors(include_url=False) if item["type"] != _NOT_COMPUTED]
         raise UserError("\n".join(lines)) from None
 
 
@@ -138,7 +141,7 @@ def _descend(annotation: Any, part: str | int) -> tuple[Any, bool]:  # noqa: ANN
     models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     if len(models) > 1:
         for model in models:
-            if any(part in get_args(field.annotation) for field in model.model_fields.values()):
+            if part == model.__name__ or any(part in get_args(field.annotation) for field in model.model_fields.values()):
                 return model, True
     for model in models:
         if part in model.model_fields:

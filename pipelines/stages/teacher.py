@@ -4,12 +4,15 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from infra.storage import Store, scratch_folder
+from model.config import NamedTower
 from model.images import to_tensor
-from model.teacher import CONFIG_FILE, WEIGHTS_FILE, export_open_clip, load_teacher, save_teacher, tokenize
+from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
+from model.towers import build_any_tower, encoder_state, names_that_differ, tower_depth, tower_width
 from pipelines.config import OpenClipTeacher, TokenizerConfig, TrainedTeacher
 from pipelines.errors import UserError
 from pipelines.models import choose_device, use_threads
@@ -49,10 +52,21 @@ def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
         teacher = load_teacher(folder)
     except ValueError as error:
         raise UserError(f"teacher: {error}") from None
-    blocks, width = len(list(teacher.trunk.blocks.children())), teacher.trunk.embed_dim
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
-    if wanted != (found := (blocks, width, teacher.image_size)):
+    if wanted != (found := (tower_depth(teacher.trunk), tower_width(teacher.trunk), teacher.image_size)):
         raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
+    with torch.device("meta"):
+        expected = build_any_tower(tokenizer.tower, tokenizer.image_size).state_dict()
+    if differ := names_that_differ(expected, encoder_state(teacher.trunk)):
+        raise UserError(f"tokenizer.tower and the teacher's differ in {len(differ)} weights, such as {differ[0]}: name the same model")
+    if isinstance(tower := tokenizer.tower, NamedTower) and not _same_statistics(tower, teacher):
+        mean, std = (part.flatten().tolist() for part in (teacher.mean, teacher.std))
+        raise UserError(f"tokenizer.tower expects images of mean and std {tower.statistics}: set tower.mean={mean} and tower.std={std}")
+
+
+def _same_statistics(tower: NamedTower, teacher: Teacher) -> bool:
+    ours, theirs = torch.tensor(tower.statistics), torch.stack((teacher.mean.flatten().cpu(), teacher.std.flatten().cpu()))
+    return torch.allclose(ours, theirs, atol=1e-4)
 
 
 def _fetch(teacher: OpenClipTeacher, folder: Path) -> None:

@@ -24,7 +24,8 @@ def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
     ("arguments", "line"),
     [
         (("run", TINY, "--set", "train.stepz=3"), f"dualtoken: {TINY}: train.stepz=3 is no key of a recipe: did you mean steps?"),
-        (("plan", "nowhere.yaml"), "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: scenes, urls"),
+        (("plan", "nowhere.yaml"), "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: paper-256"),
+        (("convert", "nowhere.pt", "out"), "dualtoken: nowhere.pt does not exist: give a checkpoint or a folder"),
         (("download", TINY, "--corpus", "webb"), "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout"),
         (("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"), "dualtoken: submit downlaod: no such stage: use one of "),
         (("run", TINY, "--set", "teacher.tower.width=33"), "is no multiple of num_heads=2: change one of them"),
@@ -104,7 +105,10 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "submit", "plan", "status", "verify", "scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"],
+    [
+        *("run", "submit", "convert", "plan", "status", "verify"),
+        *("scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"),
+    ],
 )
 def test_the_readme_names_every_command(command: str) -> None:
     assert re.search(rf"`(dualtoken )?{command}\b", (PROJECT / "README.md").read_text())

@@ -13,8 +13,11 @@ from torch import Tensor
 from model.config import TextConfig, TowerConfig
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, build_teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
+from model.towers import finish
 
 import open_clip  # isort: skip  (after model.teacher, which makes it importable)
+from open_clip.model import set_model_preprocess_cfg  # isort: skip
+from open_clip.tokenizer import SimpleTokenizer  # isort: skip
 
 
 class Shape(NamedTuple):
@@ -80,8 +83,8 @@ def test_one_pass_gives_embeddings_and_targets(teacher: Teacher, pictures: Tenso
     assert torch.equal(targets.dense, output.dense)
     assert torch.equal(targets.pooled, output.pooled)
     # The rest of the tower turns the dense targets into the pooled one: what the tokenizer does with its own.
-    trunk = teacher.trunk
-    assert torch.equal(trunk.forward_head(trunk.norm(trunk.get_submodule("blocks.2")(targets.dense))), targets.pooled)
+    assert torch.equal(finish(teacher.trunk, targets.dense, 2), targets.pooled)
+    assert torch.equal(teacher.trunk(teacher.transform(pictures)), targets.pooled)
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(3))
 
 
@@ -128,14 +131,33 @@ def test_a_folder_without_a_siglip_model_is_refused(folder: Path, tmp_path: Path
         export_open_clip("ViT-Z", "webli", tmp_path)
 
 
-def test_a_tower_of_another_kind_is_refused() -> None:
-    native = open_clip.CustomTextCLIP(
+def small_open_clip_model(**vision: object) -> open_clip.CustomTextCLIP:
+    return open_clip.CustomTextCLIP(
         embed_dim=8,
-        vision_cfg={"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 16},  # pyright: ignore[reportArgumentType]
-        text_cfg={"context_length": 8, "vocab_size": 9, "width": 8, "heads": 1, "layers": 1},  # pyright: ignore[reportArgumentType]
+        vision_cfg={"width": 16, "image_size": 16} | vision,  # pyright: ignore[reportArgumentType]
+        text_cfg={"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},  # pyright: ignore[reportArgumentType]
     )
-    with pytest.raises(ValueError, match="the image tower is VisionTransformer: use a SigLIP model"):
-        Teacher(native, tokenizer=None)
+
+
+def as_teacher(model: open_clip.CustomTextCLIP) -> Teacher:
+    set_model_preprocess_cfg(model, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
+    return Teacher(model, SimpleTokenizer(context_length=8))
+
+
+@pytest.mark.parametrize("pool", [{"pool_type": "tok"}, {"pool_type": "avg", "final_ln_after_pool": True}])
+def test_a_clip_model_is_a_teacher_too(pool: dict[str, object], pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    clip = as_teacher(small_open_clip_model(layers=3, head_width=8, patch_size=8, **pool))
+    output = clip.embed_all(pictures, block=2)
+    assert (output.pooled.shape, output.dense.shape) == ((3, 16), (3, 4, 16))
+    torch.testing.assert_close(output.embeddings, clip.embed_images(pictures))
+    torch.testing.assert_close(clip.project(output.pooled), output.embeddings)
+    assert clip.embed_texts(["a", "b"]).shape == (2, 8)
+
+
+def test_a_tower_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="the image tower is ModifiedResNet: use a plain vision transformer"):
+        as_teacher(small_open_clip_model(layers=(1, 1, 1, 1), image_size=32))
 
 
 def test_images_of_another_size_are_refused(teacher: Teacher) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.projection import AttnProjection
 from model.tokenizer import DualTokenizer
-from model.tower import build_tower
+from model.towers import build_any_tower
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -138,10 +138,10 @@ def test_loading_says_what_is_wrong_with_a_folder(tokenizer: DualTokenizer, tmp_
 
 
 def test_a_tower_of_the_same_shape_can_be_the_start(tokenizer: DualTokenizer, config: TokenizerConfig) -> None:
-    trunk = build_tower(config.tower, config.image_size)
+    trunk = build_any_tower(config.tower, config.image_size)
     tokenizer.init_tower(trunk)
     assert same(snapshot(trunk), tokenizer.tower.state_dict())
-    narrow = build_tower(config.tower.model_copy(update={"mlp_width": 40}), config.image_size)
+    narrow = build_any_tower(config.tower.model_copy(update={"mlp_width": 40}), config.image_size)
     with pytest.raises(ValueError, match=r"15 tensors differ; attn_pool.mlp.fc1.bias has shape \(40,\), not \(48,\)"):
         tokenizer.init_tower(narrow.state_dict())
 

@@ -26,6 +26,15 @@ MISTAKES = {
     "teacher.kind=x": "teacher.kind='x': set it to one of 'train', 'open_clip', 'local'",
     "heldout.corpus=foo": "heldout.corpus=foo is no corpus: set it to one of scenes-train, scenes-heldout",
     "tokenizer.pixel_block=9": "tokenizer: pixel_block=9, semantic_block=5, tower.depth=6: set pixel_block <= semantic_block < tower.depth",
+    "tokenizer.tower={patch_size: 8, width: 96, depth: 6, num_head: 3, num_heads: 3, mlp_width: 9}": (
+        "tokenizer.tower.num_head=3 is no key of a recipe: did you mean num_heads?"
+    ),
+    "tokenizer.tower={patch_size: 8, width: 96, depth: 1, num_heads: 3, mlp_width: 9}": (
+        "tokenizer.tower.depth=1: should be greater than or equal to 2"
+    ),
+    "tokenizer.tower={model: ViT-L-16-SigLIP-265}": (
+        "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: did you mean ViT-L-16-SigLIP-256?"
+    ),
     "download.encode_quality=50": "download: encode_quality=50 with encode_format=png: PNG takes a compression of 0 to 9",
 }
 
@@ -45,7 +54,7 @@ def test_an_override_that_cannot_apply_says_how_to_write_it(override: str) -> No
 
 
 def test_a_missing_recipe_names_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="scenes, urls"):
+    with pytest.raises(UserError, match=r"paper-256, paper-384, .*scenes, urls"):
         load_recipe("nowhere.yaml")
 
 

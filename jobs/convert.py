@@ -1,0 +1,76 @@
+"""`dualtoken convert`: others' weights into our folders, and our tokenizer's into the released code's checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.session import say
+from pipelines.errors import UserError
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint of the released DualToken code (.pt or .safetensors), a Hugging Face SigLIP folder, "
+            "or with --to-reference a folder of ours.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder to make; with --to-reference, a .safetensors file.")],
+    config: Annotated[Path | None, typer.Option("--config", help="The configuration file beside the checkpoint.")] = None,
+    to_reference: Annotated[bool, typer.Option("--to-reference", help="From ours to the released code's names.")] = False,
+) -> None:
+    """Convert weights: the released DualToken code's to ours and back, or Hugging Face's SigLIP to a teacher."""
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give a checkpoint or a folder")
+    try:
+        if to_reference:
+            _to_reference(source, out)
+        elif source.is_dir():
+            _siglip(source, out)
+        else:
+            _from_reference(source, config, out)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _from_reference(source: Path, config: Path | None, out: Path) -> None:
+    if config is None:
+        raise UserError("--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json")
+    from model.convert import current_names, from_reference  # noqa: PLC0415  (torch takes seconds to import)
+    from model.reference_config import reference_config  # noqa: PLC0415
+    from model.siglip_folder import read_json, read_weights  # noqa: PLC0415
+    from model.tokenizer import DualTokenizer  # noqa: PLC0415
+
+    values, state = read_json(config), current_names(read_weights(source))
+    settings = reference_config(values, state)
+    tokenizer = DualTokenizer.from_weights(settings, from_reference(state, settings))
+    tokenizer.save_pretrained(out)
+    num_text = sum(name.startswith("siglip_model.text_model.") for name in state)
+    say(f"{out}: a tokenizer of {settings.grid_size}x{settings.grid_size} tokens, {settings.pixel.depth} codes deep in each stream")
+    say(f"left out: {num_text} tensors of the text tower, which a tokenizer does not have")
+
+
+def _to_reference(source: Path, out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} does not end in .safetensors: name a file to write")
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    from model.convert import to_reference  # noqa: PLC0415
+    from model.tokenizer import DualTokenizer  # noqa: PLC0415
+
+    tokenizer = DualTokenizer.from_pretrained(source)
+    weights = to_reference(tokenizer.state_dict(), tokenizer.config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out, metadata={"format": "pt"})
+    say(f"{out}: {len(weights)} tensors under the released code's names")
+    say("absent: siglip_model.text_model.*, logit_scale and logit_bias; load with strict=False, or take them from SigLIP")
+
+
+def _siglip(source: Path, out: Path) -> None:
+    from model.siglip_teacher import convert_siglip  # noqa: PLC0415
+
+    convert_siglip(source, out)
+    say(f"{out}: a teacher; name it in a recipe as teacher: {{kind: local, folder: {out}}}")

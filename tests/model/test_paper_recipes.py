@@ -1,0 +1,44 @@
+"""The published models, built without memory: sizes as measured on the released code, and a step of shapes alone."""
+
+import pytest
+import torch
+
+from model.losses import TeacherTargets, tokenizer_loss
+from model.tokenizer import DualTokenizer
+from pipelines.recipe import load_recipe
+
+MILLIONS = {
+    "tower": 428.23,
+    "reduce_pixel": 4.03,
+    "reduce_shortcut": 4.03,
+    "reduce_semantic": 4.03,
+    "expand_pixel": 9.45,
+    "expand_semantic": 9.45,
+    "post_quant": 11.80,
+    "decoder": 168.45,
+}
+
+
+@pytest.mark.parametrize(("name", "grid", "depth"), [("paper-384", 27, 8), ("paper-256", 16, 4)])
+def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: int) -> None:
+    recipe = load_recipe(name)
+    size = recipe.tokenizer.image_size
+    with torch.device("meta"):
+        model, images = DualTokenizer(recipe.tokenizer), torch.empty(2, 3, size, size)
+        targets = TeacherTargets(torch.empty(2, 1152), torch.empty(2, grid**2, 1152))
+    output = model(images)
+    assert output.reconstruction.shape == images.shape
+    assert output.pixel.ids.shape == output.semantic.ids.shape == (2, grid**2, depth)
+    # The fused optimiser of training has no kernel for shapes alone.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
+    tokenizer_loss(output, images, targets, recipe.train.losses).total.backward()
+    optimizer.step()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_the_384_pixel_model_has_the_measured_sizes() -> None:
+    with torch.device("meta"):
+        model = DualTokenizer(load_recipe("paper-384").tokenizer)
+    sizes = {name: sum(parameter.numel() for parameter in part.parameters()) / 1e6 for name, part in model.named_children()}
+    assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
+    assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52
