@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.config import TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
+from model.encoder import ConvEncoder
 from model.projection import AttnProjection
 from model.quantize import Quantized, ResidualQuantizer
 from model.tower import build_tower
@@ -40,13 +41,13 @@ class SemanticFeatures(NamedTuple):
 
 
 class TokenizerOutput(NamedTuple):
-    """All that a loss needs."""
+    """All that a loss needs; None for a stream that was not asked for."""
 
-    reconstruction: Float[Tensor, "B 3 S S"]  # about -1 to 1, not bounded
-    semantic_tokens: Float[Tensor, "B N W"]  # as SemanticFeatures.tokens
-    pooled: Float[Tensor, "B E"]  # as SemanticFeatures.pooled
-    pixel: Quantized
-    semantic: Quantized
+    reconstruction: Float[Tensor, "B 3 S S"] | None  # about -1 to 1, not bounded
+    semantic_tokens: Float[Tensor, "B N W"] | None  # as SemanticFeatures.tokens
+    pooled: Float[Tensor, "B E"] | None  # as SemanticFeatures.pooled
+    pixel: Quantized | None
+    semantic: Quantized | None  # with a shared codebook the same object as `pixel`
 
 
 class DualTokenizer(nn.Module):
@@ -60,28 +61,38 @@ class DualTokenizer(nn.Module):
         self.config = config
         width = config.tower.width
         self.tower = build_tower(config.tower, config.image_size)
-        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
+        self.pixel_encoder = ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
+        own_tap = not (config.shared_codebook or config.pixel_encoder)
+        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
         self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
-        self.quantize_pixel = ResidualQuantizer(config.pixel)
+        self.quantize_pixel: ResidualQuantizer
+        if not config.shared_codebook:
+            self.quantize_pixel = ResidualQuantizer(config.pixel)
         self.quantize_semantic = ResidualQuantizer(config.semantic)
+        if config.shared_codebook:
+            # Past nn.Module's register, so that a state dict, and a folder, holds the codebook once.
+            object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=True)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=True)
         self.post_quant = PostQuantBlock(width, config.decoder.latent_width, config.decoder.norm_groups)
         self.decoder = Decoder(config.decoder)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> TokenizerOutput:
-        """Encode and decode images of -1 to 1."""
-        pixel, semantic = (quantize(tokens) for quantize, tokens in self._streams(images))
-        features = self._semantic_features(semantic.vectors)
-        return TokenizerOutput(self._decode(pixel.vectors), features.tokens, features.pooled, pixel, semantic)
+    def forward(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> TokenizerOutput:
+        """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
+        shown, meant = self._quantize(images, pixel=pixel, semantic=semantic)
+        reconstruction = None if shown is None else self._decode(shown.vectors)
+        tokens, pooled = (None, None) if meant is None else self._semantic_features(meant.vectors)
+        return TokenizerOutput(reconstruction, tokens, pooled, shown, meant)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
-        pixel, semantic = (quantize(tokens).ids for quantize, tokens in self._streams(images))
+        pixel, semantic = self._quantize(images)
+        assert pixel is not None
+        assert semantic is not None
         grid = (self.config.grid_size, self.config.grid_size)
-        return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
+        return Codes(semantic=semantic.ids.unflatten(1, grid), pixel=pixel.ids.unflatten(1, grid))
 
     @torch.no_grad()
     def decode(self, pixel: Int[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
@@ -93,22 +104,42 @@ class DualTokenizer(nn.Module):
         """Return token features and the image embedding that semantic codes say."""
         return self._semantic_features(self.quantize_semantic.lookup(semantic.flatten(1, 2)))
 
-    def _streams(
-        self, images: Float[Tensor, "B 3 S S"]
-    ) -> tuple[tuple[ResidualQuantizer, Float[Tensor, "B N P"]], tuple[ResidualQuantizer, Float[Tensor, "B N Q"]]]:
-        """Return each stream's quantiser and tokens at code width, pixel first."""
-        shortcut = self.config.shortcut
-        blocks = sorted({self.config.pixel_block, self.config.semantic_block} | ({shortcut.block} if shortcut else set()))
+    def _quantize(
+        self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
+    ) -> tuple[Quantized | None, Quantized | None]:
+        """Return each stream's codes, pixel first; None for a stream not asked for."""
+        config = self.config
+        if config.shared_codebook:
+            tokens = self._tap(images, {config.semantic_block})[config.semantic_block]
+            both = self.quantize_semantic(self.reduce_semantic(tokens))
+            return both if pixel else None, both if semantic else None
+        blocks = {config.semantic_block} if semantic else set()
+        if pixel and self.reduce_pixel:
+            blocks |= {config.pixel_block} | ({config.shortcut.block} if config.shortcut else set())
+        at = self._tap(images, blocks)
+        return (
+            self.quantize_pixel(self._pixel_tokens(images, at)) if pixel else None,
+            self.quantize_semantic(self.reduce_semantic(at[config.semantic_block])) if semantic else None,
+        )
+
+    def _tap(self, images: Float[Tensor, "B 3 S S"], blocks: set[int]) -> dict[int, Float[Tensor, "B N W"]]:
+        """Return the tower's tokens after some blocks; none after the last of them runs."""
+        if not blocks:
+            return {}
         # timm counts blocks from 0, our configs from 1, as the paper.
         taps = self.tower.forward_intermediates(
-            images, indices=[block - 1 for block in blocks], intermediates_only=True, stop_early=True, output_fmt="NLC"
+            images, indices=[block - 1 for block in sorted(blocks)], intermediates_only=True, stop_early=True, output_fmt="NLC"
         )
-        at = dict(zip(blocks, taps, strict=True))
-        pixel = self.reduce_pixel(at[self.config.pixel_block])
-        if shortcut and self.reduce_shortcut:
-            pixel = pixel + shortcut.weight * self.reduce_shortcut(at[shortcut.block])
-        semantic = self.reduce_semantic(at[self.config.semantic_block])
-        return (self.quantize_pixel, pixel), (self.quantize_semantic, semantic)
+        return dict(zip(sorted(blocks), cast("list[Tensor]", taps), strict=True))
+
+    def _pixel_tokens(self, images: Float[Tensor, "B 3 S S"], at: Mapping[int, Float[Tensor, "B N W"]]) -> Float[Tensor, "B N P"]:
+        if self.pixel_encoder:
+            return self.pixel_encoder(images)
+        assert self.reduce_pixel is not None
+        tokens = self.reduce_pixel(at[self.config.pixel_block])
+        if (shortcut := self.config.shortcut) and self.reduce_shortcut:
+            tokens = tokens + shortcut.weight * self.reduce_shortcut(at[shortcut.block])
+        return tokens
 
     def _semantic_features(self, vectors: Float[Tensor, "B N Q"]) -> SemanticFeatures:
         tokens = self.expand_semantic(vectors)
