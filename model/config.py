@@ -182,8 +182,27 @@ class DecoderConfig(Config):
         return self
 
 
+class ConvEncoderConfig(Config):
+    """VQGAN's convolutional encoder (arXiv 2012.09841), for a tokenizer whose pixel stream does not come from the tower."""
+
+    width: PositiveInt = 128
+    """Channels at full resolution, times `multipliers[0]`."""
+    multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level over `width`, highest resolution first; each further level halves the side."""
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level."""
+    norm_groups: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> "ConvEncoderConfig":
+        channels = [self.width * multiplier for multiplier in self.multipliers]
+        if bad := [count for count in channels if count % self.norm_groups]:
+            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change width or norm_groups")
+        return self
+
+
 class TokenizerConfig(Config):
-    """The dual tokenizer: one tower, two taps, two codebooks, one decoder."""
+    """The dual tokenizer: one tower, two taps, two codebooks, one decoder; or, to compare with it, fewer or more of these."""
 
     image_size: PositiveInt
     """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
@@ -196,6 +215,10 @@ class TokenizerConfig(Config):
     shortcut: ShortcutConfig | None = None
     pixel: QuantizerConfig
     semantic: QuantizerConfig
+    shared_codebook: bool = False
+    """One codebook for both streams, whose codes are then the same: not DualToken, but what it is compared with."""
+    pixel_encoder: ConvEncoderConfig | None = None
+    """Reads the pixel stream from the image itself, not from `pixel_block`: an encoder of its own, to compare with."""
     decoder: DecoderConfig
     causal_pixel: bool = True
     """Whether a pixel token, widened after quantisation, sees only those before it: the released code; off: UniTok."""
@@ -244,4 +267,27 @@ class TokenizerConfig(Config):
     def _streams_share_a_shape(self) -> "TokenizerConfig":
         if self.pixel.depth != self.semantic.depth:
             raise ValueError(f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal")
+        return self
+
+    @model_validator(mode="after")
+    def _one_codebook_has_one_source(self) -> "TokenizerConfig":
+        if not self.shared_codebook:
+            return self
+        if self.pixel != self.semantic or self.pixel_block != self.semantic_block:
+            raise ValueError("shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block")
+        if self.shortcut or self.pixel_encoder:
+            raise ValueError("shared_codebook=true has one source of tokens: set shortcut and pixel_encoder to null")
+        return self
+
+    @model_validator(mode="after")
+    def _pixel_encoder_fits(self) -> "TokenizerConfig":
+        if self.pixel_encoder is None:
+            return self
+        if self.shortcut:
+            raise ValueError("pixel_encoder takes nothing from the tower: set shortcut to null")
+        if self.grid_size * (halvings := 2 ** (len(self.pixel_encoder.multipliers) - 1)) != self.image_size:
+            raise ValueError(
+                f"pixel_encoder with {len(self.pixel_encoder.multipliers)} multipliers divides image_size={self.image_size} by "
+                f"{halvings}, the tower makes {self.grid_size} tokens of it: make the grids equal"
+            )
         return self

@@ -15,11 +15,12 @@ def build_optimizer(model: nn.Module, *, learning_rate: float, betas: tuple[floa
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int, steps: int) -> float:
-    """Return the rate of step number `step` (0 is the first): linear up to the peak, then a cosine to 0 at `steps`."""
+def learning_rate_at(step: int, *, peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> float:
+    """Return the rate of step number `step` (0 is the first): linear up to the peak, then a cosine to `final` at `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))))
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

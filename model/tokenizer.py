@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.config import NamedTower, TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
+from model.encoder import ConvEncoder
 from model.open_clip_names import HALF
 from model.projection import AttnProjection
 from model.quantize import Quantized, ResidualQuantizer
@@ -42,13 +43,13 @@ class SemanticFeatures(NamedTuple):
 
 
 class TokenizerOutput(NamedTuple):
-    """All that a loss needs."""
+    """All that a loss needs; None for a stream that was not asked for."""
 
-    reconstruction: Float[Tensor, "B 3 S S"]  # about -1 to 1, not bounded
-    semantic_tokens: Float[Tensor, "B N W"]  # as SemanticFeatures.tokens
-    pooled: Float[Tensor, "B E"]  # as SemanticFeatures.pooled
-    pixel: Quantized
-    semantic: Quantized
+    reconstruction: Float[Tensor, "B 3 S S"] | None  # about -1 to 1, not bounded
+    semantic_tokens: Float[Tensor, "B N W"] | None  # as SemanticFeatures.tokens
+    pooled: Float[Tensor, "B E"] | None  # as SemanticFeatures.pooled
+    pixel: Quantized | None
+    semantic: Quantized | None  # with a shared codebook the same object as `pixel`
 
 
 class DualTokenizer(nn.Module):
@@ -69,30 +70,41 @@ class DualTokenizer(nn.Module):
         scale, shift = _input_change(config)
         self.register_buffer("input_scale", scale)
         self.register_buffer("input_shift", shift)
-        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
+        self.pixel_encoder = ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
+        own_tap = not (config.shared_codebook or config.pixel_encoder)
+        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
         self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
-        self.quantize_pixel = ResidualQuantizer(config.pixel)
+        self.quantize_pixel: ResidualQuantizer
+        if not config.shared_codebook:
+            self.quantize_pixel = ResidualQuantizer(config.pixel)
         self.quantize_semantic = ResidualQuantizer(config.semantic)
+        if config.shared_codebook:
+            # Past nn.Module's register, so that a state dict, and a folder, holds the codebook once.
+            object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
         self.post_quant = PostQuantBlock(width, config.decoder.latent_width, config.decoder.norm_groups)
         self.decoder = Decoder(config.decoder)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> TokenizerOutput:
-        """Encode and decode images of -1 to 1."""
-        taps = self._tap(images)
-        pixel, semantic = self.quantize_pixel(self._pixel_tokens(taps)), self.quantize_semantic(self._semantic_tokens(taps))
-        features = self._semantic_features(semantic.vectors, taps[self.config.semantic_block].prefix)
-        return TokenizerOutput(self._decode(pixel.vectors), features.tokens, features.pooled, pixel, semantic)
+    def forward(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> TokenizerOutput:
+        """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
+        taps = self._tap(images, pixel=pixel, semantic=semantic)
+        shown, meant = self._quantize(images, taps, pixel=pixel, semantic=semantic)
+        reconstruction = None if shown is None else self._decode(shown.vectors)
+        if meant is None:
+            return TokenizerOutput(reconstruction, None, None, shown, None)
+        tokens, pooled = self._semantic_features(meant.vectors, taps[self.config.semantic_block].prefix)
+        return TokenizerOutput(reconstruction, tokens, pooled, shown, meant)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
-        taps = self._tap(images)
-        pixel, semantic = self.quantize_pixel(self._pixel_tokens(taps)).ids, self.quantize_semantic(self._semantic_tokens(taps)).ids
+        pixel, semantic = self._quantize(images, self._tap(images))
+        assert pixel is not None
+        assert semantic is not None
         grid = (self.config.grid_size, self.config.grid_size)
-        return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
+        return Codes(semantic=semantic.ids.unflatten(1, grid), pixel=pixel.ids.unflatten(1, grid))
 
     @torch.no_grad()
     def decode(self, pixel: Int[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
@@ -109,23 +121,39 @@ class DualTokenizer(nn.Module):
             raise ValueError("tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned")
         return self._semantic_features(self.quantize_semantic.lookup(semantic.flatten(1, 2)), None)
 
-    def _tap(self, images: Float[Tensor, "B 3 S S"]) -> dict[int, Tap]:
-        """Return what the tower holds after each block that a stream leaves from."""
+    def _tap(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> dict[int, Tap]:
+        """Return what the tower holds after each block that a stream leaves from; none after the last of them runs."""
+        config = self.config
+        blocks = {config.semantic_block} if semantic or config.shared_codebook else set[int]()
+        if pixel and self.reduce_pixel:
+            blocks |= {config.pixel_block} | ({config.shortcut.block} if config.shortcut else set())
+        if not blocks:
+            return {}
         if self.input_scale is not None and self.input_shift is not None:
             images = images * self.input_scale + self.input_shift
-        shortcut = {self.config.shortcut.block} if self.config.shortcut else set()
-        return tap(self.tower, images, {self.config.pixel_block, self.config.semantic_block} | shortcut)
+        return tap(self.tower, images, blocks)
 
-    def _pixel_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
-        """Return the pixel stream's tokens at code width."""
-        tokens, shortcut = self.reduce_pixel(taps[self.config.pixel_block].tokens), self.config.shortcut
-        if shortcut and self.reduce_shortcut:
+    def _quantize(
+        self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool = True, semantic: bool = True
+    ) -> tuple[Quantized | None, Quantized | None]:
+        """Return each stream's codes, pixel first; None for a stream not asked for."""
+        config = self.config
+        if config.shared_codebook:
+            both = self.quantize_semantic(self.reduce_semantic(taps[config.semantic_block].tokens))
+            return both if pixel else None, both if semantic else None
+        return (
+            self.quantize_pixel(self._pixel_tokens(images, taps)) if pixel else None,
+            self.quantize_semantic(self.reduce_semantic(taps[config.semantic_block].tokens)) if semantic else None,
+        )
+
+    def _pixel_tokens(self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
+        if self.pixel_encoder:
+            return self.pixel_encoder(images)
+        assert self.reduce_pixel is not None
+        tokens = self.reduce_pixel(taps[self.config.pixel_block].tokens)
+        if (shortcut := self.config.shortcut) and self.reduce_shortcut:
             tokens = tokens + shortcut.weight * self.reduce_shortcut(taps[shortcut.block].tokens)
         return tokens
-
-    def _semantic_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N Q"]:
-        """Return the semantic stream's tokens at code width."""
-        return self.reduce_semantic(taps[self.config.semantic_block].tokens)
 
     def _semantic_features(self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None) -> SemanticFeatures:
         tokens = self.expand_semantic(vectors)

@@ -21,9 +21,9 @@ _NOT_COMPUTED = "default_factory_not_called"
 def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a path, an fsspec URL or the name of a shipped one, and apply `a.b=c` overrides.
 
-    Raises `UserError`, a line per mistake.
+    A recipe with `base: NAME` is laid over the shipped recipe of that name. Raises `UserError`, a line per mistake.
     """
-    values = _parse(_read(location), location)
+    values = _with_base(_parse(_read(location), location), location)
     for override in overrides:
         _apply(values, override)
     return validate(values, location)
@@ -64,6 +64,23 @@ def _parse(text: str, location: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{location}: holds {type(values).__name__}, not keys and values: see recipes/scenes.yaml")
     return values
+
+
+def _with_base(values: dict[str, Any], location: str) -> dict[str, Any]:
+    if "base" not in values:
+        return values
+    base, own = values["base"], {key: value for key, value in values.items() if key != "base"}
+    if base not in shipped_recipes() or base == location:
+        names = ", ".join(name for name in shipped_recipes() if name != location)
+        raise UserError(f"{location}: base={base!r} is no shipped recipe: set it to one of {names}")
+    return _lay_over(_with_base(_parse((resources.files("recipes") / f"{base}.yaml").read_text(), base), base), own)
+
+
+def _lay_over(below: Any, above: Any) -> Any:  # noqa: ANN401
+    """Merge mappings key by key; anything else, and a mapping of another `kind`, takes the place of what is below."""
+    if not (isinstance(below, dict) and isinstance(above, dict)) or above.get("kind", below.get("kind")) != below.get("kind"):
+        return above
+    return below | {key: _lay_over(below[key], value) if key in below else value for key, value in above.items()}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from infra.storage import CHUNK_BYTES
+from model.training_config import LpipsConfig
 from pipelines.config import HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
@@ -118,24 +119,50 @@ def _teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     if recipe.teacher.kind == "train":
         settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
     if isinstance(recipe.teacher, LocalTeacher):
-        settings["teacher"] = {"kind": "local", "files": _folder_identity(recipe.teacher.folder)}
+        files = ("open_clip_config.json", "open_clip_model.safetensors")
+        hashes = _folder_identity("teacher.folder", recipe.teacher.folder, files, "an open_clip checkpoint")
+        settings["teacher"] = {"kind": "local", "files": hashes}
     return settings
 
 
-def _folder_identity(folder: str) -> dict[str, str]:
-    """Hash a checkpoint folder's files, so that changed weights are a changed teacher."""
+def _folder_identity(key: str, folder: str, names: tuple[str, ...], kind: str) -> dict[str, str]:
+    """Hash a folder's files, so that changed weights are a changed input."""
     fs, root = fsspec.url_to_fs(folder)
     hashes = {}
-    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
-        path, sha = f"{root.rstrip('/')}/{name}", hashlib.sha256()
+    for name in names:
         try:
-            with fs.open(path, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    sha.update(chunk)
+            hashes[name] = _sha256(fs, f"{root.rstrip('/')}/{name}")
         except FileNotFoundError:
-            raise UserError(f"teacher.folder={folder!r} has no {name}: give an open_clip checkpoint folder") from None
-        hashes[name] = sha.hexdigest()
+            raise UserError(f"{key}={folder!r} has no {name}: give {kind} folder") from None
     return hashes
+
+
+def _sha256(fs: Any, path: str) -> str:  # noqa: ANN401  (fsspec has no types)
+    sha = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    settings = {"tokenizer": recipe.tokenizer.identity(), "train": recipe.train.identity(), "heldout": _heldout(recipe)}
+    if isinstance(perceptual := recipe.train.perceptual, LpipsConfig):
+        # The files that libraries bring are the same everywhere, so only those that a recipe names are hashed.
+        settings["perceptual"] = {key: _file_identity(key, getattr(perceptual, key)) for key in ("backbone", "heads")}
+    if (folder := recipe.train.start_from) is not None:
+        settings["start_from"] = _folder_identity("train.start_from", folder, ("config.json", "model.safetensors"), "a tokenizer's")
+    return settings
+
+
+def _file_identity(key: str, location: str | None) -> str | None:
+    if location is None:
+        return None
+    fs, path = fsspec.url_to_fs(location)
+    try:
+        return _sha256(fs, path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"train.perceptual.{key}={location!r} is no file: give one with the weights, or leave it out") from None
 
 
 def _target_bytes(recipe: Recipe) -> float:
@@ -231,11 +258,7 @@ STEPS = {
             version=1,
             folder="models/tokenizer",
             reads=lambda recipe, _: [*_training_inputs("download", "filter", "targets")(recipe, None), ("teacher", None)],
-            settings=lambda recipe, _: {
-                "tokenizer": recipe.tokenizer.identity(),
-                "train": recipe.train.identity(),
-                "heldout": _heldout(recipe),
-            },
+            settings=_train_settings,
             units=_one("model"),
             per_corpus=False,
         ),

@@ -18,11 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.storage import Store, scratch_folder
 from model.images import normalize, to_tensor
+from model.stages import freeze
 from model.teacher import TeacherTargets, load_teacher
 from model.tokenizer import DualTokenizer
 from model.training import TrainState, train_step
 from pipelines.errors import UserError
 from pipelines.models import choose_device, use_threads
+from pipelines.perceptual import open_perceptual
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.training_set import TrainingSet, ahead, batch_numbers
@@ -82,7 +84,7 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
-            metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch))._asdict()
+            metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch)).present()
             last = step == train.steps - 1
             if log and (step % train.log_every == 0 or last):
                 speed = (step + 1 - first) * train.batch_size / (time.monotonic() - started)
@@ -126,17 +128,32 @@ class _Batches:
 
 
 def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
-    """Build the model from the teacher's tower, or from the last checkpoint."""
-    torch.manual_seed(job.recipe.train.seed)
-    model = DualTokenizer(job.recipe.tokenizer)
-    model.init_tower(load_teacher(job.input("teacher").local_folder(scratch / "teacher")).trunk)
+    """Build the model that training begins with, and go on from the last checkpoint if there is one."""
+    train = job.recipe.train
+    torch.manual_seed(train.seed)
+    model = _first_model(job, scratch)
+    freeze(model, train)
     wrapped = run.wrap(model.to(run.device))
     assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))
-    state = TrainState(wrapped, job.recipe.train)
+    perceptual = open_perceptual(train.perceptual, scratch)
+    state = TrainState(wrapped, train, perceptual and perceptual.to(run.device))
     with run.latest_checkpoint() as folder:
         if folder is not None:
             state.load_state_dict(torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True))
     return state
+
+
+def _first_model(job: StageJob, scratch: Path) -> DualTokenizer:
+    """Return fresh parts beside the teacher's tower, or the tokenizer that the recipe names."""
+    recipe = job.recipe
+    if (folder := recipe.train.start_from) is None:
+        model = DualTokenizer(recipe.tokenizer)
+        model.init_tower(load_teacher(job.input("teacher").local_folder(scratch / "teacher")).trunk)
+        return model
+    model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
+    if model.config != recipe.tokenizer:
+        raise UserError(f"train.start_from={folder!r} holds another tokenizer than the recipe's: copy its config into tokenizer")
+    return model
 
 
 def _report(run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str, float], log: RunLog | None) -> None:
@@ -145,7 +162,7 @@ def _report(run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str
         return
     with scratch_folder() as name:
         folder = Path(name)
-        state.tokenizer.save_pretrained(folder)
+        state.result.save_pretrained(folder)
         torch.save(state.state_dict(), folder / STATE_FILE)
         log.save()
         run.report(step, metrics, folder)

@@ -15,6 +15,7 @@ from model.losses import TeacherTargets
 from model.optimizer import build_optimizer, learning_rate_at
 from model.tokenizer import DualTokenizer
 from model.training import TrainMetrics, TrainState, train_step
+from model.training_config import GanConfig, LpipsConfig, NoPerceptual, Stage, WeightEmaConfig
 
 
 class Weights(NamedTuple):
@@ -31,7 +32,14 @@ class Settings(NamedTuple):
     weight_decay: float = 1e-4
     warmup_steps: int = 3
     precision: Literal["float32", "bfloat16"] = "float32"
+    stage: Stage = 1
+    freeze_tower: bool = False
     losses: Weights = Weights()
+    perceptual: NoPerceptual | LpipsConfig = NoPerceptual(kind="none")
+    gan: GanConfig | None = None
+    weight_ema: WeightEmaConfig | None = None
+    accumulate_steps: int = 1
+    max_gradient_norm: float | None = None
     seed: int = 0
 
 
@@ -93,7 +101,10 @@ def test_bfloat16_trains_the_trunk_and_keeps_codebooks_in_float32(config: Tokeni
 
 def test_each_term_counts_by_its_weight(config: TokenizerConfig) -> None:
     metrics = run(fresh_state(config), 1)[0]
-    assert metrics.loss == pytest.approx(5 * metrics.reconstruction + 5 * metrics.semantic + metrics.pooled + 5 * metrics.commitment)
+    figures = metrics.present()
+    assert set(figures) == {"loss", "reconstruction", "semantic", "pooled", "commitment", "gradient_norm", "learning_rate"}
+    weights = Weights()._asdict()
+    assert metrics.loss == pytest.approx(sum(weight * figures[name] for name, weight in weights.items()))
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:

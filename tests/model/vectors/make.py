@@ -38,6 +38,11 @@ CONFIG = TokenizerConfig(
 
 def losses(output: TokenizerOutput, images: Tensor) -> Tensor:
     """The sum whose gradients are recorded."""
+    assert output.pixel is not None
+    assert output.semantic is not None
+    assert output.reconstruction is not None
+    assert output.pooled is not None
+    assert output.semantic_tokens is not None
     return (
         5 * (output.reconstruction - images).square().mean()
         + 5 * (output.pixel.commitment + output.semantic.commitment)
