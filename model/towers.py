@@ -5,7 +5,7 @@ count from 1. Pooled vectors are W wide: what comes before a model's own project
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,17 @@ from model.open_clip_names import model_config
 from model.tower import build_tower
 
 import timm  # isort: skip  (after model.tower, which makes it importable)
-from open_clip.model import _build_vision_tower  # isort: skip
-from open_clip.transformer import VisionTransformer as NativeTransformer  # isort: skip
 from timm.models.eva import Eva  # isort: skip
 from timm.models.vision_transformer import VisionTransformer  # isort: skip
 
-Tower = VisionTransformer | Eva | NativeTransformer
+if TYPE_CHECKING:
+    from open_clip.transformer import VisionTransformer as NativeTransformer
+    from typing_extensions import TypeIs
+
+    Tower = VisionTransformer | Eva | NativeTransformer
+else:
+    # open_clip is imported for towers of its own only: it takes a second, and 45 MB, that other tokenizers need not pay.
+    Tower = nn.Module
 
 
 class Tap(NamedTuple):
@@ -38,6 +43,8 @@ def build_any_tower(config: TowerConfig | NamedTower, image_size: int) -> Tower:
     model = model_config(config.model)
     vision = model["vision_cfg"]
     if (name := vision.get("timm_model_name")) is None:
+        from open_clip.model import _build_vision_tower  # noqa: PLC0415  (see Tower)
+
         tower = _build_vision_tower(model["embed_dim"], vision | {"image_size": image_size}, model.get("quick_gelu", False))
         cast("Any", tower).proj = None
     else:
@@ -50,7 +57,7 @@ def build_any_tower(config: TowerConfig | NamedTower, image_size: int) -> Tower:
 
 def check_tower(tower: nn.Module) -> Tower:
     """Return the tower itself; raises ValueError for a kind that cannot be tapped."""
-    if isinstance(tower, NativeTransformer) and tower.attn_pool is None and tower.transformer.batch_first:
+    if _is_native(tower) and tower.attn_pool is None and tower.transformer.batch_first:
         return tower
     if isinstance(tower, (VisionTransformer, Eva)):
         return tower
@@ -59,7 +66,7 @@ def check_tower(tower: nn.Module) -> Tower:
 
 def tower_width(tower: Tower) -> int:
     """Return the channels of a token."""
-    return cast("int", tower.transformer.width if isinstance(tower, NativeTransformer) else tower.embed_dim)
+    return cast("int", tower.transformer.width if _is_native(tower) else tower.embed_dim)
 
 
 def tower_depth(tower: Tower) -> int:
@@ -69,7 +76,7 @@ def tower_depth(tower: Tower) -> int:
 
 def num_prefix_tokens(tower: Tower) -> int:
     """Return how many class and register tokens stand before the patches."""
-    return 1 if isinstance(tower, NativeTransformer) else tower.num_prefix_tokens
+    return 1 if _is_native(tower) else tower.num_prefix_tokens
 
 
 def tap(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int]) -> dict[int, Tap]:
@@ -81,7 +88,7 @@ def tap(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int])
         "stop_early": True,
         "output_fmt": "NLC",
     }
-    if isinstance(tower, NativeTransformer):
+    if _is_native(tower):
         output = cast("dict[str, list[Tensor]]", tower.forward_intermediates(images, output_extra_tokens=True, **settings))
         pairs = zip(output["image_intermediates"], output["image_intermediates_prefix"], strict=True)
     elif tower.num_prefix_tokens:
@@ -97,7 +104,7 @@ def finish(tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Flo
     positions = _rotary_positions(tower)
     for index, layer in enumerate(_blocks(tower)[block:], start=block):
         hidden = layer(hidden, rope=positions[index]) if positions else layer(hidden)
-    if isinstance(tower, NativeTransformer):
+    if _is_native(tower):
         return tower._pool(hidden)[0]  # noqa: SLF001  (the only place that knows all its ways to pool)
     return tower.forward_head(tower.norm(hidden), pre_logits=True)
 
@@ -118,8 +125,12 @@ def fill_computed_buffers(tower: Tower, config: TowerConfig | NamedTower, image_
         setattr(tower.get_submodule(module), last, computed[name].to(device))
 
 
+def _is_native(tower: nn.Module) -> "TypeIs[NativeTransformer]":
+    return (type(tower).__module__, type(tower).__name__) == ("open_clip.transformer", "VisionTransformer")
+
+
 def _blocks(tower: Tower) -> Any:  # noqa: ANN401  (a Sequential or a ModuleList, sliced and counted alike)
-    return tower.transformer.resblocks if isinstance(tower, NativeTransformer) else tower.blocks
+    return tower.transformer.resblocks if _is_native(tower) else tower.blocks
 
 
 def _rotary_positions(tower: Tower) -> Sequence[Tensor]:
