@@ -4,7 +4,6 @@ B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channe
 tokens leave the tower at a shallow block; the semantic tokens leave it late, are quantised, and run through the rest of it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -12,17 +11,17 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.card import card
 from model.config import TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
+from model.hub import CONFIG, WEIGHTS, HubModel, SavedConfig, read_config, write_folder
+from model.images import Transform
 from model.projection import AttnProjection
 from model.quantize import Quantized, ResidualQuantizer
 from model.tower import build_tower
-
-FORMAT_VERSION = 1
-"""Of a saved folder."""
 
 
 class Codes(NamedTuple):
@@ -49,7 +48,7 @@ class TokenizerOutput(NamedTuple):
     semantic: Quantized
 
 
-class DualTokenizer(nn.Module):
+class DualTokenizer(nn.Module, HubModel):
     """Images to two streams of codes, pixel codes to images, semantic codes to features.
 
     `forward` changes no state: a training step moves the codebooks by calling their `update`.
@@ -58,6 +57,7 @@ class DualTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.transform = Transform(image_size=config.image_size)
         width = config.tower.width
         self.tower = build_tower(config.tower, config.image_size)
         self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
@@ -129,28 +129,23 @@ class DualTokenizer(nn.Module):
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
         _load(self.tower, state, f"a tower of {self.config.tower!r}, image_size={self.config.image_size}")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a local folder, made if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        saved = {"format": "dualtoken", "format_version": FORMAT_VERSION, "config": self.config.model_dump(mode="json")}
-        (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    def _save_pretrained(self, save_directory: Path) -> None:
+        saved = SavedConfig(self.config.model_dump(mode="json"), self.transform.model_dump(mode="json"))
+        write_folder(save_directory, saved, self.state_dict())
+
+    def _card(self, fingerprint: str | None) -> str:
+        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()}
+        return card(self.config, self.transform, parameters, fingerprint)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "DualTokenizer":
-        """Read a folder of `save_pretrained`, ready for inference. Raises ValueError if it holds something else."""
-        folder = Path(folder)
-        if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} has no {missing[0]}: name a folder that DualTokenizer.save_pretrained wrote")
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if (found := (saved.get("format"), saved.get("format_version"))) != ("dualtoken", FORMAT_VERSION):
-            raise ValueError(f"{folder}/config.json has format and format_version {found}: this reads ('dualtoken', {FORMAT_VERSION})")
+    def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
+        saved = read_config(folder)
         # On meta, since initial weights that the file replaces would cost seconds for a large tower.
         with torch.device("meta"):
-            tokenizer = cls(TokenizerConfig.model_validate(saved["config"]))
-        _load(tokenizer, load_file(folder / "model.safetensors", device=str(device)), f"the model of {folder}/config.json", assign=True)
+            tokenizer = cls(TokenizerConfig.model_validate(saved.config))
+        if saved.transform:
+            tokenizer.transform = Transform.model_validate(saved.transform)
+        _load(tokenizer, load_file(folder / WEIGHTS, device=str(device)), f"the model of {folder}/{CONFIG}", assign=True)
         return tokenizer.eval()
 
 
