@@ -5,7 +5,6 @@ register tokens of a tower that has them (SigLIP has none). The pixel tokens lea
 semantic tokens leave it late, are quantised, and run through the rest of it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,19 +12,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.card import card
 from model.config import NamedTower, TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
 from model.encoder import ConvEncoder
+from model.hub import CONFIG, WEIGHTS, HubModel, SavedConfig, read_config, write_folder
+from model.images import Transform
 from model.open_clip_names import HALF
 from model.projection import AttnProjection
 from model.quantize import Quantized, ResidualQuantizer
 from model.towers import Tap, build_any_tower, encoder_state, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap
-
-FORMAT_VERSION = 1
-"""Of a saved folder."""
 
 
 class Codes(NamedTuple):
@@ -52,7 +51,7 @@ class TokenizerOutput(NamedTuple):
     semantic: Quantized | None  # with a shared codebook the same object as `pixel`
 
 
-class DualTokenizer(nn.Module):
+class DualTokenizer(nn.Module, HubModel):
     """Images to two streams of codes, pixel codes to images, semantic codes to features.
 
     `forward` changes no state: a training step moves the codebooks by calling their `update`.
@@ -64,6 +63,7 @@ class DualTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.transform = Transform(image_size=config.image_size)
         width = config.tower.width
         self.tower = build_any_tower(config.tower, config.image_size)
         self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
@@ -175,26 +175,22 @@ class DualTokenizer(nn.Module):
         state = encoder_state(weights) if isinstance(weights, nn.Module) else weights
         _load(self.tower, state, f"a tower of {self.config.tower!r}, image_size={self.config.image_size}")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a local folder, made if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        saved = {"format": "dualtoken", "format_version": FORMAT_VERSION, "config": self.config.model_dump(mode="json")}
-        (folder / "config.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    def _save_pretrained(self, save_directory: Path) -> None:
+        saved = SavedConfig(self.config.model_dump(mode="json"), self.transform.model_dump(mode="json"))
+        write_folder(save_directory, saved, self.state_dict())
+
+    def _card(self, fingerprint: str | None) -> str:
+        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()}
+        return card(self.config, self.transform, parameters, fingerprint)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "DualTokenizer":
-        """Read a folder of `save_pretrained`, ready for inference. Raises ValueError if it holds something else."""
-        folder = Path(folder)
-        if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} has no {missing[0]}: name a folder that DualTokenizer.save_pretrained wrote")
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if (found := (saved.get("format"), saved.get("format_version"))) != ("dualtoken", FORMAT_VERSION):
-            raise ValueError(f"{folder}/config.json has format and format_version {found}: this reads ('dualtoken', {FORMAT_VERSION})")
-        state = load_file(folder / "model.safetensors", device=str(device))
-        return cls.from_weights(TokenizerConfig.model_validate(saved["config"]), state, f"the model of {folder}/config.json")
+    def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
+        saved = read_config(folder)
+        config, state = TokenizerConfig.model_validate(saved.config), load_file(folder / WEIGHTS, device=str(device))
+        tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
+        if saved.transform:
+            tokenizer.transform = Transform.model_validate(saved.transform)
+        return tokenizer
 
     @classmethod
     def from_weights(cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration") -> "DualTokenizer":

@@ -10,9 +10,9 @@ import warnings
 from enum import StrEnum
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from model.images import eight_bit, is_clear
 from pipelines.config import DownloadConfig
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -113,7 +113,7 @@ def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | N
 
 def _decoded(image: Image.Image, body: bytes) -> bytes:
     """Decode to the last byte; return the body if OpenCV makes the same of it, else the picture as a plain PNG."""
-    clear = "transparency" in image.info or image.mode in {"LA", "PA", "RGBA", "La", "RGBa"}
+    clear = is_clear(image)
     plain = image.mode == "RGBA" or (image.mode in {"RGB", "L"} and not clear)
     deep = image.format == "PNG" and body[_PNG_DEPTH] == 16
     animated = image.format == "GIF" or getattr(image, "is_animated", False)
@@ -124,7 +124,7 @@ def _decoded(image: Image.Image, body: bytes) -> bytes:
         return body
     image.load()
     if image.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        picture = eight_bit(image)
     else:
         picture = image.convert("RGBA" if clear else "L" if image.mode in {"1", "L"} else "RGB")
     stream = io.BytesIO()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infra.storage import scratch_folder
 from model.config import TokenizerConfig
-from model.images import normalize, to_tensor, to_uint8
+from model.images import to_tensor
 from model.teacher import Teacher, load_teacher
 from model.tokenizer import DualTokenizer
 from pipelines.stage import StageJob
@@ -90,12 +90,12 @@ class OpenTokenizer:
 
     def encode(self, pictures: Sequence[Image.Image]) -> StreamCodes:
         """Return the codes of pictures."""
-        codes = self.network.encode(normalize(self.levels(pictures)))
+        codes = self.network.encode(self.network.transform.normalize(self.levels(pictures)))
         return StreamCodes(*(stream.cpu().numpy().astype(np.uint16) for stream in codes))
 
     def decode(self, pixel: Array) -> Tensor:
         """Return the images that pixel codes (B, H, W, D) say, as uint8 levels (B, 3, S, S)."""
-        return to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self._device)))
+        return self.network.transform.to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self._device)))
 
     def embed(self, semantic: Array) -> Tensor:
         """Return the pooled features that semantic codes (B, H, W, D) say, (B, W)."""
@@ -103,7 +103,7 @@ class OpenTokenizer:
 
     def levels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
-        return to_tensor(pictures, self.config.image_size).to(self._device)
+        return self.network.transform.levels(pictures).to(self._device)
 
 
 def open_teacher(job: StageJob) -> OpenTeacher:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.storage import Store, scratch_folder
+from model.hub import FILES
 from model.images import normalize, to_tensor
 from model.stages import freeze
 from model.teacher import TeacherTargets, load_teacher
@@ -29,7 +30,6 @@ from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.training_set import TrainingSet, ahead, batch_numbers
 
-MODEL_FILES = ("config.json", "model.safetensors")
 STATE_FILE = "state.pt"
 
 
@@ -170,9 +170,9 @@ def _report(run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str
 
 def collect(checkpoint: Store, scratch: Path) -> UnitOutput:
     """Take the model out of a run's last checkpoint."""
-    for name in MODEL_FILES:
+    for name in FILES:
         shutil.copyfile(checkpoint.local_copy(name, scratch / "checkpoint"), scratch / name)
-    return UnitOutput(MODEL_FILES, None)
+    return UnitOutput(FILES, None)
 
 
 class Worker:

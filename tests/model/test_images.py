@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.images import normalize, to_tensor, to_uint8
+from model.images import Transform, normalize, to_tensor, to_uint8
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -58,3 +58,26 @@ def test_grey_pictures_become_colour() -> None:
 def test_no_pictures_is_an_error() -> None:
     with pytest.raises(ValueError, match="images is empty"):
         to_tensor([], 8)
+
+
+def test_the_default_transform_is_the_plain_functions_to_the_bit() -> None:
+    transform, pictures = Transform(image_size=16), [noise(40, 25), noise(16, 16)]
+    levels = to_tensor(pictures, 16)
+    assert torch.equal(transform.levels(pictures), levels)
+    assert torch.equal(transform(pictures), normalize(levels))
+    drawn = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+    assert torch.equal(transform.to_uint8(drawn), to_uint8(drawn))
+
+
+def test_a_transform_undoes_its_own_mean_and_deviation() -> None:
+    transform = Transform(image_size=16, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(3, 16, 16)
+    assert torch.equal(transform.to_uint8(transform.normalize(levels)), levels)
+    assert transform.normalize(levels)[0, 0, 0].item() == pytest.approx(-0.48 / 0.27)
+
+
+def test_squashing_keeps_the_borders() -> None:
+    picture = Image.new("RGB", (40, 16), "black")
+    picture.paste((255, 255, 255), (0, 0, 10, 16))
+    (levels,) = Transform(image_size=8, fit="squash", interpolation="box").levels([picture])
+    assert levels[0, 0].tolist() == [255, 255, 0, 0, 0, 0, 0, 0]
