@@ -88,7 +88,7 @@ def test_what_is_neither_folder_nor_hub_name_is_told_at_once(name: str) -> None:
     ("settings", "message"),
     [
         # Port 9 of this machine answers nobody: a network without a hub.
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}, "the hub cannot be reached"),
         ({"HF_HUB_OFFLINE": "1"}, "the hub is not asked (offline)"),
     ],
 )
