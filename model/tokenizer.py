@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.config import TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
 from model.projection import AttnProjection
-from model.quantize import Quantized, ResidualQuantizer
+from model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
 from model.tower import build_tower
 
 FORMAT_VERSION = 1
@@ -63,8 +63,8 @@ class DualTokenizer(nn.Module):
         self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
         self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
-        self.quantize_pixel = ResidualQuantizer(config.pixel)
-        self.quantize_semantic = ResidualQuantizer(config.semantic)
+        self.quantize_pixel = build_quantizer(config.pixel)
+        self.quantize_semantic = build_quantizer(config.semantic)
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=True)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=True)
         self.post_quant = PostQuantBlock(width, config.decoder.latent_width, config.decoder.norm_groups)
@@ -79,7 +79,7 @@ class DualTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
-        pixel, semantic = (quantize(tokens).ids for quantize, tokens in self._streams(images))
+        pixel, semantic = encode_streams(self._streams(images))
         grid = (self.config.grid_size, self.config.grid_size)
         return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
 
@@ -95,7 +95,7 @@ class DualTokenizer(nn.Module):
 
     def _streams(
         self, images: Float[Tensor, "B 3 S S"]
-    ) -> tuple[tuple[ResidualQuantizer, Float[Tensor, "B N P"]], tuple[ResidualQuantizer, Float[Tensor, "B N Q"]]]:
+    ) -> tuple[tuple[Quantizer, Float[Tensor, "B N P"]], tuple[Quantizer, Float[Tensor, "B N Q"]]]:
         """Return each stream's quantiser and tokens at code width, pixel first."""
         shortcut = self.config.shortcut
         blocks = sorted({self.config.pixel_block, self.config.semantic_block} | ({shortcut.block} if shortcut else set()))
