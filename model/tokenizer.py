@@ -23,7 +23,7 @@ from model.hub import CONFIG, WEIGHTS, HubModel, SavedConfig, read_config, write
 from model.images import Transform
 from model.open_clip_names import HALF
 from model.projection import AttnProjection
-from model.quantize import Quantized, ResidualQuantizer
+from model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
 from model.towers import Tap, build_any_tower, encoder_state, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap
 
 
@@ -75,10 +75,10 @@ class DualTokenizer(nn.Module, HubModel):
         self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
         self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
-        self.quantize_pixel: ResidualQuantizer
+        self.quantize_pixel: Quantizer
         if not config.shared_codebook:
-            self.quantize_pixel = ResidualQuantizer(config.pixel)
-        self.quantize_semantic = ResidualQuantizer(config.semantic)
+            self.quantize_pixel = build_quantizer(config.pixel)
+        self.quantize_semantic = build_quantizer(config.semantic)
         if config.shared_codebook:
             # Past nn.Module's register, so that a state dict, and a folder, holds the codebook once.
             object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
@@ -100,11 +100,14 @@ class DualTokenizer(nn.Module, HubModel):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
-        pixel, semantic = self._quantize(images, self._tap(images))
-        assert pixel is not None
-        assert semantic is not None
+        taps = self._tap(images)
+        streams = [(self.quantize_semantic, self._semantic_tokens(taps))]
+        if not self.config.shared_codebook:
+            streams.insert(0, (self.quantize_pixel, self._pixel_tokens(images, taps)))
+        ids = encode_streams(streams)
+        pixel, semantic = ids[0], ids[-1]
         grid = (self.config.grid_size, self.config.grid_size)
-        return Codes(semantic=semantic.ids.unflatten(1, grid), pixel=pixel.ids.unflatten(1, grid))
+        return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
 
     @torch.no_grad()
     def decode(self, pixel: Int[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
@@ -134,16 +137,15 @@ class DualTokenizer(nn.Module, HubModel):
         return tap(self.tower, images, blocks)
 
     def _quantize(
-        self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool = True, semantic: bool = True
+        self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool, semantic: bool
     ) -> tuple[Quantized | None, Quantized | None]:
         """Return each stream's codes, pixel first; None for a stream not asked for."""
-        config = self.config
-        if config.shared_codebook:
-            both = self.quantize_semantic(self.reduce_semantic(taps[config.semantic_block].tokens))
+        if self.config.shared_codebook:
+            both = self.quantize_semantic(self._semantic_tokens(taps))
             return both if pixel else None, both if semantic else None
         return (
             self.quantize_pixel(self._pixel_tokens(images, taps)) if pixel else None,
-            self.quantize_semantic(self.reduce_semantic(taps[config.semantic_block].tokens)) if semantic else None,
+            self.quantize_semantic(self._semantic_tokens(taps)) if semantic else None,
         )
 
     def _pixel_tokens(self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
@@ -154,6 +156,9 @@ class DualTokenizer(nn.Module, HubModel):
         if (shortcut := self.config.shortcut) and self.reduce_shortcut:
             tokens = tokens + shortcut.weight * self.reduce_shortcut(taps[shortcut.block].tokens)
         return tokens
+
+    def _semantic_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N Q"]:
+        return self.reduce_semantic(taps[self.config.semantic_block].tokens)
 
     def _semantic_features(self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None) -> SemanticFeatures:
         tokens = self.expand_semantic(vectors)
@@ -199,7 +204,7 @@ class DualTokenizer(nn.Module, HubModel):
         with torch.device("meta"):
             tokenizer = cls(config)
         _load(tokenizer, state, expected, assign=True)
-        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, tokenizer.quantize_pixel.codes.device)
+        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, next(iter(state.values())).device)
         return tokenizer.eval()
 
 

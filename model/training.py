@@ -198,18 +198,10 @@ def _update_codebooks(state: TrainState, done: Sequence[_Done]) -> None:
     # Seeded by the step, so that restarts agree on all ranks and a resumed run needs no generator's state.
     generator = torch.Generator().manual_seed((state.settings.seed << 32) + state.step)
     if done[0].pixel is not None:
-        tokenizer.quantize_pixel.update(_joined([one.pixel for one in done if one.pixel is not None]), generator)
+        tokenizer.quantize_pixel.update([one.pixel for one in done if one.pixel is not None], generator)
     if done[0].semantic is not None and not (done[0].pixel is not None and tokenizer.config.shared_codebook):
-        tokenizer.quantize_semantic.update(_joined([one.semantic for one in done if one.semantic is not None]), generator)
+        tokenizer.quantize_semantic.update([one.semantic for one in done if one.semantic is not None], generator)
 
 
 def _detached(quantized: Quantized | None) -> Quantized | None:
     return None if quantized is None else Quantized(*(tensor.detach() for tensor in quantized))
-
-
-def _joined(parts: Sequence[Quantized]) -> Quantized:
-    """Lay a quantiser's micro-batches side by side, in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    ids, vectors, _, residuals = zip(*parts, strict=True)
-    return Quantized(torch.cat(ids), torch.cat(vectors), torch.stack([part.commitment for part in parts]).mean(), torch.cat(residuals))

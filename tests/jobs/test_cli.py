@@ -24,7 +24,10 @@ def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
     ("arguments", "line"),
     [
         (("run", TINY, "--set", "train.stepz=3"), f"dualtoken: {TINY}: train.stepz=3 is no key of a recipe: did you mean steps?"),
-        (("plan", "nowhere.yaml"), "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: arm-both-deep, "),
+        (
+            ("plan", "nowhere.yaml"),
+            "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: arm-both-deep, ",
+        ),
         (("convert", "nowhere.pt", "out"), "dualtoken: nowhere.pt does not exist: give a checkpoint or a folder"),
         (("download", TINY, "--corpus", "webb"), "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout"),
         (("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"), "dualtoken: submit downlaod: no such stage: use one of "),

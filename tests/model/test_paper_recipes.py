@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.losses import TeacherTargets, tokenizer_loss
+from model.quantize import ResidualQuantizer
 from model.tokenizer import DualTokenizer
 from pipelines.recipe import load_recipe
 
@@ -41,4 +42,5 @@ def test_the_384_pixel_model_has_the_measured_sizes() -> None:
         model = DualTokenizer(load_recipe("paper-384").tokenizer)
     sizes = {name: sum(parameter.numel() for parameter in part.parameters()) / 1e6 for name, part in model.named_children()}
     assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
+    assert isinstance(model.quantize_pixel, ResidualQuantizer)
     assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52

@@ -84,6 +84,7 @@ def test_every_gradient_has_the_reference_norm(folder: Path, tokenizer: DualToke
 
 def test_a_codebook_update_is_the_reference_update(expected: dict[str, Tensor], tokenizer: DualTokenizer) -> None:
     # The reference's pixel quantiser moves its codebook after each depth, so here each depth is a step of one depth.
+    assert isinstance(tokenizer.quantize_pixel, ResidualQuantizer)
     codes = tokenizer.quantize_pixel.codes
     quantizer = ResidualQuantizer(QuantizerConfig(num_codes=len(codes), depth=1, width=codes.shape[1], restart_below=None))
     quantizer.load_state_dict(tokenizer.quantize_pixel.state_dict())

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import quantize
 from model.config import QuantizerConfig
-from model.quantize import Quantized, ResidualQuantizer, nearest_codes
+from model.quantize import Quantized, ResidualQuantizer, nearest, nearest_codes
 
 CONFIG = QuantizerConfig(num_codes=16, depth=3, width=4, decay=0.9, restart_below=0.5)
 
@@ -45,7 +44,7 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_codes_do_not_depend_on_the_chunk(quantizer: ResidualQuantizer, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantizer(tokens).ids
-    monkeypatch.setattr(quantize, "_MAX_DISTANCES", 40)
+    monkeypatch.setattr(nearest, "_THREAD_PRODUCTS", 200)
     assert torch.equal(quantizer(tokens).ids, whole)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.convert import to_reference
+from model.quantize import ResidualQuantizer
 from model.tokenizer import DualTokenizer, TokenizerOutput
 from model.towers import tap
 
@@ -58,12 +59,14 @@ def make() -> None:
     for tensor in (*tokenizer.parameters(), *tokenizer.buffers()):
         # Away from the initial zeros and ones, which would hide what a bias or a norm does.
         tensor.data.add_(0.05 * torch.randn_like(tensor)).copy_(tensor.bfloat16().float())
-    tokenizer.quantize_pixel.counts.uniform_(1, 4)
+    pixel = tokenizer.quantize_pixel
+    assert isinstance(pixel, ResidualQuantizer)
+    pixel.counts.uniform_(1, 4)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     output, codes = tokenizer(images), tokenizer.encode(images)
     losses(output, images).backward()
     taps = tap(tokenizer.tower, images, [CONFIG.pixel_block, CONFIG.semantic_block])
-    tokenizer.quantize_pixel.counts.copy_(tokenizer.quantize_pixel.counts.bfloat16().float())
+    pixel.counts.copy_(pixel.counts.bfloat16().float())
     expected = {
         "image": images,
         "hidden_recon": taps[CONFIG.pixel_block].tokens,
@@ -76,7 +79,7 @@ def make() -> None:
         "reconstruction": output.reconstruction,
         "pixel_commitment": output.pixel.commitment[None],
         "semantic_commitment": output.semantic.commitment[None],
-        **codebook_update(tokenizer),
+        **codebook_update(pixel),
     }
     gradients = tokenizer.state_dict() | {
         name: parameter.grad for name, parameter in tokenizer.named_parameters() if parameter.grad is not None
@@ -90,9 +93,8 @@ def make() -> None:
     (VECTORS / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
 
 
-def codebook_update(tokenizer: DualTokenizer, decay: float = 0.99) -> dict[str, Tensor]:
+def codebook_update(start: ResidualQuantizer, decay: float = 0.99) -> dict[str, Tensor]:
     """Move the pixel codebook after each depth, as the reference does, vector by vector, in float64."""
-    start = tokenizer.quantize_pixel
     codes, counts, sums = start.codes.double(), start.counts.double(), start.sums.double()
     tokens = torch.randn(2, 3, 3, QUANTIZER.width)
     residual, chosen = tokens.double().flatten(0, 2), []

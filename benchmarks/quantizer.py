@@ -1,0 +1,130 @@
+"""One codebook on CPU at the size of the 384-pixel model: ours against peers and the matrix product alone, in one process.
+
+Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are interleaved, so that other load hits all alike.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from vector_quantize_pytorch import ResidualVQ
+
+from model.config import QuantizerConfig
+from model.quantize import ResidualQuantizer
+
+TOKENS, CODES, WIDTH, DEPTH = 729, 16384, 32, 8
+
+
+def main() -> None:
+    """Print medians, ratios, memory and agreement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    torch.manual_seed(0)
+    quantizer, tokens = trained()
+    runs = contestants(quantizer, tokens)
+    memory = {name: peak_memory(run) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"{TOKENS} tokens, {CODES} codes, {WIDTH} channels, {DEPTH} depths; {torch.get_num_threads()} threads, {repeats} repeats")
+    print(f"{'':42}{'median ms':>10}{'over ours':>11}{'extra MB':>10}")
+    for name, median in medians.items():
+        ours = medians["ours, training step" if "training" in name else "ours, encode"]
+        print(f"{name:42}{median * 1e3:10.1f}{median / ours:11.2f}{memory[name]:10.0f}")
+    print(
+        f"ours, encode, over the floor: {medians['ours, encode'] / medians['floor: product of this shape, in tiles']:.2f} (this shape),",
+        end=" ",
+    )
+    rate_floor = 2 * TOKENS * CODES * WIDTH * DEPTH / (2 * 1024**3 / medians["(product of 1024 by 1024 by 1024)"])
+    print(f"{medians['ours, encode'] / rate_floor:.2f} (these FLOPs at the 1024-cube's rate, {rate_floor * 1e3:.1f} ms)")
+    print(f"ids that float64 brute force gives, too: {agreement(quantizer, tokens):.4%}")
+
+
+def trained() -> tuple[ResidualQuantizer, Tensor]:
+    """Return a codebook moved by a few steps on a mixture of Gaussians, and tokens of that mixture."""
+    centers, scale = torch.randn(256, WIDTH), torch.linspace(1.5, 0.2, WIDTH)
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, decay=0.5, restart_below=0.5))
+    for step in range(4):
+        batch = (centers[torch.randint(256, (1, 4096))] + 0.5 * torch.randn(1, 4096, WIDTH)) * scale
+        quantizer.update(quantizer(batch), torch.Generator().manual_seed(step))
+    return quantizer, (centers[torch.randint(256, (1, TOKENS))] + 0.5 * torch.randn(1, TOKENS, WIDTH)) * scale
+
+
+def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Callable[[], object]]:
+    """Return what is timed; training steps include moving the codebook, since the peers do so in their forward."""
+    ours = ResidualQuantizer(quantizer.config)
+    ours.load_state_dict(quantizer.state_dict())
+    peers = [ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True) for _ in range(2)]
+    for peer in peers:
+        layer: Any = peer.layers[0]
+        layer._codebook.embed.data.copy_(quantizer.codes[None])  # noqa: SLF001
+    peers[0].eval()
+    vectors, tile = tokens[0], torch.empty(64, CODES)
+    large = torch.randn(1024, 1024)
+    return {
+        "ours, encode": lambda: quantizer.encode(tokens),
+        "ours, training step": lambda: ours.update(ours(tokens), torch.Generator()),
+        "vector-quantize-pytorch, eval": lambda: peers[0](tokens),
+        "vector-quantize-pytorch, training forward": lambda: peers[1](tokens),
+        "full distances, one-hot, eval": lambda: full_distances(vectors, quantizer.codes, move=False),
+        "full distances, one-hot, training": lambda: full_distances(vectors, quantizer.codes, move=True),
+        "floor: product of this shape, in tiles": lambda: [
+            torch.mm(chunk, quantizer.codes.T, out=tile[: len(chunk)]) for _ in range(DEPTH) for chunk in vectors.split(64)
+        ],
+        "floor: product of this shape, whole": lambda: [vectors @ quantizer.codes.T for _ in range(DEPTH)],
+        "(product of 1024 by 1024 by 1024)": lambda: large @ large,
+    }
+
+
+@torch.no_grad()
+def full_distances(vectors: Tensor, codes: Tensor, *, move: bool) -> Tensor:
+    """Quantise as the released code does: all distances, then one-hot products for codes and, in training, their sums."""
+    ids, sums = [], torch.zeros_like(codes)
+    for _ in range(DEPTH):
+        distances = vectors.square().sum(1, keepdim=True) - 2 * vectors @ codes.T + codes.square().sum(1)
+        ids.append(distances.argmin(1))
+        hot = F.one_hot(ids[-1], len(codes)).to(vectors.dtype)
+        if move:
+            sums += hot.T @ vectors
+        vectors = vectors - hot @ codes
+    return torch.stack(ids, 1)
+
+
+@torch.no_grad()
+def agreement(quantizer: ResidualQuantizer, tokens: Tensor) -> float:
+    """Return the share of ids that differences in float64 give."""
+    ids, residual, same = quantizer.encode(tokens)[0], tokens[0], 0
+    for depth in range(DEPTH):
+        exact = torch.cat([(quantizer.codes.double() - row.double()).square().sum(1).argmin()[None] for row in residual])
+        same += int((exact == ids[:, depth]).sum())
+        residual = residual - quantizer.codes[ids[:, depth]]
+    return same / ids.numel()
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """Return by how many MB a second call raises resident memory at most; Linux only."""
+    run()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before) / 1000
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 // 1000 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    main()
