@@ -58,7 +58,7 @@ class ResidualQuantizer(nn.Module):
             residual, total, commitment = tokens.detach(), torch.zeros_like(tokens.detach()), tokens.new_zeros(())
             ids, residuals = [], []
             for _ in range(self.config.depth):
-                chosen = nearest_codes(residual.flatten(0, 1), self.codes).view(residual.shape[:2])
+                chosen = torch.ops.dualtoken.nearest_codes(residual.flatten(0, 1), self.codes).view(residual.shape[:2])
                 ids.append(chosen)
                 residuals.append(residual)
                 vectors = F.embedding(chosen, self.codes)
@@ -137,3 +137,15 @@ def _nearest_by_differences(vectors: Float[Tensor, "M W"], codes: Float[Tensor, 
     # argmin gives the first of equal values.
     chosen = [(codes - chunk[:, None]).square().sum(dim=2).argmin(dim=1) for chunk in vectors.double().split(rows)]
     return torch.cat(chosen)
+
+
+# An operator of its own, since how many vectors are decided again depends on the data: torch.compile keeps the call whole.
+_operator = torch.library.custom_op(
+    "dualtoken::nearest_codes", nearest_codes, mutates_args=(), schema="(Tensor vectors, Tensor codes) -> Tensor"
+)
+
+
+@_operator.register_fake
+def _nearest_codes_shape(vectors: Tensor, codes: Tensor) -> Tensor:
+    del codes
+    return vectors.new_empty(len(vectors), dtype=torch.int64)
