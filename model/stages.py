@@ -65,7 +65,10 @@ def _tower_trains(name: str, config: TokenizerConfig, settings: TrainSettings, s
     pixel_block = 0 if config.pixel_encoder else config.pixel_block
     lowest = {0: config.semantic_block, 1: 0, 2: pixel_block}[settings.stage]
     # What lies beyond the last token that some loss needs would have no gradient.
-    highest = config.tower.depth if settings.losses.pooled > 0 else config.semantic_block if streams.semantic else pixel_block
+    reached = (
+        [pixel_block] * streams.pixel + [config.semantic_block] * streams.semantic + [config.tower.depth] * (settings.losses.pooled > 0)
+    )
+    highest = max(reached, default=0)
     if match := _BLOCK.match(name):
         return lowest <= int(match[1]) < highest
     if name.startswith(_TOWER_END):

@@ -19,7 +19,7 @@ from model.training_config import LpipsConfig
 class TrainState:
     """Model, optimisers, averages and the number of steps done: all that a resumed run needs, but the data's order.
 
-    Under DistributedDataParallel call `stages.freeze` first, then wrap with broadcast_buffers=False: the codebooks are
+    Under DistributedDataParallel call `stages.freeze` first, then wrap with forward_sync_buffers=False: the codebooks are
     buffers, and `train_step` keeps them equal on all ranks. `perceptual` is the network of `settings.perceptual`.
     """
 

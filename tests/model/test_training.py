@@ -1,65 +1,18 @@
-"""Training steps: exact resume, equal ranks, refused steps, and a loss that must not move."""
+"""Training steps: exact resume, refused steps, and a loss that must not move."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
-from torch.nn.parallel import DistributedDataParallel
+from training_steps import Settings, Weights, assert_same_steps, batch, fresh_state, run, snapshot
 
 from model.config import TokenizerConfig
-from model.losses import TeacherTargets
 from model.optimizer import build_optimizer, learning_rate_at
+from model.quantize import ResidualQuantizer
 from model.tokenizer import DualTokenizer
-from model.training import TrainMetrics, TrainState, train_step
-from model.training_config import GanConfig, LpipsConfig, NoPerceptual, Stage, WeightEmaConfig
-
-
-class Weights(NamedTuple):
-    reconstruction: float = 5.0
-    semantic: float = 5.0
-    pooled: float = 1.0
-    commitment: float = 5.0
-
-
-class Settings(NamedTuple):
-    steps: int = 20
-    learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    warmup_steps: int = 3
-    precision: Literal["float32", "bfloat16"] = "float32"
-    stage: Stage = 1
-    freeze_tower: bool = False
-    losses: Weights = Weights()
-    perceptual: NoPerceptual | LpipsConfig = NoPerceptual(kind="none")
-    gan: GanConfig | None = None
-    weight_ema: WeightEmaConfig | None = None
-    accumulate_steps: int = 1
-    max_gradient_norm: float | None = None
-    seed: int = 0
-
-
-def fresh_state(config: TokenizerConfig, settings: Settings | None = None) -> TrainState:
-    torch.manual_seed(0)
-    return TrainState(DualTokenizer(config), settings or Settings())
-
-
-def batch(step: int, config: TokenizerConfig) -> tuple[Tensor, TeacherTargets]:
-    generator = torch.Generator().manual_seed(100 + step)
-    size, width = config.image_size, config.tower.width
-    # Smooth pictures, which a tiny model can learn in a few steps.
-    images = torch.nn.functional.interpolate(torch.rand(4, 3, 3, 3, generator=generator) * 2 - 1, size=(size, size), mode="bilinear")
-    direction = torch.linspace(-1, 1, width)
-    dense = images.mean((1, 2, 3))[:, None, None] + direction.expand(4, config.grid_size**2, width)
-    return images, TeacherTargets(pooled=dense.mean(1), dense=dense)
-
-
-def run(state: TrainState, steps: int) -> list[TrainMetrics]:
-    return [train_step(state, *batch(state.step, state.tokenizer.config)) for _ in range(steps)]
+from model.train_state import TrainState
+from model.training import train_step
+from model.training_config import WeightEmaConfig
 
 
 def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
@@ -84,7 +37,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(config: Tokenize
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(config: TokenizerConfig) -> None:
     state = fresh_state(config)
-    before = {name: tensor.clone() for name, tensor in state.tokenizer.state_dict().items()}
+    before = snapshot(state.tokenizer)
     images, targets = batch(0, config)
     with pytest.raises(FloatingPointError, match=r"step 0 has loss nan .*: lower train\.learning_rate"):
         train_step(state, images, targets._replace(pooled=targets.pooled * torch.nan))
@@ -124,24 +77,53 @@ def test_weight_decay_spares_biases_norms_and_positions(config: TokenizerConfig)
     assert "tower.blocks.0.attn.qkv.weight" not in spared
 
 
-def one_rank(rank: int, config: TokenizerConfig, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    single = fresh_state(config)
-    state = TrainState(DistributedDataParallel(single.tokenizer, broadcast_buffers=False), Settings())
-    for step in range(2):
-        images, targets = batch(step, config)
-        half = slice(rank * 2, rank * 2 + 2)
-        train_step(state, images[half], TeacherTargets(targets.pooled[half], targets.dense[half]))
-    torch.save(state.tokenizer.state_dict(), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(config: TokenizerConfig, parts: int) -> None:
+    whole, parted = fresh_state(config), fresh_state(config, Settings(accumulate_steps=parts))
+    expected, found = run(whole, 2), run(parted, 2)
+    assert found[0].present() == pytest.approx(expected[0].present(), rel=1e-4)
+    assert_same_steps(parted, whole)
 
 
-def test_two_ranks_take_the_steps_of_one(config: TokenizerConfig, tmp_path: Path) -> None:
-    single = fresh_state(config)
-    run(single, 2)
-    start_processes(one_rank, args=(config, str(tmp_path)), nprocs=2, start_method="spawn")
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, expected in single.tokenizer.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], expected, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+def test_parts_that_do_not_divide_a_batch_are_refused(config: TokenizerConfig) -> None:
+    with pytest.raises(ValueError, match="accumulate_steps=3 does not divide the 4 images of a rank"):
+        run(fresh_state(config, Settings(accumulate_steps=3)), 1)
+
+
+def test_a_codebook_moves_once_per_step_however_many_parts(config: TokenizerConfig) -> None:
+    state = fresh_state(config, Settings(accumulate_steps=4))
+    codebook = state.tokenizer.quantize_pixel
+    assert isinstance(codebook, ResidualQuantizer)
+    run(state, 1)
+    # From 0 uses: a step adds a hundredth of its 108 codes, and unused codes restart at 1.
+    assert codebook.counts.max() <= (1 - codebook.config.decay) * 4 * config.grid_size**2 * config.pixel.depth + 1
+
+
+def test_long_gradients_are_shortened_and_short_ones_are_not(config: TokenizerConfig) -> None:
+    free, clipped, loose = (fresh_state(config, Settings(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6))
+    lengths = []
+    for state in (free, clipped, loose):
+        assert run(state, 1)[0].gradient_norm > 10
+        lengths.append(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None]).item())
+    assert lengths[1] == pytest.approx(0.5, rel=1e-4)
+    assert lengths[0] == lengths[2] > 10
+
+
+def test_the_average_follows_the_weights_and_takes_the_codebooks_as_they_are(config: TokenizerConfig) -> None:
+    state = fresh_state(config, Settings(weight_ema=WeightEmaConfig(decay=0.9)))
+    seen = []
+    for _ in range(3):
+        run(state, 1)
+        seen.append(snapshot(state.tokenizer))
+    assert state.result is not state.tokenizer
+    averaged = state.result.state_dict()
+    for name in ("decoder.conv_out.weight", "tower.blocks.0.attn.qkv.weight"):
+        # The first step's weights are where the average starts.
+        expected = 0.9 * (0.9 * seen[0][name] + 0.1 * seen[1][name]) + 0.1 * seen[2][name]
+        torch.testing.assert_close(averaged[name], expected)
+    assert torch.equal(averaged["quantize_pixel.codes"], seen[-1]["quantize_pixel.codes"])
+
+
+def test_without_an_average_the_result_is_the_model(config: TokenizerConfig) -> None:
+    state = fresh_state(config)
+    assert state.result is state.tokenizer
