@@ -93,18 +93,18 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
     def _drawn(self, batches: Sequence[Float[Tensor, "G _ V"]], generator: torch.Generator) -> Float[Tensor, "G K V"]:
         """Draw one vector per code from all ranks' vectors; a rank fills in its own and leaves zeros for the others'.
 
-        Vectors are numbered by micro-batch, then rank: as one process numbers them that has the ranks' batches joined.
+        Vectors are numbered by rank, then micro-batch: as one process numbers them that has the ranks' batches one after another.
         """
         ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        everywhere, num_codes = ranks * sum(vectors.shape[1] for vectors in batches), self.config.num_codes
+        mine_in_all, num_codes = sum(vectors.shape[1] for vectors in batches), self.config.num_codes
+        everywhere = ranks * mine_in_all
         drawn = self.codes.new_zeros((self._groups, num_codes, self.codes.shape[-1]), dtype=torch.float64)
         for group in range(self._groups):
             # A permutation, not independent draws: as few codes as possible restart at the same place.
             numbers = torch.randperm(max(everywhere, num_codes), generator=generator)[:num_codes] % everywhere
-            numbers = numbers.to(drawn.device)
+            local = numbers.to(drawn.device) - rank * mine_in_all
             for vectors in batches:
-                local = numbers - rank * vectors.shape[1]
                 mine = (local >= 0) & (local < vectors.shape[1])
                 drawn[group, mine] = vectors[group, local[mine]].double()
-                numbers = numbers - ranks * vectors.shape[1]
+                local = local - vectors.shape[1]
         return drawn

@@ -23,7 +23,7 @@ def train(rank: int, ranks: int) -> list[torch.Tensor]:
         quantizer = build_quantizer(config)
         for step in range(4):
             tokens = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(step))
-            micro = [part.chunk(ranks)[rank] for part in tokens.chunk(2)] if ranks > 1 else [tokens]
+            micro = tokens.chunk(ranks)[rank].chunk(2) if ranks > 1 else [tokens]
             quantizer.update([quantizer(part) for part in micro], torch.Generator().manual_seed(step))
         codes.append(quantizer.state_dict()["codes"])
     return codes

@@ -1,5 +1,6 @@
 """The nearest-code search: exact, and the same whatever surrounds a vector."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -25,13 +26,14 @@ def hard(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     """Vectors and codes: ordinary, and such that float32 products cannot tell the nearest."""
     torch.manual_seed(0)
     vectors, codes = torch.randn(150, 12), torch.randn(200, 12)
-    return {
+    cases = {
         "normal": (vectors, codes),
         "far": (vectors + 1000, codes + 1000),
         "twins": (vectors, codes.repeat(3, 1)),
         "close": (vectors, codes[:1] + 1e-7 * codes),
         "tiny": (vectors * 1e-22, codes * 1e-22),
-    }[request.param]
+    }
+    return cases[request.param]
 
 
 def test_codes_are_exact_with_ties_to_the_lowest(hard: tuple[Tensor, Tensor]) -> None:
@@ -74,7 +76,7 @@ def test_a_beam_of_4_lowers_the_error_and_a_beam_of_1_changes_nothing() -> None:
     torch.manual_seed(0)
     tokens, errors = torch.randn(1, 200, 8), []
     for beam in (1, 4):
-        quantizer = build_quantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=beam))
+        quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=beam))
         torch.manual_seed(1)
         assert isinstance(quantizer, ResidualQuantizer)
         quantizer.codes.copy_(torch.randn(64, 8) * torch.linspace(0.3, 1, 64)[:, None])
@@ -115,8 +117,7 @@ def test_every_quantiser_keeps_the_contract(quantizer: Quantizer) -> None:
 
 def test_micro_batches_update_as_their_whole(quantizer: Quantizer) -> None:
     tokens = torch.randn(4, 10, 8)
-    other = type(quantizer)(quantizer.config)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    other.load_state_dict(quantizer.state_dict())
+    other = copy.deepcopy(quantizer)
     quantizer.update(quantizer(tokens), torch.Generator().manual_seed(1))
     other.update([other(part) for part in tokens.split(1)], torch.Generator().manual_seed(1))
     for name, value in quantizer.state_dict().items():
