@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from infra.storage import Store
 from model.config import TokenizerConfig
 from pipelines.ledger import KEY_BYTES
-from pipelines.receipts import MANIFEST_FILE, Receipt, read_manifest
+from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, read_manifest
 
 SCHEMA_VERSION = 1
 ROWS_PER_BATCH = 256
@@ -116,11 +116,11 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def require_finished(store: Store) -> Mapping[str, Any]:
-    """Return a token dataset's manifest details; raises ValueError when it is unfinished or newer than this reader."""
+def require_finished(store: Store) -> Manifest:
+    """Return a token dataset's manifest; raises ValueError when it is unfinished or newer than this reader."""
     manifest = read_manifest(store)
     if manifest is None:
         raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again")
     if (version := manifest.details["schema_version"]) > SCHEMA_VERSION:
         raise ValueError(f"{store.url} has schema version {version}, this reader knows {SCHEMA_VERSION}: update dualtoken")
-    return manifest.details
+    return manifest

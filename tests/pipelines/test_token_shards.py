@@ -114,6 +114,6 @@ def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> No
 
 
 def test_a_reader_refuses_what_is_unfinished(tmp_path: Path, tokens: Store) -> None:
-    assert require_finished(tokens)["schema_version"] == 1
+    assert require_finished(tokens).details["schema_version"] == 1
     with pytest.raises(ValueError, match="unfinished"):
         require_finished(Store(str(tmp_path)))

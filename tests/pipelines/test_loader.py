@@ -1,0 +1,144 @@
+"""The loader: every key once, and a resumed run takes the samples of an uninterrupted one, however it is spread."""
+
+import json
+import multiprocessing
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.loader import LoadPlan, TokenBatch, TokenLoader, iterate
+from pipelines.token_reader import TokenDataset
+from tests.token_datasets import key_of, write_tokens
+
+ROWS = {"a": 700, "b": 130}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, ...]:
+    folder = tmp_path_factory.mktemp("tokens")
+    return tuple(TokenDataset(write_tokens(folder / name, rows, name=name), streams=["semantic"]) for name, rows in ROWS.items())
+
+
+def keys(batches: list[TokenBatch]) -> Counter[bytes]:
+    return Counter(key.tobytes() for batch in batches for key in batch.keys.numpy())
+
+
+def spread(
+    plan: LoadPlan, batch_size: int, world_size: int, steps: int | None = None, state: dict[str, object] | None = None
+) -> tuple[list[TokenBatch], dict[str, object]]:
+    """Run all ranks for some steps, or to the end; return all ranks' batches and the state after them."""
+    batches, states = [], []
+    for rank in range(world_size):
+        loader = TokenLoader(plan, batch_size, rank=rank, world_size=world_size)
+        if state is not None:
+            loader.load_state_dict(state)
+        mine = [batch for _, batch in zip(range(steps) if steps is not None else iter(int, 1), loader, strict=False)]
+        batches += mine
+        states.append(json.loads(json.dumps(loader.state_dict(mine[-1] if mine else None))))
+    assert all(one == states[0] for one in states)
+    return batches, states[0]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch_size=st.integers(1, 90), world_size=st.integers(1, 7), seed=st.integers(0, 9))
+def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
+    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, seed: int
+) -> None:
+    batches, state = spread(LoadPlan(datasets=datasets, seed=seed), batch_size, world_size)
+    assert keys(batches) == Counter(key_of(name, row) for name, rows in ROWS.items() for row in range(rows))
+    assert state["samples"] == sum(ROWS.values())
+    assert len({len(batches) % world_size}) == 1
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_uninterrupted_one(
+    datasets: tuple[TokenDataset, ...], data: st.DataObject
+) -> None:
+    weights = {0: [3.0, 1.0], data.draw(st.integers(1, 6000)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]]))}
+    plan = data.draw(
+        st.sampled_from(
+            [
+                LoadPlan(datasets=datasets, seed=1),
+                LoadPlan(datasets=datasets, epochs=(1, 2.5), seed=2),
+                LoadPlan(datasets=datasets, weights=weights, seed=3),
+            ]
+        )
+    )
+    first, state = spread(plan, data.draw(st.integers(1, 60)), data.draw(st.integers(1, 5)), steps=data.draw(st.integers(0, 4)))
+    batch_size, world_size = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 5))
+    second, end = spread(plan, batch_size, world_size, steps=data.draw(st.integers(1, 4)), state=state)
+    total = end["samples"]
+    assert isinstance(total, int)
+    whole = [batch for batch, _ in zip(TokenLoader(plan, 1), range(total), strict=False)]
+    assert keys(first) + keys(second) == keys(whole)
+    assert sum(keys(whole).values()) == total
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num_workers: int) -> None:
+    plan = LoadPlan(datasets=datasets, seed=5, with_captions=True)
+    alone, together = (list(iterate(TokenLoader(plan, 64), num_workers=workers)) for workers in (0, num_workers))
+    assert [batch.samples for batch in together] == [batch.samples for batch in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert np.array_equal(ours.keys, theirs.keys)
+        assert ours.captions == theirs.captions
+        assert ours.semantic is not None
+        assert theirs.semantic is not None
+        assert np.array_equal(ours.semantic, theirs.semantic)
+        assert ours.pixel is None
+
+
+def test_captions_and_sources_belong_to_their_keys(datasets: tuple[TokenDataset, ...]) -> None:
+    (batch,) = TokenLoader(LoadPlan(datasets=datasets, with_captions=True), 1000)
+    assert batch.captions is not None
+    for key, source, caption in zip(batch.keys.numpy(), batch.source.tolist(), batch.captions, strict=True):
+        name, row = caption.split()
+        assert (key.tobytes(), "ab"[source]) == (key_of(name, int(row)), name)
+
+
+def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tuple[TokenDataset, ...]) -> None:
+    twice = LoadPlan(datasets=datasets[:1], epochs=(2,), with_captions=True)
+    (batch,) = TokenLoader(twice, 2000)
+    assert batch.captions is not None
+    assert batch.captions[:700] != batch.captions[700:]
+    in_order = LoadPlan(datasets=datasets[:1], shuffle=False, with_captions=True)
+    (batch,) = TokenLoader(in_order, 2000)
+    assert batch.captions is not None
+    assert Counter(batch.captions) == Counter(f"a {row}" for row in range(700))
+
+
+def _first_key(loader: TokenLoader) -> bytes:
+    return next(iter(loader)).keys[0].numpy().tobytes()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_loader_goes_to_processes_of_either_kind(datasets: tuple[TokenDataset, ...], method: str) -> None:
+    loader = TokenLoader(LoadPlan(datasets=datasets), 8)
+    here = _first_key(loader)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(_first_key, (loader,)) == here
+
+
+def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+    state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict()
+    for plan, said in (
+        (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
+        (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
+        (LoadPlan(datasets=datasets, seed=1, epochs=(1, 2)), "loader state has epochs=None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TokenLoader(plan, 8).load_state_dict(state)
+    with pytest.raises(ValueError, match="loader state has version 99"):
+        TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})
+
+
+def test_a_mixture_of_two_tokenizers_is_refused(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
+    other = TokenDataset(write_tokens(tmp_path / "other", 10, tokenizer="e" * 12), streams=["semantic"])
+    with pytest.raises(ValueError, match=r"tokens of tokenizer ffffffffffff, .* of eeeeeeeeeeee: a mixture has one tokenizer"):
+        LoadPlan(datasets=(datasets[0], other))

@@ -1,0 +1,123 @@
+"""Any rows of a token dataset, in any order; a damaged or foreign one is refused by name and never read."""
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.storage import Store
+from pipelines.receipts import MANIFEST_FILE, read_manifest
+from pipelines.shard_cache import ShardCache
+from pipelines.token_reader import DamagedShardError, TokenDataset
+from tests.s3_servers import s3_server
+from tests.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
+
+ROWS = 1500  # five shards of 300 rows: a whole batch and a short one each
+WIDTH = GRID * GRID * DEPTH
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS)
+
+
+def test_rows_come_in_the_order_asked_for_whatever_shard_and_batch_they_are_in(tokens: str) -> None:
+    rows = np.array([0, 1499, 255, 256, 299, 300, 7, 7, 1100])
+    read = TokenDataset(tokens).read(rows)
+    assert [key.tobytes() for key in read.keys] == [key_of("a", row) for row in rows]
+    for codes, offset in ((read.semantic, 0), (read.pixel, 5)):
+        assert codes is not None
+        assert codes.shape == (9, GRID, GRID, DEPTH)
+        assert codes.reshape(9, -1).tolist() == [codes_of_rows(row, 1, WIDTH, offset)[0].tolist() for row in rows]
+
+
+def test_every_row_is_the_row_that_was_written(tokens: str) -> None:
+    read = TokenDataset(tokens, streams=["semantic"]).read(np.arange(ROWS))
+    assert read.semantic is not None
+    assert np.array_equal(read.semantic.reshape(ROWS, -1), codes_of_rows(0, ROWS, WIDTH, 0))
+    assert read.pixel is None
+    assert TokenDataset(tokens).captions(np.array([3, 700])) == ["a 3", "a 700"]
+    assert TokenDataset(tokens).read(np.array([], np.int64)).keys.shape == (0, 16)
+
+
+def test_a_dataset_goes_to_another_process_without_its_maps(tokens: str) -> None:
+    dataset = TokenDataset(tokens)
+    dataset.read(np.arange(ROWS))
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 20_000
+    assert np.array_equal(pickle.loads(sent).read(np.array([9])).keys, dataset.read(np.array([9])).keys)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    other = path.with_name("00002.arrow")
+    content = other.read_bytes()
+    other.write_bytes(path.read_bytes())
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip, "xxh3 .*, the index says"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "5000 bytes, the index says"),
+        (Path.unlink, "missing"),
+        (swap, "xxh3 .*, the index says"),
+    ],
+    ids=["flipped byte", "truncated", "missing", "swapped"],
+)
+def test_a_damaged_shard_is_named_and_its_neighbours_are_read(
+    damage: Callable[[Path], object], said: str, tokens: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    damage(tmp_path / "copy/data/00001.arrow")
+    dataset = TokenDataset(str(tmp_path / "copy"))
+    assert len(dataset.read(np.arange(300)).keys) == 300
+    with pytest.raises(DamagedShardError, match=rf"copy/data/00001\.arrow is damaged \({said}.*\): run `dualtoken verify"):
+        dataset.read(np.array([0, 300]))
+
+
+def test_an_unfinished_newer_or_foreign_dataset_is_refused_by_name(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    store = Store(str(tmp_path / "copy"))
+    with pytest.raises(ValueError, match="has tokens of tokenizer ffffffffffff, the model reads those of 0123456789ab"):
+        TokenDataset(store.url).require_tokenizer("0123456789ab")
+    manifest = read_manifest(store)
+    assert manifest is not None
+    newer = manifest.model_copy(update={"details": {**manifest.details, "schema_version": 99}})
+    store.put_bytes(newer.to_bytes(), MANIFEST_FILE)
+    with pytest.raises(ValueError, match="has schema version 99, this reader knows"):
+        TokenDataset(store.url)
+    store.remove(MANIFEST_FILE)
+    with pytest.raises(ValueError, match="is unfinished"):
+        TokenDataset(store.url)
+
+
+def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fetched_again(tokens: str, tmp_path: Path) -> None:
+    with s3_server("rclone", tmp_path / "server") as bucket:
+        remote = Store(f"{bucket}/a")
+        for name, _ in Store(tokens).files():
+            remote.put(Path(tokens) / name, name)
+        size = (Path(tokens) / "data/00000.arrow").stat().st_size
+        cache = ShardCache(tmp_path / "cache", max_bytes=3 * size)
+        expected = TokenDataset(tokens).read(np.arange(ROWS))
+        assert np.array_equal(TokenDataset(remote.url, cache=cache).read(np.arange(ROWS)).keys, expected.keys)
+        copies = list((tmp_path / "cache").glob("*.shard"))
+        assert len(copies) == 3
+        for copy in copies:
+            flip(copy)
+        again = TokenDataset(remote.url, cache=cache).read(np.arange(ROWS))
+        assert again.pixel is not None
+        assert expected.pixel is not None
+        assert np.array_equal(again.pixel, expected.pixel)
+        flip(tmp_path / "server/test/a/data/00003.arrow")
+        with pytest.raises(DamagedShardError, match=r"data/00003\.arrow is damaged"):
+            TokenDataset(remote.url, cache=ShardCache(tmp_path / "new", 3 * size)).read(np.array([1000]))
