@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.exits import typed_exit
+from jobs.model_commands import export, reconstruct, tokenize
 from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
 from jobs.session import open_recipe, say
 from jobs.stage import stage_command
@@ -62,6 +63,8 @@ def run(
 
 
 app.command()(submit)
+for _command in (tokenize, reconstruct, export):
+    app.command(rich_help_panel="A saved tokenizer")(_command)
 
 
 @app.command()

@@ -129,6 +129,7 @@ class PlainQuantizer(nn.Module):
         self.register_buffer("first", _first_of_equals(codes))
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> _Chosen:
+        """Quantise tokens."""
         residual, ids = tokens, []
         for _ in range(self.depth):
             ids.append(self._nearest(residual))
@@ -136,6 +137,7 @@ class PlainQuantizer(nn.Module):
         return _Chosen(torch.stack(ids, -1), tokens - residual)
 
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
+        """Return the sum over depth of the codes."""
         total = self._vectors(ids[..., 0])
         for depth in range(1, self.depth):
             total = total + self._vectors(ids[..., depth])

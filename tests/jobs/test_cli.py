@@ -104,7 +104,10 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "submit", "plan", "status", "verify", "scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"],
+    [
+        *("run", "submit", "plan", "status", "verify", "scenes", "download", "teacher", "filter", "targets", "train", "pretokenize"),
+        *("report", "tokenize", "reconstruct", "export"),
+    ],
 )
 def test_the_readme_names_every_command(command: str) -> None:
     assert re.search(rf"`(dualtoken )?{command}\b", (PROJECT / "README.md").read_text())
