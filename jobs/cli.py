@@ -6,6 +6,7 @@ import typer
 
 from jobs.convert import convert
 from jobs.exits import typed_exit
+from jobs.model_commands import export, reconstruct, tokenize
 from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
 from jobs.session import open_recipe, say
 from jobs.stage import stage_command
@@ -63,7 +64,8 @@ def run(
 
 
 app.command()(submit)
-app.command()(convert)
+for _command in (convert, tokenize, reconstruct, export):
+    app.command(rich_help_panel="A saved tokenizer")(_command)
 
 
 @app.command()

@@ -82,8 +82,9 @@ class _AttnBlock(nn.Module):
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B I H W"]:
         normed = self.norm(grid)
-        queries, keys, values = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        seen = F.scaled_dot_product_attention(queries, keys, values)
+        # The one head is a dimension of its own: fused kernels, and ONNX, want four.
+        queries, keys, values = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        seen = F.scaled_dot_product_attention(queries, keys, values)[:, 0]
         return grid + self.proj_out(seen.transpose(1, 2).unflatten(2, grid.shape[2:]))
 
 

@@ -109,7 +109,7 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: 
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "submit", "convert", "plan", "status", "verify"),
+        *("run", "submit", "convert", "plan", "status", "verify", "tokenize", "reconstruct", "export"),
         *("scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"),
     ],
 )

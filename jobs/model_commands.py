@@ -1,0 +1,81 @@
+"""The commands that use a saved tokenizer on its own: `tokenize`, `reconstruct`, `export`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.session import say
+from pipelines.errors import ExitCode, UserError
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder with config.json and model.safetensors, or a hub repository such as owner/name.")
+]
+ImagesArgument = Annotated[
+    list[str], typer.Argument(metavar="IMAGE...", help="Image files; a folder stands for the images in it and below.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    ONNX = "onnx"
+    TORCH_EXPORT = "torch-export"
+
+
+def tokenize(
+    model: ModelArgument,
+    images: ImagesArgument,
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
+    batch_size: BatchOption = 16,
+) -> None:
+    """Write the codes of images, both streams, into one safetensors file."""
+    from pipelines.picture_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
+
+    done = tokenize_files(open_model(model), images, out, batch_size, _complain)
+    _end(f"{done.images} images, {out}" if done.images else f"no image, so {out} is not written", done.bad)
+
+
+def reconstruct(
+    model: ModelArgument,
+    images: ImagesArgument,
+    out: Annotated[Path, typer.Option("--out", help="The folder for the PNGs.")],
+    batch_size: BatchOption = 16,
+) -> None:
+    """Write each image beside what its pixel codes say of it, and print the PSNR."""
+    from pipelines.picture_files import open_model, reconstruct_files  # noqa: PLC0415
+
+    done = reconstruct_files(open_model(model), images, out, batch_size, say, _complain)
+    _end(None if done.images else "no image", done.bad)
+
+
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option("--out", help="The folder for the two graphs.")],
+    format: Annotated[ExportFormat, typer.Option("--format", help="For which runtime.")] = ExportFormat.ONNX,  # noqa: A002
+) -> None:
+    """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
+    from model.export import export as export_graphs  # noqa: PLC0415
+    from pipelines.picture_files import open_model  # noqa: PLC0415
+
+    tokenizer = open_model(model).network.cpu()
+    try:
+        paths = export_graphs(tokenizer, format.value, out)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for path in paths:
+        say(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _complain(line: str) -> None:
+    print(f"dualtoken: {line}", file=sys.stderr, flush=True)
+
+
+def _end(line: str | None, bad: int) -> None:
+    if line:
+        say(line)
+    if bad:
+        raise typer.Exit(ExitCode.CONFIGURATION)

@@ -1,0 +1,141 @@
+"""A tokenizer on image files, outside any run: files to codes, files to pictures of what the codes keep.
+
+A file that gives no picture is told of in one line and passed over; the others are still done.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+
+from model.card import bits_per_image
+from model.hub import find_folder, fingerprint
+from model.image_files import ImageFileError, find_images, open_image
+from model.tokenizer import Codes, DualTokenizer
+from pipelines.errors import UserError
+
+CODES_FORMAT, CODES_VERSION = "dualtoken-codes", 1
+Say = Callable[[str], None]
+
+
+class Done(NamedTuple):
+    """How a command went."""
+
+    images: int
+    bad: int
+    """Files, or folders, that gave no picture."""
+
+
+class Model(NamedTuple):
+    """A tokenizer and where it was found."""
+
+    folder: Path
+    network: DualTokenizer
+
+    def levels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
+        return self.network.transform.levels(pictures).to(next(self.network.parameters()).device)
+
+    def encode(self, levels: torch.Tensor) -> Codes:
+        """Return the codes of `levels`."""
+        return self.network.encode(self.network.transform.normalize(levels))
+
+
+def open_model(name: str) -> Model:
+    """Open a folder of `save_pretrained` or a hub repository, on the GPU if there is one. Raises `UserError` if it is neither."""
+    try:
+        folder = find_folder(name)
+        return Model(folder, DualTokenizer.from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+class _Pictures:
+    """Reads files one batch at a time, and counts those that give no picture."""
+
+    def __init__(self, paths: Sequence[str], complain: Say) -> None:
+        self._paths, self._complain, self.bad = paths, complain, 0
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], list[Image.Image]]]:
+        """Yield the files' names, as they were given or found, and their pictures."""
+        for batch in _batched(self._each(), size):
+            yield [name for name, _ in batch], [picture for _, picture in batch]
+
+    def _each(self) -> Iterator[tuple[str, Image.Image]]:
+        for found in find_images(self._paths):
+            try:
+                if isinstance(found, ImageFileError):
+                    raise found
+                yield str(found), open_image(found)
+            except ImageFileError as problem:
+                self.bad += 1
+                self._complain(str(problem))
+
+
+def tokenize_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, complain: Say) -> Done:
+    """Write both streams' codes of image files into one safetensors file, as uint16 (B, H, W, D), names in its metadata."""
+    pictures, names = _Pictures(paths, complain), []
+    streams: dict[str, list[Any]] = {"semantic": [], "pixel": []}
+    for some, batch in pictures.batches(batch_size):
+        names += some
+        for stream, ids in model.encode(model.levels(batch))._asdict().items():
+            streams[stream].append(ids.cpu().numpy().astype(np.uint16))
+    if names:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({stream: np.concatenate(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
+    return Done(len(names), pictures.bad)
+
+
+def _said(model: Model, names: list[str]) -> str:
+    """Return the file's metadata as one JSON text: safetensors keeps no order between several."""
+    transform = model.network.transform.model_dump(mode="json")
+    said = {"format": CODES_FORMAT, "format_version": CODES_VERSION, "tokenizer": fingerprint(model.folder)}
+    return json.dumps(said | {"transform": transform, "names": names})
+
+
+def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, say: Say, complain: Say) -> Done:
+    """Write a PNG per image file, what the tokenizer sees beside what its pixel codes say, and tell each one's PSNR."""
+    from model.metrics import psnr  # noqa: PLC0415  (torchmetrics takes seconds)
+
+    pictures, ratios, taken = _Pictures(paths, complain), [], set()
+    out.mkdir(parents=True, exist_ok=True)
+    for names, batch in pictures.batches(batch_size):
+        seen = model.levels(batch)
+        shown = model.network.transform.to_uint8(model.network.decode(model.encode(seen).pixel))
+        both = torch.cat([seen, shown], dim=3).permute(0, 2, 3, 1).cpu().numpy()
+        for name, pair, ratio in zip(names, both, psnr(shown, seen).reshape(-1).tolist(), strict=True):
+            file = out / _png_name(name, taken)
+            Image.fromarray(pair).save(file)
+            say(f"{name}: {ratio:.2f} dB, {file}")
+            ratios.append(ratio)
+    if ratios:
+        config = model.network.config
+        bits = bits_per_image(config.pixel, config.grid_size) / config.image_size**2
+        say(f"{len(ratios)} images, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits per pixel, in {out}")
+    return Done(len(ratios), pictures.bad)
+
+
+def _png_name(name: str, taken: set[str]) -> str:
+    """Return a name of its own for an image's PNG: folders become part of it, so that two a.jpg do not meet."""
+    base = "_".join(part for part in Path(name).parts if part not in {"/", "..", "."})
+    chosen, number = f"{base}.png", 2
+    while chosen in taken:
+        chosen, number = f"{base}-{number}.png", number + 1
+    taken.add(chosen)
+    return chosen
+
+
+def _batched(items: Iterator[tuple[str, Image.Image]], size: int) -> Iterator[list[tuple[str, Image.Image]]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,141 @@
+"""A saved tokenizer on image files, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.hub import fingerprint
+from model.image_files import open_image
+from model.tokenizer import DualTokenizer
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=300, env=environment)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DualTokenizer:
+    quantizer = QuantizerConfig(num_codes=32, depth=3, width=8)
+    config = TokenizerConfig(
+        image_size=16,
+        tower=TowerConfig(patch_size=5, width=32, depth=4, num_heads=2, mlp_width=48),
+        pixel_block=2,
+        semantic_block=3,
+        shortcut=ShortcutConfig(block=1),
+        pixel=quantizer,
+        semantic=quantizer,
+        decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
+    )
+    torch.manual_seed(0)
+    return DualTokenizer(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: DualTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer.save_pretrained(folder := tmp_path_factory.mktemp("model"))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Three good images, of kinds that need care, and four that are none."""
+    levels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    folder = tmp_path / "files"
+    (folder / "below").mkdir(parents=True)
+    Image.fromarray(levels).save(folder / "a.png")
+    Image.fromarray(levels).convert("CMYK").save(folder / "b.jpg")
+    Image.fromarray(levels).save(folder / "below/a.png", save_all=True, append_images=[Image.new("RGB", (20, 24))])
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:700])
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no image\n" * 50)
+    return folder
+
+
+def test_tokenize_does_the_good_files_and_names_the_bad(model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path) -> None:
+    ended = dualtoken("tokenize", model, files, files / "missing.png", "--out", tmp_path / "codes.safetensors", "--batch-size", "2")
+    assert ended.returncode == 2
+    problems = {line.split(": ")[1]: line.split(": ", 2)[2] for line in ended.stderr.splitlines()}
+    assert {Path(name).name for name in problems} == {"cut.png", "empty.png", "text.jpg", "missing.png"}
+    assert problems[str(files / "missing.png")] == "there is no such file"
+    assert ended.stdout == f"3 images, {tmp_path}/codes.safetensors\n"
+    with safe_open(tmp_path / "codes.safetensors", "numpy") as saved:
+        said = json.loads(saved.metadata()["dualtoken"])
+        semantic, pixel = saved.get_tensor("semantic"), saved.get_tensor("pixel")
+    assert said["names"] == [str(files / name) for name in ("a.png", "b.jpg", "below/a.png")]
+    assert said["tokenizer"] == fingerprint(model)
+    expected = tokenizer.encode(tokenizer.transform([open_image(name) for name in said["names"]]))
+    assert (semantic.dtype, pixel.dtype) == (np.uint16, np.uint16)
+    assert np.array_equal(semantic, expected.semantic.numpy())
+    assert np.array_equal(pixel, expected.pixel.numpy())
+
+
+def test_reconstruct_shows_both_and_their_distance(model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path) -> None:
+    ended = dualtoken("reconstruct", model, files / "a.png", files / "below", files / "a.png", "--out", tmp_path / "out")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, *_, last = ended.stdout.splitlines()
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    with Image.open(first.split(" dB, ")[1]) as both:
+        pair = np.asarray(both)
+    assert pair.shape == (16, 32, 3)
+    images = tokenizer.transform([open_image(files / "a.png")])
+    drawn = tokenizer.transform.to_uint8(tokenizer.decode(tokenizer.encode(images).pixel))[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pair[:, 16:], drawn)
+    error = np.square((pair[:, :16].astype(float) - drawn) / 255).mean()
+    assert first.startswith(f"{files}/a.png: {-10 * np.log10(error):.2f} dB")
+    assert last.startswith("3 images, mean PSNR ")
+    assert "0.5273 bits per pixel" in last
+
+
+def test_a_call_without_one_good_image_writes_nothing(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    ended = dualtoken("tokenize", model, tmp_path / "none", "--out", tmp_path / "codes.safetensors")
+    assert ended.returncode == 2
+    assert "none: has no image in it" in ended.stderr
+    assert not (tmp_path / "codes.safetensors").exists()
+
+
+def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
+    ended = dualtoken("tokenize", tmp_path, "a.png", "--out", tmp_path / "codes.safetensors")
+    assert ended.returncode == 2
+    assert ended.stderr == f"dualtoken: {tmp_path} has no config.json: name a folder that DualTokenizer.save_pretrained wrote\n"
+
+
+def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
+    ended = dualtoken("export", model, "--format", "onnx", "--out", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    encode, decode = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("encode", "decode"))
+    for count in (1, 2, 5):  # of which the exporter saw one
+        images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count)) * 2 - 1
+        codes = tokenizer.encode(images)
+        semantic, pixel = encode.run(None, {"images": images.numpy()})
+        assert np.array_equal(semantic, codes.semantic.numpy())
+        assert np.array_equal(pixel, codes.pixel.numpy())
+        (drawn,) = decode.run(None, {"pixel": pixel})
+        assert np.abs(drawn - tokenizer.decode(codes.pixel).numpy()).max() < 1e-4
+
+
+def test_torch_export_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
+    ended = dualtoken("export", model, "--format", "torch-export", "--out", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    encode, decode = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "decode"))
+    for count in (1, 5):
+        images = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count)) * 2 - 1
+        codes = tokenizer.encode(images)
+        semantic, pixel = encode(images)
+        assert torch.equal(semantic, codes.semantic)
+        assert torch.equal(pixel, codes.pixel)
+        assert (decode(pixel) - tokenizer.decode(codes.pixel)).abs().max() < 1e-4
