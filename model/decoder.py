@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
+from model.upsample import upsample_conv
 
 
 class Decoder(nn.Module):
@@ -105,7 +106,8 @@ class _Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B I T U"]:
-        return self.conv(F.interpolate(grid, scale_factor=2.0, mode="nearest"))
+        assert self.conv.bias is not None
+        return upsample_conv(grid, self.conv.weight, self.conv.bias)
 
 
 class _Level(nn.Module):

@@ -1,0 +1,101 @@
+"""What encoding costs beside a full forward: `python -m benchmarks.encode [--device cuda] [--batch-size 4] [--rounds 5]`.
+
+Floating-point operations are counted for the paper's 384-pixel model without running it; times, and peak memory, are of a
+model with its proportions on a CPU, and of the model itself on a GPU.
+"""
+
+import argparse
+import datetime as dt
+import resource
+import statistics
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.models import PAPER_384, SMALL_192, hardware, seconds
+from model.config import TokenizerConfig
+from model.tokenizer import DualTokenizer
+
+
+def count(config: TokenizerConfig) -> dict[str, float]:
+    """Return GFLOP an image: of the tower, projections, and decoder; the search, which needs real numbers, by arithmetic."""
+    with torch.device("meta"):
+        tokenizer, images = DualTokenizer(config).eval().requires_grad_(False), torch.empty(1, 3, config.image_size, config.image_size)
+        vectors = torch.empty(1, config.grid_size**2, config.pixel.width)
+    search = sum(2 * config.grid_size**2 * one.num_codes * one.width * one.depth for one in (config.pixel, config.semantic))
+    for quantizer in (tokenizer.quantize_pixel, tokenizer.quantize_semantic):
+        _skip_search(quantizer, config.pixel.depth)
+    with torch.no_grad(), FlopCounterMode(display=False) as encode:
+        tokenizer.encode(images)
+    with torch.no_grad(), FlopCounterMode(display=False) as rest:
+        tokenizer._decode(vectors)  # noqa: SLF001
+        tokenizer.expand_semantic(vectors)
+    with torch.no_grad(), FlopCounterMode(display=False) as tower:
+        tokenizer.tower(images)
+    blocks = config.tower.depth - config.semantic_block
+    with torch.no_grad(), FlopCounterMode(display=False) as unused:
+        tokenizer.tower.forward_intermediates(images, indices=[config.semantic_block - 1], intermediates_only=True, stop_early=True)
+    assert blocks > 0
+    last = tower.get_total_flops() - unused.get_total_flops()
+    encoding = encode.get_total_flops() + search
+    return {"encode": encoding / 1e9, "full": (encoding + rest.get_total_flops() + last) / 1e9}
+
+
+class _Passed(NamedTuple):
+    ids: torch.Tensor
+    vectors: torch.Tensor
+
+
+def _skip_search(quantizer: torch.nn.Module, depth: int) -> None:
+    quantizer.forward = lambda tokens: _Passed(torch.empty(*tokens.shape[:2], depth, device="meta"), tokens)
+
+
+def measure(config: TokenizerConfig, device: torch.device, batch_size: int, rounds: int) -> None:
+    """Print images a second of encoding and of a full forward, taking turns, and their ratio."""
+    torch.manual_seed(0)
+    tokenizer = DualTokenizer(config).eval().to(device)
+    images = torch.rand(batch_size, 3, config.image_size, config.image_size, device=device) * 2 - 1
+    work = {"encode": lambda: tokenizer.encode(images), "full": lambda: tokenizer(images)}
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    peaks: dict[str, float] = {}
+    with torch.no_grad():
+        for name, run in work.items():  # once each before they are timed; encoding first, for its peak
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            run()
+            peaks[name] = _peak(device)
+        for _ in range(rounds):
+            for name, run in work.items():
+                taken[name].append(seconds(run, device))
+    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, {config.image_size} px, batch {batch_size}, float32")
+    print(f"{'':8}{'images/s':>10}{'peak MB':>10}")
+    for name, times in taken.items():
+        print(f"{name:8}{batch_size / statistics.median(times):10.2f}{peaks[name]:10.0f}")
+    ratios = [full / encode for encode, full in zip(taken["encode"], taken["full"], strict=True)]
+    print(f"a full forward takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def _peak(device: torch.device) -> float:
+    """Return the most memory so far, MB: of the GPU since it was reset, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    """Count, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    for name, config in (("So400m/14 at 384 px", PAPER_384), ("a sixth of its widths at 192 px", SMALL_192)):
+        gflop = count(config)
+        print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times")
+    device = torch.device(arguments.device)
+    measure(PAPER_384 if device.type == "cuda" else SMALL_192, device, arguments.batch_size, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

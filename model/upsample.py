@@ -1,0 +1,35 @@
+"""Doubling a grid's side by nearest neighbours and a 3x3 convolution, without convolving the same numbers four times.
+
+Of the nine positions under a kernel, on the doubled grid, several hold the same number: only two by two differ, and which
+ones depends on the position's parity alone. So each of the four parities (phases) is a 2x2 convolution on the small grid,
+with sums of the kernel's weights: 16 products for every small position instead of 36, and the same result but for rounding.
+
+B images, I input and O output channels, H by W positions, T by U = 2H by 2W.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def upsample_conv(grid: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3"], bias: Float[Tensor, " O"]) -> Float[Tensor, "B O T U"]:
+    """Return the doubled grid's 3x3 convolution, with zeros around it."""
+    height, width = grid.shape[2:]
+    # A zero around the grid, as the 3x3 convolution has around the doubled one: there, a phase sees one row of it.
+    padded = F.pad(grid, (1, 1, 1, 1))
+    rows = [
+        torch.stack(
+            [F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], _folded(weight, y, x), bias) for x in (0, 1)], dim=-1
+        ).flatten(3)
+        for y in (0, 1)
+    ]
+    return torch.stack(rows, dim=3).flatten(2, 3)
+
+
+def _folded(weight: Float[Tensor, "O I 3 3"], y: int, x: int) -> Float[Tensor, "O I 2 2"]:
+    """Return the 2x2 kernel of a phase: what falls on one small position is added up."""
+    upper, middle, lower = weight.unbind(2)
+    tall = torch.stack([upper + middle, lower] if y else [upper, middle + lower], dim=2)
+    left, centre, right = tall.unbind(3)
+    return torch.stack([left + centre, right] if x else [left, centre + right], dim=3)
