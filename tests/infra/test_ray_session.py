@@ -17,7 +17,8 @@ import ray
 from infra.ray_session import AuthenticationRefused, ClusterUnreachable, current_job_address, ray_session, remove_stale_folders
 
 DRIVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a background job inherits that it is ignored
 import ray
 from infra.ray_session import ray_session
 with ray_session("local", num_cpus=1, object_store_mb=100):
