@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.torchvision_ops import declare_missing_ops
+from model.vision_imports import vision_imports
 
-declare_missing_ops()
-
-from torchvision.models import VGG16_Weights  # noqa: E402
-from torchvision.models.vgg import cfgs, make_layers  # noqa: E402
+with vision_imports():
+    from torchvision.models import VGG16_Weights
+    from torchvision.models.vgg import cfgs, make_layers
 
 _TAPS = (3, 8, 15, 22, 29)
 """Layers of VGG16's features whose outputs are compared: the last ReLU before each pooling."""

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from model.torchvision_ops import declare_missing_ops
+from model.vision_imports import vision_imports
 
-declare_missing_ops()  # torchmetrics imports torchvision, so this stands before it
-
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure  # noqa: E402
+with vision_imports():
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 
 class CodebookUse(NamedTuple):

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from model.config import TextConfig
 from model.losses import TeacherTargets
 from model.settings import TeacherShape
-from model.torchvision_ops import declare_missing_ops
 from model.tower import register_tower, tower_name
 from model.towers import Tower, check_tower, finish, tap
+from model.vision_imports import vision_imports
 
-declare_missing_ops()  # open_clip imports torchvision, so this stands before it
-
-import open_clip  # noqa: E402
-from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed  # noqa: E402
+with vision_imports():
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+    from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5

@@ -13,12 +13,11 @@ from model.images import normalize
 from model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from model.settings import TeacherSettings
 from model.teacher import build_teacher
-from model.torchvision_ops import declare_missing_ops
+from model.vision_imports import vision_imports
 
-declare_missing_ops()  # open_clip imports torchvision, so this stands before it
-
-from open_clip import CustomTextCLIP  # noqa: E402
-from open_clip.loss import SigLipLoss  # noqa: E402
+with vision_imports():
+    from open_clip import CustomTextCLIP
+    from open_clip.loss import SigLipLoss
 
 _LOGIT_RATE = 10.0
 

@@ -6,12 +6,11 @@ Parameters have the names that timm's vit_*_siglip_* models give them, so the tr
 import re
 
 from model.config import TowerConfig
-from model.torchvision_ops import declare_missing_ops
+from model.vision_imports import vision_imports
 
-declare_missing_ops()  # timm imports torchvision, so this stands before it
-
-from timm.models import is_model, register_model  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+with vision_imports():
+    from timm.models import is_model, register_model
+    from timm.models.vision_transformer import VisionTransformer
 
 _NAME = re.compile(r"dualtoken_vit_p(\d+)_(\d+)_d(\d+)_w(\d+)_h(\d+)_m(\d+)(_gelu)?")
 

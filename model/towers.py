@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from model.config import NamedTower, TowerConfig
 from model.open_clip_names import model_config
 from model.tower import build_tower
+from model.vision_imports import vision_imports
 
-import timm  # isort: skip  (after model.tower, which makes it importable)
-from timm.models.eva import Eva  # isort: skip
-from timm.models.vision_transformer import VisionTransformer  # isort: skip
+with vision_imports():
+    import timm
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer as NativeTransformer

@@ -9,13 +9,12 @@ from training_steps import Settings, fresh_state, run
 
 from model.config import TokenizerConfig
 from model.lpips import Lpips, MissingWeightsError, load_lpips
-from model.torchvision_ops import declare_missing_ops
 from model.training_config import LpipsConfig
+from model.vision_imports import vision_imports
 
-declare_missing_ops()
-
-from torchmetrics.functional.image.lpips import _LPIPS  # noqa: E402
-from torchvision.models.vgg import cfgs, make_layers  # noqa: E402
+with vision_imports():
+    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchvision.models.vgg import cfgs, make_layers
 
 
 @pytest.fixture(scope="module")

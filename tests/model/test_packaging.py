@@ -21,7 +21,7 @@ def test_torchvision_imports_whatever_comes_first() -> None:
     # One process with torch loaded, forked per case: loading it takes seconds.
     code = """
 import os, torch
-import model.torchvision_ops as ops
+import model.vision_imports as ops
 
 def tower_first():
     import model.tower
@@ -47,6 +47,19 @@ for case in (tower_first, metrics_first, declared_twice, operators_exist_already
         case()
         os._exit(0)
     assert os.wait()[1] == 0, case.__name__
+print("fine")
+"""
+    assert fresh_python(code) == "fine"
+
+
+def test_the_compiler_loads_at_its_first_use() -> None:
+    code = """
+import sys
+import model.tokenizer, model.metrics, model.lpips, model.teacher
+assert "torch._dynamo" not in sys.modules
+import torch
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+assert sys.modules["torch._dynamo"].__file__
 print("fine")
 """
     assert fresh_python(code) == "fine"
