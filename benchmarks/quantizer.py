@@ -63,7 +63,7 @@ def trained() -> tuple[ResidualQuantizer, Tensor]:
 
 def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Callable[[], object]]:
     """Return what is timed; training steps include moving the codebook, since the peers do so in their forward."""
-    # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, would pile up in few places.
+    # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, pile up in few places. Those are `crowded`.
     ours = ResidualQuantizer(quantizer.config.model_copy(update={"restart_below": None}))
     ours.load_state_dict(quantizer.state_dict())
     peers = [ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True) for _ in range(2)]
@@ -72,11 +72,15 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
             {name: quantizer.codes[None] if name.endswith(".embed") else value for name, value in peer.state_dict().items()}
         )
     peers[0].eval()
+    crowded = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, restart_below=1.0))
+    for step in range(4):
+        crowded.update(crowded(tokens), torch.Generator().manual_seed(step))
     vectors, tile = tokens[0], torch.empty(64, CODES)
     large = torch.randn(1024, 1024)
     return {
         "ours, encode": lambda: quantizer.encode(tokens),
         "ours, training step": lambda: ours.update(ours(tokens), torch.Generator()),
+        "ours, training step, crowded codes": lambda: crowded.update(crowded(tokens), torch.Generator().manual_seed(4)),
         "vector-quantize-pytorch, eval": lambda: peers[0](tokens),
         "vector-quantize-pytorch, training forward": lambda: peers[1](tokens),
         "full distances, one-hot, eval": lambda: full_distances(vectors, quantizer.codes, move=False),
