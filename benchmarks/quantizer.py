@@ -4,17 +4,16 @@ Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are inter
 """
 
 import argparse
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
+from benchmarks.memory import peak_memory
 from model.config import QuantizerConfig
 from model.quantize import ResidualQuantizer
 
@@ -116,21 +115,6 @@ def agreement(quantizer: ResidualQuantizer, tokens: Tensor) -> float:
         same += int((exact == ids[:, depth]).sum())
         residual = residual - quantizer.codes[ids[:, depth]]
     return same / ids.numel()
-
-
-def peak_memory(run: Callable[[], object]) -> float:
-    """Return by how many MB a second call raises resident memory at most; Linux only."""
-    run()
-    ctypes.CDLL(None).malloc_trim(0)  # or what the first call left to the allocator would not count
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
-    before = _status("VmRSS")
-    run()
-    return max(0, _status("VmHWM") - before) / 1000
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 // 1000 for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":
