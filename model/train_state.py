@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -85,6 +86,8 @@ class TrainState:
         if not self.settings.compile:
             return function
         if function not in self._compiled:
+            # The adaptive weight of a GAN goes through a graph twice, whose buffers may not be given away then.
+            functorch_config.donated_buffer = False
             self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=True)
         return self._compiled[function]
 
