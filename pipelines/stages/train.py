@@ -118,7 +118,7 @@ class Batches:
         numbers = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)[run.rank :: run.world_size]
         pictures = [self._samples.image(number) for number in numbers]
         if recipe.train.random_crop:
-            pictures = [self._cropped(picture, step, place * run.world_size + run.rank) for place, picture in enumerate(pictures)]
+            pictures = [self.crop(picture, step, place * run.world_size + run.rank) for place, picture in enumerate(pictures)]
         images = to_tensor(pictures, recipe.tokenizer.image_size)
         if self._teacher:
             return _Batch(images, None, None)
@@ -127,7 +127,7 @@ class Batches:
         dense = torch.from_numpy(said.dense).unflatten(1, (-1, recipe.tokenizer.tower.width))
         return _Batch(images, torch.from_numpy(said.pooled), dense)
 
-    def _cropped(self, picture: Image.Image, step: int, place: int) -> Image.Image:
+    def crop(self, picture: Image.Image, step: int, place: int) -> Image.Image:
         """Crop by the place in the whole batch, so that a resumed run, or one of more workers, draws the same."""
         recipe = self._job.recipe
         assert recipe.train.random_crop
