@@ -1,20 +1,20 @@
 """One codebook on CPU at the size of the 384-pixel model: ours against peers and the matrix product alone, in one process.
 
-Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are interleaved, so that other load hits all alike.
+Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are interleaved, so that other load hits all alike; on one
+thread (OMP_NUM_THREADS=1) times are of the process's own work, medians in either case.
 """
 
 import argparse
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
+from benchmarks.memory import peak_memory
 from model.config import QuantizerConfig
 from model.quantize import ResidualQuantizer
 
@@ -32,15 +32,16 @@ def main() -> None:
     quantizer, tokens = trained()
     runs = contestants(quantizer, tokens)
     memory = {name: peak_memory(run) for name, run in runs.items()}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"{TOKENS} tokens, {CODES} codes, {WIDTH} channels, {DEPTH} depths; {torch.get_num_threads()} threads, {repeats} repeats")
-    print(f"{'':42}{'median ms':>10}{'over ours':>11}{'extra MB':>10}")
+    print(f"{'':42}{'CPU ms' if clock is time.process_time else 'wall ms':>10}{'over ours':>11}{'extra MB':>10}")
     for name, median in medians.items():
         ours = medians["ours, training step" if "training" in name else "ours, encode"]
         print(f"{name:42}{median * 1e3:10.1f}{median / ours:11.2f}{memory[name]:10.0f}")
@@ -63,7 +64,7 @@ def trained() -> tuple[ResidualQuantizer, Tensor]:
 
 def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Callable[[], object]]:
     """Return what is timed; training steps include moving the codebook, since the peers do so in their forward."""
-    # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, would pile up in few places.
+    # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, pile up in few places. Those are `crowded`.
     ours = ResidualQuantizer(quantizer.config.model_copy(update={"restart_below": None}))
     ours.load_state_dict(quantizer.state_dict())
     peers = [ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True) for _ in range(2)]
@@ -72,11 +73,15 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
             {name: quantizer.codes[None] if name.endswith(".embed") else value for name, value in peer.state_dict().items()}
         )
     peers[0].eval()
+    crowded = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, restart_below=1.0))
+    for step in range(4):
+        crowded.update(crowded(tokens), torch.Generator().manual_seed(step))
     vectors, tile = tokens[0], torch.empty(64, CODES)
     large = torch.randn(1024, 1024)
     return {
         "ours, encode": lambda: quantizer.encode(tokens),
         "ours, training step": lambda: ours.update(ours(tokens), torch.Generator()),
+        "ours, training step, crowded codes": lambda: crowded.update(crowded(tokens), torch.Generator().manual_seed(4)),
         "vector-quantize-pytorch, eval": lambda: peers[0](tokens),
         "vector-quantize-pytorch, training forward": lambda: peers[1](tokens),
         "full distances, one-hot, eval": lambda: full_distances(vectors, quantizer.codes, move=False),
@@ -112,21 +117,6 @@ def agreement(quantizer: ResidualQuantizer, tokens: Tensor) -> float:
         same += int((exact == ids[:, depth]).sum())
         residual = residual - quantizer.codes[ids[:, depth]]
     return same / ids.numel()
-
-
-def peak_memory(run: Callable[[], object]) -> float:
-    """Return by how many MB a second call raises resident memory at most; Linux only."""
-    run()
-    ctypes.CDLL(None).malloc_trim(0)  # or what the first call left to the allocator would not count
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak
-    before = _status("VmRSS")
-    run()
-    return max(0, _status("VmHWM") - before) / 1000
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 // 1000 for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

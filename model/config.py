@@ -19,18 +19,24 @@ def run_only(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has
     return Field(json_schema_extra={"run_only": True}, **settings)
 
 
+def if_set(**settings: Any) -> Any:  # noqa: ANN401
+    """Return a field that came later: at its default it is no part of a fingerprint, so that what was made before it stays."""
+    return Field(json_schema_extra={"if_set": True}, **settings)
+
+
 class Config(BaseModel):
     """A frozen model in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that decide an output: all but the `run_only` fields, nested models included."""
-        return {name: _identity(getattr(self, name)) for name, field in type(self).model_fields.items() if not _is_run_only(field)}
+        """Return the values that decide an output: all but `run_only` and unset `if_set` fields, nested models included."""
+        return {name: _identity(value) for name, field in type(self).model_fields.items() if _counts(field, value := getattr(self, name))}
 
 
-def _is_run_only(field: Any) -> bool:  # noqa: ANN401
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("run_only"))
+def _counts(field: Any, value: Any) -> bool:  # noqa: ANN401
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return not (extra.get("run_only") or (extra.get("if_set") and value == field.default))
 
 
 def _identity(value: Any) -> Any:  # noqa: ANN401

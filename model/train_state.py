@@ -1,9 +1,11 @@
 """All that a run of the tokenizer's training holds from one step to the next."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -14,6 +16,10 @@ from model.settings import TrainSettings
 from model.stages import freeze, trained_streams
 from model.tokenizer import DualTokenizer
 from model.training_config import LpipsConfig
+
+COMPILER = "inductor"
+"""Backend of torch.compile: it needs Triton on a GPU, a C++ compiler on a CPU."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class TrainState:
@@ -44,6 +50,7 @@ class TrainState:
         self.average = None
         if settings.weight_ema:
             self.average = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.weight_ema.decay))
+        self._compiled: dict[Callable[..., Any], Any] = {}
 
     @property
     def tokenizer(self) -> DualTokenizer:
@@ -73,6 +80,16 @@ class TrainState:
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.tokenizer, "optimizer": self.optimizer, "adversary": self.adversary, "average": self.average}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def compiled(self, function: Function) -> Function:
+        """Return a function of the step as the settings want it run: as it stands, or by torch.compile, whole."""
+        if not self.settings.compile:
+            return function
+        if function not in self._compiled:
+            # The adaptive weight of a GAN goes through a graph twice, whose buffers may not be given away then.
+            functorch_config.donated_buffer = False
+            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=True)
+        return self._compiled[function]
 
     def autocast(self) -> torch.autocast:
         """Return the context of the networks' arithmetic."""

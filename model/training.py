@@ -109,7 +109,7 @@ def _backward(state: TrainState, batch: _Batch, share: float, balance: Tensor | 
     adversary, losses = _adversary(state), {}
     waits = isinstance(state.model, DistributedDataParallel) and not last
     with cast("DistributedDataParallel", state.model).no_sync() if waits else nullcontext():
-        output, loss = forward_losses(state, batch.images, batch.targets)
+        output, loss = state.compiled(forward_losses)(state, batch.images, batch.targets)
         total = loss.total
         if adversary:
             generator = _generator_loss(state, adversary, output)
@@ -120,7 +120,7 @@ def _backward(state: TrainState, batch: _Batch, share: float, balance: Tensor | 
         (total * share).backward()
     if adversary and output.reconstruction is not None:
         with state.autocast():
-            losses["discriminator"] = adversary.discriminator_loss(batch.images, output.reconstruction.float())
+            losses["discriminator"] = state.compiled(adversary.discriminator_loss)(batch.images, output.reconstruction.float())
         (losses["discriminator"] * share).backward()
     losses |= {name: term for name, term in loss._asdict().items() if term is not None} | {"loss": total}
     del losses["total"]
@@ -138,7 +138,7 @@ def forward_losses(state: TrainState, images: Float[Tensor, "B 3 S S"], targets:
 def _generator_loss(state: TrainState, adversary: Adversary, output: TokenizerOutput) -> Float[Tensor, ""]:
     assert output.reconstruction is not None, "a GAN trains the pixel stream"
     with state.autocast():
-        return adversary.generator_loss(output.reconstruction.float())
+        return state.compiled(adversary.generator_loss)(output.reconstruction.float())
 
 
 def _last_layer_gradients(tokenizer: DualTokenizer, loss: TokenizerLoss, generator: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:

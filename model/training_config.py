@@ -38,6 +38,22 @@ PerceptualConfig = Annotated[NoPerceptual | LpipsConfig, Field(discriminator="ki
 """`none`, or a mapping with its `kind`. Files are run_only since their contents, not their names, are part of a fingerprint."""
 
 
+class RandomCropConfig(Config):
+    """A random part of each picture, resized to a square: torchvision's RandomResizedCrop, never mirrored."""
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(le=1)]] = (0.9, 1.0)
+    """Share of the picture's area, at least and at most."""
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+    """Width over height, at least and at most."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "RandomCropConfig":
+        for name, (least, most) in (("scale", self.scale), ("ratio", self.ratio)):
+            if least > most:
+                raise ValueError(f"{name}=[{least}, {most}]: put the lower bound first")
+        return self
+
+
 class GanConfig(Config):
     """A patch discriminator judges the pictures (VQGAN, arXiv 2012.09841)."""
 

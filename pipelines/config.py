@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, PositiveInt, TextConfig, TokenizerConfig, TowerConfig, run_only
-from model.training_config import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, Stage, WeightEmaConfig
+from model.config import Config, PositiveInt, TextConfig, TokenizerConfig, TowerConfig, if_set, run_only
+from model.training_config import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, RandomCropConfig, Stage, WeightEmaConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Names a folder, so: lower case, digits, dot, dash, underscore."""
@@ -251,6 +251,12 @@ class TrainConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the trunk and decoder; quantisers are float32 always."""
+    compile: bool = if_set(default=False)
+    """Run a step by torch.compile: faster once it is compiled, other last bits; on a CPU it needs a C++ compiler."""
+    memory_format: Literal["contiguous", "channels_last"] = if_set(default="contiguous")
+    """Of the decoder's weights; `channels_last` is for GPUs."""
+    random_crop: RandomCropConfig | None = if_set(default=None)
+    """What pictures are augmented by; the released code's is `{}`. The teacher must see the crops: `targets.dense: false`."""
     stage: Stage = 1
     """What is trained: 1 all; 0 what a frozen tower lacks; 2 the semantic stream alone (`model/stages.py`)."""
     start_from: str | None = run_only(default=None)
@@ -292,6 +298,12 @@ class TrainConfig(Config):
                 if self.accumulate_steps > 1
                 else f"batch_size={self.batch_size} is no multiple of num_workers={self.num_workers}: change one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _channels_last_on_gpus(self) -> "TrainConfig":
+        if self.memory_format == "channels_last" and not self.use_gpu:
+            raise ValueError("memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous")
         return self
 
     @model_validator(mode="after")
@@ -365,6 +377,12 @@ class Recipe(Config):
     def _stage_fits_tokenizer(self) -> "Recipe":
         if self.train.stage == 2 and self.tokenizer.shared_codebook:
             raise ValueError("train.stage=2 leaves the pixel stream as it is, tokenizer.shared_codebook=true has one for both: set stage=1")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_sees_the_crops(self) -> "Recipe":
+        if self.train.random_crop and self.targets.dense:
+            raise ValueError("train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false")
         return self
 
     @model_validator(mode="after")

@@ -12,11 +12,14 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.storage import Store, scratch_folder
+from model.augment import random_crop
 from model.hub import FILES
 from model.images import normalize, to_tensor
 from model.stages import freeze
@@ -33,8 +36,8 @@ from pipelines.training_set import TrainingSet, ahead, batch_numbers
 STATE_FILE = "state.pt"
 
 
-class TrainingRun(Protocol):
-    """What the loop needs to know of the worker that it runs in."""
+class Share(Protocol):
+    """Which worker of how many takes its part of each batch."""
 
     @property
     def rank(self) -> int:
@@ -50,6 +53,10 @@ class TrainingRun(Protocol):
     def device(self) -> torch.device:
         """Where the model goes."""
         ...
+
+
+class TrainingRun(Share, Protocol):
+    """What the loop needs to know of the worker that it runs in."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         """Open the folder of the last committed checkpoint."""
@@ -79,7 +86,7 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         use_threads(train.cpus_per_worker)
     with scratch_folder() as name, ExitStack() as records:
         scratch = Path(name)
-        batches = _Batches(job, run, scratch)
+        batches = Batches(job, run, scratch)
         state = _start(job, run, scratch)
         log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
         started, first = time.monotonic(), state.step
@@ -93,10 +100,10 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
                 _report(run, state, step, metrics, log)
 
 
-class _Batches:
+class Batches:
     """Makes this rank's share of each step's batch."""
 
-    def __init__(self, job: StageJob, run: TrainingRun, scratch: Path) -> None:
+    def __init__(self, job: StageJob, run: Share, scratch: Path) -> None:
         self._job, self._run = job, run
         self._samples = TrainingSet(job, scratch / "samples")
         if not len(self._samples):
@@ -109,13 +116,23 @@ class _Batches:
         """Read and decode; runs in a thread ahead of the training."""
         recipe, run = self._job.recipe, self._run
         numbers = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)[run.rank :: run.world_size]
-        images = to_tensor([self._samples.image(number) for number in numbers], recipe.tokenizer.image_size)
+        pictures = [self._samples.image(number) for number in numbers]
+        if recipe.train.random_crop:
+            pictures = [self.crop(picture, step, place * run.world_size + run.rank) for place, picture in enumerate(pictures)]
+        images = to_tensor(pictures, recipe.tokenizer.image_size)
         if self._teacher:
             return _Batch(images, None, None)
         said = self._samples.targets(numbers)
         assert said.dense is not None, "the targets stage stored dense targets"
         dense = torch.from_numpy(said.dense).unflatten(1, (-1, recipe.tokenizer.tower.width))
         return _Batch(images, torch.from_numpy(said.pooled), dense)
+
+    def crop(self, picture: Image.Image, step: int, place: int) -> Image.Image:
+        """Crop by the place in the whole batch, so that a resumed run, or one of more workers, draws the same."""
+        recipe = self._job.recipe
+        assert recipe.train.random_crop
+        generator = np.random.default_rng([recipe.train.seed, step, place])
+        return random_crop(picture, recipe.tokenizer.image_size, recipe.train.random_crop, generator)
 
     def targets(self, batch: _Batch) -> TeacherTargets:
         """Return the teacher's word on a batch, stored or asked now."""
@@ -132,6 +149,8 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     train = job.recipe.train
     torch.manual_seed(train.seed)
     model = _first_model(job, scratch)
+    if train.memory_format == "channels_last":
+        model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
     freeze(model, train)
     wrapped = run.wrap(model.to(run.device))
     assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))

@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from model.hub import find_folder, fingerprint
 from model.images import Transform
 from model.tokenizer import DualTokenizer
+from tests.hub_server import Hub, local_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,3 +107,30 @@ except ValueError as error: print(error); print(time.monotonic() - started)
     assert line.startswith(f"owner/name: no such folder, not in the hub's cache, and {message}")
     assert float(seconds) < 8
     assert ended.stderr == ""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that stands where HF_ENDPOINT would say it is, had that been set before the library was imported."""
+    with local_hub() as served:
+        settings = {
+            "ENDPOINT": served.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": served.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", "hf_none")
+        yield served
+
+
+def test_a_model_pushed_to_a_hub_comes_back_to_the_byte(tokenizer: DualTokenizer, tmp_path: Path, hub: Hub) -> None:
+    pushed = tokenizer.push_to_hub("owner/pushed")
+    saved = tokenizer.save_pretrained(tmp_path / "saved", repo_id="owner/saved", push_to_hub=True, private=True)
+    assert pushed.startswith(f"{hub.address}/owner/pushed/commit/")
+    assert saved is not None
+    assert saved.startswith(f"{hub.address}/owner/saved/commit/")
+    DualTokenizer.from_pretrained("owner/pushed").save_pretrained(tmp_path / "back")
+    assert hub.repositories["owner/pushed"] == hub.repositories["owner/saved"] == read(tmp_path / "saved") == read(tmp_path / "back")

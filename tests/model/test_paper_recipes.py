@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from model.losses import TeacherTargets, tokenizer_loss
+from model.losses import Perceptual, TeacherTargets, tokenizer_loss
+from model.lpips import Lpips
 from model.quantize import ResidualQuantizer
+from model.stages import freeze, trained_streams
 from model.tokenizer import DualTokenizer
 from pipelines.recipe import load_recipe
 
@@ -20,21 +22,28 @@ MILLIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "grid", "depth"), [("paper-384", 27, 8), ("paper-256", 16, 4)])
+@pytest.mark.parametrize(
+    ("name", "grid", "depth"), [("paper-384", 27, 8), ("paper-256", 16, 4), ("paper-384-stage-0", 27, 8), ("paper-384-stage-2", 27, 8)]
+)
 def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: int) -> None:
     recipe = load_recipe(name)
     size = recipe.tokenizer.image_size
     with torch.device("meta"):
         model, images = DualTokenizer(recipe.tokenizer), torch.empty(2, 3, size, size)
         targets = TeacherTargets(torch.empty(2, 1152), torch.empty(2, grid**2, 1152))
-    output = model(images)
-    assert output.reconstruction.shape == images.shape
-    assert output.pixel.ids.shape == output.semantic.ids.shape == (2, grid**2, depth)
+        network = Lpips() if recipe.train.perceptual.kind == "lpips" else None
+    freeze(model, recipe.train)
+    output = model(images, **trained_streams(recipe.train)._asdict())
+    assert output.semantic.ids.shape == (2, grid**2, depth)
+    if recipe.train.stage < 2:
+        assert output.reconstruction.shape == images.shape
+        assert output.pixel.ids.shape == (2, grid**2, depth)
     # The fused optimiser of training has no kernel for shapes alone.
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
-    tokenizer_loss(output, images, targets, recipe.train.losses).total.backward()
+    perceptual = Perceptual(network, 1.0) if network else None
+    tokenizer_loss(output, images, targets, recipe.train.losses, stage=recipe.train.stage, perceptual=perceptual).total.backward()
     optimizer.step()
-    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert [parameter.requires_grad for parameter in model.parameters()] == [parameter.grad is not None for parameter in model.parameters()]
 
 
 def test_the_384_pixel_model_has_the_measured_sizes() -> None:
@@ -44,3 +53,10 @@ def test_the_384_pixel_model_has_the_measured_sizes() -> None:
     assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
     assert isinstance(model.quantize_pixel, ResidualQuantizer)
     assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_other_stages_train_alike_at_both_sizes(stage: int) -> None:
+    small, large = (load_recipe(f"paper-{size}-stage-{stage}").train for size in (256, 384))
+    assert small == large
+    assert small.stage == stage

@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     weight_decay: float = 1e-4
     warmup_steps: int = 3
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     stage: Stage = 1
     freeze_tower: bool = False
     losses: Weights = Weights()

@@ -38,6 +38,12 @@ MISTAKES = {
         "train.gan={}",
         "train.losses.reconstruction=0",
     ): "train: gan weighs its loss against that of pictures: set losses.reconstruction above 0",
+    ("train.memory_format=channels_last",): (
+        "train: memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous"
+    ),
+    ("train.random_crop={}",): (
+        "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
+    ),
     ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
     ("train.accumulate_steps=3",): "train: batch_size=64 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
     ("tokenizer.shared_codebook=true",): (
@@ -51,6 +57,12 @@ def test_a_mistake_is_one_line_with_key_value_and_fix(overrides: tuple[str, ...]
     with pytest.raises(UserError) as error:
         load_recipe("scenes", overrides)
     assert str(error.value) == f"scenes: {MISTAKES[overrides]}"
+
+
+def test_settings_that_came_later_enter_the_fingerprint_only_where_they_are_set() -> None:
+    plain, compiled = (load_recipe("scenes", more).train.identity() for more in ([], ["train.compile=true"]))
+    assert not {"compile", "memory_format", "random_crop"} & plain.keys()
+    assert compiled == plain | {"compile": True}
 
 
 def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from model.lpips import Lpips
+from model.tokenizer import DualTokenizer
 from pipelines.config import Recipe
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
+from pipelines.stages.train import Batches
 from tests.conftest import LoadTiny, planned
 
 
@@ -41,3 +45,34 @@ def test_every_part_of_training_runs_from_a_recipe_and_stage_2_goes_on_from_it(r
     before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"tower", "reduce_semantic", "expand_semantic", "quantize_semantic"}
+
+
+class Rank(NamedTuple):
+    rank: int
+    world_size: int
+    device: torch.device = torch.device("cpu")
+
+
+def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_workers(root: Path, load_tiny: LoadTiny, tmp_path: Path) -> None:
+    recipe = load_tiny(root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}")
+    run_command("targets", recipe, LocalExecutor(), lambda _: None)
+    job = planned(recipe, "train").job
+    assert job is not None
+
+    alone, first, second = (Batches(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2)))
+    images = alone.make(2).images
+    assert torch.equal(first.make(2).images, images[0::2])
+    assert torch.equal(second.make(2).images, images[1::2])
+    picture = Image.linear_gradient("L").rotate(45)
+    crops = [alone.crop(picture, step, place) for step, place in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    assert [crop == crops[0] for crop in crops] == [True, True, False, False]
+
+
+def test_channels_last_weights_are_saved_as_any_others(finished: Recipe, tmp_path: Path) -> None:
+    job = planned(finished, "train").job
+    assert job is not None
+    model = DualTokenizer.from_pretrained(job.folder)
+    model.save_pretrained(tmp_path / "plain")
+    model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.save_pretrained(tmp_path / "last")
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (tmp_path / "last" / "model.safetensors").read_bytes()
