@@ -5,6 +5,7 @@ small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Mat
 """
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -40,6 +41,44 @@ def digest(path: Path) -> FileDigest:
             xxh.update(chunk)
             size += len(chunk)
     return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
+
+
+class DigestingFile(io.RawIOBase):
+    """A new local file that takes its checksums while it is written, from first byte to last."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("xb", buffering=0)
+        self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+
+    def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
+        """Append; all of the data, or an `OSError`."""
+        view = memoryview(data).cast("B")
+        self._sha.update(view)
+        self._xxh.update(view)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
+        self._size += written
+        return written
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def tell(self) -> int:
+        """Return the bytes so far."""
+        return self._size
+
+    def close(self) -> None:
+        """Close the file; its digest stays."""
+        self._file.close()
+        super().close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """What was written so far."""
+        return FileDigest(self._size, self._sha.hexdigest(), self._xxh.hexdigest())
 
 
 def join(folder: str, *names: str) -> str:
