@@ -4,6 +4,7 @@ No rename is assumed. A file is written to local scratch, closed, hashed, upload
 small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +52,27 @@ class DigestingFile(io.RawIOBase):
         super().__init__()
         self._file = path.open("xb", buffering=0)
         self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+        self._hasher = ThreadPoolExecutor(1, "sha256")
 
     def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
         """Append; all of the data, or an `OSError`."""
         view = memoryview(data).cast("B")
-        self._sha.update(view)
+        if len(view) < CHUNK_BYTES:
+            self._sha.update(view)
+            self._append(view)
+        else:
+            # SHA-256 takes longer than all the rest, so it runs beside it.
+            hashed = self._hasher.submit(self._sha.update, view)
+            self._append(view)
+            hashed.result()
+        return len(view)
+
+    def _append(self, view: memoryview) -> None:
         self._xxh.update(view)
         written = 0
         while written < len(view):
             written += self._file.write(view[written:])
         self._size += written
-        return written
 
     def writable(self) -> bool:
         """Tell that it can be written."""
@@ -72,6 +84,7 @@ class DigestingFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file; its digest stays."""
+        self._hasher.shutdown()
         self._file.close()
         super().close()
 
@@ -139,14 +152,14 @@ class Store:
         except FileNotFoundError:
             return
 
-    def put(self, source: Path, name: str) -> None:
-        """Copy a closed local file here, replacing any, and read its size back.
+    def put(self, source: Path, name: str, *, move: bool = False) -> None:
+        """Copy a closed local file here, replacing any, and read its size back; with `move` the source may be gone then.
 
         Raises `OSError` when what arrived has another size.
         """
         target, expected = self.path(name), source.stat().st_size
         if self.is_local:
-            _replace(target, lambda part: shutil.copyfile(source, part))
+            _replace(target, lambda part: _move_or_copy(source, part) if move else shutil.copyfile(source, part))
         else:
             self.fs.put_file(str(source), target)
             self.fs.invalidate_cache(target)
@@ -223,6 +236,15 @@ def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
         part.unlink(missing_ok=True)
         raise
     return part
+
+
+def _move_or_copy(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(source, target)
 
 
 def _replace(target: str, write: Any) -> None:  # noqa: ANN401

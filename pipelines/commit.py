@@ -93,10 +93,10 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
 
 
 def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
-    """Copy a file from scratch to where it belongs, and return its record; `content` where its checksums are known."""
+    """Take a file from scratch to where it belongs, and return its record; `content` where its checksums are known."""
     content = content or digest(scratch / name)
     assert content.bytes == (scratch / name).stat().st_size, f"{name}: its checksums are of another file"
-    store.put(scratch / name, name)
+    store.put(scratch / name, name, move=True)
     return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 
