@@ -1,7 +1,8 @@
 """What the pretokenize stage costs beside its encoding: `python -m benchmarks.pretokenize [--rows 1024] [--rounds 5] [--side 64]`.
 
 The peer is a plain loop in one process that reads, decodes and encodes the same shards, and writes nothing. Both run on one
-thread of PyTorch, taking turns; two workers are two processes. Then the writer alone, in a process of its own, and its memory.
+thread of PyTorch, taking turns; two workers are two processes, beside which two loops run at once show what the machine has to give
+while others use it. Then the writer alone, in a process of its own, and its memory.
 """
 
 import argparse
@@ -38,14 +39,14 @@ class Taken(NamedTuple):
 
     wall: float
     cpu: float
-    """Of this process, all threads."""
+    """Of the processes that did it, all threads."""
 
 
-def taken(work: Callable[[], object]) -> Taken:
-    """Run once and measure."""
+def taken(work: Callable[[], float | None]) -> Taken:
+    """Run once and measure; work of other processes says itself what they took."""
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
+    others = work()
+    return Taken(time.perf_counter() - wall, time.process_time() - cpu if others is None else others)
 
 
 def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401  (imports torch late)
@@ -69,73 +70,83 @@ def do_units(job: StageJob, worker: Any, units: tuple[Unit, ...]) -> None:  # no
 
 
 def _work(pipe: Connection, job: StageJob) -> None:
-    """Do the units that come through the pipe, on one thread."""
+    """Do what comes through the pipe, on one thread of PyTorch, and say what it took of this process's time."""
+    from pipelines.models import open_tokenizer  # noqa: PLC0415
     from pipelines.stages.pretokenize import Worker  # noqa: PLC0415
 
-    worker = Worker(job)
-    pipe.send(None)
-    while units := pipe.recv():
-        for unit in units:
-            run_unit(job, worker, unit)
-        pipe.send(None)
+    worker, tokenizer = Worker(job), open_tokenizer(job)
+    pipe.send(0.0)
+    while said := pipe.recv():
+        kind, units = said
+        started = time.process_time()
+        if kind == "loop":
+            plain_loop(job, tokenizer, units)
+        else:
+            for unit in units:
+                run_unit(job, worker, unit)
+        pipe.send(time.process_time() - started)
 
 
-class _Helper:
-    """A worker in a process of its own."""
+class _Pair:
+    """Two processes that share a job's units."""
 
     def __init__(self, job: StageJob) -> None:
-        context = mp.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
-        self.process.start()
-        self.pipe.recv()
+        self._job, context = job, mp.get_context("spawn")
+        self._processes: list[SpawnProcess] = []
+        self._pipes: list[Connection] = []
+        for _ in range(2):
+            ours, theirs = context.Pipe()
+            self._processes.append(context.Process(target=_work, args=(theirs, job), daemon=True))
+            self._processes[-1].start()
+            ours.recv()
+            self._pipes.append(ours)
+
+    def run(self, kind: str, units: tuple[Unit, ...]) -> float:
+        """Return the time that both processes worked, seconds."""
+        from benchmarks.token_inputs import forget_outputs  # noqa: PLC0415
+
+        forget_outputs(self._job)
+        for pipe, share in zip(self._pipes, (units[::2], units[1::2]), strict=True):
+            pipe.send((kind, share))
+        return sum(pipe.recv() for pipe in self._pipes)
 
     def close(self) -> None:
-        self.pipe.send(())
-        self.process.join()
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join()
 
 
 def stage(job: StageJob, rounds: int) -> None:
-    """Print images a second of the loop, of one worker and of two, and the ratios."""
-    from benchmarks.token_inputs import forget_outputs  # noqa: PLC0415
+    """Print images a second of loops and workers, one and two of them, and the ratios."""
     from pipelines.models import open_tokenizer  # noqa: PLC0415
     from pipelines.stages.pretokenize import Worker  # noqa: PLC0415
 
     large = tuple(unit for unit in job.units if unit.rows > 1)
     small = tuple(unit for unit in job.units if unit.rows == 1)
-    images = sum(unit.rows for unit in large)
-    tokenizer, worker, helpers = open_tokenizer(job), Worker(job), [_Helper(job) for _ in range(2)]
-
-    def two_workers() -> None:
-        forget_outputs(job)
-        for helper, units in zip(helpers, (large[::2], large[1::2]), strict=True):
-            helper.pipe.send(units)
-        for helper in helpers:
-            helper.pipe.recv()
-
-    work: dict[str, Callable[[], object]] = {
+    tokenizer, worker, pair = open_tokenizer(job), Worker(job), _Pair(job)
+    work: dict[str, Callable[[], float | None]] = {
         "plain loop": lambda: plain_loop(job, tokenizer, large),
         "one worker": lambda: do_units(job, worker, large),
-        "two workers": two_workers,
+        "two loops": lambda: pair.run("loop", large),
+        "two workers": lambda: pair.run("stage", large),
         "loop, shards of 1": lambda: plain_loop(job, tokenizer, small),
         "worker, shards of 1": lambda: do_units(job, worker, small),
     }
     times: dict[str, list[Taken]] = {name: [] for name in work}
     for number in range(rounds + 1):  # the first round warms up
         for name, run in work.items():
-            if number:
-                times[name].append(taken(run))
-            else:
-                run()
-    for helper in helpers:
-        helper.close()
+            if (found := taken(run)) and number:
+                times[name].append(found)
+    pair.close()
     print(f"{len(large)} shards of {large[0].rows}, {job.recipe.tokenizer.image_size} px, {rounds} rounds; images a second, median")
-    for name in ("plain loop", "one worker", "two workers"):
-        print(f"  {name:12}{images / statistics.median(one.wall for one in times[name]):8.0f}")
-    loop, one, two = (times[name] for name in ("plain loop", "one worker", "two workers"))
+    for name in ("plain loop", "one worker", "two loops", "two workers"):
+        print(f"  {name:12}{sum(unit.rows for unit in large) / statistics.median(one.wall for one in times[name]):8.0f}")
+    loop, one, loops, two = (times[name] for name in list(work)[:4])
     _ratio("one worker over the loop", [a.wall / b.wall for a, b in zip(loop, one, strict=True)], 0.90)
     _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loop, one, strict=True)], 0.90)
     _ratio("two workers over twice the loop", [a.wall / b.wall / 2 for a, b in zip(loop, two, strict=True)], 0.85)
+    _ratio("two workers over two loops at once", [a.wall / b.wall for a, b in zip(loops, two, strict=True)], 0.85)
+    _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loops, two, strict=True)], 0.85)
     alone, fixed = times["loop, shards of 1"], times["worker, shards of 1"]
     costs = [1e3 * (b.wall - a.wall) / len(small) for a, b in zip(alone, fixed, strict=True)]
     print(f"  fixed cost per shard {statistics.median(costs):.0f} ms ({min(costs):.0f} to {max(costs):.0f}; bar: under 150)")

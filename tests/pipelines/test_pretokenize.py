@@ -3,8 +3,10 @@
 import io
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -162,18 +164,23 @@ def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -
 
 
 def test_an_image_larger_than_all_room_is_decoded_alone() -> None:
-    room, order = PixelRoom(10), list[str]()
-    with room.taken(4), room.taken(6):
-        order.append("two small ones")
-    with room.taken(1000):
-        order.append("a large one")
-        assert not room_left(room)
-    assert room_left(room)
-    assert order == ["two small ones", "a large one"]
+    room, began, go_on = PixelRoom(10), Event(), Event()
 
+    def decode_a_large_one() -> None:
+        with room.taken(1000):
+            began.set()
+            go_on.wait(30)
 
-def room_left(room: PixelRoom) -> bool:
-    return room._free > 0
+    with ThreadPoolExecutor(2) as pool:
+        with room.taken(4), room.taken(6):
+            large = pool.submit(decode_a_large_one)
+            assert not began.wait(0.05), "it does not wait for the others"
+        assert began.wait(30)
+        small = pool.submit(lambda: room.taken(1).__enter__())
+        assert not wait([small], 0.05).done, "another one starts beside it"
+        go_on.set()
+        for task in (large, small):
+            task.result(30)
 
 
 def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: OpenTokenizer) -> None:
