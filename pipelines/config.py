@@ -374,8 +374,8 @@ class PretokenizeConfig(Config):
 
     batch_size: PositiveInt = 64
     """Images encoded at once; halved where the device's memory does not hold them."""
-    decode_threads: PositiveInt = run_only(default=2)
-    """Of one worker; they read and decode the next batches while one is encoded."""
+    decode_threads: int | None = run_only(default=None, ge=0)
+    """Of one worker, to read and decode batches while one is encoded; 0: in turn. By default 4 beside a GPU, 0 on a CPU, busy as it is."""
     crops: Annotated[tuple[AnyCrops, ...], Field(min_length=1)] = WHOLE_IMAGE
     """What each image gives: a row of tokens for each square, in this order; their boxes stand beside the captions."""
     audit_rows: int = run_only(default=4, ge=0)

@@ -1,16 +1,16 @@
-"""Reads and decodes one image shard's samples ahead of the encoder, in a few threads and in bounded memory.
+"""Reads and decodes one image shard's samples ahead of the encoder, in bounded memory.
 
-B samples of a batch, V variants of each, N = B times V, S pixels a side. A thread reads, decodes, cuts and resizes a sample and writes
+B samples of a batch, V variants of each, N = B times V, S pixels a side. A task reads, decodes, cuts and resizes a sample and writes
 its levels into the sample's place in the batch, so that of an image nothing larger outlives its decoding.
 """
 
 import io
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -23,8 +23,10 @@ from pipelines.crops import Crop, views
 from pipelines.image_shards import ImageShard
 from pipelines.samples import KeptRow, batches, decode
 
+Result = TypeVar("Result")
 BATCHES_AHEAD = 2
 """Decoded, or being decoded, while one is encoded."""
+THREADS_BESIDE_GPU = 4
 PIXELS_AT_ONCE = 2**26
 """Of all images that a worker's threads are decoding: 200 MB as RGB. A larger image is decoded alone."""
 
@@ -70,25 +72,26 @@ class PixelRoom:
 class ImageStream:
     """Batches of a shard's samples, as the recipe cuts them and the tokenizer's transform shows them."""
 
-    def __init__(self, config: PretokenizeConfig, transform: Transform, *, pinned: bool) -> None:
-        self._config, self._transform, self._pinned = config, transform, pinned
+    def __init__(self, config: PretokenizeConfig, transform: Transform, *, beside_gpu: bool) -> None:
+        self._config, self._transform, self._pinned = config, transform, beside_gpu
+        self._threads = (THREADS_BESIDE_GPU if beside_gpu else 0) if config.decode_threads is None else config.decode_threads
         self._room = PixelRoom(PIXELS_AT_ONCE)
 
     def batches(self, shard: ImageShard, rows: Sequence[KeptRow]) -> Generator[ImageBatch]:
         """Yield the rows in order; an error of reading the shard is raised, a damaged image is `Undecodable`."""
-        pool = ThreadPoolExecutor(self._config.decode_threads, "decode")
+        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads else _InTurn()
         waiting: deque[_Filling] = deque()
         try:
             for part in batches(rows, max(1, self._config.batch_size // self._config.num_variants)):
                 waiting.append(self._begin(pool, shard, part))
-                if len(waiting) > BATCHES_AHEAD:
+                if len(waiting) > (BATCHES_AHEAD if self._threads else 0):
                     yield waiting.popleft().batch()
             while waiting:
                 yield waiting.popleft().batch()
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, shard: ImageShard, rows: Sequence[KeptRow]) -> "_Filling":
+    def _begin(self, pool: Executor, shard: ImageShard, rows: Sequence[KeptRow]) -> "_Filling":
         size, variants = self._transform.image_size, self._config.num_variants
         levels = torch.empty((len(rows), variants, 3, size, size), dtype=torch.uint8, pin_memory=self._pinned)
         return _Filling(rows, levels, [pool.submit(self._fill, shard, row, places) for row, places in zip(rows, levels, strict=True)])
@@ -107,6 +110,15 @@ class ImageStream:
                     places[len(found)] = levels.flip(-1) if crop.flipped else levels
                     found.append(crop)
             return tuple(found)
+
+
+class _InTurn(Executor):
+    """Does at once what it is asked to, for a CPU: handing the interpreter to and fro would take a tenth of a small model's time."""
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":  # noqa: ANN401
+        done: Future[Result] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class _Filling(NamedTuple):

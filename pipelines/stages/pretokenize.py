@@ -39,7 +39,7 @@ class Worker:
         self._job, config = job, job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
         self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
-        self._images = ImageStream(config, self._tokenizer.network.transform, pinned=self._tokenizer.device.type == "cuda")
+        self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
         self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), cropped=config.crops != WHOLE_IMAGE)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:

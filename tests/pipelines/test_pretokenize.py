@@ -149,7 +149,7 @@ def peak_megabytes(work: Callable[[], None]) -> float:
 
 
 def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -> None:
-    stream = ImageStream(PretokenizeConfig(batch_size=4, decode_threads=2), Transform(image_size=32), pinned=False)
+    stream = ImageStream(PretokenizeConfig(batch_size=4, decode_threads=2), Transform(image_size=32), beside_gpu=False)
     file = io.BytesIO()
     Image.new("RGB", (1000, 1000), "teal").save(file, "JPEG")
     shard, rows = OneImage(file.getvalue()), [KeptRow(row, bytes([row]) * 16) for row in range(40)]
@@ -188,7 +188,7 @@ def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: 
         def image(self, row: int) -> bytes:
             raise OSError(5, f"no disk under row {row}")
 
-    stream = ImageStream(PretokenizeConfig(), tokenizer.network.transform, pinned=False)
+    stream = ImageStream(PretokenizeConfig(), tokenizer.network.transform, beside_gpu=False)
     with pytest.raises(OSError, match="no disk"):
         list(stream.batches(Unplugged(b""), [KeptRow(0, b"0" * 16)]))
 
