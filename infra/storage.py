@@ -4,12 +4,15 @@ No rename is assumed. A file is written to local scratch, closed, hashed, upload
 small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
 """
 
+import errno
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,55 @@ def digest(path: Path) -> FileDigest:
             xxh.update(chunk)
             size += len(chunk)
     return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
+
+
+class DigestingFile(io.RawIOBase):
+    """A new local file that takes its checksums while it is written, from first byte to last."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("xb", buffering=0)
+        self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+        self._hasher = ThreadPoolExecutor(1, "sha256")
+
+    def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
+        """Append; all of the data, or an `OSError`."""
+        view = memoryview(data).cast("B")
+        if len(view) < CHUNK_BYTES:
+            self._sha.update(view)
+            self._append(view)
+        else:
+            # SHA-256 takes longer than all the rest, so it runs beside it.
+            hashed = self._hasher.submit(self._sha.update, view)
+            self._append(view)
+            hashed.result()
+        return len(view)
+
+    def _append(self, view: memoryview) -> None:
+        self._xxh.update(view)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
+        self._size += written
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def tell(self) -> int:
+        """Return the bytes so far."""
+        return self._size
+
+    def close(self) -> None:
+        """Close the file; its digest stays."""
+        self._hasher.shutdown()
+        self._file.close()
+        super().close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """What was written so far."""
+        return FileDigest(self._size, self._sha.hexdigest(), self._xxh.hexdigest())
 
 
 def join(folder: str, *names: str) -> str:
@@ -100,14 +152,14 @@ class Store:
         except FileNotFoundError:
             return
 
-    def put(self, source: Path, name: str) -> None:
-        """Copy a closed local file here, replacing any, and read its size back.
+    def put(self, source: Path, name: str, *, move: bool = False) -> None:
+        """Copy a closed local file here, replacing any, and read its size back; with `move` the source may be gone then.
 
         Raises `OSError` when what arrived has another size.
         """
         target, expected = self.path(name), source.stat().st_size
         if self.is_local:
-            _replace(target, lambda part: shutil.copyfile(source, part))
+            _replace(target, lambda part: _move_or_copy(source, part) if move else shutil.copyfile(source, part))
         else:
             self.fs.put_file(str(source), target)
             self.fs.invalidate_cache(target)
@@ -184,6 +236,15 @@ def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
         part.unlink(missing_ok=True)
         raise
     return part
+
+
+def _move_or_copy(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(source, target)
 
 
 def _replace(target: str, write: Any) -> None:  # noqa: ANN401

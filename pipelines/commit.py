@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from infra.storage import Store, digest, scratch_folder
+from infra.storage import FileDigest, Store, digest, scratch_folder
 from pipelines.ledger import check_closed, count_statuses
 from pipelines.receipts import (
     LEDGERS,
@@ -68,7 +68,7 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
     store = job.store()
     if store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
-    files = [upload(store, scratch, name) for name in names]
+    files = [upload(store, scratch, name, output.digests.get(name)) for name in names]
     receipt = Receipt(
         stage=job.stage,
         corpus=job.corpus,
@@ -92,10 +92,11 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
     return receipt
 
 
-def upload(store: Store, scratch: Path, name: str) -> FileRecord:
-    """Copy a file from scratch to where it belongs, and return its record."""
-    content = digest(scratch / name)
-    store.put(scratch / name, name)
+def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
+    """Take a file from scratch to where it belongs, and return its record; `content` where its checksums are known."""
+    content = content or digest(scratch / name)
+    assert content.bytes == (scratch / name).stat().st_size, f"{name}: its checksums are of another file"
+    store.put(scratch / name, name, move=True)
     return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 

@@ -320,11 +320,91 @@ class TrainConfig(Config):
         return self
 
 
+class Crops(Config):
+    """Squares of an image that become rows of tokens."""
+
+    flip: bool = False
+    """Each of them once more, mirrored left to right."""
+
+    @property
+    def count(self) -> int:
+        """Squares of an image, mirrored ones left out."""
+        return 1
+
+
+class CenterCrop(Crops):
+    """What the tokenizer's own transform shows: of an image that is no square, the centre."""
+
+    kind: Literal["center"]
+
+
+class GridCrops(Crops):
+    """Squares spread evenly over the image, row by row; the outer ones touch its edges."""
+
+    kind: Literal["grid"]
+    rows: Annotated[int, Field(ge=1, le=8)] = 2
+    columns: Annotated[int, Field(ge=1, le=8)] = 2
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Side of a square over the image's shorter side."""
+
+    @property
+    def count(self) -> int:
+        """Squares of an image."""
+        return self.rows * self.columns
+
+
+class RandomCrops(Crops):
+    """Squares of chance sizes and places, decided by the seed and the sample's key alone."""
+
+    kind: Literal["random"]
+    number: Annotated[int, Field(ge=1, le=64)]
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Least side of a square over the image's shorter side."""
+    max_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        """Squares of an image."""
+        return self.number
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> "RandomCrops":
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale={self.min_scale} is over max_scale={self.max_scale}: lower it")
+        return self
+
+
+AnyCrops = Annotated[CenterCrop | GridCrops | RandomCrops, Field(discriminator="kind")]
+WHOLE_IMAGE = (CenterCrop(kind="center"),)
+MAX_VARIANTS = 64
+"""Rows of tokens that one image may give: they are decoded together."""
+
+
 class PretokenizeConfig(Config):
     """Corpora to token shards."""
 
     batch_size: PositiveInt = 64
-    """Images encoded at once."""
+    """Images encoded at once; halved where the device's memory does not hold them."""
+    decode_threads: int | None = run_only(default=None, ge=0)
+    """Of one worker, to read and decode batches while one is encoded; 0: in turn. By default 4 beside a GPU, 0 on a CPU, busy as it is."""
+    crops: Annotated[tuple[AnyCrops, ...], Field(min_length=1)] = WHOLE_IMAGE
+    """What each image gives: a row of tokens for each square, in this order; their boxes stand beside the captions."""
+    audit_rows: int = run_only(default=4, ge=0)
+    """Of a shard, chosen by chance: decoded again from their stored codes, and compared with what was encoded."""
+    on_alarm: Literal["report", "stop"] = run_only(default="report")
+    """When a shard's codes collapse, or drift from the dataset's: say so, or also end the run, its dataset unfinished."""
+
+    @property
+    def num_variants(self) -> int:
+        """Rows of tokens of an image."""
+        return sum(crops.count * (1 + crops.flip) for crops in self.crops)
+
+    @model_validator(mode="after")
+    def _few_variants(self) -> "PretokenizeConfig":
+        if self.num_variants > MAX_VARIANTS:
+            raise ValueError(f"crops give {self.num_variants} rows of tokens an image, at most {MAX_VARIANTS}: take some out")
+        return self
 
 
 class ReportConfig(Config):

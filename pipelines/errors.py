@@ -42,6 +42,13 @@ class StageFailed(Exception):
         self.code = ExitCode(code)
 
 
+class TokenAlarm(StageFailed):
+    """An audited token shard is not like the others, and the recipe says to stop there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ExitCode.BUG)
+
+
 def exit_code(error: BaseException) -> ExitCode:
     """Sort an error: the user's, one that may pass when tried again, or a bug of ours."""
     if isinstance(error, (UnitsFailed, StageFailed)):

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
-from pipelines.config import ScenesSource
+from pipelines.config import PretokenizeConfig, ScenesSource
+from pipelines.crops import first_view
 from pipelines.image_shards import ImageShard
 from pipelines.models import OpenTeacher, OpenTokenizer
 from pipelines.receipts import read_manifest
@@ -43,6 +44,7 @@ class HeldoutBatch(NamedTuple):
 
 def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[HeldoutBatch]:
     """Yield the held-out samples that reached the token shards, in order."""
+    settings = job.recipe.pretokenize
     for corpus in job.recipe.heldout_corpora:
         tokens, images = job.input("pretokenize", corpus), job.input("download", corpus)
         scenes = isinstance(job.recipe.corpora[corpus].source, ScenesSource)
@@ -51,16 +53,18 @@ def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[Heldout
         for name in manifest.units:
             table = read_data_shard(tokens.local_copy(f"data/{name}.arrow", scratch / corpus))
             shard = open_shard(images, name, scratch / corpus)
-            rows = [row for row, key in enumerate(table["key"].to_pylist()) if is_heldout(job.recipe, corpus, key)]
+            keys = table["key"].to_pylist()
+            # Of the variants of a sample the first.
+            rows = [row for row in range(0, len(keys), settings.num_variants) if is_heldout(job.recipe, corpus, keys[row])]
             for batch in batches(rows, size):
-                yield _batch(table.take(pa.array(batch, pa.int64())), shard, scenes=scenes)
+                yield _batch(table.take(pa.array(batch, pa.int64())), shard, settings, scenes=scenes)
 
 
-def _batch(table: pa.Table, shard: ImageShard, *, scenes: bool) -> HeldoutBatch:
+def _batch(table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, scenes: bool) -> HeldoutBatch:
     places = {key: row for row, key in enumerate(shard.keys)}
     keys = table["key"].to_pylist()
     rows = [places[key] for key in keys]
-    pictures = [decode(shard.image(row)) for row in rows]
+    pictures = [first_view(decode(shard.image(row)), settings.crops, key) for row, key in zip(rows, keys, strict=True)]
     described = shard.metadata["description"].take(pa.array(rows, pa.int64())).to_pylist() if scenes else []
     return HeldoutBatch(
         keys,

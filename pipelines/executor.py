@@ -3,8 +3,8 @@
 import importlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from pipelines.commit import run_unit
 from pipelines.errors import ExitCode, UnitsFailed, exit_code
@@ -33,6 +33,8 @@ class Outcome:
     error: str = ""
     """What went wrong, with the traceback of a bug; empty where the unit is done."""
     code: ExitCode = ExitCode.DONE
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """What a token shard's receipt says of its codes; of other units nothing."""
 
 
 class Executor(Protocol):
@@ -67,7 +69,7 @@ def attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> Outcome:
         code = exit_code(error)
         said = traceback.format_exc() if code == ExitCode.BUG else str(error) or type(error).__name__
         return Outcome(job.label, unit.id, {}, 0.0, said, code)
-    return Outcome(job.label, unit.id, receipt.counts, receipt.seconds)
+    return Outcome(job.label, unit.id, receipt.counts, receipt.seconds, audit=receipt.facts.get("audit", {}))
 
 
 def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None:

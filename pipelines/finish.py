@@ -7,7 +7,8 @@ from infra.storage import Store, scratch_folder
 from pipelines.commit import upload
 from pipelines.receipts import FileRecord, read_manifest, read_receipts
 from pipelines.stage import StageJob
-from pipelines.token_shards import SCHEMA_VERSION, write_index
+from pipelines.token_audit import Alarm, stopped, summarise
+from pipelines.token_shards import SCHEMA_VERSION, rows_of, write_index
 
 WEIGHTS = "model.safetensors"
 
@@ -30,14 +31,18 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
 def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
     receipts = read_receipts(job.store())
     config = job.recipe.tokenizer
+    audit = summarise(receipts.values())
+    if audit["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
+        raise stopped(job.label, Alarm(**audit["alarms"][0]))
     details = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": tokenizer_identity(job.input("train")),
         "grid": [config.grid_size, config.grid_size],
         "depth": config.pixel.depth,
         "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
-        "rows": sum(receipt.rows_out for receipt in receipts.values()),
+        "rows": sum(rows_of(receipt) for receipt in receipts.values()),
         "shards": len(receipts),
+        "audit": audit,
     }
     with scratch_folder() as scratch:
         write_index(Path(scratch) / "index.parquet", receipts.values())

@@ -81,7 +81,7 @@ class OpenTokenizer:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.network = DualTokenizer.from_pretrained(folder, device)
-        self._device = device
+        self.device = device
 
     @property
     def config(self) -> TokenizerConfig:
@@ -90,20 +90,25 @@ class OpenTokenizer:
 
     def encode(self, pictures: Sequence[Image.Image]) -> StreamCodes:
         """Return the codes of pictures."""
-        codes = self.network.encode(self.network.transform.normalize(self.levels(pictures)))
-        return StreamCodes(*(stream.cpu().numpy().astype(np.uint16) for stream in codes))
+        return self.encode_levels(self.network.transform.levels(pictures))
+
+    def encode_levels(self, levels: Tensor) -> StreamCodes:
+        """Return the codes of pictures as the network sees them, uint8 (B, 3, S, S), of any device; only codes come back."""
+        levels = levels.to(self.device, non_blocking=True)
+        codes = self.network.encode(self.network.transform.normalize(levels))
+        return StreamCodes(*(stream.to(torch.uint16).cpu().numpy() for stream in codes))
 
     def decode(self, pixel: Array) -> Tensor:
         """Return the images that pixel codes (B, H, W, D) say, as uint8 levels (B, 3, S, S)."""
-        return self.network.transform.to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self._device)))
+        return self.network.transform.to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self.device)))
 
     def embed(self, semantic: Array) -> Tensor:
         """Return the pooled features that semantic codes (B, H, W, D) say, (B, W)."""
-        return self.network.semantic_features(torch.from_numpy(semantic.astype(np.int64)).to(self._device)).pooled
+        return self.network.semantic_features(torch.from_numpy(semantic.astype(np.int64)).to(self.device)).pooled
 
     def levels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
-        return self.network.transform.levels(pictures).to(self._device)
+        return self.network.transform.levels(pictures).to(self.device)
 
 
 def open_teacher(job: StageJob) -> OpenTeacher:

@@ -121,6 +121,23 @@ class CodebookUsage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenAudit:
+    """What the audit of a corpus's token shards came to."""
+
+    corpus: str
+    shards: int
+    rows: int
+    """Decoded again from their stored codes."""
+    psnr_median: float | None
+    """dB; None where no row was looked at."""
+    psnr_lowest: float | None
+    perplexity: Mapping[str, tuple[float, ...]]
+    """Per depth, by stream: the median of the shards'."""
+    alarms: tuple[str, ...]
+    """A sentence for each shard unlike the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttributeAccuracy:
     """Zero-shot accuracy on one attribute."""
 
@@ -219,6 +236,8 @@ class ReportData:
     """None where the held-out corpus names no attributes, as with real images."""
     retrieval: Retrieval | None
     stages: tuple[StageTime, ...]
+    audits: tuple[TokenAudit, ...] = ()
+    """Of the corpora whose token shards were audited."""
 
 
 def to_json(data: ReportData) -> str:

@@ -35,6 +35,8 @@ CAPTION_CHARACTERS = 100
 ALT_CHARACTERS = 120
 REASONS_SHOWN = 5
 """Further reasons are folded."""
+ALARMS_SHOWN = 20
+"""Of a corpus; further ones are folded."""
 PIXELATED_BELOW = 160
 """Images less wide than this, in pixels, are enlarged without smoothing."""
 
@@ -83,9 +85,11 @@ def render(data: ReportData) -> str:
         bars=funnel_bar,
         trainings=[(TRAINING_NAMES.get(stage, stage), [c for c in data.curves if c.stage == stage]) for stage in _stages(data.curves)],
         spreads=spreads(data.reconstruction),
+        num_alarms=sum(len(audit.alarms) for audit in data.audits),
         caption_characters=CAPTION_CHARACTERS,
         alt_characters=ALT_CHARACTERS,
         reasons_shown=REASONS_SHOWN,
+        alarms_shown=ALARMS_SHOWN,
     )
 
 

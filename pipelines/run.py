@@ -15,6 +15,7 @@ from pipelines.plan import Planned, Planner
 from pipelines.stage import StageJob
 from pipelines.stages.scenes import SceneImages
 from pipelines.steps import COMMANDS
+from pipelines.token_audit import watched
 
 
 def run_command(command: str, recipe: Recipe, executor: Executor, say: Say, corpora: Sequence[str] | None = None) -> list[Planned]:
@@ -65,7 +66,7 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
         work = [Work(services.enter_context(_served(one.job)), one.units_to_do) for one in jobs if one.job and one.units_to_do]
         if work:
             _say_of_store(Store(work[0].job.recipe.root), say)
-            collect(executor.run(work), work, say)
+            collect(watched(executor.run(work), work, say), work, say)
     for one in jobs:
         assert one.job is not None
         details, files = finish(one.job)

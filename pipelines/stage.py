@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from infra.storage import Store
+from infra.storage import FileDigest, Store
 from pipelines.config import Recipe
 
 
@@ -67,6 +67,8 @@ class UnitOutput:
     """A row per input sample, `LEDGER_SCHEMA`; None where there are no samples."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for the receipt: code usage, throughput, whatever a later stage or the report reads."""
+    digests: Mapping[str, FileDigest] = field(default_factory=dict)
+    """Of those files whose checksums were taken while they were written; the others are read once more."""
 
 
 class Worker(Protocol):

@@ -13,7 +13,7 @@ import fsspec
 
 from infra.storage import CHUNK_BYTES
 from model.training_config import LpipsConfig
-from pipelines.config import HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
+from pipelines.config import WHOLE_IMAGE, HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
 from pipelines.stage import Unit
@@ -173,7 +173,13 @@ def _target_bytes(recipe: Recipe) -> float:
 
 def _token_bytes(recipe: Recipe) -> float:
     config = recipe.tokenizer
-    return config.grid_size**2 * config.pixel.depth * 2 * 2 + 16
+    return (config.grid_size**2 * config.pixel.depth * 2 * 2 + 16) * recipe.pretokenize.num_variants
+
+
+def _token_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    crops = recipe.pretokenize.crops
+    # Said only where they differ from the default, so that datasets from before there were crops keep their fingerprints.
+    return {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
 
 
 def _image_bytes(recipe: Recipe) -> float:
@@ -267,7 +273,7 @@ STEPS = {
             version=1,
             folder="{corpus}/tokens",
             reads=lambda _recipe, corpus: [("download", corpus), ("score", corpus), ("filter", corpus), ("train", None)],
-            settings=lambda _recipe, _corpus: {},
+            settings=_token_settings,
             units=_units_of("filter"),
             row_bytes=_token_bytes,
         ),

@@ -9,15 +9,16 @@ The IPC file format fails loudly when it is cut (the stream format loses rows si
 contiguous read or a view of a memory map. Neither notices a flipped byte, hence the checksums.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store
+from infra.storage import DigestingFile, FileDigest, Store
 from model.config import TokenizerConfig
 from pipelines.ledger import KEY_BYTES
 from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, read_manifest
@@ -45,14 +46,15 @@ INDEX_SCHEMA = pa.schema(
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
-def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str]) -> pa.Schema:
+def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], *, cropped: bool = False) -> pa.Schema:
     """Return the schema of a data shard; `tokenizer` holds its fingerprint and its weights' SHA-256."""
+    shown = "crop of the meta table, then shorter" if cropped else "shorter"
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
     metadata = {
         "dualtoken.schema_version": str(SCHEMA_VERSION),
         "dualtoken.tokenizer_fingerprint": tokenizer["fingerprint"],
         "dualtoken.tokenizer_sha256": tokenizer["sha256"],
-        "dualtoken.preprocessing": f"RGB over white, shorter side to {config.image_size} bicubic, centre crop, [-1, 1]",
+        "dualtoken.preprocessing": f"RGB over white, {shown} side to {config.image_size} bicubic, centre crop, [-1, 1]",
         "dualtoken.grid": f"{config.grid_size}x{config.grid_size}",
         "dualtoken.depth": str(config.pixel.depth),
         "dualtoken.semantic_codes": str(config.semantic.num_codes),
@@ -64,17 +66,69 @@ def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str]) -> pa.Sc
     return pa.schema([key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata)
 
 
+class ShardWriter:
+    """Writes one data shard as rows come, holding at most one batch of the file; its checksums are taken on the way."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema, self._kind = schema, schema.field(1).type
+        self._keys: list[bytes] = []
+        self._held = [np.empty((ROWS_PER_BATCH, self._kind.list_size), np.uint16) for _ in STREAMS]
+        self._file = DigestingFile(path)
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def append(self, keys: Sequence[bytes], semantic: Ids, pixel: Ids) -> None:
+        """Add rows; `semantic` and `pixel` are (rows, codes of a row)."""
+        first = 0
+        while first < len(keys):
+            held = len(self._keys)
+            last = min(len(keys), first + ROWS_PER_BATCH - held)
+            if last - first == ROWS_PER_BATCH:
+                self._write(keys[first:last], [semantic[first:last], pixel[first:last]])
+            else:
+                self._hold(keys[first:last], semantic[first:last], pixel[first:last])
+            first = last
+
+    def _hold(self, keys: Sequence[bytes], *streams: Ids) -> None:
+        held = len(self._keys)
+        self._keys += keys
+        for mine, ids in zip(self._held, streams, strict=True):
+            mine[held : len(self._keys)] = ids
+        if len(self._keys) == ROWS_PER_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._write(self._keys, [ids[: len(self._keys)] for ids in self._held])
+        self._keys = []
+
+    def _write(self, keys: Sequence[bytes], streams: Sequence[Ids]) -> None:
+        columns = [pa.array(keys, pa.binary(KEY_BYTES)), *(_fixed_lists(ids, self._kind) for ids in streams)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self.rows += len(keys)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the file, unless the block raised: what it leaves then is cut, and no reader takes it for whole."""
+        with self._file:
+            if error is None:
+                if self._keys:
+                    self._flush()
+                self._writer.close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """The closed file's size and checksums."""
+        assert self._file.closed, "a file's checksums are known when it is closed"
+        return self._file.digest
+
+
 def write_data_shard(path: Path, schema: pa.Schema, keys: list[bytes], semantic: Ids, pixel: Ids) -> None:
     """Write one data shard; `semantic` and `pixel` are (rows, codes of a row)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for first in range(0, len(keys), ROWS_PER_BATCH):
-            rows = slice(first, first + ROWS_PER_BATCH)
-            columns = [
-                pa.array(keys[rows], pa.binary(KEY_BYTES)),
-                *(_fixed_lists(ids[rows], schema.field(1).type) for ids in (semantic, pixel)),
-            ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    with ShardWriter(path, schema) as writer:
+        writer.append(keys, semantic, pixel)
 
 
 def _fixed_lists(ids: Ids, kind: pa.DataType) -> pa.Array:
@@ -99,6 +153,11 @@ def write_index(path: Path, receipts: Iterable[Receipt]) -> None:
     pq.write_table(pa.Table.from_pylist([_index_row(receipt) for receipt in receipts], schema=INDEX_SCHEMA), path)
 
 
+def rows_of(receipt: Receipt) -> int:
+    """Return the rows of a unit's shard: of a sample there are as many as the recipe has crops."""
+    return int(receipt.facts.get("rows_out_by_shard", {}).get(receipt.unit, receipt.rows_out))
+
+
 def _index_row(receipt: Receipt) -> dict[str, Any]:
     files = {file.name: file for file in receipt.files}
     data = files[f"data/{receipt.unit}.arrow"]
@@ -106,7 +165,7 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
         "shard": receipt.unit,
         "path": data.name,
         "meta_path": f"meta/{receipt.unit}.parquet",
-        "rows": receipt.rows_out,
+        "rows": rows_of(receipt),
         "bytes": data.bytes,
         "sha256": data.sha256,
         "xxh3_128": data.xxh3_128,

@@ -1,75 +1,131 @@
-"""Pretokenize: the kept samples of an image shard to one token shard."""
+"""Pretokenize: the kept samples of an image shard to one token shard, from a stream of batches and in bounded memory."""
 
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.config import TokenizerConfig
+from pipelines.config import WHOLE_IMAGE
+from pipelines.crops import Crop, crop_columns
 from pipelines.finish import tokenizer_identity
+from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import Status, ledger_table
-from pipelines.models import open_tokenizer
-from pipelines.samples import KeptRow, batches, decode, kept_rows, open_shard, read_table
+from pipelines.models import OpenTokenizer, open_tokenizer
+from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
 from pipelines.stage import StageJob, Unit, UnitOutput
-from pipelines.token_shards import Ids, token_schema, write_data_shard
+from pipelines.stopwatch import Stopwatch
+from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
+from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
+from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
 
 SCORES = {"similarity": "teacher_similarity"}
 """Scores carried along, and the names that they get: a source may have a column of the plain name."""
 LEFT_OUT = {"key", "sample_key", "status", "reason", "error_message", "width", "height"}
 """Of an image shard's columns: the sample key stands first, every kept sample succeeded, and stored sizes are the recipe's."""
+UNDECODABLE = "undecodable"
+"""Why a kept sample may still be lost: its image was damaged since it was scored."""
 
 
 class Worker:
     """Encodes one image shard per unit; only the layers that codes need are run."""
 
     def __init__(self, job: StageJob) -> None:
-        self._job = job
+        self._job, config = job, job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
-        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")))
+        self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
+        self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
+        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), cropped=config.crops != WHOLE_IMAGE)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and `meta/<shard>.parquet`."""
+        data, meta, watch = f"data/{unit.id}.arrow", f"meta/{unit.id}.parquet", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
-        semantic, pixel = self._encode(shard, rows)
-        keys = [row.key for row in rows]
-        write_data_shard(scratch / f"data/{unit.id}.arrow", self._schema, keys, semantic, pixel)
+        done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
+        with ShardWriter(scratch / data, self._schema) as writer, closing(self._images.batches(shard, rows)) as stream:
+            for batch in watch.waiting("wait", stream):
+                with watch.timed("encode"):
+                    codes = self._encoder.encode(batch.levels)
+                with watch.timed("write"):
+                    writer.append(*done.take(batch, codes))
+        with watch.timed("audit"):
+            ratios = done.ratios(scratch / data, self._tokenizer)
         (scratch / "meta").mkdir()
+        pq.write_table(self._meta(unit, shard, done), scratch / meta, compression="zstd")
+        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
+        ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
+        return UnitOutput((data, meta), ledger, facts, {data: writer.digest})
+
+    def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
+        config = self._job.recipe.pretokenize
+        return sample_places(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
+
+    def _meta(self, unit: Unit, shard: ImageShard, done: "_Done") -> pa.Table:
+        """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
+        crops = [found for found in done.found if not isinstance(found, Undecodable)]
+        rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
         scores = read_table(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
-        pq.write_table(_meta(shard, rows, scores), scratch / f"meta/{unit.id}.parquet", compression="zstd")
-        config = self._tokenizer.config
-        facts = {
-            "semantic_usage": _usage(semantic, config.semantic.depth, config.semantic.num_codes),
-            "pixel_usage": _usage(pixel, config.pixel.depth, config.pixel.num_codes),
-        }
-        files = (f"data/{unit.id}.arrow", f"meta/{unit.id}.parquet")
-        return UnitOutput(files, ledger_table(keys, [(Status.OK, "", "")] * len(keys)), facts)
-
-    def _encode(self, shard: ImageShard, rows: list[KeptRow]) -> tuple[Ids, Ids]:
-        config = self._tokenizer.config
-        width = config.grid_size**2 * config.pixel.depth
-        semantic, pixel = np.zeros((len(rows), width), np.uint16), np.zeros((len(rows), width), np.uint16)
-        first = 0
-        for batch in batches(rows, self._job.recipe.pretokenize.batch_size):
-            codes = self._tokenizer.encode([decode(shard.image(row.row)) for row in batch])
-            span = slice(first, first + len(batch))
-            semantic[span], pixel[span] = (ids.reshape(len(batch), width) for ids in codes)
-            first += len(batch)
-        return semantic, pixel
+        own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
+        by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
+        scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
+        carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
+        cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
+        return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
 
 
-def _meta(shard: ImageShard, rows: list[KeptRow], scores: pa.Table) -> pa.Table:
-    """Join a shard's own columns and the scores, in the order of the rows."""
-    places = pa.array([row.row for row in rows], pa.int64())
-    own = shard.metadata.take(places)
-    by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
-    scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
-    carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-    return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}})
+class _Done:
+    """What a unit has encoded so far: what became of each sample, its codes counted, and the images to look at again."""
+
+    def __init__(self, config: TokenizerConfig, audited: frozenset[int]) -> None:
+        self.rows: list[KeptRow] = []
+        """Of the samples that could be decoded."""
+        self.found: list[tuple[Crop, ...] | Undecodable] = []
+        """By sample."""
+        books = {"semantic": config.semantic, "pixel": config.pixel}
+        self._tallies = {stream: CodeTally(book.depth, book.num_codes) for stream, book in books.items()}
+        self._audited, self._places_seen, self._rows_out = audited, 0, 0
+        self._seen: dict[int, Levels] = {}
+
+    def take(self, batch: ImageBatch, codes: Sequence[Ids]) -> tuple[list[bytes], Ids, Ids]:
+        """Return the rows that a batch adds to the shard: keys, semantic and pixel codes."""
+        variants = len(batch.levels) // len(batch.rows)
+        whole = [not isinstance(found, Undecodable) for found in batch.found]
+        places = np.flatnonzero(np.repeat(whole, variants))
+        semantic, pixel = (ids.reshape(len(ids), -1)[places] if not all(whole) else ids.reshape(len(ids), -1) for ids in codes)
+        for stream, ids in zip(STREAMS, (semantic, pixel), strict=True):
+            self._tallies[stream].add(ids)
+        for row, place in enumerate(places.tolist(), start=self._rows_out):
+            if self._places_seen + place in self._audited:
+                self._seen[row] = batch.levels[place].numpy().copy()
+        self.found += batch.found
+        kept = [row for row, sound in zip(batch.rows, whole, strict=True) if sound]
+        self.rows += kept
+        self._places_seen += len(batch.levels)
+        self._rows_out += len(places)
+        return [row.key for row in kept for _ in range(variants)], semantic, pixel
+
+    def ratios(self, path: Path, tokenizer: OpenTokenizer) -> dict[int, float]:
+        """Decode the chosen rows from the codes that the file holds; return their PSNR by row."""
+        if not self._seen:
+            return {}
+        grid = (1, tokenizer.config.grid_size, tokenizer.config.grid_size, tokenizer.config.pixel.depth)
+        chosen = read_data_shard(path).select(["pixel"]).take(pa.array(list(self._seen), pa.int64()))
+        # One by one: the decoder takes more memory an image than encoding does.
+        shown = (tokenizer.decode(ids.reshape(grid))[0].cpu().numpy() for ids in codes_of(chosen, "pixel"))
+        return {row: round(psnr(image, seen), 2) for image, (row, seen) in zip(shown, self._seen.items(), strict=True)}
+
+    def facts(self, ratios: dict[int, float]) -> dict[str, Any]:
+        """Return what the receipt says of the shard's codes."""
+        audit: dict[str, Any] = {"rows": self._rows_out, "looked_at": list(ratios), "psnr": list(ratios.values())}
+        audit |= {f"{stream}_perplexity": tally.perplexity() for stream, tally in self._tallies.items()}
+        return {f"{stream}_usage": tally.usage() for stream, tally in self._tallies.items()} | {"audit": audit}
 
 
-def _usage(ids: Ids, depth: int, num_codes: int) -> list[float]:
-    """Return, per depth, the share of codes that occur."""
-    by_depth = ids.reshape(-1, depth)
-    return [round(len(np.unique(by_depth[:, level])) / num_codes, 6) for level in range(depth)]
+def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
+    return (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")

@@ -7,10 +7,12 @@ import yaml
 from pipelines.evaluate import Evaluation, heldout_batches
 from pipelines.models import OpenTokenizer, open_teacher, open_tokenizer
 from pipelines.receipts import Manifest, read_manifest
-from pipelines.report_data import Curve, Funnel, FunnelStep, ReportData, StageTime, Stream, TokenizerFacts, to_json
+from pipelines.report_data import Curve, Funnel, FunnelStep, ReportData, StageTime, Stream, TokenAudit, TokenizerFacts, to_json
 from pipelines.report_page import render
 from pipelines.run_log import read_metrics
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.token_audit import Alarm
+from pipelines.token_shards import STREAMS
 
 FUNNEL = ("download", "score", "filter", "pretokenize")
 TIMED = ("scenes", "download", "teacher", "score", "filter", "targets", "train", "pretokenize")
@@ -47,6 +49,7 @@ class Worker:
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),
             stages=tuple(_time(manifest) for step in TIMED for manifest in self._manifests.values() if manifest.stage == step),
+            audits=tuple(_audit(one) for one in self._manifests.values() if "audit" in one.details),
         )
         (scratch / "report.html").write_text(render(data), encoding="utf-8")
         (scratch / "report.json").write_text(to_json(data), encoding="utf-8")
@@ -82,6 +85,19 @@ def _facts(tokenizer: OpenTokenizer, manifest: Manifest) -> TokenizerFacts:
         pixel_codes=config.pixel.num_codes,
         num_parameters=sum(parameter.numel() for parameter in tokenizer.network.parameters()),
         fingerprint=manifest.fingerprint,
+    )
+
+
+def _audit(manifest: Manifest) -> TokenAudit:
+    audit = manifest.details["audit"]
+    return TokenAudit(
+        corpus=manifest.corpus or "",
+        shards=manifest.details["shards"],
+        rows=audit["rows"],
+        psnr_median=audit["psnr_median"],
+        psnr_lowest=audit["psnr_lowest"],
+        perplexity={stream: tuple(audit[f"{stream}_perplexity"]) for stream in STREAMS},
+        alarms=tuple(str(Alarm(**alarm)) for alarm in audit["alarms"]),
     )
 
 

@@ -15,12 +15,16 @@ from pipelines.receipts import read_receipts
 from tests.conftest import TINY, planned
 
 PAGE = (Path(TINY).parents[1] / "pipelines/FORMAT.md").read_text()
-SECTIONS = dict(re.findall(r"^## `(.+?)`\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+SECTIONS = dict(re.findall(r"^## `?(.+?)`?\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 
 
 def fields(section: str) -> dict[str, str]:
     """Return the first two columns of a section's table: name and type, names side by side taken apart."""
-    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", SECTIONS[section], re.MULTILINE)
+    return table_fields(SECTIONS[section])
+
+
+def table_fields(text: str) -> dict[str, str]:
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", text, re.MULTILINE)
     return {name: kind for names, kind in rows for name in re.findall(r"`(.+?)`", names)}
 
 
@@ -72,7 +76,15 @@ def test_index_and_data_have_the_listed_columns_in_order(folder: Path) -> None:
         listed = set(re.findall(r"`(dualtoken\.\w+)`", SECTIONS["data/<shard>.arrow"]))
         assert {name.decode() for name in schema.metadata} == listed
         meta = pq.read_table(folder / row["meta_path"])
-        promised = re.findall(r"`([a-z_0-9]+)`", SECTIONS["meta/<shard>.parquet"].partition("## ")[0])
+        promised = re.findall(r"`([a-z_0-9]+)`", SECTIONS["meta/<shard>.parquet"].partition("\nWhere ")[0])
         assert set(promised) <= set(meta.schema.names)
         with pa.memory_map(str(folder / row["path"])) as source:
             assert meta["key"].to_pylist() == pa.ipc.open_file(source).read_all()["key"].to_pylist()
+
+
+def test_receipts_and_manifest_hold_the_listed_figures_of_the_audit(folder: Path) -> None:
+    of_shard, of_dataset = (table_fields(part) for part in SECTIONS["Audit"].split("`details.audit`"))
+    for receipt in read_receipts(Store(str(folder))).values():
+        assert set(receipt.facts["audit"]) == set(of_shard)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["details"]["audit"]) == set(of_dataset) - {"shard", "kind", "problem"}

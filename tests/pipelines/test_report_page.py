@@ -24,6 +24,7 @@ from pipelines.report_data import (
     ReportData,
     Retrieval,
     StageTime,
+    TokenAudit,
     TokenizerFacts,
     ZeroShot,
     to_json,
@@ -126,6 +127,16 @@ DATA = ReportData(
         StageTime(command="train", corpus=None, wall_seconds=1912.0, work_seconds=1900.0, samples=0, samples_per_second=None, bytes=0),
     ),
 )
+AUDITS = (
+    TokenAudit(
+        corpus="web", shards=12, rows=48, psnr_median=24.04, psnr_lowest=9.0,
+        perplexity={"semantic": (201.5, 99.0), "pixel": (180.0, 150.2)}, alarms=("shard 00003: drift: PSNR <9> dB",),
+    ),
+    TokenAudit(
+        corpus="quiet", shards=1, rows=0, psnr_median=None, psnr_lowest=None,
+        perplexity={"semantic": (8.0,), "pixel": (4.0,)}, alarms=(),
+    ),
+)  # fmt: skip
 EMPTY = replace(DATA, funnels=(), curves=(), pairs=(), reconstruction=None, usage=(), zero_shot=None, stages=())
 
 
@@ -349,3 +360,13 @@ def test_json_has_every_figure_and_no_image() -> None:
 )
 def test_figures_are_written_for_people(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_an_audits_alarms_stand_at_the_top_and_beside_its_figures() -> None:
+    page = Page(render(replace(DATA, audits=AUDITS)))
+    assert page.texts("p", "faults") == ["1 token shard is unlike the others: see the audit."]
+    assert "web 12 48 24.0 9.0 201.5 · 99.0 180.0 · 150.2 1" in rows(page)
+    assert "quiet 1 0 – – 8.0 4.0 none" in rows(page)
+    assert page.texts("ul", "faults") == ["shard 00003: drift: PSNR <9> dB"]
+    assert "#audit" in {link["href"] for link in page.attributes("a")}
+    assert "#audit" not in {link["href"] for link in Page(render(DATA)).attributes("a")}

@@ -1,5 +1,7 @@
 """Token shards: what they hold, and that damage is loud."""
 
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import Store
+from infra.storage import Store, digest
 from model.tokenizer import DualTokenizer
 from pipelines.config import Recipe
 from pipelines.models import OpenTokenizer, choose_device
 from pipelines.receipts import read_manifest, read_receipts
 from pipelines.samples import decode, open_shard
-from pipelines.token_shards import ROWS_PER_BATCH, codes_of, read_data_shard, require_finished, token_schema, write_data_shard
+from pipelines.token_shards import ROWS_PER_BATCH, ShardWriter, codes_of, read_data_shard, require_finished, token_schema, write_data_shard
 from tests.conftest import planned
 
 CORPUS = "tiny-train"
@@ -105,6 +107,31 @@ def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finishe
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(pa.ArrowInvalid):
         read_data_shard(path)
+
+
+def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known_at_once(tmp_path: Path, finished: Recipe) -> None:
+    rows, width = 3 * ROWS_PER_BATCH + 7, 32
+    semantic, pixel = np.random.default_rng(0).integers(0, 65536, (2, rows, width)).astype(np.uint16)
+    keys, schema = [row.to_bytes(16, "big") for row in range(rows)], token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"})
+    write_data_shard(tmp_path / "whole.arrow", schema, keys, semantic, pixel)
+    cuts = [0, 1, 65, 65, 129, ROWS_PER_BATCH, ROWS_PER_BATCH + 9, 2 * ROWS_PER_BATCH + 20, rows]
+    with ShardWriter(tmp_path / "pieces.arrow", schema) as writer:
+        for first, last in pairwise(cuts):
+            writer.append(keys[first:last], semantic[first:last], pixel[first:last])
+    assert (tmp_path / "pieces.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
+    assert writer.digest == digest(tmp_path / "pieces.arrow")
+    assert writer.rows == rows
+
+
+def test_a_shard_whose_writing_was_cut_short_is_refused(tmp_path: Path, finished: Recipe) -> None:
+    codes = np.zeros((300, 32), np.uint16)
+    schema = token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"})
+    with suppress(KeyError), ShardWriter(tmp_path / "a.arrow", schema) as writer:
+        writer.append([b"k" * 16] * 300, codes, codes)
+        raise KeyError
+    assert (tmp_path / "a.arrow").stat().st_size > ROWS_PER_BATCH * 2 * 32 * 2
+    with pytest.raises(pa.ArrowInvalid):
+        read_data_shard(tmp_path / "a.arrow")
 
 
 def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> None:

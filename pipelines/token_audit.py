@@ -1,0 +1,186 @@
+"""Watches over token shards: how evenly codes are used, whether stored codes still give the images, which shard is unlike the rest.
+
+A unit records what it saw in its receipt, as `audit`. Shards are judged against the median shard of their dataset: while they come, against
+those of the run so far, and once more against all of them when the dataset is finished.
+"""
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from pipelines.errors import TokenAlarm
+from pipelines.executor import Outcome, Say, Work
+from pipelines.receipts import Receipt
+from pipelines.token_shards import STREAMS, Ids
+
+Levels = np.ndarray[Any, np.dtype[np.uint8]]
+MAX_PSNR = 100.0
+"""dB, for an image that comes back exactly, whose ratio has no bound."""
+PSNR_DROP = 6.0
+"""dB under the median that a shard's mean may be: twice the error. The codes of other images give 10 dB less or worse."""
+OUTLIER = 6 * 1.4826
+"""Median absolute deviations; of a normal distribution six standard deviations, which chance goes beyond once in a billion."""
+MANY = 8
+"""Shards from which on their own spread is known, and a running median is worth comparing with."""
+COLLAPSE, DRIFT = 0.1, 0.5
+"""Of the median perplexity of the same depth."""
+ONE_CODE, ROWS_FOR_ONE_CODE = 1.05, 16
+"""A perplexity under which a depth says one thing of all images, once they are not just a few blank ones."""
+WINDOW = 512
+"""Shards that a running median is taken over."""
+
+
+class CodeTally:
+    """Counts a stream's codes, depth by depth."""
+
+    def __init__(self, depth: int, num_codes: int) -> None:
+        self._counts = np.zeros((depth, num_codes), np.int64)
+
+    def add(self, ids: Ids) -> None:
+        """Count codes of any shape whose depths lie side by side."""
+        depth, num_codes = self._counts.shape
+        by_depth = ids.reshape(-1, depth)
+        for level in range(depth):
+            self._counts[level] += np.bincount(by_depth[:, level], minlength=num_codes)
+
+    def usage(self) -> list[float]:
+        """Return, per depth, the share of codes that occur."""
+        return [round(float(used) / self._counts.shape[1], 6) for used in (self._counts > 0).sum(axis=1)]
+
+    def perplexity(self) -> list[float]:
+        """Return, per depth, 2 to the entropy in bits: 1 to the number of codes, and 1 of no codes at all."""
+        shares = self._counts / np.maximum(self._counts.sum(axis=1, keepdims=True), 1)
+        terms = shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+        return [round(float(value), 3) for value in np.exp(-terms.sum(axis=1))]
+
+
+def sample_places(seed: str, rows: int, count: int) -> frozenset[int]:
+    """Choose rows of a shard to look at again; the same seed chooses the same."""
+    chance = random.Random(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big"))
+    return frozenset(chance.sample(range(rows), min(count, rows)))
+
+
+def psnr(shown: Levels, seen: Levels) -> float:
+    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`."""
+    error = float(np.square(shown.astype(np.float64) - seen).mean())
+    return min(MAX_PSNR, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A shard that is unlike its dataset."""
+
+    shard: str
+    kind: Literal["collapse", "drift"]
+    problem: str
+    """What was found, beside what the others have."""
+
+    def __str__(self) -> str:
+        return f"shard {self.shard}: {self.kind}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one shard's audit found."""
+
+    shard: str
+    rows: int
+    psnr: float | None
+    """dB, mean of the rows that were looked at; None where there were none."""
+    perplexity: Mapping[str, Sequence[float]]
+    """Per depth, by stream."""
+
+    @classmethod
+    def of(cls, shard: str, audit: Mapping[str, Any]) -> "Figures":
+        """Read them off a receipt's `audit`."""
+        ratios = audit["psnr"]
+        perplexity = {stream: audit[f"{stream}_perplexity"] for stream in STREAMS}
+        return cls(shard, audit["rows"], sum(ratios) / len(ratios) if ratios else None, perplexity)
+
+
+def judge(one: Figures, others: Sequence[Figures]) -> Alarm | None:
+    """Return what is wrong with a shard, the worst first; `others` are its dataset's, itself among them or not."""
+    return _collapse(one, others) or _drift(one, others)
+
+
+def _collapse(one: Figures, others: Sequence[Figures]) -> Alarm | None:
+    if one.rows >= ROWS_FOR_ONE_CODE:
+        for stream, depth, value in _depths(one):
+            if value < ONE_CODE:
+                return Alarm(one.shard, "collapse", f"{stream} depth {depth + 1} has perplexity {value:.2f}: one code for all images")
+    return _beside_median(one, others, "collapse", COLLAPSE)
+
+
+def _drift(one: Figures, others: Sequence[Figures]) -> Alarm | None:
+    ratios = [other.psnr for other in others if other.psnr is not None]
+    if one.psnr is not None and len(ratios) > 1:
+        middle = median(ratios)
+        spread = median(abs(ratio - middle) for ratio in ratios) if len(ratios) >= MANY else 0.0
+        if middle - one.psnr > max(PSNR_DROP, OUTLIER * spread):
+            return Alarm(one.shard, "drift", f"PSNR {one.psnr:.1f} dB, the dataset's median is {middle:.1f}")
+    return _beside_median(one, others, "drift", DRIFT)
+
+
+def _beside_median(one: Figures, others: Sequence[Figures], kind: Literal["collapse", "drift"], share: float) -> Alarm | None:
+    # A short shard, such as a corpus's last, has fewer codes because it has fewer images.
+    if len(others) < 2 or one.rows * 2 < median(other.rows for other in others):
+        return None
+    for stream, depth, value in _depths(one):
+        middle = median(other.perplexity[stream][depth] for other in others)
+        if value < share * middle:
+            said = f"{stream} depth {depth + 1} has perplexity {value:.1f}, the dataset's median is {middle:.1f}"
+            return Alarm(one.shard, kind, said)
+    return None
+
+
+def _depths(one: Figures) -> Iterator[tuple[str, int, float]]:
+    for stream, values in one.perplexity.items():
+        for depth, value in enumerate(values):
+            yield stream, depth, value
+
+
+def summarise(receipts: Iterable[Receipt]) -> dict[str, Any]:
+    """Return what a finished dataset's manifest says of its audit."""
+    audits = {receipt.unit: receipt.facts["audit"] for receipt in receipts if "audit" in receipt.facts}
+    shards = [Figures.of(unit, audit) for unit, audit in audits.items()]
+    ratios = [ratio for audit in audits.values() for ratio in audit["psnr"]]
+    alarms = [alarm for one in shards if (alarm := judge(one, shards))]
+    return {
+        "rows": len(ratios),
+        "psnr_median": round(median(ratios), 2) if ratios else None,
+        "psnr_lowest": min(ratios, default=None),
+        **{f"{stream}_perplexity": _medians([one.perplexity[stream] for one in shards]) for stream in STREAMS},
+        "alarms": [asdict(alarm) for alarm in alarms],
+    }
+
+
+def _medians(rows: list[Sequence[float]]) -> list[float]:
+    return [round(median(values), 3) for values in zip(*rows, strict=True)]
+
+
+def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iterator[Outcome]:
+    """Pass outcomes on, and say which shards are unlike those before them; raises `TokenAlarm` where the recipe stops at that."""
+    stops = work[0].job.recipe.pretokenize.on_alarm == "stop"
+    before: dict[str, deque[Figures]] = {}
+    for outcome in outcomes:
+        yield outcome
+        if not outcome.audit:
+            continue
+        seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
+        one = Figures.of(outcome.unit, outcome.audit)
+        seen.append(one)
+        if alarm := judge(one, seen if len(seen) >= MANY else [one]):
+            say(f"{outcome.label} {alarm}")
+            if stops:
+                raise stopped(outcome.label, alarm)
+
+
+def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:
+    """Return the error that a run ends with where its recipe stops at alarms."""
+    return TokenAlarm(f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report")
