@@ -1,36 +1,41 @@
 """Reads a finished token dataset: any rows, in any order, as views of memory-mapped shards whose checksums were looked at.
 
-B rows, H by W positions, D depths. A shard is checked when its first row is asked for; a damaged one is never read. Remote shards
+B rows, H by W positions, D depths. A file is checked when its first row is asked for; a damaged one is never read. Remote files
 are copied into a bounded folder first.
 """
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
-from infra.storage import Store, digest
+from infra.storage import CHUNK_BYTES, Store
 from pipelines.ledger import KEY_BYTES
+from pipelines.receipts import FileRecord, Manifest, Receipt, receipt_name
 from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
-from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
+from pipelines.shard_views import Rows, ShardViews, Values, map_shard
+from pipelines.token_shards import STREAMS, Ids, require_finished
 
+T = TypeVar("T")
 Check = Literal["first_touch", "never"]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
-Values = np.ndarray[Any, Any]
-OPEN_SHARDS = 256
-"""Memory maps held by one process; the least recently used is let go."""
+OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024
+"""Memory maps, and shards' captions, held by one process; the least recently used is let go."""
+_INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
 
 class DamagedShardError(OSError):
-    """A shard is not what its dataset's index says; training on it would be training on other codes."""
+    """A shard is not what its dataset says; training on it would be training on other codes."""
 
     def __init__(self, url: str, name: str, problem: str) -> None:
         super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
-        self.url, self.name = url, name
+        self.url, self.name, self.problem = url, name, problem
 
 
 class TokenRows(NamedTuple):
@@ -43,24 +48,16 @@ class TokenRows(NamedTuple):
     pixel: Ids | None
 
 
-class _Shard(NamedTuple):
-    batches: int
-    """Whole ones, of `ROWS_PER_BATCH` rows."""
-    whole: dict[str, Values]
-    """By column, (batches, rows of a batch, values of a row)."""
-    rest: dict[str, Values]
-    """By column, (rows after the last whole batch, values of a row)."""
-
-
 class TokenDataset:
     """Random access to a token dataset's rows; goes to other processes by fork or pickle."""
 
     def __init__(
         self, url: str, *, streams: Sequence[str] = STREAMS, check: Check = "first_touch", cache: ShardCache | None = None
     ) -> None:
-        """Open the dataset at a folder or URL.
+        """Open the dataset at a folder or URL; of `streams` that are not named, nothing but the checksum is read.
 
-        Raises ValueError where it is unfinished, of a newer schema, or `streams` names none of its own.
+        Raises ValueError where it is unfinished, of a newer schema, has another index than it was finished with, or `streams`
+        names none of its own.
         """
         store = Store(url)
         manifest = require_finished(store)
@@ -70,14 +67,16 @@ class TokenDataset:
         self.url, self.streams = store.url, tuple(streams)
         self.tokenizer_fingerprint, self.tokenizer_sha256 = details["tokenizer"]["fingerprint"], details["tokenizer"]["sha256"]
         self.fingerprint = manifest.root_hash
-        self.shape = (*details["grid"], details["depth"])
+        self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
         self.num_codes: dict[str, int] = dict(details["codes"])
         self._check, self._cache = check, cache
-        index = read_table(store, "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "xxh3_128"]).to_pylist()
-        self._index = sorted(index, key=lambda row: row["shard"])
+        _require_index(store, manifest)
+        self._index = sorted(read_table(store, _INDEX, _INDEX_COLUMNS).to_pylist(), key=lambda row: row["shard"])
         self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._captions: OrderedDict[int, list[str]] = OrderedDict()
+        self._starts = self._ends - np.array([row["rows"] for row in self._index], np.int64)
+        self._checked: set[str] = set()
+        self._open: OrderedDict[int, ShardViews] = OrderedDict()
+        self._captions: OrderedDict[int, pa.Array] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -96,126 +95,150 @@ class TokenDataset:
 
     def read(self, rows: Rows) -> TokenRows:
         """Return rows, 0 the first; raises `DamagedShardError` where a shard is not as committed."""
-        names = ("key", *self.streams)
-        kinds: dict[str, type[Any]] = {name: np.uint8 if name == "key" else np.uint16 for name in names}
-        out: dict[str, Values] = {name: np.empty((len(rows), self._width(name)), kind) for name, kind in kinds.items()}
+        out = self.empty(len(rows))
+        self.read_into(rows, np.arange(len(rows)), out)
+        return self.shaped(out)
+
+    def empty(self, rows: int) -> dict[str, Values]:
+        """Return arrays for so many rows, by column, to be filled by `read_into`."""
+        width = int(np.prod(self.shape))
+        return {"key": np.empty((rows, KEY_BYTES), np.uint8)} | {name: np.empty((rows, width), np.uint16) for name in self.streams}
+
+    def read_into(self, rows: Rows, places: Rows, out: Mapping[str, Values]) -> None:
+        """Copy rows to places of arrays that `empty` gave; raises as `read`."""
         for number, mine, local in self._by_shard(rows):
-            shard = self._shard(number)
-            batch, place = np.divmod(local, ROWS_PER_BATCH)
-            in_whole = batch < shard.batches
-            for name in names:
-                if in_whole.all():
-                    out[name][mine] = shard.whole[name][batch, place]
-                    continue
-                out[name][mine[in_whole]] = shard.whole[name][batch[in_whole], place[in_whole]]
-                out[name][mine[~in_whole]] = shard.rest[name][place[~in_whole]]
-        codes = (out[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
-        return TokenRows(out["key"], *codes)
+            self._shard(number).gather(local, places[mine], out)
+
+    def shaped(self, columns: Mapping[str, Values]) -> TokenRows:
+        """Return filled arrays as rows."""
+        codes = (columns[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
+        return TokenRows(columns["key"], *codes)
 
     def captions(self, rows: Rows) -> list[str]:
-        """Return the captions of rows."""
+        """Return the captions of rows, empty where there is none; raises as `read`."""
         out = [""] * len(rows)
         for number, mine, local in self._by_shard(rows):
-            if number not in self._captions:
-                table = read_table(Store(self.url), self._index[number]["meta_path"], ["caption"])
-                _keep(self._captions, number, [caption or "" for caption in table["caption"].to_pylist()])
-            captions = self._captions[number]
-            for place, row in zip(mine.tolist(), local.tolist(), strict=True):
-                out[place] = captions[row]
+            captions = self._caption_column(number).take(pa.array(local)).to_pylist()
+            for place, caption in zip(mine.tolist(), captions, strict=True):
+                out[place] = caption or ""
         return out
 
-    def _width(self, name: str) -> int:
-        return KEY_BYTES if name == "key" else int(np.prod(self.shape))
-
-    def _by_shard(self, rows: Rows) -> list[tuple[int, Rows, Rows]]:
-        """Part rows into (shard, places among `rows`, rows of that shard)."""
+    def shards_of(self, rows: Rows) -> Rows:
+        """Return the number of each row's shard."""
         assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self)), "a row outside the dataset"
-        shards = np.searchsorted(self._ends, rows, side="right")
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def shard_name(self, number: int) -> tuple[str, int]:
+        """Return a shard's name and number of rows."""
+        return self._index[number]["shard"], self._index[number]["rows"]
+
+    def touch(self, number: int, *, codes: bool = True, captions: bool = False) -> None:
+        """Open what is asked for of a shard; raises as `read`."""
+        if codes:
+            self._shard(number)
+        if captions:
+            self._caption_column(number)
+
+    def _by_shard(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+        """Part rows into (shard, places among `rows`, rows of that shard)."""
+        shards = self.shards_of(rows)
         order = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        starts = self._ends - [row["rows"] for row in self._index]
-        return [(number := int(shards[mine[0]]), mine, rows[mine] - starts[number]) for mine in np.split(order, cuts) if len(mine)]
+        for mine in np.split(order, cuts):
+            if len(mine):
+                number = int(shards[mine[0]])
+                yield number, mine, rows[mine] - self._starts[number]
 
-    def _shard(self, number: int) -> _Shard:
-        if number in self._open:
-            self._open.move_to_end(number)
-        else:
-            _keep(self._open, number, self._map(self._index[number]))
-        return self._open[number]
+    def _shard(self, number: int) -> ShardViews:
+        return _held(self._open, number, OPEN_SHARDS, self._map)
 
-    def _map(self, entry: dict[str, Any]) -> _Shard:
-        path = self._whole_file(entry)
+    def _map(self, number: int) -> ShardViews:
+        entry = self._index[number]
+        file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
+        views = self._opened(file, lambda path: map_shard(path, ("key", *self.streams)))
+        if views.rows != entry["rows"]:
+            raise DamagedShardError(self.url, file.name, f"{views.rows} rows, the index says {entry['rows']}")
+        if (sha256 := views.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
+            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+        return views
+
+    def _caption_column(self, number: int) -> pa.Array:
+        return _held(self._captions, number, OPEN_CAPTIONS, self._read_captions)
+
+    def _read_captions(self, number: int) -> pa.Array:
+        entry = self._index[number]
+        name, receipt = entry["meta_path"], receipt_name(entry["shard"])
         try:
-            return _views(path, ("key", *self.streams))
-        except pa.ArrowInvalid as error:
-            raise DamagedShardError(self.url, entry["path"], " ".join(str(error).split())[:120]) from None
-
-    def _whole_file(self, entry: dict[str, Any]) -> Path:
-        """Return a local path of a shard that is as the index says; a damaged copy of a remote one is fetched once more."""
-        store, name = Store(self.url), entry["path"]
-        try:
-            path = Path(store.path(name)) if store.is_local else self._copy(store, entry)
-            problem = self._problem(path, entry)
-            if problem and not store.is_local:
-                problem = self._problem(self._copy(store, entry, again=True), entry)
+            files = {file.name: file for file in Receipt.from_bytes(Store(self.url).read(receipt)).files}
         except FileNotFoundError:
-            raise DamagedShardError(self.url, name, "missing") from None
-        if problem:
-            raise DamagedShardError(self.url, name, problem)
-        return path
+            raise DamagedShardError(self.url, receipt, "missing") from None
+        captions = self._opened(files[name], lambda path: pq.read_table(path, columns=["caption"])["caption"].combine_chunks())
+        if len(captions) != entry["rows"]:
+            raise DamagedShardError(self.url, name, f"{len(captions)} rows, the index says {entry['rows']}")
+        return captions
 
-    def _copy(self, store: Store, entry: dict[str, Any], *, again: bool = False) -> Path:
+    def _opened(self, file: FileRecord, read: Callable[[Path], T]) -> T:
+        """Read a file that is as recorded; a damaged copy of a remote one is fetched once more."""
+        store, tries = Store(self.url), 3
+        for turn in range(1, tries + 1):
+            try:
+                path = Path(store.path(file.name)) if store.is_local else self._copy(store, file)
+                problem = self._problem(path, file)
+                if problem and not store.is_local:
+                    path = self._copy(store, file, again=True)
+                    problem = self._problem(path, file)
+                if problem:
+                    raise DamagedShardError(self.url, file.name, problem)
+                return read(path)
+            except FileNotFoundError:
+                # Another process may have let the copy go, to make room, before it was mapped here.
+                if store.is_local or turn == tries or not store.exists(file.name):
+                    raise DamagedShardError(self.url, file.name, "missing") from None
+            except pa.ArrowInvalid as error:
+                raise DamagedShardError(self.url, file.name, " ".join(str(error).split())[:120]) from None
+        raise AssertionError("unreachable")
+
+    def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:
         if self._cache is None:
             raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
-        return self._cache.get(store, entry["path"], entry["xxh3_128"], again=again)
+        return self._cache.get(store, file.name, file.xxh3_128, again=again)
 
-    def _problem(self, path: Path, entry: dict[str, Any]) -> str | None:
-        if (size := path.stat().st_size) != entry["bytes"]:
-            return f"{size} bytes, the index says {entry['bytes']}"
-        if self._check == "first_touch" and (found := digest(path).xxh3_128) != entry["xxh3_128"]:
-            return f"xxh3 {found}, the index says {entry['xxh3_128']}"
+    def _problem(self, path: Path, file: FileRecord) -> str | None:
+        state = path.stat()
+        if state.st_size != file.bytes:
+            return f"{state.st_size} bytes, the index says {file.bytes}"
+        # Of what was checked before, nothing is read again when its map was let go.
+        mark = f"{path} {state.st_mtime_ns} {state.st_ino}"
+        if self._check == "first_touch" and mark not in self._checked:
+            if (found := _xxh3(path)) != file.xxh3_128:
+                return f"xxh3 {found}, the index says {file.xxh3_128}"
+            self._checked.add(mark)
         return None
 
 
-def _keep(held: OrderedDict[int, Any], number: int, value: Any) -> None:  # noqa: ANN401
-    held[number] = value
-    if len(held) > OPEN_SHARDS:
+def _require_index(store: Store, manifest: Manifest) -> None:
+    recorded = next((file.sha256 for file in manifest.files if file.name == _INDEX), None)
+    if recorded is None:
+        raise ValueError(f"{store.url}/manifest.json names no {_INDEX}: run `dualtoken pretokenize` again")
+    if store.exists(_INDEX) and recorded == hashlib.sha256(store.read(_INDEX)).hexdigest():
+        return
+    state = "is stale: it is not the one that the manifest names" if store.exists(_INDEX) else "is missing"
+    raise ValueError(f"{store.url}/{_INDEX} {state}; run `dualtoken verify {store.url} --repair`")
+
+
+def _held(held: OrderedDict[int, T], number: int, most: int, make: Callable[[int], T]) -> T:
+    if number in held:
+        held.move_to_end(number)
+        return held[number]
+    value = held[number] = make(number)
+    if len(held) > most:
         held.popitem(last=False)
+    return value
 
 
-def _views(path: Path, names: Sequence[str]) -> _Shard:
-    """Map a shard; each column becomes one strided view over all whole batches, so that rows are gathered by numpy."""
-    with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    whole = [batch for batch in batches if batch.num_rows == ROWS_PER_BATCH]
-    rest = batches[len(whole) :]
-    if len(rest) > 1 or any(batch.num_rows == ROWS_PER_BATCH for batch in rest):
-        raise pa.ArrowInvalid(f"batches are not of {ROWS_PER_BATCH} rows")
-    return _Shard(
-        len(whole),
-        {name: _joined([_values(batch, name) for batch in whole]) for name in names},
-        {name: _values(batch, name) for batch in rest for name in names},
-    )
-
-
-def _values(batch: pa.RecordBatch, name: str) -> Values:
-    """Return a column as (rows, values), without a copy."""
-    column = batch.column(name)
-    if pa.types.is_fixed_size_binary(column.type):
-        data = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * KEY_BYTES, offset=column.offset * KEY_BYTES)
-        return data.reshape(len(column), KEY_BYTES)
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
-def _joined(parts: list[Values]) -> Values:
-    """Return equal, evenly spaced arrays as one view of a further axis; copies where they are not evenly spaced."""
-    if not parts:
-        return np.zeros((0, ROWS_PER_BATCH, 1), np.uint16)
-    addresses = np.array([part.ctypes.data for part in parts])
-    steps = np.diff(addresses)
-    if len(steps) and (steps != steps[0]).any():
-        return np.stack(parts)
-    first, step = parts[0], int(steps[0]) if len(steps) else 0
-    # It holds `first`, and so the memory map that all parts lie in.
-    return np.lib.stride_tricks.as_strided(first, (len(parts), *first.shape), (step, *first.strides), writeable=False)
+def _xxh3(path: Path) -> str:
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
