@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipelines.load_plan import Flags, LoadPlan
+from pipelines.mapped_shards import Rows
 from pipelines.packing import Pack
 from pipelines.permutation import chances
-from pipelines.shard_views import Rows
 
-Tokenize = Callable[[str], Sequence[int]]
+Tokenize = Callable[[str], ArrayLike]
 _PROBE = "A photo of 2 dogs, un café — 你好."
 """Captions that tokenizers of text tell apart."""
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pipelines.mapped_shards import Buffers, Rows, copy_rows
 from pipelines.mixture import Mixture, mixture, whole_epochs
 from pipelines.permutation import Permutation
 from pipelines.quarantine import Quarantine
-from pipelines.shard_views import Rows
 from pipelines.token_reader import TokenDataset, TokenRows
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -85,16 +85,16 @@ class Places(NamedTuple):
     rows: Rows
     """(B,) of that dataset."""
 
-    def at(self, which: Flags | Rows) -> "Places":
+    def at(self, which: Flags | slice) -> "Places":
         """Return some of them."""
-        return Places(*(column[which] for column in self))
+        return Places(self.numbers[which], self.source[which], self.rows[which])
 
 
 class Samples:
     """Random access to a plan's samples by number."""
 
     def __init__(self, plan: LoadPlan) -> None:
-        self.plan, self.order = plan, plan.order()
+        self.plan, self.order, self._buffers = plan, plan.order(), Buffers()
         self._quarantine = Quarantine(plan.damage_ledger) if plan.on_damage == "quarantine" and plan.damage_ledger else None
 
     def find(self, numbers: Rows) -> Places:
@@ -116,10 +116,17 @@ class Samples:
     def read(self, places: Places) -> TokenRows:
         """Return keys and codes; raises `DamagedShardError`."""
         datasets = self.plan.datasets
-        out = datasets[0].empty(len(places.numbers))
-        for one, mine in _by_source(places.source):
-            datasets[one].read_into(places.rows[mine], mine, out)
-        return datasets[0].shaped(out)
+        if len(datasets) == 1:
+            found = datasets[0].addresses(places.rows)
+        else:
+            found = {name: np.empty_like(places.rows) for name in ("key", *datasets[0].streams)}
+            for one, mine in _by_source(places.source):
+                for name, addresses in datasets[one].addresses(places.rows[mine]).items():
+                    found[name][mine] = addresses
+        columns = {name: self._buffers.take(len(places.rows), datasets[0].width(name)) for name in found}
+        for name, addresses in found.items():
+            copy_rows(addresses, columns[name])
+        return datasets[0].shaped(columns)
 
     def captions(self, places: Places) -> list[str]:
         """Return captions; raises `DamagedShardError`."""
@@ -131,6 +138,7 @@ class Samples:
 
 
 def _by_source(source: Rows) -> list[tuple[int, Rows]]:
+    """Part samples into (dataset, places)."""
     return [(int(one), np.flatnonzero(source == one)) for one in np.unique(source)]
 
 

@@ -5,6 +5,7 @@ of R ranks takes the next R * batch_size numbers, rank r every R-th of them; wor
 on under another number of ranks or workers, or another batch size, with the samples that an uninterrupted one would have taken.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipelines.load_plan import LoadPlan, Samples, require_same_plan
-from pipelines.shard_views import Rows
+from pipelines.load_plan import LoadPlan, Places, Samples, require_same_plan
 from pipelines.token_shards import Ids
 
 __all__ = ["LoadPlan", "RankLoader", "TokenBatch", "TokenLoader", "iterate"]
 Batch = TypeVar("Batch")
 STATE_VERSION = 1
+AHEAD = 4096
+"""Samples whose places are computed together."""
 
 
 class TokenBatch(NamedTuple):
@@ -77,25 +79,32 @@ class TokenLoader(RankLoader[TokenBatch]):
         self.samples = int(state["samples"])
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        step, every = self.turn
+        turn, every = self.turn
         step_size, start, end = self.batch_size * self.world_size, self.samples, self._samples.order.samples
-        while end is None or start + step * step_size < end:
-            first = start + step * step_size
-            after = first + step_size if end is None else min(first + step_size, end)
-            yield self._batch(np.arange(first + self.rank, after, self.world_size), after)
-            step += every
+        ahead = max(1, AHEAD // self.batch_size)
+        for group in itertools.count():
+            firsts = [start + (turn + every * (group * ahead + step)) * step_size for step in range(ahead)]
+            if end is not None:
+                firsts = [first for first in firsts if first < end]
+            if not firsts:
+                return
+            afters = [first + step_size if end is None else min(first + step_size, end) for first in firsts]
+            numbers = [np.arange(first + self.rank, after, self.world_size) for first, after in zip(firsts, afters, strict=True)]
+            places, taken = self._samples.find(np.concatenate(numbers)), 0
+            for mine, after in zip(numbers, afters, strict=True):
+                yield self._batch(places.at(slice(taken, taken + len(mine))), after)
+                taken += len(mine)
 
-    def _batch(self, numbers: Rows, after: int) -> TokenBatch:
-        places, with_captions = self._samples.find(numbers), self.plan.with_captions
-        there = self._samples.readable(places, captions=False)
-        if with_captions:
-            there &= self._samples.readable(places, captions=True)
-        places = places.at(there)
+    def _batch(self, places: Places, after: int) -> TokenBatch:
+        wanted, with_captions = len(places.numbers), self.plan.with_captions
+        if self.plan.on_damage == "quarantine":
+            there = self._samples.readable(places, captions=False)
+            places = places.at(there & self._samples.readable(places, captions=True) if with_captions else there)
         keys, semantic, pixel = self._samples.read(places)
         captions = self._samples.captions(places) if with_captions else None
         return TokenBatch(
             torch.from_numpy(keys), torch.from_numpy(places.source), _tensor(semantic), _tensor(pixel),
-            captions, len(numbers) - len(keys), after,
+            captions, wanted - len(keys), after,
         )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipelines.documents import PackPlan, lay_out
 from pipelines.load_plan import Places, Samples, require_same_plan
 from pipelines.loader import RankLoader
+from pipelines.mapped_shards import Rows
 from pipelines.packing import Document, Pack, Packer
-from pipelines.shard_views import Rows
 
 STATE_VERSION = 1
 BLOCK = 256

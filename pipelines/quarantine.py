@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.shard_views import Rows
+from pipelines.mapped_shards import Rows
 from pipelines.token_reader import DamagedShardError, TokenDataset
 
 

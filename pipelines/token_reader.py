@@ -5,6 +5,7 @@ are copied into a bounded folder first.
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,16 @@ import xxhash
 
 from infra.storage import CHUNK_BYTES, Store
 from pipelines.ledger import KEY_BYTES
+from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from pipelines.receipts import FileRecord, Manifest, Receipt, receipt_name
 from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
-from pipelines.shard_views import Rows, ShardViews, Values, map_shard
-from pipelines.token_shards import STREAMS, Ids, require_finished
+from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
 T = TypeVar("T")
 Check = Literal["first_touch", "never"]
 OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024
-"""Memory maps, and shards' captions, held by one process; the least recently used is let go."""
+"""Memory maps, and shards' captions, held by one process; the oldest are let go."""
 _INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
 
@@ -68,6 +69,7 @@ class TokenDataset:
         self.tokenizer_fingerprint, self.tokenizer_sha256 = details["tokenizer"]["fingerprint"], details["tokenizer"]["sha256"]
         self.fingerprint = manifest.root_hash
         self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
+        self._width = math.prod(self.shape)
         self.num_codes: dict[str, int] = dict(details["codes"])
         self._check, self._cache = check, cache
         _require_index(store, manifest)
@@ -75,7 +77,16 @@ class TokenDataset:
         self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
         self._starts = self._ends - np.array([row["rows"] for row in self._index], np.int64)
         self._checked: set[str] = set()
-        self._open: OrderedDict[int, ShardViews] = OrderedDict()
+        self._close()
+
+    def _close(self) -> None:
+        self._open: dict[int, MappedShard] = {}
+        self._free: list[int] = []
+        """Slots of the tables that no shard has."""
+        self._slots = np.full(len(self._index), -1, np.int64)
+        batches = -(-max((row["rows"] for row in self._index), default=0) // ROWS_PER_BATCH)
+        self._tables = {name: np.zeros((0, batches), np.int64) for name in ("key", *self.streams)}
+        """By column, for each slot, where the shard's batches begin."""
         self._captions: OrderedDict[int, pa.Array] = OrderedDict()
 
     def __len__(self) -> int:
@@ -83,7 +94,12 @@ class TokenDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        return {**self.__dict__, "_open": OrderedDict(), "_captions": OrderedDict()}
+        held = ("_open", "_free", "_slots", "_tables", "_captions")
+        return {name: value for name, value in self.__dict__.items() if name not in held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close()
 
     def require_tokenizer(self, fingerprint: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
@@ -95,24 +111,28 @@ class TokenDataset:
 
     def read(self, rows: Rows) -> TokenRows:
         """Return rows, 0 the first; raises `DamagedShardError` where a shard is not as committed."""
-        out = self.empty(len(rows))
-        self.read_into(rows, np.arange(len(rows)), out)
-        return self.shaped(out)
+        found = self.addresses(rows)
+        columns = {name: np.empty((len(rows), self.width(name)), np.uint16) for name in found}
+        for name, addresses in found.items():
+            copy_rows(addresses, columns[name])
+        return self.shaped(columns)
 
-    def empty(self, rows: int) -> dict[str, Values]:
-        """Return arrays for so many rows, by column, to be filled by `read_into`."""
-        width = int(np.prod(self.shape))
-        return {"key": np.empty((rows, KEY_BYTES), np.uint8)} | {name: np.empty((rows, width), np.uint16) for name in self.streams}
+    def addresses(self, rows: Rows) -> dict[str, Rows]:
+        """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
+        shards = self.shards_of(rows)
+        self._require_open(shards)
+        batch, place = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
+        slots = self._slots[shards]
+        return {name: self._tables[name][slots, batch] + place * (2 * self.width(name)) for name in ("key", *self.streams)}
 
-    def read_into(self, rows: Rows, places: Rows, out: Mapping[str, Values]) -> None:
-        """Copy rows to places of arrays that `empty` gave; raises as `read`."""
-        for number, mine, local in self._by_shard(rows):
-            self._shard(number).gather(local, places[mine], out)
+    def width(self, name: str) -> int:
+        """Return the 16-bit words of a row of a column."""
+        return KEY_BYTES // 2 if name == "key" else self._width
 
-    def shaped(self, columns: Mapping[str, Values]) -> TokenRows:
-        """Return filled arrays as rows."""
+    def shaped(self, columns: Mapping[str, Words]) -> TokenRows:
+        """Return columns of words as rows."""
         codes = (columns[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
-        return TokenRows(columns["key"], *codes)
+        return TokenRows(columns["key"].view(np.uint8), *codes)
 
     def captions(self, rows: Rows) -> list[str]:
         """Return the captions of rows, empty where there is none; raises as `read`."""
@@ -135,7 +155,7 @@ class TokenDataset:
     def touch(self, number: int, *, codes: bool = True, captions: bool = False) -> None:
         """Open what is asked for of a shard; raises as `read`."""
         if codes:
-            self._shard(number)
+            self._require_open(np.array([number]))
         if captions:
             self._caption_column(number)
 
@@ -149,21 +169,51 @@ class TokenDataset:
                 number = int(shards[mine[0]])
                 yield number, mine, rows[mine] - self._starts[number]
 
-    def _shard(self, number: int) -> ShardViews:
-        return _held(self._open, number, OPEN_SHARDS, self._map)
+    def _require_open(self, shards: Rows) -> None:
+        """Map shards that are not, and let go of those that were mapped first, but of none of these."""
+        missing = np.unique(shards[self._slots[shards] < 0])
+        for number in missing.tolist():
+            shard = self._map(number)
+            slot = self._free.pop() if self._free else self._grow()
+            for name, addresses in shard.addresses.items():
+                self._tables[name][slot, : len(addresses)] = addresses
+            self._open[number], self._slots[number] = shard, slot
+        if len(missing) and len(self._open) > OPEN_SHARDS:
+            spare = [number for number in self._open if number not in set(shards.tolist())]
+            for number in spare[: len(self._open) - OPEN_SHARDS]:
+                del self._open[number]
+                self._free.append(int(self._slots[number]))
+                self._slots[number] = -1
 
-    def _map(self, number: int) -> ShardViews:
+    def _grow(self) -> int:
+        """Double the tables of addresses; return a free slot."""
+        size = len(self._tables["key"])
+        self._tables = {
+            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)]) for name, table in self._tables.items()
+        }
+        self._free = list(range(size, len(self._tables["key"])))
+        return self._free.pop()
+
+    def _map(self, number: int) -> MappedShard:
         entry = self._index[number]
         file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
-        views = self._opened(file, lambda path: map_shard(path, ("key", *self.streams)))
-        if views.rows != entry["rows"]:
-            raise DamagedShardError(self.url, file.name, f"{views.rows} rows, the index says {entry['rows']}")
-        if (sha256 := views.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
+        codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
+        types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
+        shard = self._opened(file, lambda path: map_shard(path, types))
+        if shard.rows != entry["rows"]:
+            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {entry['rows']}")
+        if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
             raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
-        return views
+        return shard
 
     def _caption_column(self, number: int) -> pa.Array:
-        return _held(self._captions, number, OPEN_CAPTIONS, self._read_captions)
+        if number in self._captions:
+            self._captions.move_to_end(number)
+            return self._captions[number]
+        self._captions[number] = captions = self._read_captions(number)
+        if len(self._captions) > OPEN_CAPTIONS:
+            self._captions.popitem(last=False)
+        return captions
 
     def _read_captions(self, number: int) -> pa.Array:
         entry = self._index[number]
@@ -224,16 +274,6 @@ def _require_index(store: Store, manifest: Manifest) -> None:
         return
     state = "is stale: it is not the one that the manifest names" if store.exists(_INDEX) else "is missing"
     raise ValueError(f"{store.url}/{_INDEX} {state}; run `dualtoken verify {store.url} --repair`")
-
-
-def _held(held: OrderedDict[int, T], number: int, most: int, make: Callable[[int], T]) -> T:
-    if number in held:
-        held.move_to_end(number)
-        return held[number]
-    value = held[number] = make(number)
-    if len(held) > most:
-        held.popitem(last=False)
-    return value
 
 
 def _xxh3(path: Path) -> str:

@@ -1,9 +1,15 @@
 """The loader: every key once, and a resumed run takes the samples of an uninterrupted one, however it is spread."""
 
+import contextlib
 import json
 import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +116,44 @@ def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tupl
     (batch,) = TokenLoader(in_order, 2000)
     assert batch.captions is not None
     assert Counter(batch.captions) == Counter(f"a {row}" for row in range(700))
+
+
+def test_a_worker_that_hangs_is_told_within_the_time_given(datasets: tuple[TokenDataset, ...]) -> None:
+    with pytest.raises(TimeoutError, match=r"no batch came for 1 s: look at the storage of .*/a"):
+        list(iterate(_Hanging(LoadPlan(datasets=datasets), 64), num_workers=1, stall_seconds=1))
+
+
+class _Hanging(TokenLoader):
+    """Storage that gives a first batch and never answers again."""
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        for batch in super().__iter__():
+            yield batch
+            time.sleep(600)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDataset, ...]) -> None:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    run = context.Process(target=_report_then_wait, args=(TokenLoader(LoadPlan(datasets=datasets), 8), sender))
+    run.start()
+    assert receiver.poll(60)
+    workers = receiver.recv()
+    run.kill()
+    run.join()
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    assert not [file.name for file in Path("/dev/shm").iterdir() if any(str(process) in file.name for process in (run.pid, *workers))]
+
+
+def _report_then_wait(loader: TokenLoader, sender: Any) -> None:
+    batches = iterate(loader, num_workers=2)
+    next(batches)
+    sender.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(600)
 
 
 def _first_key(loader: TokenLoader) -> bytes:
