@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from pipelines.token_shards import ROWS_PER_BATCH
 
@@ -73,16 +71,20 @@ def copy_rows(addresses: Rows, out: Words) -> None:
     if len(out) == 1 or (np.diff(addresses) == out.strides[0]).all():
         ctypes.memmove(out.ctypes.data, int(addresses[0]), out.nbytes)
         return
+    import torch  # noqa: PLC0415  (seconds that a look at a few rows need not wait)
+
     torch.index_select(_memory(out.shape[1]), 0, torch.from_numpy((addresses - _LOWEST) >> 1), out=torch.from_numpy(out))
 
 
 @lru_cache(maxsize=8)
-def _memory(width: int) -> Tensor:
+def _memory(width: int) -> Any:  # noqa: ANN401  (a tensor)
     """Return all memory as rows of `width` values, each one value after the last: row n begins at address `_LOWEST + 2 * n`.
 
     Numpy and torch gather rows of one array only, and shards are mapped wherever there is room. Taking rows one by one in Python
     takes half as long again, and several times as long where each is of another shard.
     """
+    import torch  # noqa: PLC0415
+
     shape = {"data": (_LOWEST, False), "shape": (1 << 46, width), "strides": (2, 2)}
     everything = SimpleNamespace(__array_interface__={"version": 3, "typestr": "<u2", **shape})
     return torch.from_numpy(np.asarray(everything))

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.checked_files import DamagedShardError
 from pipelines.mapped_shards import Rows
-from pipelines.token_reader import DamagedShardError, TokenDataset
+from pipelines.token_reader import TokenDataset
 
 
 class Quarantine:

@@ -7,16 +7,15 @@ are copied into a bounded folder first.
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
-from infra.storage import CHUNK_BYTES, Store
+from infra.storage import Store
+from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from pipelines.receipts import FileRecord, Manifest, Receipt, receipt_name
@@ -24,19 +23,9 @@ from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
 from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
-T = TypeVar("T")
-Check = Literal["first_touch", "never"]
 OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024
 """Memory maps, and shards' captions, held by one process; the oldest are let go."""
 _INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
-
-
-class DamagedShardError(OSError):
-    """A shard is not what its dataset says; training on it would be training on other codes."""
-
-    def __init__(self, url: str, name: str, problem: str) -> None:
-        super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
-        self.url, self.name, self.problem = url, name, problem
 
 
 class TokenRows(NamedTuple):
@@ -71,12 +60,11 @@ class TokenDataset:
         self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
         self._width = math.prod(self.shape)
         self.num_codes: dict[str, int] = dict(details["codes"])
-        self._check, self._cache = check, cache
+        self._files = CheckedFiles(self.url, check, cache)
         _require_index(store, manifest)
         self._index = sorted(read_table(store, _INDEX, _INDEX_COLUMNS).to_pylist(), key=lambda row: row["shard"])
         self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
         self._starts = self._ends - np.array([row["rows"] for row in self._index], np.int64)
-        self._checked: set[str] = set()
         self._close()
 
     def _close(self) -> None:
@@ -199,7 +187,7 @@ class TokenDataset:
         file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
         codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
         types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
-        shard = self._opened(file, lambda path: map_shard(path, types))
+        shard = self._files.open(file, lambda path: map_shard(path, types))
         if shard.rows != entry["rows"]:
             raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {entry['rows']}")
         if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
@@ -222,48 +210,10 @@ class TokenDataset:
             files = {file.name: file for file in Receipt.from_bytes(Store(self.url).read(receipt)).files}
         except FileNotFoundError:
             raise DamagedShardError(self.url, receipt, "missing") from None
-        captions = self._opened(files[name], lambda path: pq.read_table(path, columns=["caption"])["caption"].combine_chunks())
+        captions = self._files.open(files[name], lambda path: pq.read_table(path, columns=["caption"])["caption"].combine_chunks())
         if len(captions) != entry["rows"]:
             raise DamagedShardError(self.url, name, f"{len(captions)} rows, the index says {entry['rows']}")
         return captions
-
-    def _opened(self, file: FileRecord, read: Callable[[Path], T]) -> T:
-        """Read a file that is as recorded; a damaged copy of a remote one is fetched once more."""
-        store, tries = Store(self.url), 3
-        for turn in range(1, tries + 1):
-            try:
-                path = Path(store.path(file.name)) if store.is_local else self._copy(store, file)
-                problem = self._problem(path, file)
-                if problem and not store.is_local:
-                    path = self._copy(store, file, again=True)
-                    problem = self._problem(path, file)
-                if problem:
-                    raise DamagedShardError(self.url, file.name, problem)
-                return read(path)
-            except FileNotFoundError:
-                # Another process may have let the copy go, to make room, before it was mapped here.
-                if store.is_local or turn == tries or not store.exists(file.name):
-                    raise DamagedShardError(self.url, file.name, "missing") from None
-            except pa.ArrowInvalid as error:
-                raise DamagedShardError(self.url, file.name, " ".join(str(error).split())[:120]) from None
-        raise AssertionError("unreachable")
-
-    def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:
-        if self._cache is None:
-            raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
-        return self._cache.get(store, file.name, file.xxh3_128, again=again)
-
-    def _problem(self, path: Path, file: FileRecord) -> str | None:
-        state = path.stat()
-        if state.st_size != file.bytes:
-            return f"{state.st_size} bytes, the index says {file.bytes}"
-        # Of what was checked before, nothing is read again when its map was let go.
-        mark = f"{path} {state.st_mtime_ns} {state.st_ino}"
-        if self._check == "first_touch" and mark not in self._checked:
-            if (found := _xxh3(path)) != file.xxh3_128:
-                return f"xxh3 {found}, the index says {file.xxh3_128}"
-            self._checked.add(mark)
-        return None
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:
@@ -274,11 +224,3 @@ def _require_index(store: Store, manifest: Manifest) -> None:
         return
     state = "is stale: it is not the one that the manifest names" if store.exists(_INDEX) else "is missing"
     raise ValueError(f"{store.url}/{_INDEX} {state}; run `dualtoken verify {store.url} --repair`")
-
-
-def _xxh3(path: Path) -> str:
-    found = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()

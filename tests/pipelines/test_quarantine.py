@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from infra.storage import Store
+from pipelines.checked_files import DamagedShardError
 from pipelines.documents import Markers, PackPlan
 from pipelines.load_plan import LoadPlan
 from pipelines.loader import TokenBatch, TokenLoader, iterate
 from pipelines.packed_loader import PackedBatch, PackedLoader
 from pipelines.quarantine import read_quarantine
 from pipelines.shard_cache import ShardCache
-from pipelines.token_reader import DamagedShardError, TokenDataset
+from pipelines.token_reader import TokenDataset
 from tests.s3_servers import s3_server
 from tests.token_datasets import key_of, write_tokens
 

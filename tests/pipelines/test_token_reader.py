@@ -16,9 +16,10 @@ import pytest
 
 from infra.storage import Store
 from pipelines import token_reader
+from pipelines.checked_files import DamagedShardError
 from pipelines.receipts import MANIFEST_FILE, read_manifest
 from pipelines.shard_cache import ShardCache
-from pipelines.token_reader import DamagedShardError, TokenDataset
+from pipelines.token_reader import TokenDataset
 from tests.s3_servers import s3_server
 from tests.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
