@@ -17,6 +17,7 @@ from pipelines.load_plan import LoadPlan, Samples
 from pipelines.loader import iterate
 from pipelines.packed_loader import PackedBatch, PackedLoader
 from pipelines.token_reader import TokenDataset
+from tests.loader_workers import by_workers
 from tests.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
 ROWS = {"a": 330, "b": 90}
@@ -63,14 +64,18 @@ def documents(batch: PackedBatch) -> Counter[tuple[Any, ...]]:
     return found
 
 
-def spread(plan: PackPlan, batch_size: int, world_size: int, steps: int | None = None, state: Any = None) -> tuple[Counter[Any], Any]:
+def spread(
+    plan: PackPlan, batch_size: int, world_size: int, steps: int | None = None, state: Any = None, workers: int = 1
+) -> tuple[Counter[Any], Any]:
     """Run all ranks for some steps, or to the end; return their documents and the state after them."""
     found, states, lengths = Counter[Any](), [], set()
     for rank in range(world_size):
         loader = PackedLoader(plan, batch_size, rank=rank, world_size=world_size)
         if state is not None:
             loader.load_state_dict(state)
-        batches = [batch for _, batch in zip(range(steps) if steps is not None else iter(int, 1), loader, strict=False)]
+        batches = [
+            batch for _, batch in zip(range(steps) if steps is not None else iter(int, 1), by_workers(loader, workers), strict=False)
+        ]
         assert all(batch.text.shape == (batch_size, plan.capacity) for batch in batches)
         for batch in batches:
             found += documents(batch)
@@ -126,7 +131,7 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_un
         )
         found += part
     if plan.load.weights is None:
-        rest, state = spread(plan, 4, 2, state=state)
+        rest, state = spread(plan, 4, 2, state=state, workers=2)
         assert found + rest == expected(plan, range(state["position"]))
         assert not state["waiting"]
     elif state is not None:
