@@ -59,9 +59,11 @@ class Packer:
         reached, within = [1], (1 << (room + 1)) - 1
         for document in self.waiting[1:]:
             reached.append((reached[-1] | reached[-1] << document.length) & within)
+            if reached[-1] >> room:
+                break  # full already: later documents would be left out
         left, taken = reached[-1].bit_length() - 1, {0}
         # From the newest back, leaving out whatever can be left out: the oldest go first.
-        for place in range(len(self.waiting) - 1, 0, -1):
+        for place in range(len(reached) - 1, 0, -1):
             if not reached[place - 1] >> left & 1:
                 taken.add(place)
                 left -= self.waiting[place].length

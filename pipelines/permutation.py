@@ -54,6 +54,13 @@ class Permutation:
         return (left << bits) | right
 
 
+def chances(seed: int, purpose: str, numbers: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a number in [0, 1) for each sample number; equal arguments give equal numbers, purposes independent ones."""
+    key = hashlib.blake2b(f"{seed}\0{purpose}".encode(), digest_size=16).digest()
+    first, second = np.frombuffer(key, "<u8")
+    return (_mixed(_mixed(numbers.astype(np.uint64) + first) + second) >> np.uint64(11)) / float(1 << 53)
+
+
 def _mixed(words: _Words) -> _Words:
     words = (words ^ (words >> _SHIFTS[0])) * _MULTIPLIERS[0]
     words = (words ^ (words >> _SHIFTS[1])) * _MULTIPLIERS[1]

@@ -1,36 +1,31 @@
 """Reads a finished token dataset: any rows, in any order, as views of memory-mapped shards whose checksums were looked at.
 
-B rows, H by W positions, D depths. A shard is checked when its first row is asked for; a damaged one is never read. Remote shards
+B rows, H by W positions, D depths. A file is checked when its first row is asked for; a damaged one is never read. Remote files
 are copied into a bounded folder first.
 """
 
+import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from infra.storage import Store, digest
+from infra.storage import Store
+from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
+from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
+from pipelines.receipts import FileRecord, Manifest, Receipt, receipt_name
 from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
 from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
-Check = Literal["first_touch", "never"]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
-Values = np.ndarray[Any, Any]
-OPEN_SHARDS = 256
-"""Memory maps held by one process; the least recently used is let go."""
-
-
-class DamagedShardError(OSError):
-    """A shard is not what its dataset's index says; training on it would be training on other codes."""
-
-    def __init__(self, url: str, name: str, problem: str) -> None:
-        super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
-        self.url, self.name = url, name
+OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024
+"""Memory maps, and shards' captions, held by one process; the oldest are let go."""
+_INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
 
 class TokenRows(NamedTuple):
@@ -43,24 +38,16 @@ class TokenRows(NamedTuple):
     pixel: Ids | None
 
 
-class _Shard(NamedTuple):
-    batches: int
-    """Whole ones, of `ROWS_PER_BATCH` rows."""
-    whole: dict[str, Values]
-    """By column, (batches, rows of a batch, values of a row)."""
-    rest: dict[str, Values]
-    """By column, (rows after the last whole batch, values of a row)."""
-
-
 class TokenDataset:
     """Random access to a token dataset's rows; goes to other processes by fork or pickle."""
 
     def __init__(
         self, url: str, *, streams: Sequence[str] = STREAMS, check: Check = "first_touch", cache: ShardCache | None = None
     ) -> None:
-        """Open the dataset at a folder or URL.
+        """Open the dataset at a folder or URL; of `streams` that are not named, nothing but the checksum is read.
 
-        Raises ValueError where it is unfinished, of a newer schema, or `streams` names none of its own.
+        Raises ValueError where it is unfinished, of a newer schema, has another index than it was finished with, or `streams`
+        names none of its own.
         """
         store = Store(url)
         manifest = require_finished(store)
@@ -70,21 +57,37 @@ class TokenDataset:
         self.url, self.streams = store.url, tuple(streams)
         self.tokenizer_fingerprint, self.tokenizer_sha256 = details["tokenizer"]["fingerprint"], details["tokenizer"]["sha256"]
         self.fingerprint = manifest.root_hash
-        self.shape = (*details["grid"], details["depth"])
+        self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
+        self._width = math.prod(self.shape)
         self.num_codes: dict[str, int] = dict(details["codes"])
-        self._check, self._cache = check, cache
-        index = read_table(store, "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "xxh3_128"]).to_pylist()
-        self._index = sorted(index, key=lambda row: row["shard"])
+        self._files = CheckedFiles(self.url, check, cache)
+        _require_index(store, manifest)
+        self._index = sorted(read_table(store, _INDEX, _INDEX_COLUMNS).to_pylist(), key=lambda row: row["shard"])
         self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._captions: OrderedDict[int, list[str]] = OrderedDict()
+        self._starts = self._ends - np.array([row["rows"] for row in self._index], np.int64)
+        self._close()
+
+    def _close(self) -> None:
+        self._open: dict[int, MappedShard] = {}
+        self._free: list[int] = []
+        """Slots of the tables that no shard has."""
+        self._slots = np.full(len(self._index), -1, np.int64)
+        batches = -(-max((row["rows"] for row in self._index), default=0) // ROWS_PER_BATCH)
+        self._tables = {name: np.zeros((0, batches), np.int64) for name in ("key", *self.streams)}
+        """By column, for each slot, where the shard's batches begin."""
+        self._captions: OrderedDict[int, pa.Array] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        return {**self.__dict__, "_open": OrderedDict(), "_captions": OrderedDict()}
+        held = ("_open", "_free", "_slots", "_tables", "_captions")
+        return {name: value for name, value in self.__dict__.items() if name not in held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close()
 
     def require_tokenizer(self, fingerprint: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
@@ -96,126 +99,128 @@ class TokenDataset:
 
     def read(self, rows: Rows) -> TokenRows:
         """Return rows, 0 the first; raises `DamagedShardError` where a shard is not as committed."""
-        names = ("key", *self.streams)
-        kinds: dict[str, type[Any]] = {name: np.uint8 if name == "key" else np.uint16 for name in names}
-        out: dict[str, Values] = {name: np.empty((len(rows), self._width(name)), kind) for name, kind in kinds.items()}
-        for number, mine, local in self._by_shard(rows):
-            shard = self._shard(number)
-            batch, place = np.divmod(local, ROWS_PER_BATCH)
-            in_whole = batch < shard.batches
-            for name in names:
-                if in_whole.all():
-                    out[name][mine] = shard.whole[name][batch, place]
-                    continue
-                out[name][mine[in_whole]] = shard.whole[name][batch[in_whole], place[in_whole]]
-                out[name][mine[~in_whole]] = shard.rest[name][place[~in_whole]]
-        codes = (out[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
-        return TokenRows(out["key"], *codes)
+        found = self.addresses(rows)
+        columns = {name: np.empty((len(rows), self.width(name)), np.uint16) for name in found}
+        for name, addresses in found.items():
+            copy_rows(addresses, columns[name])
+        return self.shaped(columns)
+
+    def addresses(self, rows: Rows) -> dict[str, Rows]:
+        """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
+        shards = self.shards_of(rows)
+        self._require_open(shards)
+        batch, place = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
+        slots = self._slots[shards]
+        return {name: self._tables[name][slots, batch] + place * (2 * self.width(name)) for name in ("key", *self.streams)}
+
+    def width(self, name: str) -> int:
+        """Return the 16-bit words of a row of a column."""
+        return KEY_BYTES // 2 if name == "key" else self._width
+
+    def shaped(self, columns: Mapping[str, Words]) -> TokenRows:
+        """Return columns of words as rows."""
+        codes = (columns[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
+        return TokenRows(columns["key"].view(np.uint8), *codes)
 
     def captions(self, rows: Rows) -> list[str]:
-        """Return the captions of rows."""
+        """Return the captions of rows, empty where there is none; raises as `read`."""
         out = [""] * len(rows)
         for number, mine, local in self._by_shard(rows):
-            if number not in self._captions:
-                table = read_table(Store(self.url), self._index[number]["meta_path"], ["caption"])
-                _keep(self._captions, number, [caption or "" for caption in table["caption"].to_pylist()])
-            captions = self._captions[number]
-            for place, row in zip(mine.tolist(), local.tolist(), strict=True):
-                out[place] = captions[row]
+            captions = self._caption_column(number).take(pa.array(local)).to_pylist()
+            for place, caption in zip(mine.tolist(), captions, strict=True):
+                out[place] = caption or ""
         return out
 
-    def _width(self, name: str) -> int:
-        return KEY_BYTES if name == "key" else int(np.prod(self.shape))
-
-    def _by_shard(self, rows: Rows) -> list[tuple[int, Rows, Rows]]:
-        """Part rows into (shard, places among `rows`, rows of that shard)."""
+    def shards_of(self, rows: Rows) -> Rows:
+        """Return the number of each row's shard."""
         assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < len(self)), "a row outside the dataset"
-        shards = np.searchsorted(self._ends, rows, side="right")
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def shard_name(self, number: int) -> tuple[str, int]:
+        """Return a shard's name and number of rows."""
+        return self._index[number]["shard"], self._index[number]["rows"]
+
+    def touch(self, number: int, *, codes: bool = True, captions: bool = False) -> None:
+        """Open what is asked for of a shard; raises as `read`."""
+        if codes:
+            self._require_open(np.array([number]))
+        if captions:
+            self._caption_column(number)
+
+    def _by_shard(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+        """Part rows into (shard, places among `rows`, rows of that shard)."""
+        shards = self.shards_of(rows)
         order = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        starts = self._ends - [row["rows"] for row in self._index]
-        return [(number := int(shards[mine[0]]), mine, rows[mine] - starts[number]) for mine in np.split(order, cuts) if len(mine)]
+        for mine in np.split(order, cuts):
+            if len(mine):
+                number = int(shards[mine[0]])
+                yield number, mine, rows[mine] - self._starts[number]
 
-    def _shard(self, number: int) -> _Shard:
-        if number in self._open:
-            self._open.move_to_end(number)
-        else:
-            _keep(self._open, number, self._map(self._index[number]))
-        return self._open[number]
+    def _require_open(self, shards: Rows) -> None:
+        """Map shards that are not, and let go of those that were mapped first, but of none of these."""
+        missing = np.unique(shards[self._slots[shards] < 0])
+        for number in missing.tolist():
+            shard = self._map(number)
+            slot = self._free.pop() if self._free else self._grow()
+            for name, addresses in shard.addresses.items():
+                self._tables[name][slot, : len(addresses)] = addresses
+            self._open[number], self._slots[number] = shard, slot
+        if len(missing) and len(self._open) > OPEN_SHARDS:
+            spare = [number for number in self._open if number not in set(shards.tolist())]
+            for number in spare[: len(self._open) - OPEN_SHARDS]:
+                del self._open[number]
+                self._free.append(int(self._slots[number]))
+                self._slots[number] = -1
 
-    def _map(self, entry: dict[str, Any]) -> _Shard:
-        path = self._whole_file(entry)
+    def _grow(self) -> int:
+        """Double the tables of addresses; return a free slot."""
+        size = len(self._tables["key"])
+        self._tables = {
+            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)]) for name, table in self._tables.items()
+        }
+        self._free = list(range(size, len(self._tables["key"])))
+        return self._free.pop()
+
+    def _map(self, number: int) -> MappedShard:
+        entry = self._index[number]
+        file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
+        codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
+        types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
+        shard = self._files.open(file, lambda path: map_shard(path, types))
+        if shard.rows != entry["rows"]:
+            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {entry['rows']}")
+        if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
+            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+        return shard
+
+    def _caption_column(self, number: int) -> pa.Array:
+        if number in self._captions:
+            self._captions.move_to_end(number)
+            return self._captions[number]
+        self._captions[number] = captions = self._read_captions(number)
+        if len(self._captions) > OPEN_CAPTIONS:
+            self._captions.popitem(last=False)
+        return captions
+
+    def _read_captions(self, number: int) -> pa.Array:
+        entry = self._index[number]
+        name, receipt = entry["meta_path"], receipt_name(entry["shard"])
         try:
-            return _views(path, ("key", *self.streams))
-        except pa.ArrowInvalid as error:
-            raise DamagedShardError(self.url, entry["path"], " ".join(str(error).split())[:120]) from None
-
-    def _whole_file(self, entry: dict[str, Any]) -> Path:
-        """Return a local path of a shard that is as the index says; a damaged copy of a remote one is fetched once more."""
-        store, name = Store(self.url), entry["path"]
-        try:
-            path = Path(store.path(name)) if store.is_local else self._copy(store, entry)
-            problem = self._problem(path, entry)
-            if problem and not store.is_local:
-                problem = self._problem(self._copy(store, entry, again=True), entry)
+            files = {file.name: file for file in Receipt.from_bytes(Store(self.url).read(receipt)).files}
         except FileNotFoundError:
-            raise DamagedShardError(self.url, name, "missing") from None
-        if problem:
-            raise DamagedShardError(self.url, name, problem)
-        return path
-
-    def _copy(self, store: Store, entry: dict[str, Any], *, again: bool = False) -> Path:
-        if self._cache is None:
-            raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
-        return self._cache.get(store, entry["path"], entry["xxh3_128"], again=again)
-
-    def _problem(self, path: Path, entry: dict[str, Any]) -> str | None:
-        if (size := path.stat().st_size) != entry["bytes"]:
-            return f"{size} bytes, the index says {entry['bytes']}"
-        if self._check == "first_touch" and (found := digest(path).xxh3_128) != entry["xxh3_128"]:
-            return f"xxh3 {found}, the index says {entry['xxh3_128']}"
-        return None
+            raise DamagedShardError(self.url, receipt, "missing") from None
+        captions = self._files.open(files[name], lambda path: pq.read_table(path, columns=["caption"])["caption"].combine_chunks())
+        if len(captions) != entry["rows"]:
+            raise DamagedShardError(self.url, name, f"{len(captions)} rows, the index says {entry['rows']}")
+        return captions
 
 
-def _keep(held: OrderedDict[int, Any], number: int, value: Any) -> None:  # noqa: ANN401
-    held[number] = value
-    if len(held) > OPEN_SHARDS:
-        held.popitem(last=False)
-
-
-def _views(path: Path, names: Sequence[str]) -> _Shard:
-    """Map a shard; each column becomes one strided view over all whole batches, so that rows are gathered by numpy."""
-    with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    whole = [batch for batch in batches if batch.num_rows == ROWS_PER_BATCH]
-    rest = batches[len(whole) :]
-    if len(rest) > 1 or any(batch.num_rows == ROWS_PER_BATCH for batch in rest):
-        raise pa.ArrowInvalid(f"batches are not of {ROWS_PER_BATCH} rows")
-    return _Shard(
-        len(whole),
-        {name: _joined([_values(batch, name) for batch in whole]) for name in names},
-        {name: _values(batch, name) for batch in rest for name in names},
-    )
-
-
-def _values(batch: pa.RecordBatch, name: str) -> Values:
-    """Return a column as (rows, values), without a copy."""
-    column = batch.column(name)
-    if pa.types.is_fixed_size_binary(column.type):
-        data = np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * KEY_BYTES, offset=column.offset * KEY_BYTES)
-        return data.reshape(len(column), KEY_BYTES)
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
-def _joined(parts: list[Values]) -> Values:
-    """Return equal, evenly spaced arrays as one view of a further axis; copies where they are not evenly spaced."""
-    if not parts:
-        return np.zeros((0, ROWS_PER_BATCH, 1), np.uint16)
-    addresses = np.array([part.ctypes.data for part in parts])
-    steps = np.diff(addresses)
-    if len(steps) and (steps != steps[0]).any():
-        return np.stack(parts)
-    first, step = parts[0], int(steps[0]) if len(steps) else 0
-    # It holds `first`, and so the memory map that all parts lie in.
-    return np.lib.stride_tricks.as_strided(first, (len(parts), *first.shape), (step, *first.strides), writeable=False)
+def _require_index(store: Store, manifest: Manifest) -> None:
+    recorded = next((file.sha256 for file in manifest.files if file.name == _INDEX), None)
+    if recorded is None:
+        raise ValueError(f"{store.url}/manifest.json names no {_INDEX}: run `dualtoken pretokenize` again")
+    if store.exists(_INDEX) and recorded == hashlib.sha256(store.read(_INDEX)).hexdigest():
+        return
+    state = "is stale: it is not the one that the manifest names" if store.exists(_INDEX) else "is missing"
+    raise ValueError(f"{store.url}/{_INDEX} {state}; run `dualtoken verify {store.url} --repair`")

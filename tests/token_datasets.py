@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import Store, digest
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
-from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, root_hash
+from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 GRID, DEPTH = 2, 2
@@ -53,25 +53,28 @@ def write_tokens(
         write_data_shard(folder / files[0], schema, keys, codes_of_rows(first, count, width, 0), codes_of_rows(first, count, width, 5))
         pq.write_table(pa.table({"key": keys, "caption": [f"{name} {row}" for row in range(first, first + count)]}), folder / files[1])
         receipts.append(_receipt(folder, shard, count, files, depth))
+        Store(str(folder)).put_bytes(receipts[-1].to_bytes(), receipt_name(shard))
     write_index(folder / "index.parquet", receipts)
     _write_manifest(folder, receipts, rows, shape, tokenizer)
     return str(folder)
 
 
+def _record(folder: Path, file: str) -> FileRecord:
+    found = digest(folder / file)
+    return FileRecord(name=file, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128)
+
+
 def _receipt(folder: Path, shard: str, rows: int, files: tuple[str, ...], depth: int) -> Receipt:
-    records = []
-    for file in files:
-        found = digest(folder / file)
-        records.append(FileRecord(name=file, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128))
     usage = {"semantic_usage": [1.0] * depth, "pixel_usage": [1.0] * depth}
     return Receipt(
         stage="pretokenize", corpus="a", unit=shard, fingerprint="0" * 12, attempt="1", rows=rows, counts={"ok": rows},
-        files=tuple(records), facts=usage, finished_at=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), seconds=1.0,
+        files=tuple(_record(folder, file) for file in files), facts=usage,
+        finished_at=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), seconds=1.0,
     )  # fmt: skip
 
 
 def _write_manifest(folder: Path, receipts: list[Receipt], rows: int, shape: TokenizerConfig, tokenizer: str) -> None:
-    moment = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+    moment, index = datetime(2026, 1, 1, tzinfo=UTC).isoformat(), (_record(folder, "index.parquet"),)
     details = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": {"fingerprint": tokenizer, "sha256": tokenizer * 5},
@@ -82,9 +85,10 @@ def _write_manifest(folder: Path, receipts: list[Receipt], rows: int, shape: Tok
         "shards": len(receipts),
     }
     manifest = Manifest(
-        stage="pretokenize", corpus="a", fingerprint="0" * 12, root_hash=root_hash(file for one in receipts for file in one.files),
+        stage="pretokenize", corpus="a", fingerprint="0" * 12,
+        root_hash=root_hash((*(file for one in receipts for file in one.files), *index)),
         rows_in=rows, counts={"ok": rows}, units={one.unit: one.rows for one in receipts},
         bytes=sum(file.bytes for one in receipts for file in one.files), seconds=1.0, first_started_at=moment,
-        last_finished_at=moment, files=(), details=details,
+        last_finished_at=moment, files=index, details=details,
     )  # fmt: skip
     Store(str(folder)).put_bytes(manifest.to_bytes(), MANIFEST_FILE)

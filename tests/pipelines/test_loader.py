@@ -1,17 +1,27 @@
 """The loader: every key once, and a resumed run takes the samples of an uninterrupted one, however it is spread."""
 
+import contextlib
+import itertools
 import json
 import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.load_plan import Samples
 from pipelines.loader import LoadPlan, TokenBatch, TokenLoader, iterate
 from pipelines.token_reader import TokenDataset
+from tests.loader_workers import by_workers
 from tests.token_datasets import key_of, write_tokens
 
 ROWS = {"a": 700, "b": 130}
@@ -28,7 +38,7 @@ def keys(batches: list[TokenBatch]) -> Counter[bytes]:
 
 
 def spread(
-    plan: LoadPlan, batch_size: int, world_size: int, steps: int | None = None, state: dict[str, object] | None = None
+    plan: LoadPlan, batch_size: int, world_size: int, steps: int | None = None, state: dict[str, object] | None = None, workers: int = 1
 ) -> tuple[list[TokenBatch], dict[str, object]]:
     """Run all ranks for some steps, or to the end; return all ranks' batches and the state after them."""
     batches, states = [], []
@@ -36,7 +46,7 @@ def spread(
         loader = TokenLoader(plan, batch_size, rank=rank, world_size=world_size)
         if state is not None:
             loader.load_state_dict(state)
-        mine = [batch for _, batch in zip(range(steps) if steps is not None else iter(int, 1), loader, strict=False)]
+        mine = list(itertools.islice(by_workers(loader, workers), steps))
         batches += mine
         states.append(json.loads(json.dumps(loader.state_dict(mine[-1] if mine else None))))
     assert all(one == states[0] for one in states)
@@ -44,11 +54,11 @@ def spread(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch_size=st.integers(1, 90), world_size=st.integers(1, 7), seed=st.integers(0, 9))
+@given(batch_size=st.integers(1, 90), world_size=st.integers(1, 7), workers=st.integers(1, 4), seed=st.integers(0, 9))
 def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
-    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, seed: int
+    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, seed: int
 ) -> None:
-    batches, state = spread(LoadPlan(datasets=datasets, seed=seed), batch_size, world_size)
+    batches, state = spread(LoadPlan(datasets=datasets, seed=seed), batch_size, world_size, workers=workers)
     assert keys(batches) == Counter(key_of(name, row) for name, rows in ROWS.items() for row in range(rows))
     assert state["samples"] == sum(ROWS.values())
     assert len({len(batches) % world_size}) == 1
@@ -69,14 +79,13 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
             ]
         )
     )
-    first, state = spread(plan, data.draw(st.integers(1, 60)), data.draw(st.integers(1, 5)), steps=data.draw(st.integers(0, 4)))
-    batch_size, world_size = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 5))
-    second, end = spread(plan, batch_size, world_size, steps=data.draw(st.integers(1, 4)), state=state)
+    ranks, batch_sizes, steps, workers = (st.integers(*ends) for ends in ((1, 5), (1, 60), (0, 4), (1, 3)))
+    first, state = spread(plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), workers=data.draw(workers))
+    second, end = spread(plan, data.draw(batch_sizes), data.draw(ranks), 1 + data.draw(steps), state, data.draw(workers))
     total = end["samples"]
     assert isinstance(total, int)
-    whole = [batch for batch, _ in zip(TokenLoader(plan, 1), range(total), strict=False)]
-    assert keys(first) + keys(second) == keys(whole)
-    assert sum(keys(whole).values()) == total
+    samples = Samples(plan)
+    assert keys(first) + keys(second) == Counter(key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -110,6 +119,57 @@ def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tupl
     (batch,) = TokenLoader(in_order, 2000)
     assert batch.captions is not None
     assert Counter(batch.captions) == Counter(f"a {row}" for row in range(700))
+
+
+def test_a_batch_that_is_held_stays_as_it_is(datasets: tuple[TokenDataset, ...]) -> None:
+    loader = TokenLoader(LoadPlan(datasets=datasets), 8)
+    held = [(batch, batch.keys.clone()) for batch in loader]
+    semantic = next(iter(loader)).semantic
+    assert semantic is not None
+    row, alone = semantic[3], semantic[3].clone()
+    del semantic
+    for _ in loader:
+        pass
+    assert torch.equal(row, alone), "memory of a batch of which a part is still held"
+    assert all(torch.equal(batch.keys, copy) for batch, copy in held)
+
+
+def test_a_worker_that_hangs_is_told_within_the_time_given(datasets: tuple[TokenDataset, ...]) -> None:
+    with pytest.raises(TimeoutError, match=r"no batch came for 1 s: look at the storage of .*/a"):
+        list(iterate(_Hanging(LoadPlan(datasets=datasets), 64), num_workers=1, stall_seconds=1))
+
+
+class _Hanging(TokenLoader):
+    """Storage that gives a first batch and never answers again."""
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        for batch in super().__iter__():
+            yield batch
+            time.sleep(600)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDataset, ...]) -> None:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    run = context.Process(target=_report_then_wait, args=(TokenLoader(LoadPlan(datasets=datasets), 8), sender))
+    run.start()
+    assert receiver.poll(60)
+    workers = receiver.recv()
+    run.kill()
+    run.join()
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    assert not [file.name for file in Path("/dev/shm").iterdir() if any(str(process) in file.name for process in (run.pid, *workers))]
+
+
+def _report_then_wait(loader: TokenLoader, sender: Any) -> None:
+    batches = iterate(loader, num_workers=2)
+    next(batches)
+    sender.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(600)
 
 
 def _first_key(loader: TokenLoader) -> bytes:

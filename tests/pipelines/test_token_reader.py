@@ -1,7 +1,13 @@
 """Any rows of a token dataset, in any order; a damaged or foreign one is refused by name and never read."""
 
+import ctypes
+import faulthandler
+import mmap
+import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +15,11 @@ import numpy as np
 import pytest
 
 from infra.storage import Store
+from pipelines import token_reader
+from pipelines.checked_files import DamagedShardError
 from pipelines.receipts import MANIFEST_FILE, read_manifest
 from pipelines.shard_cache import ShardCache
-from pipelines.token_reader import DamagedShardError, TokenDataset
+from pipelines.token_reader import TokenDataset
 from tests.s3_servers import s3_server
 from tests.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
@@ -101,6 +109,94 @@ def test_an_unfinished_newer_or_foreign_dataset_is_refused_by_name(tokens: str, 
         TokenDataset(store.url)
 
 
+def test_a_stale_or_missing_index_is_refused_by_name(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    older = write_tokens(tmp_path / "older", ROWS - 1)
+    shutil.copy(f"{older}/index.parquet", tmp_path / "copy/index.parquet")
+    with pytest.raises(ValueError, match=r"copy/index\.parquet is stale: .*; run `dualtoken verify"):
+        TokenDataset(str(tmp_path / "copy"))
+    (tmp_path / "copy/index.parquet").unlink()
+    with pytest.raises(ValueError, match=r"copy/index\.parquet is missing"):
+        TokenDataset(str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("rows", [290, 300])
+def test_a_shard_of_another_dataset_is_named_though_no_checksum_is_looked_at(rows: int, tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    other = write_tokens(tmp_path / "other", rows, tokenizer="e" * 12)
+    shutil.copy(f"{other}/data/00000.arrow", tmp_path / "copy/data/00001.arrow")
+    said = "codes of tokenizer e" if rows == 300 else "bytes, the index says"
+    with pytest.raises(DamagedShardError, match=rf"00001\.arrow is damaged \(.*{said}"):
+        TokenDataset(str(tmp_path / "copy"), check="never").read(np.array([300]))
+
+
+@pytest.mark.parametrize(("name", "said"), [("meta/00001.parquet", "xxh3"), ("receipts/00001.json", "missing")])
+def test_captions_are_checked_with_their_receipt(name: str, said: str, tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    damage = flip if name.endswith("parquet") else Path.unlink
+    damage(tmp_path / "copy" / name)
+    dataset = TokenDataset(str(tmp_path / "copy"))
+    assert dataset.captions(np.array([0])) == ["a 0"]
+    with pytest.raises(DamagedShardError, match=rf"{name} is damaged \({said}"):
+        dataset.captions(np.array([0, 300]))
+
+
+def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
+    tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    monkeypatch.setattr(token_reader, "OPEN_SHARDS", 1)
+    dataset, shard = TokenDataset(str(tmp_path / "copy")), tmp_path / "copy/data/00000.arrow"
+    state = shard.stat()
+    assert len(dataset.read(np.array([0, 300])).keys) == 2, "shards of one call are all mapped at once"
+    dataset.read(np.array([600]))
+    flip(shard)
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))  # as if nothing had been written
+    dataset.read(np.array([0]))
+    dataset.read(np.array([600]))
+    os.utime(shard)
+    with pytest.raises(DamagedShardError, match=r"00000\.arrow is damaged"):
+        dataset.read(np.array([0]))
+
+
+@pytest.mark.parametrize(("stream", "other"), [("semantic", "pixel"), ("pixel", "semantic")])
+def test_a_view_of_one_stream_touches_no_page_of_the_other(stream: str, other: str, tmp_path: Path) -> None:
+    """The other column's pages may not be read at all in a child process: one touch of them kills it."""
+    folder = write_tokens(tmp_path / "a", 600, grid=8, depth=8)
+    for column, status in ((stream, 0), (other, -signal.SIGSEGV)):
+        child = multiprocessing.get_context("fork").Process(target=_read_behind_bars, args=(folder, stream, other, column))
+        child.start()
+        child.join(60)
+        assert child.exitcode == status
+
+
+def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
+    dataset, libc = TokenDataset(folder, streams=[stream, other], check="never"), ctypes.CDLL(None, use_errno=True)
+    rows = np.arange(0, 600, 7)
+    dataset.read(rows)  # all is mapped
+    for shard in dataset._open.values():
+        for begin, batch in zip(shard.addresses[other].tolist(), shard.batches, strict=True):
+            first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+            pages = (begin + batch.num_rows * 2 * dataset.width(other) - first) // mmap.PAGESIZE
+            assert pages > 1
+            assert libc.mprotect(ctypes.c_void_p(first), ctypes.c_size_t(pages * mmap.PAGESIZE), 0) == 0
+    dataset.streams = (asked,)
+    faulthandler.disable()  # the fault is what the test waits for
+    dataset.read(rows)
+    os._exit(0)
+
+
+class _Hasty(ShardCache):
+    """A cache that another process makes room in: each copy is gone once before it can be mapped."""
+
+    def get(self, store: Store, name: str, checksum: str, *, again: bool = False) -> Path:
+        fresh = not (self.folder / f"{checksum}.lock").exists()
+        copy = super().get(store, name, checksum, again=again)
+        if fresh:
+            copy.unlink()
+        return copy
+
+
 def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fetched_again(tokens: str, tmp_path: Path) -> None:
     with s3_server("rclone", tmp_path / "server") as bucket:
         remote = Store(f"{bucket}/a")
@@ -118,6 +214,8 @@ def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fet
         assert again.pixel is not None
         assert expected.pixel is not None
         assert np.array_equal(again.pixel, expected.pixel)
+        hasty = _Hasty(tmp_path / "hasty", max_bytes=3 * size)
+        assert np.array_equal(TokenDataset(remote.url, cache=hasty).read(np.arange(ROWS)).keys, expected.keys)
         flip(tmp_path / "server/test/a/data/00003.arrow")
         with pytest.raises(DamagedShardError, match=r"data/00003\.arrow is damaged"):
             TokenDataset(remote.url, cache=ShardCache(tmp_path / "new", 3 * size)).read(np.array([1000]))

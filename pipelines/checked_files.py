@@ -1,0 +1,81 @@
+"""Opens a dataset's files after a look at their size and checksum; copies remote ones first, and fetches damaged copies again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+import xxhash
+
+from infra.storage import CHUNK_BYTES, Store
+from pipelines.receipts import FileRecord
+from pipelines.shard_cache import ShardCache
+
+T = TypeVar("T")
+Check = Literal["first_touch", "never"]
+_TRIES = 3
+
+
+class DamagedShardError(OSError):
+    """A shard is not what its dataset says; training on it would be training on other codes."""
+
+    def __init__(self, url: str, name: str, problem: str) -> None:
+        super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
+        self.url, self.name, self.problem = url, name, problem
+
+
+class CheckedFiles:
+    """The files of one dataset, as its records say they are; goes to other processes by fork or pickle."""
+
+    def __init__(self, url: str, check: Check, cache: ShardCache | None) -> None:
+        self.url, self.check, self.cache = url, check, cache
+        self._checked: set[str] = set()
+
+    def open(self, file: FileRecord, read: Callable[[Path], T]) -> T:
+        """Read a file that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
+        store = Store(self.url)
+        for turn in range(1, _TRIES + 1):
+            try:
+                return read(self._whole(store, file))
+            except FileNotFoundError:
+                # Another process may have let a copy go, to make room, before it was mapped here.
+                if store.is_local or turn == _TRIES or not store.exists(file.name):
+                    raise DamagedShardError(self.url, file.name, "missing") from None
+            except pa.ArrowInvalid as error:
+                raise DamagedShardError(self.url, file.name, " ".join(str(error).split())[:120]) from None
+        raise AssertionError("unreachable")
+
+    def _whole(self, store: Store, file: FileRecord) -> Path:
+        path = Path(store.path(file.name)) if store.is_local else self._copy(store, file)
+        problem = self._problem(path, file)
+        if problem and not store.is_local:
+            path = self._copy(store, file, again=True)
+            problem = self._problem(path, file)
+        if problem:
+            raise DamagedShardError(self.url, file.name, problem)
+        return path
+
+    def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:
+        if self.cache is None:
+            raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
+        return self.cache.get(store, file.name, file.xxh3_128, again=again)
+
+    def _problem(self, path: Path, file: FileRecord) -> str | None:
+        state = path.stat()
+        if state.st_size != file.bytes:
+            return f"{state.st_size} bytes, the index says {file.bytes}"
+        # What was found whole before is not read again when its map was let go.
+        mark = f"{path} {state.st_mtime_ns} {state.st_ino}"
+        if self.check == "first_touch" and mark not in self._checked:
+            if (found := _xxh3(path)) != file.xxh3_128:
+                return f"xxh3 {found}, the index says {file.xxh3_128}"
+            self._checked.add(mark)
+        return None
+
+
+def _xxh3(path: Path) -> str:
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()

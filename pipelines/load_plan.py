@@ -1,0 +1,170 @@
+"""What a training run reads, and in which order: sample number n is a pure function of (datasets, seed, n).
+
+The mixture says which corpus a sample is of, a permutation which row. Loaders differ in how they cut this one sequence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pipelines.mapped_shards import Buffers, Rows, copy_rows
+from pipelines.mixture import Mixture, mixture, whole_epochs
+from pipelines.permutation import Permutation
+from pipelines.quarantine import Quarantine
+from pipelines.token_reader import TokenDataset, TokenRows
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan:
+    """What a run reads, and in which order."""
+
+    datasets: tuple[TokenDataset, ...]
+    weights: Mapping[int, Sequence[float]] | None = None
+    """Shares by first sample, such as {0: [3, 1], 1_000_000: [1, 1]}: an endless run."""
+    epochs: tuple[float, ...] | None = None
+    """How often each dataset is read, such as (1, 2.5), evenly over the run: a run of so many samples. By default once each."""
+    seed: int = 0
+    shuffle: bool = True
+    with_captions: bool = False
+    on_damage: Literal["raise", "quarantine"] = "raise"
+    """A damaged shard, fetched again where it is remote, ends the run, or is left out of it and written into `damage_ledger`."""
+    damage_ledger: Path | None = None
+    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason."""
+
+    def __post_init__(self) -> None:
+        first, *others = self.datasets
+        for other in others:
+            if other.tokenizer_sha256 != first.tokenizer_sha256:
+                raise ValueError(
+                    f"{first.url} has tokens of tokenizer {first.tokenizer_fingerprint}, {other.url} of {other.tokenizer_fingerprint}: "
+                    "a mixture has one tokenizer; pretokenize one of them again"
+                )
+            if other.streams != first.streams:
+                raise ValueError(f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike")
+        if self.weights is not None and self.epochs is not None:
+            raise ValueError("weights and epochs are both given: weights make an endless run, epochs a finite one")
+        for name, given in (("epochs", self.epochs), *(("weights", row) for row in (self.weights or {}).values())):
+            if given is not None and len(given) != len(self.datasets):
+                raise ValueError(f"{name}={list(given)} for {len(self.datasets)} datasets: give one each")
+        if empty := [dataset.url for dataset in self.datasets if not len(dataset)]:
+            raise ValueError(f"{empty[0]} has no rows: leave it out")
+        if self.on_damage == "quarantine" and self.damage_ledger is None:
+            raise ValueError("on_damage=quarantine without damage_ledger: name a file to write lost shards into")
+
+    def order(self) -> Mixture:
+        """Return the order of the sources."""
+        if self.weights is not None:
+            return mixture(self.weights, self.seed)
+        epochs = self.epochs or (1.0,) * len(self.datasets)
+        return whole_epochs([int(len(dataset) * times) for dataset, times in zip(self.datasets, epochs, strict=True)], self.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides which sample has which number."""
+        return {
+            "datasets": [dataset.fingerprint for dataset in self.datasets],
+            "weights": {str(first): list(row) for first, row in self.weights.items()} if self.weights else None,
+            "epochs": list(self.epochs) if self.epochs else None,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
+
+
+class Places(NamedTuple):
+    """Where samples lie."""
+
+    numbers: Rows
+    """(B,) of the samples in their run."""
+    source: Rows
+    """(B,) which dataset."""
+    rows: Rows
+    """(B,) of that dataset."""
+
+    def at(self, which: Flags | slice) -> "Places":
+        """Return some of them."""
+        return Places(self.numbers[which], self.source[which], self.rows[which])
+
+
+class Samples:
+    """Random access to a plan's samples by number."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self.plan, self.order, self._buffers = plan, plan.order(), Buffers()
+        self._quarantine = Quarantine(plan.damage_ledger) if plan.on_damage == "quarantine" and plan.damage_ledger else None
+
+    def find(self, numbers: Rows) -> Places:
+        """Return where samples lie."""
+        source, number = self.order.choose(numbers)
+        rows = np.empty_like(numbers)
+        for one, mine in _by_source(source):
+            rows[mine] = _rows_of(self.plan, one, number[mine])
+        return Places(numbers, source, rows)
+
+    def readable(self, places: Places, *, captions: bool) -> Flags:
+        """Return which samples are there: all, but under quarantine those of damaged shards."""
+        there = np.ones(len(places.numbers), bool)
+        if self._quarantine:
+            for one, mine in _by_source(places.source):
+                there[mine] = ~self._quarantine.lost(self.plan.datasets[one], places.rows[mine], captions=captions)
+        return there
+
+    def read(self, places: Places) -> TokenRows:
+        """Return keys and codes; raises `DamagedShardError`."""
+        datasets = self.plan.datasets
+        if len(datasets) == 1:
+            found = datasets[0].addresses(places.rows)
+        else:
+            found = {name: np.empty_like(places.rows) for name in ("key", *datasets[0].streams)}
+            for one, mine in _by_source(places.source):
+                for name, addresses in datasets[one].addresses(places.rows[mine]).items():
+                    found[name][mine] = addresses
+        columns = {name: self._buffers.take(len(places.rows), datasets[0].width(name)) for name in found}
+        for name, addresses in found.items():
+            copy_rows(addresses, columns[name])
+        return datasets[0].shaped(columns)
+
+    def captions(self, places: Places) -> list[str]:
+        """Return captions; raises `DamagedShardError`."""
+        out = [""] * len(places.numbers)
+        for one, mine in _by_source(places.source):
+            for place, caption in zip(mine.tolist(), self.plan.datasets[one].captions(places.rows[mine]), strict=True):
+                out[place] = caption
+        return out
+
+
+def _by_source(source: Rows) -> list[tuple[int, Rows]]:
+    """Part samples into (dataset, places)."""
+    return [(int(one), np.flatnonzero(source == one)) for one in np.unique(source)]
+
+
+def _rows_of(plan: LoadPlan, source: int, numbers: Rows) -> Rows:
+    """Return the rows of a source's samples, which are counted on over its epochs."""
+    size = len(plan.datasets[source])
+    epochs, positions = np.divmod(numbers, size)
+    if not plan.shuffle:
+        return positions
+    rows = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = _permutation(size, plan.seed, int(epoch), plan.datasets[source].fingerprint)(positions[here])
+    return rows
+
+
+@lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, epoch: int, name: str) -> Permutation:
+    return Permutation(size, seed, epoch, name)
+
+
+def require_same_plan(state: Mapping[str, Any], version: int, ours: Mapping[str, Any]) -> None:
+    """Raise ValueError where a loader's state is of another version, or of other data, weights, order or settings."""
+    if state.get("version") != version:
+        raise ValueError(f"loader state has version {state.get('version')}, this reads {version}: start anew, or update dualtoken")
+    theirs = state["plan"]
+    if differ := [name for name in ours if ours[name] != theirs.get(name)]:
+        name = differ[0]
+        raise ValueError(f"loader state has {name}={theirs.get(name)}, this run {ours[name]}: make them equal, or start anew")
