@@ -12,6 +12,8 @@ from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import plan_table, show, status_table
+from jobs.token_commands import inspect
+from jobs.upkeep_commands import explain, gc
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
 from pipelines.executors import open_executor
@@ -66,6 +68,11 @@ def run(
 app.command()(submit)
 for _command in (convert, tokenize, reconstruct, export):
     app.command(rich_help_panel="A saved tokenizer")(_command)
+
+for _command in (inspect,):
+    app.command(rich_help_panel="Token datasets")(_command)
+for _command in (explain, gc):
+    app.command(rich_help_panel="Upkeep")(_command)
 
 
 @app.command()

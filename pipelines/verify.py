@@ -82,7 +82,7 @@ def verify_stage(store: Store) -> Verified:
     findings += _check_manifest(store, receipts, present)
     manifest_files = _manifest_files(store, present)
     for file, unit in [*expected.values(), *((file, None) for file in manifest_files)]:
-        if problem := _check_file(store, file, present.get(file.name)):
+        if problem := check_file(store, file, present.get(file.name)):
             findings.append(Finding(store.url, file.name, problem, unit))
     known = {STAGE_FILE, MANIFEST_FILE, *expected, *(file.name for file in manifest_files)}
     extra = [name for name in present if name not in known and not name.startswith(f"{RECEIPTS}/")]
@@ -111,7 +111,8 @@ def _check_manifest(store: Store, receipts: list[Receipt], present: dict[str, in
         yield Finding(store.url, MANIFEST_FILE, "altered: its root hash differs from the receipts'", None)
 
 
-def _check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
+def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
+    """Return how a file of `size` bytes differs from its record, or None; None for a size is no file."""
     if size is None:
         return "missing"
     if size != file.bytes:
