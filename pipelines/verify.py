@@ -37,6 +37,8 @@ class Finding:
     """missing, extra, truncated, altered, unreadable or unfinished, with what was seen."""
     unit: str | None
     """Whose work would restore it; None where no unit made it."""
+    as_committed: bool = False
+    """The file is as its receipt says, and wrong all the same: done again, it may well have other bytes."""
 
     def __str__(self) -> str:
         return f"{join(self.folder, self.name)}: {self.problem}"
@@ -142,6 +144,7 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     if planned.job is None or planned.job.fingerprint != record.fingerprint:
         raise UserError(f"{damaged.folder} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")
     before = {finding.unit: _committed(store, finding.unit) for finding in damaged.findings if finding.unit}
+    wrong_already = {finding.unit for finding in damaged.findings if finding.as_committed}
     store.remove(MANIFEST_FILE)
     for unit, files in before.items():
         for file in files:
@@ -149,7 +152,7 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
         store.remove(receipt_name(unit))
     run_planned([Planner(recipe).one(record.stage, record.corpus)], executor, say)
     for unit, files in before.items():
-        if files and (changed := set(_committed(store, unit)) ^ set(files)):
+        if files and unit not in wrong_already and (changed := set(_committed(store, unit)) ^ set(files)):
             store.remove(MANIFEST_FILE)
             store.remove(receipt_name(unit))
             raise UserError(f"{join(store.url, min(file.name for file in changed))}: the unit gave other bytes than it did first")
