@@ -1,5 +1,6 @@
 """The commands on a token dataset: `inspect`, `export-tokens`, `card`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,26 @@ import typer
 
 from infra.storage import scratch_folder
 from jobs.session import say
+from pipelines.errors import ExitCode
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
+
+
+class TokenFormat(StrEnum):
+    """What `export-tokens` writes."""
+
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
+    HF = "hf"
+    MEGATRON = "megatron"
+
+
+class Streams(StrEnum):
+    """Which codes `export-tokens` writes."""
+
+    BOTH = "both"
+    SEMANTIC = "semantic"
+    PIXEL = "pixel"
 
 
 def inspect(
@@ -31,3 +52,24 @@ def inspect(
             image.parent.mkdir(parents=True, exist_ok=True)
             picture.save(image, "PNG")
             say(f"{image}: {picture.width} x {picture.height} pixels")
+
+
+def export_tokens(
+    dataset: DatasetArgument,
+    format: Annotated[TokenFormat, typer.Option("--format", help="Of which tool.")],  # noqa: A002
+    out: Annotated[str, typer.Option("--out", help="An empty folder; a path or URL.")],
+    streams: Annotated[Streams, typer.Option("--streams", help="Which codes.")] = Streams.BOTH,
+    first_id: Annotated[int, typer.Option("--first-id", min=0, help="Megatron: the id of semantic code 0, such as the text's ids.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint.")] = None,
+) -> None:
+    """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
+    from pipelines.token_export import STREAMS, DamagedShardError  # noqa: PLC0415
+    from pipelines.token_export import export_tokens as write  # noqa: PLC0415
+
+    chosen = STREAMS if streams == Streams.BOTH else (streams.value,)
+    try:
+        done = write(dataset, format.value, out, streams=chosen, first_id=first_id, tokenizer=tokenizer)
+    except DamagedShardError as error:
+        typer.echo(f"dualtoken: {error}", err=True)
+        raise typer.Exit(ExitCode.BUG) from None
+    say(f"{out}: {done.rows:,} rows in {len(done.files)} files, {sum(file.bytes for file in done.files):,} bytes, as {done.format}")

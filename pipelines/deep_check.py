@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.storage import Store, digest, scratch_folder
 from pipelines.errors import UserError
@@ -116,7 +117,7 @@ def _problems(store: Store, shard: _Shard) -> Iterator[str]:
     if keys != read_table(store, f"meta/{unit}.parquet", ["key"])["key"].to_pylist():
         yield f"its keys are not those of meta/{unit}.parquet, row by row"
     ledger = read_table(store, f"{LEDGERS}/{unit}.parquet")
-    kept = ledger.filter(pa.compute.equal(ledger["status"], pa.scalar(Status.OK.value)))["key"].to_pylist()
+    kept = ledger.filter(pc.equal(ledger["status"], pa.scalar(Status.OK.value)))["key"].to_pylist()
     variants = len(keys) // len(kept) if kept else 1
     if keys != [key for key in kept for _ in range(variants)]:
         yield f"its keys are not those that ledger/{unit}.parquet passed on"

@@ -4,6 +4,7 @@ A fingerprint is the hash of a step's version, its settings and the root hashes 
 identities are compared key by key; an input that differs is followed to the step whose own settings differ.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -39,11 +40,12 @@ class Change(NamedTuple):
     step: str
     """Whose own setting it is."""
     key: str
-    old: Any
-    new: Any
+    old: str
+    """JSON, or `ABSENT`."""
+    new: str
 
     def __str__(self) -> str:
-        return f"{self.step}: {self.key}: {self.old!r} -> {self.new!r}"
+        return f"{self.step}: {self.key}: {self.old} -> {self.new}"
 
 
 class Explanation(NamedTuple):
@@ -109,7 +111,7 @@ class _Comparison:
         return self._changes[key]
 
     def _find_changes(self, old: Identity, new: Identity) -> Iterator[Change]:
-        yield from (Change(new.label, key, *values) for key, *values in _differences(old.own, new.own))
+        yield from (Change(new.label, key, _text(was), _text(now)) for key, was, now in _differences(old.own, new.own))
         for name in sorted({*old.hashes, *new.hashes}):
             if name not in new.hashes or name not in old.hashes:
                 yield Change(new.label, f"reads {name.replace('/', ' ')}", str(name in old.hashes), str(name in new.hashes))
@@ -137,6 +139,10 @@ def _differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any
             yield from _differences(was, now, f"{place}.{number}")
     elif old != new:
         yield place, old, new
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    return ABSENT if value == ABSENT else json.dumps(value, ensure_ascii=False)
 
 
 def explain(planner: Planner, other: Planner | None = None) -> Iterator[Explanation]:

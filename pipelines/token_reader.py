@@ -86,6 +86,10 @@ class TokenDataset:
         """Leave the memory maps behind."""
         return {**self.__dict__, "_open": OrderedDict(), "_captions": OrderedDict()}
 
+    def shards(self) -> list[tuple[str, int]]:
+        """Return the shards' names and rows, in the order of the rows."""
+        return [(row["shard"], row["rows"]) for row in self._index]
+
     def require_tokenizer(self, fingerprint: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
         if fingerprint != self.tokenizer_fingerprint:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import Store, digest
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
-from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, root_hash
+from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 GRID, DEPTH = 2, 2
@@ -53,6 +53,9 @@ def write_tokens(
         write_data_shard(folder / files[0], schema, keys, codes_of_rows(first, count, width, 0), codes_of_rows(first, count, width, 5))
         pq.write_table(pa.table({"key": keys, "caption": [f"{name} {row}" for row in range(first, first + count)]}), folder / files[1])
         receipts.append(_receipt(folder, shard, count, files, depth))
+    (folder / "receipts").mkdir()
+    for receipt in receipts:
+        (folder / receipt_name(receipt.unit)).write_bytes(receipt.to_bytes())
     write_index(folder / "index.parquet", receipts)
     _write_manifest(folder, receipts, rows, shape, tokenizer)
     return str(folder)
