@@ -13,7 +13,7 @@ from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import plan_table, show, status_table
-from jobs.token_commands import export_tokens, inspect
+from jobs.token_commands import card, export_tokens, inspect
 from jobs.upkeep_commands import explain, gc
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
@@ -73,7 +73,7 @@ app.command()(submit)
 for _command in (convert, tokenize, reconstruct, export):
     app.command(rich_help_panel="A saved tokenizer")(_command)
 
-for _name, _command in {"inspect": inspect, "export-tokens": export_tokens}.items():
+for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
     app.command(_name, rich_help_panel="Token datasets")(_command)
 for _command in (explain, gc):
     app.command(rich_help_panel="Upkeep")(_command)

@@ -8,7 +8,7 @@ import typer
 
 from infra.storage import scratch_folder
 from jobs.session import say
-from pipelines.errors import ExitCode
+from pipelines.errors import ExitCode, UserError
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
 
@@ -73,3 +73,31 @@ def export_tokens(
         typer.echo(f"dualtoken: {error}", err=True)
         raise typer.Exit(ExitCode.BUG) from None
     say(f"{out}: {done.rows:,} rows in {len(done.files)} files, {sum(file.bytes for file in done.files):,} bytes, as {done.format}")
+
+
+def card(
+    dataset: DatasetArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")] = None,
+) -> None:
+    """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
+    from infra.storage import Store  # noqa: PLC0415
+    from pipelines.data_card import CARD  # noqa: PLC0415
+    from pipelines.data_card import card as compose  # noqa: PLC0415
+    from pipelines.receipts import read_receipts  # noqa: PLC0415
+    from pipelines.stage_folder import read_stage, stage_job  # noqa: PLC0415
+    from pipelines.token_shards import require_finished  # noqa: PLC0415
+
+    store = Store(dataset)
+    record = read_stage(store)
+    if record.stage != "pretokenize":
+        raise UserError(f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
+    try:
+        details = require_finished(store).details
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    # Datasets from before cards were written have none.
+    text = store.read(CARD).decode() if store.exists(CARD) else compose(stage_job(store, record), details, read_receipts(store))
+    if out is None:
+        say(text.rstrip())
+    else:
+        out.write_text(text, encoding="utf-8")
