@@ -14,7 +14,7 @@ from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import plan_table, show, status_table
 from jobs.token_commands import card, export_tokens, inspect
-from jobs.upkeep_commands import explain, gc
+from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
 from pipelines.executors import open_executor
@@ -75,7 +75,7 @@ for _command in (convert, tokenize, reconstruct, export):
 
 for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
     app.command(_name, rich_help_panel="Token datasets")(_command)
-for _command in (explain, gc):
+for _command in (explain, forget, gc):
     app.command(rich_help_panel="Upkeep")(_command)
 
 

@@ -86,7 +86,7 @@ class _Comparison:
                 planned.job.fingerprint if planned.job else None,
                 {"version": step.version, **step.settings(planner.recipe, corpus)},
                 {input_name(of, its): self.planned(planner, of, its) for of, its in reads},
-                {name: manifest.root_hash if manifest else None for name, manifest in manifests.items()},
+                {name: manifest.stands_for if manifest else None for name, manifest in manifests.items()},
             )
         return self._planned[key]
 

@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.plan import Planned, Planner
 from pipelines.receipts import LEDGERS, MANIFEST_FILE, RECEIPTS, STAGE_FILE, UNTRACKED, Manifest, Receipt, StageRecord
 from pipelines.stage_folder import input_folders
+from pipelines.tombstones import FORGOTTEN_FILE
 
 
 class Kind(StrEnum):
@@ -98,7 +99,7 @@ def _orphans(root: Store, folder: str, held: list[StoredFile]) -> Iterator[Garba
     """Yield the files of a stage's folder that its receipts and its manifest do not name."""
     names = {file.name.removeprefix(f"{folder}/"): file for file in held}
     receipts = [name for name in names if name.startswith(f"{RECEIPTS}/") and not names[name].is_leftover]
-    named = {STAGE_FILE, MANIFEST_FILE, *receipts}
+    named = {STAGE_FILE, MANIFEST_FILE, FORGOTTEN_FILE, *receipts}
     try:
         for name in receipts:
             named |= {file.name for file in Receipt.from_bytes(root.read(join(folder, name))).files}

@@ -25,6 +25,7 @@ from pipelines.receipts import (
 )
 from pipelines.run import run_planned
 from pipelines.steps import STEPS
+from pipelines.tombstones import FORGOTTEN_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def verify_stage(store: Store) -> Verified:
     for file, unit in [*expected.values(), *((file, None) for file in manifest_files)]:
         if problem := check_file(store, file, present.get(file.name)):
             findings.append(Finding(store.url, file.name, problem, unit))
-    known = {STAGE_FILE, MANIFEST_FILE, *expected, *(file.name for file in manifest_files)}
+    known = {STAGE_FILE, MANIFEST_FILE, FORGOTTEN_FILE, *expected, *(file.name for file in manifest_files)}
     extra = [name for name in present if name not in known and not name.startswith(f"{RECEIPTS}/")]
     findings += [Finding(store.url, name, "extra: no receipt names it", None) for name in extra]
     return Verified(store.url, len(present), sum(present.values()), tuple(findings))
