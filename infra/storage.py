@@ -13,16 +13,18 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 CHUNK_BYTES = 1 << 20
-PART = ".part"
+PART, PROBE = ".part", ".probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,21 @@ class FileDigest:
     bytes: int
     sha256: str
     xxh3_128: str
+
+
+class StoredFile(NamedTuple):
+    """What a listing says of a file."""
+
+    name: str
+    bytes: int
+    modified: float
+    """Seconds since 1970, by the clock of whoever stores it."""
+
+    @property
+    def is_leftover(self) -> bool:
+        """Whether a killed write left it behind."""
+        base = self.name.rpartition("/")[2]
+        return base.startswith(".") and (base.endswith(PART) or base.startswith(PROBE))
 
 
 def digest(path: Path) -> FileDigest:
@@ -136,14 +153,19 @@ class Store:
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind."""
+        for name, size, _ in (file for file in self.entries(folder) if not file.is_leftover):
+            yield name, size
+
+    def entries(self, folder: str = "") -> Iterator[StoredFile]:
+        """Yield every file below a folder, in order of name, with its time; what a killed write left behind too."""
         try:
             found = self.fs.find(self.path(folder), detail=True)
         except FileNotFoundError:
             return
         for path, info in sorted(found.items()):
-            if path.endswith(PART) and path.rpartition("/")[2].startswith("."):
-                continue
-            yield path.removeprefix(self.root).lstrip("/"), int(info["size"])
+            moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
+            seconds = moment.timestamp() if isinstance(moment, datetime) else float(moment)
+            yield StoredFile(path.removeprefix(self.root).lstrip("/"), int(info["size"]), seconds)
 
     def remove(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""
@@ -151,6 +173,13 @@ class Store:
             self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
+
+    def remove_empty_folders(self, top: str) -> None:
+        """Delete the folders at and below `top` that hold nothing; object stores have none."""
+        if self.is_local:
+            for folder, _, _ in os.walk(self.path(top), topdown=False):
+                with suppress(OSError):
+                    Path(folder).rmdir()
 
     def put(self, source: Path, name: str, *, move: bool = False) -> None:
         """Copy a closed local file here, replacing any, and read its size back; with `move` the source may be gone then.
@@ -216,7 +245,7 @@ class Store:
 
     def honours_put_if_absent(self) -> bool:
         """Find out, with a probe file, whether a second conditional put is refused; some S3 stores ignore it."""
-        name = f".probe-{uuid.uuid4().hex}"
+        name = f"{PROBE}{uuid.uuid4().hex}"
         try:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
         finally:

@@ -1,5 +1,6 @@
 """The `dualtoken` command."""
 
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import plan_table, show, status_table
+from jobs.token_commands import card, export_tokens, inspect
+from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
 from pipelines.executors import open_executor
@@ -19,6 +22,9 @@ from pipelines.plan import Planner
 from pipelines.verify import Verified, in_order_of_work
 from pipelines.verify import repair as repair_stage
 from pipelines.verify import verify as verify_folders
+
+Look = Callable[[str], Iterable[Verified]]
+"""Checks the stages' folders at or below a path."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +73,11 @@ app.command()(submit)
 for _command in (convert, tokenize, reconstruct, export):
     app.command(rich_help_panel="A saved tokenizer")(_command)
 
+for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
+    app.command(_name, rich_help_panel="Token datasets")(_command)
+for _command in (explain, forget, gc):
+    app.command(rich_help_panel="Upkeep")(_command)
+
 
 @app.command()
 def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
@@ -84,14 +95,26 @@ def status(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A run's root, a corpus, or one stage's folder; a path or URL.")],
     repair: Annotated[bool, typer.Option("--repair", help="Run again the units whose files are not as committed.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Look at every row too, and encode a sample of them again.")] = False,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Rows of a token dataset that --deep encodes again.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Which rows --deep chooses.")] = 0,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Share of a row's codes that may differ, made on another device.")] = 0.0,
     in_process: InProcessOption = False,
 ) -> None:
     """Read datasets against their receipts and name every missing, extra, truncated or altered file."""
-    damaged = [checked for checked in verify_folders(path) if not _report(checked)]
+    look = _deep(sample, seed, tolerance) if deep else verify_folders
+    damaged = [checked for checked in look(path) if not _report(checked)]
     if damaged and repair:
-        damaged = _repair_all(path, damaged, in_process=in_process)
+        damaged = _repair_all(path, damaged, look, in_process=in_process)
     if damaged:
         raise typer.Exit(ExitCode.BUG)
+
+
+def _deep(sample: int, seed: int, tolerance: float) -> Look:
+    from pipelines.deep_check import DeepSettings, deepen  # noqa: PLC0415  (PyTorch takes seconds)
+
+    settings = DeepSettings(sample, seed, tolerance)
+    return lambda path: (deepen(checked, settings, say) for checked in verify_folders(path))
 
 
 def _report(checked: Verified) -> bool:
@@ -102,12 +125,12 @@ def _report(checked: Verified) -> bool:
     return not checked.findings
 
 
-def _repair_all(path: str, damaged: list[Verified], *, in_process: bool) -> list[Verified]:
+def _repair_all(path: str, damaged: list[Verified], look: Look, *, in_process: bool) -> list[Verified]:
     with open_executor(ClusterConfig(), in_process=in_process) as executor:
         for one in in_order_of_work(damaged):
             repair_stage(one, executor, say)
     folders = {one.folder for one in damaged}
-    return [checked for checked in verify_folders(path) if checked.folder in folders and not _report(checked)]
+    return [checked for checked in look(path) if checked.folder in folders and not _report(checked)]
 
 
 def main() -> None:

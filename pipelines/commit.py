@@ -25,6 +25,7 @@ from pipelines.receipts import (
     root_hash,
 )
 from pipelines.stage import StageJob, Unit, UnitOutput, Worker
+from pipelines.tombstones import require_none_pending
 
 
 def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
@@ -101,7 +102,8 @@ def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = 
 
 
 def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
-    """Write the manifest of a stage whose every unit has its receipt."""
+    """Write the manifest of a stage whose every unit has its receipt; raises `UserError` where a `forget` was cut short."""
+    forgotten = require_none_pending(job.store())
     receipts = read_receipts(job.store())
     assert set(receipts) == {unit.id for unit in job.units}, f"{job.label}: receipts and units differ"
     files = [file for receipt in receipts.values() for file in receipt.files] + list(stage_files)
@@ -119,6 +121,8 @@ def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequ
         seconds=round(sum(receipt.seconds for receipt in receipts.values()), 3),
         first_started_at=datetime.fromtimestamp(min(starts), UTC).isoformat(timespec="milliseconds"),
         last_finished_at=max(receipt.finished_at for receipt in receipts.values()),
+        version=forgotten.version if forgotten else 1,
+        lineage=forgotten.lineage if forgotten else None,
         files=tuple(stage_files),
         details=dict(details),
     )

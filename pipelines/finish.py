@@ -1,10 +1,11 @@
-"""What a stage adds once every unit has its receipt: a corpus's token index, and details for its manifest."""
+"""What a stage adds once every unit has its receipt: a corpus's token index and card, and details for its manifest."""
 
 from pathlib import Path
 from typing import Any
 
 from infra.storage import Store, scratch_folder
 from pipelines.commit import upload
+from pipelines.data_card import CARD, card
 from pipelines.receipts import FileRecord, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_audit import Alarm, stopped, summarise
@@ -46,4 +47,5 @@ def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
     }
     with scratch_folder() as scratch:
         write_index(Path(scratch) / "index.parquet", receipts.values())
-        return details, [upload(job.store(), Path(scratch), "index.parquet")]
+        (Path(scratch) / CARD).write_text(card(job, details, receipts), encoding="utf-8")
+        return details, [upload(job.store(), Path(scratch), name) for name in ("index.parquet", CARD)]

@@ -23,6 +23,8 @@ class Status(StrEnum):
     """A rule of the recipe dropped it; the reason is the rule's name."""
     FAILED = "failed"
     """It could not be fetched or read; the reason names the cause."""
+    FORGOTTEN = "forgotten"
+    """Somebody asked for it to be taken out, or not to be fetched."""
 
 
 LEDGER_SCHEMA = pa.schema(

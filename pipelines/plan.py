@@ -81,7 +81,7 @@ class Planner:
             "version": step.version,
             "corpus": corpus,
             "settings": step.settings(self.recipe, corpus),
-            "inputs": {name: manifest.root_hash for name, manifest in manifests.items()},
+            "inputs": {name: manifest.stands_for for name, manifest in manifests.items()},
         }
         print_ = fingerprint(identity)
         folder = join(self.root.url, step.folder.format(corpus=corpus), print_)

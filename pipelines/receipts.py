@@ -105,6 +105,15 @@ class Manifest(Record):
     """Of work, all units added up."""
     first_started_at: str
     last_finished_at: str
+    version: int = 1
+    """Of the content: one more each time that samples were forgotten."""
+    lineage: str | None = None
+    """The root hash of version 1, where this is a later one."""
+
+    @property
+    def stands_for(self) -> str:
+        """What later steps' fingerprints are made from: samples that are forgotten change no fingerprint."""
+        return self.lineage or self.root_hash
 
     @property
     def wall_seconds(self) -> float:

@@ -89,6 +89,10 @@ class TokenDataset:
         self.__dict__.update(state)
         self._close()
 
+    def shards(self) -> list[tuple[str, int]]:
+        """Return the shards' names and rows, in the order of the rows."""
+        return [(row["shard"], row["rows"]) for row in self._index]
+
     def require_tokenizer(self, fingerprint: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
         if fingerprint != self.tokenizer_fingerprint:

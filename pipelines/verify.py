@@ -25,6 +25,7 @@ from pipelines.receipts import (
 )
 from pipelines.run import run_planned
 from pipelines.steps import STEPS
+from pipelines.tombstones import FORGOTTEN_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Finding:
     """missing, extra, truncated, altered, unreadable or unfinished, with what was seen."""
     unit: str | None
     """Whose work would restore it; None where no unit made it."""
+    as_committed: bool = False
+    """The file is as its receipt says, and wrong all the same: done again, it may well have other bytes."""
 
     def __str__(self) -> str:
         return f"{join(self.folder, self.name)}: {self.problem}"
@@ -82,9 +85,9 @@ def verify_stage(store: Store) -> Verified:
     findings += _check_manifest(store, receipts, present)
     manifest_files = _manifest_files(store, present)
     for file, unit in [*expected.values(), *((file, None) for file in manifest_files)]:
-        if problem := _check_file(store, file, present.get(file.name)):
+        if problem := check_file(store, file, present.get(file.name)):
             findings.append(Finding(store.url, file.name, problem, unit))
-    known = {STAGE_FILE, MANIFEST_FILE, *expected, *(file.name for file in manifest_files)}
+    known = {STAGE_FILE, MANIFEST_FILE, FORGOTTEN_FILE, *expected, *(file.name for file in manifest_files)}
     extra = [name for name in present if name not in known and not name.startswith(f"{RECEIPTS}/")]
     findings += [Finding(store.url, name, "extra: no receipt names it", None) for name in extra]
     return Verified(store.url, len(present), sum(present.values()), tuple(findings))
@@ -111,7 +114,8 @@ def _check_manifest(store: Store, receipts: list[Receipt], present: dict[str, in
         yield Finding(store.url, MANIFEST_FILE, "altered: its root hash differs from the receipts'", None)
 
 
-def _check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
+def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
+    """Return how a file of `size` bytes differs from its record, or None; None for a size is no file."""
     if size is None:
         return "missing"
     if size != file.bytes:
@@ -141,6 +145,7 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     if planned.job is None or planned.job.fingerprint != record.fingerprint:
         raise UserError(f"{damaged.folder} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")
     before = {finding.unit: _committed(store, finding.unit) for finding in damaged.findings if finding.unit}
+    wrong_already = {finding.unit for finding in damaged.findings if finding.as_committed}
     store.remove(MANIFEST_FILE)
     for unit, files in before.items():
         for file in files:
@@ -148,7 +153,7 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
         store.remove(receipt_name(unit))
     run_planned([Planner(recipe).one(record.stage, record.corpus)], executor, say)
     for unit, files in before.items():
-        if files and (changed := set(_committed(store, unit)) ^ set(files)):
+        if files and unit not in wrong_already and (changed := set(_committed(store, unit)) ^ set(files)):
             store.remove(MANIFEST_FILE)
             store.remove(receipt_name(unit))
             raise UserError(f"{join(store.url, min(file.name for file in changed))}: the unit gave other bytes than it did first")

@@ -19,6 +19,7 @@ import pyarrow as pa
 from infra.fetch import Fetcher, FetchFailed, FetchLimits, FetchReason
 from infra.storage import Store
 from pipelines.config import ScenesSource, ShardsSource
+from pipelines.forget_rewrite import drop_images, nothing_of
 from pipelines.image_check import ImagePreparer, ImageReason, Prepared, Rejected, check_image
 from pipelines.image_shards import (
     FAILED_TO_DOWNLOAD,
@@ -36,6 +37,7 @@ from pipelines.image_shards import (
 )
 from pipelines.ledger import Status, ledger_table, sample_key
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.tombstones import FORGOTTEN, Tombstones, read_tombstones
 from pipelines.url_table import UrlTable, url_table
 
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
@@ -69,6 +71,10 @@ class Worker:
         )
 
     @cached_property
+    def _tombstones(self) -> Tombstones:
+        return read_tombstones(Store(self._job.recipe.root), self._corpus)
+
+    @cached_property
     def _prepare(self) -> ImagePreparer:
         return ImagePreparer(self._config)
 
@@ -88,7 +94,8 @@ class Worker:
             outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
             with ShardWriter(scratch, unit.id, self._config.encode_format, kept.schema) as writer:
                 for outcome, columns in zip(outcomes, kept.to_pylist() if kept.num_columns else [{}] * unit.rows, strict=True):
-                    writer.write(outcome.row, _read(spool, outcome.place), columns)
+                    carried = nothing_of(kept.schema) if outcome.row.reason == FORGOTTEN else columns
+                    writer.write(outcome.row, _read(spool, outcome.place), carried)
         facts = {"bytes_fetched": sum(outcome.fetched for outcome in outcomes), "seconds": round(time.monotonic() - start, 3)}
         ledger = _ledger([outcome.row for outcome in outcomes])
         return UnitOutput(shard_files(unit.id), ledger, facts)
@@ -118,6 +125,8 @@ class Worker:
         return done
 
     async def _one(self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]) -> _Outcome:
+        if self._tombstones.match(row.sample_key, row.url):
+            return _Outcome(_forgotten(row.sample_key), None, 0)
         if row.url is None or not row.url.strip():
             return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, FetchReason.BAD_URL, "no URL"), None, 0)
         fetched = await fetcher.fetch(self._base_url + row.url)
@@ -146,9 +155,9 @@ class Worker:
         # Not a copy: what commits this unit reads through the link.
         (scratch / names[0]).symlink_to(tar.resolve())
         table = read_metadata(parquet)
+        keys = [sample_key(self._corpus, shard.first_row + row) for row in range(table.num_rows)]
         with ImageShard(tar, parquet, self._corpus, shard.first_row) as images:
             damaged = self._damaged(images)
-        keys = [sample_key(self._corpus, shard.first_row + row) for row in range(table.num_rows)]
         rows = [_adopted(row, key, damaged.get(row["key"])) for row, key in zip(table.to_pylist(), keys, strict=True)]
         for name in ("caption", "status", "error_message", "sample_key", "reason"):
             field = ShardRow._fields.index(name)
@@ -156,6 +165,11 @@ class Worker:
             place = table.schema.get_field_index(name)
             table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
         write_metadata(scratch, unit.id, table)
+        urls = [row.url for row in rows]
+        if gone := frozenset(key for key, url in zip(keys, urls, strict=True) if self._tombstones.match(key, url)):
+            (scratch / names[0]).unlink()
+            drop_images(tar, table, gone, scratch, unit.id)
+            rows = [_forgotten(row.sample_key) if row.sample_key in gone else row for row in rows]
         facts = {"bytes_fetched": tar.stat().st_size, "seconds": round(time.monotonic() - start, 3)}
         return UnitOutput(names, _ledger(rows), facts)
 
@@ -180,6 +194,10 @@ def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
     return row._replace(status=status, reason=str(reason), error_message=detail or str(reason))
 
 
+def _forgotten(key: bytes) -> ShardRow:
+    return ShardRow(None, "", key, FAILED_TO_DOWNLOAD, FORGOTTEN, FORGOTTEN)
+
+
 def _sizes(prepared: Prepared) -> dict[str, Any]:
     return {name: value for name, value in prepared._asdict().items() if name != "image"}
 
@@ -192,5 +210,10 @@ def _read(spool: IO[bytes], place: tuple[int, int] | None) -> bytes | None:
 
 
 def _ledger(rows: Sequence[ShardRow]) -> pa.Table:
-    verdicts = [(Status.OK, "", "") if row.status == SUCCESS else (Status.FAILED, row.reason, row.error_message or "") for row in rows]
-    return ledger_table([row.sample_key for row in rows], verdicts)
+    return ledger_table([row.sample_key for row in rows], map(_verdict, rows))
+
+
+def _verdict(row: ShardRow) -> tuple[Status, str, str]:
+    if row.reason == FORGOTTEN:
+        return Status.FORGOTTEN, "", ""
+    return (Status.OK, "", "") if row.status == SUCCESS else (Status.FAILED, row.reason, row.error_message or "")

@@ -1,0 +1,103 @@
+"""The commands on a token dataset: `inspect`, `export-tokens`, `card`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.storage import scratch_folder
+from jobs.session import say
+from pipelines.errors import ExitCode, UserError
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
+
+
+class TokenFormat(StrEnum):
+    """What `export-tokens` writes."""
+
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
+    HF = "hf"
+    MEGATRON = "megatron"
+
+
+class Streams(StrEnum):
+    """Which codes `export-tokens` writes."""
+
+    BOTH = "both"
+    SEMANTIC = "semantic"
+    PIXEL = "pixel"
+
+
+def inspect(
+    shard: Annotated[str, typer.Argument(metavar="SHARD", help="data/NNNNN.arrow of a token dataset; a path or URL.")],
+    row: Annotated[int | None, typer.Option("--row", help="Show this row too, 0 the first.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Write the PNG that the row's pixel codes say; row 0 by default.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The tokenizer's folder, where the run's own is gone.")] = None,
+) -> None:
+    """Show a token shard: schema, metadata, checksum, use of the codebooks; one row, and its picture."""
+    from pipelines.shard_view import decode_row, describe, describe_row, find_tokenizer, open_shard  # noqa: PLC0415
+
+    with scratch_folder() as name:
+        scratch = Path(name)
+        opened = open_shard(shard, scratch)
+        for line in describe(opened):
+            say(line)
+        if row is not None:
+            for line in describe_row(opened, row):
+                say(line)
+        if image is not None:
+            picture = decode_row(opened, row or 0, model or find_tokenizer(opened), scratch)
+            image.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(image, "PNG")
+            say(f"{image}: {picture.width} x {picture.height} pixels")
+
+
+def export_tokens(
+    dataset: DatasetArgument,
+    format: Annotated[TokenFormat, typer.Option("--format", help="Of which tool.")],  # noqa: A002
+    out: Annotated[str, typer.Option("--out", help="An empty folder; a path or URL.")],
+    streams: Annotated[Streams, typer.Option("--streams", help="Which codes.")] = Streams.BOTH,
+    first_id: Annotated[int, typer.Option("--first-id", min=0, help="Megatron: the id of semantic code 0, such as the text's ids.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint.")] = None,
+) -> None:
+    """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
+    from pipelines.token_export import STREAMS, DamagedShardError  # noqa: PLC0415
+    from pipelines.token_export import export_tokens as write  # noqa: PLC0415
+
+    chosen = STREAMS if streams == Streams.BOTH else (streams.value,)
+    try:
+        done = write(dataset, format.value, out, streams=chosen, first_id=first_id, tokenizer=tokenizer)
+    except DamagedShardError as error:
+        typer.echo(f"dualtoken: {error}", err=True)
+        raise typer.Exit(ExitCode.BUG) from None
+    say(f"{out}: {done.rows:,} rows in {len(done.files)} files, {sum(file.bytes for file in done.files):,} bytes, as {done.format}")
+
+
+def card(
+    dataset: DatasetArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")] = None,
+) -> None:
+    """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
+    from infra.storage import Store  # noqa: PLC0415
+    from pipelines.data_card import CARD  # noqa: PLC0415
+    from pipelines.data_card import card as compose  # noqa: PLC0415
+    from pipelines.receipts import read_receipts  # noqa: PLC0415
+    from pipelines.stage_folder import read_stage, stage_job  # noqa: PLC0415
+    from pipelines.token_shards import require_finished  # noqa: PLC0415
+
+    store = Store(dataset)
+    record = read_stage(store)
+    if record.stage != "pretokenize":
+        raise UserError(f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
+    try:
+        details = require_finished(store).details
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    # Datasets from before cards were written have none.
+    text = store.read(CARD).decode() if store.exists(CARD) else compose(stage_job(store, record), details, read_receipts(store))
+    if out is None:
+        say(text.rstrip())
+    else:
+        out.write_text(text, encoding="utf-8")

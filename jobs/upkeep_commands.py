@@ -1,0 +1,102 @@
+"""The commands that keep a run's root in order: `gc`, `explain`, `forget`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.storage import Store
+from jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
+from jobs.session import check_corpora, open_recipe, say
+from pipelines.errors import UserError
+
+DeleteOption = Annotated[bool, typer.Option("--delete", help="Do it; without this nothing is changed.")]
+
+
+def gc(
+    where: Annotated[list[str], typer.Argument(metavar="ROOT|RECIPE...", help="A run's root, or all recipes whose outputs you want kept.")],
+    overrides: SetOption = None,
+    root: RootOption = None,
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Hours; what is younger may be in the making and stays.")] = 24.0,
+    delete: DeleteOption = False,
+) -> None:
+    """List what nothing needs: left-overs, files without a receipt and, given recipes, fingerprints that none refers to."""
+    from pipelines import garbage  # noqa: PLC0415
+
+    is_root = len(where) == 1 and Store(where[0]).fs.isdir(Store(where[0]).path())
+    recipes = [] if is_root else [open_recipe(one, overrides, root) for one in where]
+    store = Store(where[0]) if is_root else garbage.common_root(recipes)
+    found = list(garbage.find_garbage(store, recipes, older_than * 3600))
+    for one in found:
+        say(f"{store.path(one.name)}: {one.kind}, {one.bytes:,} bytes{f' in {len(one.files)} files' if one.name.endswith('/') else ''}")
+    if delete:
+        garbage.delete(store, found)
+    done = "deleted" if delete else "to delete; nothing is changed without --delete"
+    for kind, (files, size) in garbage.totals(found).items():
+        say(f"{kind}: {files:,} files, {size:,} bytes {done}")
+    if not found:
+        say(f"{store.url}: nothing that is older than {older_than:g} hours and not needed")
+
+
+def explain(
+    recipe: RecipeArgument,
+    other: Annotated[str | None, typer.Argument(metavar="OTHER", help="Another recipe; by default what lies below the root.")] = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+) -> None:
+    """Say which key changed the fingerprint of each step, here or in a step that it reads; `--set` is of RECIPE alone."""
+    from pipelines.explain import explain as explain_steps  # noqa: PLC0415
+    from pipelines.plan import Planner  # noqa: PLC0415
+
+    ours, theirs = Planner(open_recipe(recipe, overrides, root)), Planner(open_recipe(other, None, root)) if other else None
+    for explanation in explain_steps(ours, theirs):
+        say(str(explanation))
+        for change in explanation.changes:
+            say(f"    {change}")
+
+
+def forget(
+    recipe: RecipeArgument,
+    keys: Annotated[Path | None, typer.Option("--keys", help="A file of sample keys, hexadecimal, one a line.")] = None,
+    url: Annotated[list[str] | None, typer.Option("--url", help="The samples of this address; may be repeated.")] = None,
+    url_host: Annotated[list[str] | None, typer.Option("--url-host", help="Of this host and those below it; may be repeated.")] = None,
+    corpus: CorpusOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    delete: DeleteOption = False,
+) -> None:
+    """Take samples out of all that was made from them below the root, and never fetch them again."""
+    from pipelines.forget import affected_files, plan_forget  # noqa: PLC0415
+    from pipelines.forget import forget as take_out  # noqa: PLC0415
+    from pipelines.tombstones import Tombstones, url_hash  # noqa: PLC0415
+
+    settings = open_recipe(recipe, overrides, root)
+    check_corpora(settings, corpus)
+    hosts = frozenset(host.lower().strip(".") for host in url_host or ())
+    wanted = Tombstones(keys=_read_keys(keys) if keys else frozenset(), urls=frozenset(map(url_hash, url or ())), hosts=hosts)
+    for name in corpus or list(settings.corpora):
+        plan = plan_forget(settings, name, wanted)
+        for one in plan.affected:
+            say(f"{one.store.url}: {one.num_samples} samples in {len(one.shards)} shards")
+            for file in affected_files(one):
+                say(f"    {file}")
+        for store in plan.reports:
+            say(f"{store.url}: a report that may show them")
+        for store in plan.models:
+            say(f"{store.url}: learnt from the corpus and stays as it is; train anew to be rid of what it learnt")
+        if delete:
+            take_out(plan, say)
+        elif not plan.affected:
+            say(f"{name}: no such sample")
+    if not delete:
+        say("nothing is changed without --delete")
+
+
+def _read_keys(file: Path) -> frozenset[str]:
+    try:
+        keys = frozenset(line.strip().lower() for line in file.read_text(encoding="ascii").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--keys {file} cannot be read: {error}") from None
+    if wrong := [key for key in keys if len(key) != 32 or set(key) - set("0123456789abcdef")]:
+        raise UserError(f"--keys {file}: {min(wrong)!r} is no sample key: give 32 hexadecimal digits a line")
+    return keys

@@ -1,0 +1,105 @@
+"""The card of a token dataset, `README.md` in its folder: what it holds, which tokenizer made it, licenses, and what was left out.
+
+A function of the dataset and of what it was made from, so that the same recipe gives the same bytes; times stand in the manifest.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from infra.storage import Store
+from pipelines.receipts import Receipt, add_counts, read_manifest
+from pipelines.stage import StageJob
+
+CARD = "README.md"
+LICENSE_COLUMNS = ("license", "licence", "license_url")
+SHOWN_LICENSES = 50
+READERS = 16
+"""Meta files read at once, each for its license column alone."""
+_HEAD = """---
+tags:
+- dualtoken-tokens
+---
+# Tokens of {corpus}
+
+{rows:,} rows of image codes, with captions, by a dual-vocabulary vision tokenizer ([arXiv 2503.14324](https://arxiv.org/abs/2503.14324)):
+{shards:,} shards, {bytes:,} bytes. `FORMAT.md` of the DualToken project specifies the files, `manifest.json` holds the checksums.
+"""
+_USAGE = """
+## Use
+
+```python
+import numpy as np
+from pipelines.token_reader import TokenDataset
+
+tokens = TokenDataset(".")  # this folder; a remote one needs a cache
+rows = tokens.read(np.arange(4))
+print(rows.semantic.shape, rows.pixel.shape, tokens.captions(np.arange(4)))
+```
+
+Other formats: `dualtoken export-tokens . --format webdataset --out DIR`, or `parquet`, `hf`, `megatron`.
+"""
+
+
+def card(job: StageJob, details: Mapping[str, Any], receipts: Mapping[str, Receipt]) -> str:
+    """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's."""
+    size = sum(file.bytes for receipt in receipts.values() for file in receipt.files)
+    head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=size)
+    parts = [head, *_tokenizer(details), *_funnel(job, receipts), *_licenses(job.store(), list(receipts))]
+    return "\n".join(parts) + "\n" + _USAGE
+
+
+def _tokenizer(details: Mapping[str, Any]) -> Iterator[str]:
+    (rows, columns), depth, tokenizer = details["grid"], details["depth"], details["tokenizer"]
+    yield f"## Tokenizer\n\nTraining run `{tokenizer['fingerprint']}`, weights with the SHA-256 `{tokenizer['sha256']}`.\n"
+    yield "| stream | codes of an image | codebook | bits of an image |\n|---|---|---|---|"
+    for stream, size in details["codes"].items():
+        bits = rows * columns * depth * math.log2(size)
+        yield f"| {stream} | {rows} x {columns} x {depth} | {size:,} | {bits:,.0f} |"
+
+
+def _funnel(job: StageJob, receipts: Mapping[str, Receipt]) -> Iterator[str]:
+    """Tabulate what came in and what became of it, for each step whose folder is at hand."""
+    yield "\n## What was left out\n\n| step | samples in | went on | left out |\n|---|---|---|---|"
+    for step in ("download", "score", "filter"):
+        if manifest := read_manifest(job.input(step)):
+            yield _funnel_row(step, manifest.rows_in, manifest.counts)
+    counts = add_counts(receipt.counts for receipt in receipts.values())
+    yield _funnel_row("pretokenize", sum(receipt.rows for receipt in receipts.values()), counts)
+
+
+def _funnel_row(step: str, rows_in: int, counts: Mapping[str, int]) -> str:
+    lost = ", ".join(f"{count:,} {status}" for status, count in counts.items() if status != "ok") or "none"
+    return f"| {step} | {rows_in:,} | {counts.get('ok', 0):,} | {lost} |"
+
+
+def _licenses(store: Store, units: list[str]) -> Iterator[str]:
+    yield "\n## Licenses\n"
+    column = _license_column(store, units[0]) if units else None
+    if column is None:
+        yield "Not known: the corpus's table has no license column, or the recipe does not carry one along (`keep_columns`)."
+        return
+    counts: Counter[str] = Counter()
+    with ThreadPoolExecutor(READERS) as pool:
+        for values in pool.map(lambda unit: _read_column(store, unit, column), units):
+            counts.update("none given" if value is None else str(value) for value in values)
+    yield f"Of the column `{column}`, as the corpus's table gives it.\n\n| license | images |\n|---|---|"
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    yield from (f"| {' '.join(name.split()).replace('|', ' ')} | {count:,} |" for name, count in ranked[:SHOWN_LICENSES])
+    if others := ranked[SHOWN_LICENSES:]:
+        yield f"| {len(others):,} others | {sum(count for _, count in others):,} |"
+
+
+def _license_column(store: Store, unit: str) -> str | None:
+    with store.fs.open(store.path(f"meta/{unit}.parquet"), "rb") as file:
+        names = pq.ParquetFile(file).schema_arrow.names
+    return next((name for name in LICENSE_COLUMNS if name in names), None)
+
+
+def _read_column(store: Store, unit: str, column: str) -> list[Any]:
+    with store.fs.open(store.path(f"meta/{unit}.parquet"), "rb") as file:
+        return pq.ParquetFile(file).read([column])[column].to_pylist()

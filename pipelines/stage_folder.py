@@ -1,0 +1,50 @@
+"""A stage's folder as it lies on disk: its run's root, its inputs, and the job that it stands for, wherever the run was moved."""
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from infra.storage import Store, join
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.receipts import STAGE_FILE, StageRecord, read_receipts
+from pipelines.stage import StageJob, Unit
+from pipelines.steps import STEPS
+
+
+def find_stages(top: Store) -> Iterator[Store]:
+    """Yield every stage's folder at or below a folder, in order of name."""
+    for name, _ in top.files():
+        if name.rpartition("/")[2] == STAGE_FILE:
+            yield Store(join(top.url, name).removesuffix(f"/{STAGE_FILE}"))
+
+
+def read_stage(store: Store) -> StageRecord:
+    """Return what a folder is; raises `UserError` where it is no stage's."""
+    try:
+        return StageRecord.from_bytes(store.read(STAGE_FILE))
+    except FileNotFoundError:
+        raise UserError(f"{store.url} has no {STAGE_FILE}: give a stage's folder, such as data/<corpus>/tokens/<fingerprint>") from None
+    except ValidationError:
+        raise UserError(f"{store.url}/{STAGE_FILE} cannot be read: it is damaged, or of another version of dualtoken") from None
+
+
+def root_of(store: Store, record: StageRecord) -> str:
+    """Return the root of the run that a stage's folder is in."""
+    return store.url.rsplit("/", STEPS[record.stage].folder.count("/") + 2)[0]
+
+
+def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
+    """Return the folders of a stage's inputs by name; they are looked for beside it, in case the run was moved."""
+    root, folders = root_of(store, record), {}
+    for name, folder in record.inputs.items():
+        step, _, corpus = name.partition("/")
+        folders[name] = join(root, STEPS[step].folder.format(corpus=corpus), folder.rsplit("/", 1)[1])
+    return folders
+
+
+def stage_job(store: Store, record: StageRecord) -> StageJob:
+    """Return the job that a folder stands for, its units those that have a receipt."""
+    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
+    units = tuple(Unit(receipt.unit, receipt.rows) for receipt in read_receipts(store).values())
+    return StageJob(record.stage, record.corpus, recipe, store.url, record.fingerprint, input_folders(store, record), units)
