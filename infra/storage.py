@@ -7,10 +7,13 @@ small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Mat
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 CHUNK_BYTES = 1 << 20
 PART = ".part"
+READ_AT_ONCE = 1024
+"""Small files asked for at once of a remote store; the client bounds its own connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +85,61 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Return a whole small file."""
+        if self.is_local:
+            return Path(self.path(name)).read_bytes()
         return bytes(self.fs.cat_file(self.path(name)))
 
+    def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
+        if self.is_local:
+            yield from ((name, self.read(name)) for name in names)
+            return
+        waiting = iter(names)
+        while some := list(islice(waiting, READ_AT_ONCE)):
+            contents = self.fs.cat([self.path(name) for name in some])
+            yield from ((name, bytes(contents[self.path(name)])) for name in some)
+
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind."""
+        """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind.
+
+        Holds one local folder's names, or one page of an S3 listing, however many files there are.
+        """
+        start = self.path(folder)
+        found = _local_files(start) if self.is_local else self._s3_files(start) if hasattr(self.fs, "call_s3") else self._found(start)
+        for path, size in found:
+            yield path.removeprefix(self.root).lstrip("/"), size
+
+    def _s3_files(self, start: str) -> Iterator[tuple[str, int]]:
+        """List by pages of up to 1,000 keys; s3fs itself would keep all of them, and a kilobyte of each."""
+        bucket, key, _ = self.fs.split_path(start)
+        request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **self.fs.req_kw}
+        while True:
+            try:
+                page = self.fs.call_s3("list_objects_v2", **request)
+            except FileNotFoundError:
+                return
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/") and not _is_part(entry["Key"]):
+                    yield f"{bucket}/{entry['Key']}", int(entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _found(self, start: str) -> Iterator[tuple[str, int]]:
         try:
-            found = self.fs.find(self.path(folder), detail=True)
+            found = self.fs.find(start, detail=True)
         except FileNotFoundError:
             return
-        for path, info in sorted(found.items()):
-            if path.endswith(PART) and path.rpartition("/")[2].startswith("."):
-                continue
-            yield path.removeprefix(self.root).lstrip("/"), int(info["size"])
+        yield from ((path, int(info["size"])) for path, info in sorted(found.items()) if not _is_part(path))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the folders right below a folder, in order."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+        return sorted(path.removeprefix(self.root).lstrip("/") for path in paths)
 
     def remove(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""
@@ -123,12 +171,13 @@ class Store:
             self.fs.invalidate_cache(self.path(name))
 
     def put_if_absent(self, data: bytes, name: str) -> bool:
-        """Write a small file unless one is there; return whether this call wrote it."""
+        """Write a small file unless one is there; return whether it is there with this content."""
         if not self.is_local:
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
             except FileExistsError:
-                return False
+                # It may be ours: a reply that is lost makes the client try again, and find its own file.
+                return self.read(name) == data
             self.fs.invalidate_cache(self.path(name))
             return True
         target = Path(self.path(name))
@@ -137,7 +186,7 @@ class Store:
         try:
             os.link(part, target)
         except FileExistsError:
-            return False
+            return target.read_bytes() == data
         finally:
             part.unlink()
         return True
@@ -169,6 +218,28 @@ class Store:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
         finally:
             self.remove(name)
+
+
+def _is_part(path: str) -> bool:
+    return path.endswith(PART) and path.rpartition("/")[2].startswith(".")
+
+
+def _local_files(folder: str) -> Iterator[tuple[str, int]]:
+    try:
+        with os.scandir(folder) as entries:
+            # With its slash, a folder's name sorts as the paths below it do.
+            children = sorted((f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for child in children:
+        path = f"{folder}/{child}"
+        if child.endswith("/"):
+            yield from _local_files(path[:-1])
+        elif not _is_part(path):
+            with suppress(FileNotFoundError):  # removed since it was listed
+                found = os.stat(path)  # noqa: PTH116  (a path per file would double the time)
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found.st_size
 
 
 def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401

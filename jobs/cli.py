@@ -11,7 +11,7 @@ from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOpt
 from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
-from jobs.tables import plan_table, show, status_table
+from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_table
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode
 from pipelines.executors import open_executor
@@ -75,9 +75,16 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption =
 
 
 @app.command()
-def status(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
+def status(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Read every receipt of an unfinished stage, however many.")
+    ] = False,
+) -> None:
     """Print what each stage has done: units, samples by status and reason, bytes, seconds of work."""
-    show(status_table(Planner(open_recipe(recipe, overrides, root)).plan()))
+    show(status_table(Planner(open_recipe(recipe, overrides, root)).plan(), None if exact else SAMPLED_RECEIPTS))
 
 
 @app.command()

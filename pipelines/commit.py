@@ -19,12 +19,13 @@ from pipelines.receipts import (
     Manifest,
     Receipt,
     StageRecord,
-    add_counts,
-    read_receipts,
+    content_line,
+    hash_lines,
+    iter_receipts,
     receipt_name,
-    root_hash,
 )
 from pipelines.stage import StageJob, Unit, UnitOutput, Worker
+from pipelines.totals import Totals
 
 
 def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
@@ -100,24 +101,28 @@ def upload(store: Store, scratch: Path, name: str) -> FileRecord:
 
 
 def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
-    """Write the manifest of a stage whose every unit has its receipt."""
-    receipts = read_receipts(job.store())
-    assert set(receipts) == {unit.id for unit in job.units}, f"{job.label}: receipts and units differ"
-    files = [file for receipt in receipts.values() for file in receipt.files] + list(stage_files)
-    starts = [datetime.fromisoformat(receipt.finished_at).timestamp() - receipt.seconds for receipt in receipts.values()]
-    rows_out = [receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out}) for receipt in receipts.values()]
+    """Write the manifest of a stage whose every unit has its receipt; of each receipt, only what is added up is kept."""
+    totals, rows_out, missing = Totals(), dict[str, int](), {unit.id for unit in job.units}
+    lines = [content_line(file) for file in stage_files]
+    for receipt in iter_receipts(job.store()):
+        assert receipt.unit in missing, f"{job.label}: a receipt of {receipt.unit}, which is no unit"
+        missing.remove(receipt.unit)
+        totals.add(receipt)
+        lines += [content_line(file) for file in receipt.files]
+        rows_out |= receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
+    assert not missing, f"{job.label}: {len(missing)} units have no receipt"
     manifest = Manifest(
         stage=job.stage,
         corpus=job.corpus,
         fingerprint=job.fingerprint,
-        root_hash=root_hash(files),
-        rows_in=sum(receipt.rows for receipt in receipts.values()),
-        counts=add_counts(receipt.counts for receipt in receipts.values()),
-        units={unit: rows for by_shard in rows_out for unit, rows in by_shard.items()},
-        bytes=sum(file.bytes for file in files),
-        seconds=round(sum(receipt.seconds for receipt in receipts.values()), 3),
-        first_started_at=datetime.fromtimestamp(min(starts), UTC).isoformat(timespec="milliseconds"),
-        last_finished_at=max(receipt.finished_at for receipt in receipts.values()),
+        root_hash=hash_lines(lines),
+        rows_in=totals.rows,
+        counts=dict(sorted(totals.counts.items())),
+        units=rows_out,
+        bytes=totals.bytes + sum(file.bytes for file in stage_files),
+        seconds=round(totals.seconds, 3),
+        first_started_at=totals.first_started_at,
+        last_finished_at=totals.last_finished_at,
         files=tuple(stage_files),
         details=dict(details),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from infra.storage import Store, scratch_folder
 from pipelines.commit import upload
-from pipelines.receipts import FileRecord, read_manifest, read_receipts
+from pipelines.receipts import FileRecord, iter_receipts, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_shards import SCHEMA_VERSION, write_index
 
@@ -28,17 +28,17 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
 
 
 def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
-    receipts = read_receipts(job.store())
     config = job.recipe.tokenizer
+    with scratch_folder() as scratch:
+        index = write_index(Path(scratch) / "index.parquet", iter_receipts(job.store()))
+        files = [upload(job.store(), Path(scratch), "index.parquet")]
     details = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": tokenizer_identity(job.input("train")),
         "grid": [config.grid_size, config.grid_size],
         "depth": config.pixel.depth,
         "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
-        "rows": sum(receipt.rows_out for receipt in receipts.values()),
-        "shards": len(receipts),
+        "rows": sum(index["rows"].to_pylist()),
+        "shards": index.num_rows,
     }
-    with scratch_folder() as scratch:
-        write_index(Path(scratch) / "index.parquet", receipts.values())
-        return details, [upload(job.store(), Path(scratch), "index.parquet")]
+    return details, files
