@@ -79,9 +79,7 @@ def status(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     root: RootOption = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Read every receipt of an unfinished stage, however many.")
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Read every receipt of an unfinished stage, however many.")] = False,
 ) -> None:
     """Print what each stage has done: units, samples by status and reason, bytes, seconds of work."""
     show(status_table(Planner(open_recipe(recipe, overrides, root)).plan(), None if exact else SAMPLED_RECEIPTS))

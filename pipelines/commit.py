@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,25 +101,47 @@ def upload(store: Store, scratch: Path, name: str) -> FileRecord:
     return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 
-def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
-    """Write the manifest of a stage whose every unit has its receipt; of each receipt, only what is added up is kept."""
-    totals, rows_out, missing = Totals(), dict[str, int](), {unit.id for unit in job.units}
-    lines = [content_line(file) for file in stage_files]
-    for receipt in iter_receipts(job.store()):
-        assert receipt.unit in missing, f"{job.label}: a receipt of {receipt.unit}, which is no unit"
-        missing.remove(receipt.unit)
-        totals.add(receipt)
-        lines += [content_line(file) for file in receipt.files]
-        rows_out |= receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
-    assert not missing, f"{job.label}: {len(missing)} units have no receipt"
+class StageContent:
+    """What the receipts of a finished stage come to; each is read once, and what is added up is all that is kept of it."""
+
+    def __init__(self, job: StageJob) -> None:
+        self.job = job
+        self.totals = Totals()
+        self.lines: list[bytes] = []
+        """Of the root hash."""
+        self.rows_out: dict[str, int] = {}
+        """By unit of the next stage."""
+        self._missing = {unit.id for unit in job.units}
+        self._receipts = iter_receipts(job.store())
+
+    def receipts(self) -> Iterator[Receipt]:
+        """Yield the receipts that were not yet read, in order of unit."""
+        for receipt in self._receipts:
+            assert receipt.unit in self._missing, f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
+            self._missing.remove(receipt.unit)
+            self.totals.add(receipt)
+            self.lines += map(content_line, receipt.files)
+            self.rows_out |= receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
+            yield receipt
+
+    def read_all(self) -> None:
+        """Read the rest; every unit must have its receipt."""
+        deque(self.receipts(), maxlen=0)
+        assert not self._missing, f"{self.job.label}: {len(self._missing)} units have no receipt"
+
+
+def commit_manifest(content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
+    """Write the manifest of a stage whose every unit has its receipt."""
+    content.read_all()
+    job, totals = content.job, content.totals
     manifest = Manifest(
         stage=job.stage,
         corpus=job.corpus,
         fingerprint=job.fingerprint,
-        root_hash=hash_lines(lines),
+        root_hash=hash_lines([*content.lines, *map(content_line, stage_files)]),
         rows_in=totals.rows,
         counts=dict(sorted(totals.counts.items())),
-        units=rows_out,
+        units=content.rows_out,
         bytes=totals.bytes + sum(file.bytes for file in stage_files),
         seconds=round(totals.seconds, 3),
         first_started_at=totals.first_started_at,

@@ -1,22 +1,23 @@
 """What a stage adds once every unit has its receipt: a corpus's token index, and details for its manifest."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from infra.storage import Store, scratch_folder
-from pipelines.commit import upload
-from pipelines.receipts import FileRecord, iter_receipts, read_manifest, read_receipts
+from pipelines.commit import StageContent, commit_manifest, upload
+from pipelines.receipts import FileRecord, Manifest, Receipt, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_shards import SCHEMA_VERSION, write_index
 
 WEIGHTS = "model.safetensors"
 
 
-def finish(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
-    """Return a stage's manifest details, and the files that it writes beside its units'."""
-    if job.stage == "pretokenize":
-        return _finish_tokens(job)
-    return {}, []
+def finish(job: StageJob) -> Manifest:
+    """Write what a stage adds to its units' files, then its manifest."""
+    content = StageContent(job)
+    details, files = _finish_tokens(job, content.receipts()) if job.stage == "pretokenize" else ({}, [])
+    return commit_manifest(content, details, files)
 
 
 def tokenizer_identity(store: Store) -> dict[str, str]:
@@ -27,10 +28,10 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
     return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
 
 
-def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
+def _finish_tokens(job: StageJob, receipts: Iterable[Receipt]) -> tuple[dict[str, Any], list[FileRecord]]:
     config = job.recipe.tokenizer
     with scratch_folder() as scratch:
-        index = write_index(Path(scratch) / "index.parquet", iter_receipts(job.store()))
+        index = write_index(Path(scratch) / "index.parquet", receipts)
         files = [upload(job.store(), Path(scratch), "index.parquet")]
     details = {
         "schema_version": SCHEMA_VERSION,
