@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -62,6 +62,9 @@ class Store:
         self.root = self.root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self._is_s3 = hasattr(self.fs, "call_s3")
+        # With more than one connection for a file, s3fs would ask for its size first.
+        self._small = {"max_concurrency": 1} if self._is_s3 else {}
 
     def path(self, name: str = "") -> str:
         """Return the name as the file system spells it."""
@@ -88,7 +91,7 @@ class Store:
         if self.is_local:
             with open(self.path(name), "rb") as file:  # noqa: PTH123  (a path per file would double the time)
                 return file.read()
-        return bytes(self.fs.cat_file(self.path(name)))
+        return bytes(self.fs.cat_file(self.path(name), **self._small))
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
@@ -97,7 +100,7 @@ class Store:
             return
         waiting = iter(names)
         while some := list(islice(waiting, READ_AT_ONCE)):
-            contents = self.fs.cat([self.path(name) for name in some])
+            contents = self.fs.cat([self.path(name) for name in some], **self._small)
             yield from ((name, bytes(contents[self.path(name)])) for name in some)
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
@@ -106,7 +109,7 @@ class Store:
         Holds one local folder's names, or one page of an S3 listing, however many files there are.
         """
         start = self.path(folder)
-        found = _local_files(start) if self.is_local else self._s3_files(start) if hasattr(self.fs, "call_s3") else self._found(start)
+        found = _local_files(start) if self.is_local else self._s3_files(start) if self._is_s3 else self._found(start)
         for path, size in found:
             yield path.removeprefix(self.root).lstrip("/"), size
 
@@ -158,7 +161,8 @@ class Store:
         if self.is_local:
             _replace(target, lambda part: shutil.copyfile(source, part))
         else:
-            self.fs.put_file(str(source), target)
+            # Of a large upload, s3fs does not see that one whose last reply was lost is there.
+            _twice(lambda: self.fs.put_file(str(source), target))
             self.fs.invalidate_cache(target)
         if (arrived := self.size(name)) != expected:
             raise OSError(f"{target}: {arrived} bytes arrived of {expected}; try again")
@@ -200,7 +204,8 @@ class Store:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-            self.fs.get_file(self.path(name), str(part))
+            # Of a large file, s3fs does not ask again for a part that breaks off.
+            _twice(lambda: self.fs.get_file(self.path(name), str(part)), final=FileNotFoundError)
             part.replace(target)
         return target
 
@@ -219,6 +224,16 @@ class Store:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
         finally:
             self.remove(name)
+
+
+def _twice(call: Callable[[], object], final: type[Exception] = PermissionError) -> None:
+    """Make a call that may be made twice, once more where it fails; within each, the store's client has its own tries."""
+    try:
+        call()
+    except (final, PermissionError):
+        raise
+    except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
+        call()
 
 
 def _is_part(path: str) -> bool:
