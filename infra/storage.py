@@ -9,13 +9,15 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 CHUNK_BYTES = 1 << 20
 PART, PROBE = ".part", ".probe-"
+READ_AT_ONCE = 1024
+"""Small files asked for at once of a remote store; the client bounds its own connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ class Store:
         self.root = self.root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self._is_s3 = hasattr(self.fs, "call_s3")
+        # With more than one connection for a file, s3fs would ask for its size first.
+        self._small = {"max_concurrency": 1} if self._is_s3 else {}
 
     def path(self, name: str = "") -> str:
         """Return the name as the file system spells it."""
@@ -149,23 +156,68 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Return a whole small file."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        if self.is_local:
+            with open(self.path(name), "rb") as file:  # noqa: PTH123  (a path per file would double the time)
+                return file.read()
+        return bytes(self.fs.cat_file(self.path(name), **self._small))
+
+    def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
+        if self.is_local:
+            yield from ((name, self.read(name)) for name in names)
+            return
+        waiting = iter(names)
+        while some := list(islice(waiting, READ_AT_ONCE)):
+            contents = self.fs.cat([self.path(name) for name in some], **self._small)
+            yield from ((name, bytes(contents[self.path(name)])) for name in some)
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind."""
-        for name, size, _ in (file for file in self.entries(folder) if not file.is_leftover):
-            yield name, size
+        yield from ((file.name, file.bytes) for file in self.entries(folder) if not file.is_leftover)
 
     def entries(self, folder: str = "") -> Iterator[StoredFile]:
-        """Yield every file below a folder, in order of name, with its time; what a killed write left behind too."""
+        """Yield every file below a folder, in order of name, with its time; what a killed write left behind too.
+
+        Holds one local folder's names, or one page of an S3 listing, however many files there are.
+        """
+        start = self.path(folder)
+        found = _local_files(start) if self.is_local else self._s3_files(start) if self._is_s3 else self._found(start)
+        for path, size, modified in found:
+            yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified)
+
+    def _s3_files(self, start: str) -> Iterator[tuple[str, int, float]]:
+        """List by pages of up to 1,000 keys; s3fs itself would keep all of them, and a kilobyte of each."""
+        bucket, key, _ = self.fs.split_path(start)
+        request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **self.fs.req_kw}
+        while True:
+            try:
+                page = self.fs.call_s3("list_objects_v2", **request)
+            except FileNotFoundError:
+                return
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):
+                    yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"].timestamp()
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _found(self, start: str) -> Iterator[tuple[str, int, float]]:
         try:
-            found = self.fs.find(self.path(folder), detail=True)
+            found = self.fs.find(start, detail=True)
         except FileNotFoundError:
             return
         for path, info in sorted(found.items()):
             moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
-            seconds = moment.timestamp() if isinstance(moment, datetime) else float(moment)
-            yield StoredFile(path.removeprefix(self.root).lstrip("/"), int(info["size"]), seconds)
+            yield path, int(info["size"]), moment.timestamp() if isinstance(moment, datetime) else float(moment)
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the folders right below a folder, in order."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+        return sorted(path.removeprefix(self.root).lstrip("/") for path in paths)
 
     def remove(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""
@@ -190,7 +242,8 @@ class Store:
         if self.is_local:
             _replace(target, lambda part: _move_or_copy(source, part) if move else shutil.copyfile(source, part))
         else:
-            self.fs.put_file(str(source), target)
+            # Of a large upload, s3fs does not see that one whose last reply was lost is there.
+            _twice(lambda: self.fs.put_file(str(source), target))
             self.fs.invalidate_cache(target)
         if (arrived := self.size(name)) != expected:
             raise OSError(f"{target}: {arrived} bytes arrived of {expected}; try again")
@@ -204,12 +257,13 @@ class Store:
             self.fs.invalidate_cache(self.path(name))
 
     def put_if_absent(self, data: bytes, name: str) -> bool:
-        """Write a small file unless one is there; return whether this call wrote it."""
+        """Write a small file unless one is there; return whether it is there with this content."""
         if not self.is_local:
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
             except FileExistsError:
-                return False
+                # It may be ours: a reply that is lost makes the client try again, and find its own file.
+                return self.read(name) == data
             self.fs.invalidate_cache(self.path(name))
             return True
         target = Path(self.path(name))
@@ -218,7 +272,7 @@ class Store:
         try:
             os.link(part, target)
         except FileExistsError:
-            return False
+            return target.read_bytes() == data
         finally:
             part.unlink()
         return True
@@ -231,7 +285,8 @@ class Store:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-            self.fs.get_file(self.path(name), str(part))
+            # Of a large file, s3fs does not ask again for a part that breaks off.
+            _twice(lambda: self.fs.get_file(self.path(name), str(part)), final=FileNotFoundError)
             part.replace(target)
         return target
 
@@ -250,6 +305,34 @@ class Store:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
         finally:
             self.remove(name)
+
+
+def _twice(call: Callable[[], object], final: type[Exception] = PermissionError) -> None:
+    """Make a call that may be made twice, once more where it fails; within each, the store's client has its own tries."""
+    try:
+        call()
+    except (final, PermissionError):
+        raise
+    except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
+        call()
+
+
+def _local_files(folder: str) -> Iterator[tuple[str, int, float]]:
+    try:
+        with os.scandir(folder) as entries:
+            # With its slash, a folder's name sorts as the paths below it do.
+            children = sorted((f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for child in children:
+        path = f"{folder}/{child}"
+        if child.endswith("/"):
+            yield from _local_files(path[:-1])
+        else:
+            with suppress(FileNotFoundError):  # removed since it was listed
+                found = os.stat(path)  # noqa: PTH116  (as above)
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found.st_size, found.st_mtime
 
 
 def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401

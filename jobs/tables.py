@@ -7,10 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.plan import Planned
-from pipelines.receipts import Receipt, add_counts, read_receipts
+from pipelines.totals import Totals, add_up
 
 PIPE_WIDTH = 200
 """Columns where the output is no terminal, so that a log keeps a row on a line."""
+
+SAMPLED_RECEIPTS = 10_000
+"""Of a stage that is under way, read for its status; of more, these are an even sample, and sums get a ≈."""
 
 
 def show(table: Table) -> None:
@@ -45,30 +48,32 @@ def _state(one: Planned) -> str:
     return "done" if one.manifest else "begun" if one.done else "ready"
 
 
-def status_table(plan: Iterable[Planned]) -> Table:
-    """Tabulate what the receipts say."""
+def status_table(plan: Iterable[Planned], most: int | None = None) -> Table:
+    """Tabulate what the receipts of unfinished stages say, `most` of each read, and the manifests of finished ones."""
     table = Table("stage", "corpus", box=None, pad_edge=False)
     for heading in ("units", "written", "work", "rows/s"):
         table.add_column(heading, justify="right")
     table.add_column("last unit")
     table.add_column("samples")
     for one in plan:
-        receipts = list(read_receipts(one.job.store()).values()) if one.job else []
-        table.add_row(one.step, one.corpus or "", *(_status_cells(one, receipts) if one.job else ["", "", "", "", "", "waiting"]))
+        table.add_row(one.step, one.corpus or "", *(_status_cells(one, _totals(one, most)) if one.job else ["", "", "", "", "", "waiting"]))
     return table
 
 
-def _status_cells(one: Planned, receipts: list[Receipt]) -> list[str]:
+def _totals(one: Planned, most: int | None) -> Totals:
     assert one.job is not None
-    seconds, rows = sum(receipt.seconds for receipt in receipts), sum(receipt.rows for receipt in receipts)
-    counts = add_counts(receipt.counts for receipt in receipts)
+    return Totals.of_manifest(one.manifest, one.num_units) if one.manifest else add_up(one.job.store(), one.done, most)
+
+
+def _status_cells(one: Planned, totals: Totals) -> list[str]:
+    about = "≈ " if totals.estimated else ""
     return [
-        f"{len(receipts)}/{len(one.job.units)}",
-        _bytes(sum(file.bytes for receipt in receipts for file in receipt.files) or None),
-        f"{seconds:.1f} s" if receipts else "",
-        f"{rows / seconds:,.0f}" if rows and seconds else "",
-        max((receipt.finished_at[:19] for receipt in receipts), default=""),
-        ", ".join(f"{count:,} {status}" for status, count in counts.items()),
+        f"{totals.units}/{one.num_units}",
+        about + _bytes(totals.bytes) if totals.bytes else "",
+        f"{about}{totals.seconds:.1f} s" if totals.units else "",
+        f"{totals.rows / totals.seconds:,.0f}" if totals.rows and totals.seconds else "",
+        totals.last_finished_at[:19],
+        ", ".join(f"{about}{count:,} {status}" for status, count in sorted(totals.counts.items())),
     ]
 
 

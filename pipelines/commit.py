@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from pipelines.receipts import (
     Manifest,
     Receipt,
     StageRecord,
-    add_counts,
-    read_receipts,
+    content_line,
+    hash_lines,
+    iter_receipts,
     receipt_name,
-    root_hash,
 )
 from pipelines.stage import StageJob, Unit, UnitOutput, Worker
 from pipelines.tombstones import require_none_pending
+from pipelines.totals import Totals
 
 
 def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
@@ -101,26 +103,52 @@ def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = 
     return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 
-def commit_manifest(job: StageJob, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
+class StageContent:
+    """What the receipts of a finished stage come to; each is read once, and what is added up is all that is kept of it."""
+
+    def __init__(self, job: StageJob) -> None:
+        self.job = job
+        self.totals = Totals()
+        self.lines: list[bytes] = []
+        """Of the root hash."""
+        self.rows_out: dict[str, int] = {}
+        """By unit of the next stage."""
+        self._missing = {unit.id for unit in job.units}
+        self._receipts = iter_receipts(job.store())
+
+    def receipts(self) -> Iterator[Receipt]:
+        """Yield the receipts that were not yet read, in order of unit."""
+        for receipt in self._receipts:
+            assert receipt.unit in self._missing, f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
+            self._missing.remove(receipt.unit)
+            self.totals.add(receipt)
+            self.lines += map(content_line, receipt.files)
+            self.rows_out |= receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
+            yield receipt
+
+    def read_all(self) -> None:
+        """Read the rest; every unit must have its receipt."""
+        deque(self.receipts(), maxlen=0)
+        assert not self._missing, f"{self.job.label}: {len(self._missing)} units have no receipt"
+
+
+def commit_manifest(content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
     """Write the manifest of a stage whose every unit has its receipt; raises `UserError` where a `forget` was cut short."""
-    forgotten = require_none_pending(job.store())
-    receipts = read_receipts(job.store())
-    assert set(receipts) == {unit.id for unit in job.units}, f"{job.label}: receipts and units differ"
-    files = [file for receipt in receipts.values() for file in receipt.files] + list(stage_files)
-    starts = [datetime.fromisoformat(receipt.finished_at).timestamp() - receipt.seconds for receipt in receipts.values()]
-    rows_out = [receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out}) for receipt in receipts.values()]
+    forgotten = require_none_pending(content.job.store())
+    content.read_all()
+    job, totals = content.job, content.totals
     manifest = Manifest(
         stage=job.stage,
         corpus=job.corpus,
         fingerprint=job.fingerprint,
-        root_hash=root_hash(files),
-        rows_in=sum(receipt.rows for receipt in receipts.values()),
-        counts=add_counts(receipt.counts for receipt in receipts.values()),
-        units={unit: rows for by_shard in rows_out for unit, rows in by_shard.items()},
-        bytes=sum(file.bytes for file in files),
-        seconds=round(sum(receipt.seconds for receipt in receipts.values()), 3),
-        first_started_at=datetime.fromtimestamp(min(starts), UTC).isoformat(timespec="milliseconds"),
-        last_finished_at=max(receipt.finished_at for receipt in receipts.values()),
+        root_hash=hash_lines([*content.lines, *map(content_line, stage_files)]),
+        rows_in=totals.rows,
+        counts=dict(sorted(totals.counts.items())),
+        units=content.rows_out,
+        bytes=totals.bytes + sum(file.bytes for file in stage_files),
+        seconds=round(totals.seconds, 3),
+        first_started_at=totals.first_started_at,
+        last_finished_at=totals.last_finished_at,
         version=forgotten.version if forgotten else 1,
         lineage=forgotten.lineage if forgotten else None,
         files=tuple(stage_files),

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from infra.storage import Store
-from pipelines.receipts import Receipt, add_counts, read_manifest
+from pipelines.receipts import read_manifest
 from pipelines.stage import StageJob
+from pipelines.totals import Totals
 
 CARD = "README.md"
 LICENSE_COLUMNS = ("license", "licence", "license_url")
@@ -45,11 +46,10 @@ Other formats: `dualtoken export-tokens . --format webdataset --out DIR`, or `pa
 """
 
 
-def card(job: StageJob, details: Mapping[str, Any], receipts: Mapping[str, Receipt]) -> str:
-    """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's."""
-    size = sum(file.bytes for receipt in receipts.values() for file in receipt.files)
-    head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=size)
-    parts = [head, *_tokenizer(details), *_funnel(job, receipts), *_licenses(job.store(), list(receipts))]
+def card(job: StageJob, details: Mapping[str, Any], totals: Totals) -> str:
+    """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's, `totals` its receipts'."""
+    head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=totals.bytes)
+    parts = [head, *_tokenizer(details), *_funnel(job, totals), *_licenses(job.store(), [unit.id for unit in job.units])]
     return "\n".join(parts) + "\n" + _USAGE
 
 
@@ -62,14 +62,13 @@ def _tokenizer(details: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {stream} | {rows} x {columns} x {depth} | {size:,} | {bits:,.0f} |"
 
 
-def _funnel(job: StageJob, receipts: Mapping[str, Receipt]) -> Iterator[str]:
+def _funnel(job: StageJob, totals: Totals) -> Iterator[str]:
     """Tabulate what came in and what became of it, for each step whose folder is at hand."""
     yield "\n## What was left out\n\n| step | samples in | went on | left out |\n|---|---|---|---|"
     for step in ("download", "score", "filter"):
         if manifest := read_manifest(job.input(step)):
             yield _funnel_row(step, manifest.rows_in, manifest.counts)
-    counts = add_counts(receipt.counts for receipt in receipts.values())
-    yield _funnel_row("pretokenize", sum(receipt.rows for receipt in receipts.values()), counts)
+    yield _funnel_row("pretokenize", totals.rows, dict(sorted(totals.counts.items())))
 
 
 def _funnel_row(step: str, rows_in: int, counts: Mapping[str, int]) -> str:

@@ -4,21 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import Store, scratch_folder
-from pipelines.commit import upload
+from pipelines.commit import StageContent, commit_manifest, upload
 from pipelines.data_card import CARD, card
-from pipelines.receipts import FileRecord, read_manifest, read_receipts
+from pipelines.receipts import FileRecord, Manifest, read_manifest, read_receipts
 from pipelines.stage import StageJob
-from pipelines.token_audit import Alarm, stopped, summarise
-from pipelines.token_shards import SCHEMA_VERSION, rows_of, write_index
+from pipelines.token_audit import Alarm, DatasetAudit, stopped
+from pipelines.token_shards import SCHEMA_VERSION, write_index
 
 WEIGHTS = "model.safetensors"
 
 
-def finish(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
-    """Return a stage's manifest details, and the files that it writes beside its units'."""
-    if job.stage == "pretokenize":
-        return _finish_tokens(job)
-    return {}, []
+def finish(job: StageJob) -> Manifest:
+    """Write what a stage adds to its units' files, then its manifest."""
+    content = StageContent(job)
+    details, files = _finish_tokens(content) if job.stage == "pretokenize" else ({}, [])
+    return commit_manifest(content, details, files)
 
 
 def tokenizer_identity(store: Store) -> dict[str, str]:
@@ -29,23 +29,23 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
     return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
 
 
-def _finish_tokens(job: StageJob) -> tuple[dict[str, Any], list[FileRecord]]:
-    receipts = read_receipts(job.store())
+def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecord]]:
+    job, audit = content.job, DatasetAudit()
     config = job.recipe.tokenizer
-    audit = summarise(receipts.values())
-    if audit["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
-        raise stopped(job.label, Alarm(**audit["alarms"][0]))
-    details = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer": tokenizer_identity(job.input("train")),
-        "grid": [config.grid_size, config.grid_size],
-        "depth": config.pixel.depth,
-        "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
-        "rows": sum(rows_of(receipt) for receipt in receipts.values()),
-        "shards": len(receipts),
-        "audit": audit,
-    }
     with scratch_folder() as scratch:
-        write_index(Path(scratch) / "index.parquet", receipts.values())
-        (Path(scratch) / CARD).write_text(card(job, details, receipts), encoding="utf-8")
+        index = write_index(Path(scratch) / "index.parquet", audit.seen(content.receipts()))
+        summary = audit.summary()
+        if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
+            raise stopped(job.label, Alarm(**summary["alarms"][0]))
+        details = {
+            "schema_version": SCHEMA_VERSION,
+            "tokenizer": tokenizer_identity(job.input("train")),
+            "grid": [config.grid_size, config.grid_size],
+            "depth": config.pixel.depth,
+            "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
+            "rows": sum(index["rows"].to_pylist()),
+            "shards": index.num_rows,
+            "audit": summary,
+        }
+        (Path(scratch) / CARD).write_text(card(job, details, content.totals), encoding="utf-8")
         return details, [upload(job.store(), Path(scratch), name) for name in ("index.parquet", CARD)]

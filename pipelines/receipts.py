@@ -7,8 +7,7 @@ The outcome of a unit is its receipt, never an exit code or a cluster's opinion.
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Self
 
@@ -132,11 +131,15 @@ def receipt_name(unit: str) -> str:
     return f"{RECEIPTS}/{unit}.json"
 
 
+def iter_receipts(store: Store, units: Iterable[str] | None = None) -> Iterator[Receipt]:
+    """Yield a stage's receipts, or those of some units, in order of unit; a corpus may have more than memory holds."""
+    names = map(receipt_name, sorted(done_units(store)) if units is None else units)
+    return (Receipt.from_bytes(data) for _, data in store.read_many(names))
+
+
 def read_receipts(store: Store) -> dict[str, Receipt]:
     """Return a stage's receipts by unit, in order of unit."""
-    names = [name for name, _ in store.files(RECEIPTS) if name.endswith(".json")]
-    receipts = (Receipt.from_bytes(store.read(name)) for name in names)
-    return {receipt.unit: receipt for receipt in receipts}
+    return {receipt.unit: receipt for receipt in iter_receipts(store)}
 
 
 def done_units(store: Store) -> set[str]:
@@ -146,21 +149,28 @@ def done_units(store: Store) -> set[str]:
 
 def read_manifest(store: Store) -> Manifest | None:
     """Return a stage's manifest, or None while it is unfinished."""
-    return Manifest.from_bytes(store.read(MANIFEST_FILE)) if store.exists(MANIFEST_FILE) else None
+    try:
+        return Manifest.from_bytes(store.read(MANIFEST_FILE))
+    except FileNotFoundError:
+        return None
 
 
 def root_hash(files: Iterable[FileRecord]) -> str:
     """Hash the names and checksums of files, in order of name."""
-    lines = sorted(f"{file.name} {file.sha256}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hash_lines(content_line(file) for file in files)
 
 
-def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Add up counts by status."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(sorted(total.items()))
+def content_line(file: FileRecord) -> bytes:
+    """Return a file's line of the root hash."""
+    return f"{file.name} {file.sha256}\n".encode()
+
+
+def hash_lines(lines: Iterable[bytes]) -> str:
+    """Hash lines in their order as text."""
+    sha = hashlib.sha256()
+    for line in sorted(lines):  # UTF-8 sorts as text does
+        sha.update(line)
+    return sha.hexdigest()
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

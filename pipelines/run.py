@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from infra.image_server import serve_images
 from infra.storage import Store
-from pipelines.commit import commit_manifest, describe_stage
+from pipelines.commit import describe_stage
 from pipelines.config import Recipe, ScenesSource
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
@@ -69,8 +69,7 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
             collect(watched(executor.run(work), work, say), work, say)
     for one in jobs:
         assert one.job is not None
-        details, files = finish(one.job)
-        commit_manifest(one.job, details, files)
+        finish(one.job)
 
 
 def _say_of_store(store: Store, say: Say) -> None:

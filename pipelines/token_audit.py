@@ -104,64 +104,95 @@ class Figures:
         return cls(shard, audit["rows"], sum(ratios) / len(ratios) if ratios else None, perplexity)
 
 
-def judge(one: Figures, others: Sequence[Figures]) -> Alarm | None:
-    """Return what is wrong with a shard, the worst first; `others` are its dataset's, itself among them or not."""
-    return _collapse(one, others) or _drift(one, others)
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What the median shard of a dataset is like, which each is judged against."""
+
+    shards: int
+    rows: float
+    psnr: float | None
+    """dB; None where fewer than two shards have one."""
+    psnr_spread: float
+    """Median absolute deviation, dB; 0 of few shards."""
+    perplexity: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def of(cls, shards: Sequence[Figures]) -> "Norm":
+        """Find it, of one shard at least."""
+        ratios = [one.psnr for one in shards if one.psnr is not None]
+        middle = median(ratios) if len(ratios) > 1 else None
+        spread = 0.0 if middle is None or len(ratios) < MANY else median(abs(ratio - middle) for ratio in ratios)
+        perplexity = {stream: _medians([one.perplexity[stream] for one in shards]) for stream in STREAMS}
+        return cls(len(shards), median(one.rows for one in shards), middle, spread, perplexity)
 
 
-def _collapse(one: Figures, others: Sequence[Figures]) -> Alarm | None:
+def judge(one: Figures, norm: Norm) -> Alarm | None:
+    """Return what is wrong with a shard, the worst first; `norm` is its dataset's, itself taken into it or not."""
+    return _collapse(one, norm) or _drift(one, norm)
+
+
+def _collapse(one: Figures, norm: Norm) -> Alarm | None:
     if one.rows >= ROWS_FOR_ONE_CODE:
-        for stream, depth, value in _depths(one):
+        for stream, depth, value in _depths(one.perplexity):
             if value < ONE_CODE:
                 return Alarm(one.shard, "collapse", f"{stream} depth {depth + 1} has perplexity {value:.2f}: one code for all images")
-    return _beside_median(one, others, "collapse", COLLAPSE)
+    return _beside_median(one, norm, "collapse", COLLAPSE)
 
 
-def _drift(one: Figures, others: Sequence[Figures]) -> Alarm | None:
-    ratios = [other.psnr for other in others if other.psnr is not None]
-    if one.psnr is not None and len(ratios) > 1:
-        middle = median(ratios)
-        spread = median(abs(ratio - middle) for ratio in ratios) if len(ratios) >= MANY else 0.0
-        if middle - one.psnr > max(PSNR_DROP, OUTLIER * spread):
-            return Alarm(one.shard, "drift", f"PSNR {one.psnr:.1f} dB, the dataset's median is {middle:.1f}")
-    return _beside_median(one, others, "drift", DRIFT)
+def _drift(one: Figures, norm: Norm) -> Alarm | None:
+    if one.psnr is not None and norm.psnr is not None and norm.psnr - one.psnr > max(PSNR_DROP, OUTLIER * norm.psnr_spread):
+        return Alarm(one.shard, "drift", f"PSNR {one.psnr:.1f} dB, the dataset's median is {norm.psnr:.1f}")
+    return _beside_median(one, norm, "drift", DRIFT)
 
 
-def _beside_median(one: Figures, others: Sequence[Figures], kind: Literal["collapse", "drift"], share: float) -> Alarm | None:
+def _beside_median(one: Figures, norm: Norm, kind: Literal["collapse", "drift"], share: float) -> Alarm | None:
     # A short shard, such as a corpus's last, has fewer codes because it has fewer images.
-    if len(others) < 2 or one.rows * 2 < median(other.rows for other in others):
+    if norm.shards < 2 or one.rows * 2 < norm.rows:
         return None
-    for stream, depth, value in _depths(one):
-        middle = median(other.perplexity[stream][depth] for other in others)
+    for stream, depth, value in _depths(one.perplexity):
+        middle = norm.perplexity[stream][depth]
         if value < share * middle:
             said = f"{stream} depth {depth + 1} has perplexity {value:.1f}, the dataset's median is {middle:.1f}"
             return Alarm(one.shard, kind, said)
     return None
 
 
-def _depths(one: Figures) -> Iterator[tuple[str, int, float]]:
-    for stream, values in one.perplexity.items():
+def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [median(values) for values in zip(*rows, strict=True)]
+
+
+def _depths(perplexity: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, int, float]]:
+    for stream, values in perplexity.items():
         for depth, value in enumerate(values):
             yield stream, depth, value
 
 
-def summarise(receipts: Iterable[Receipt]) -> dict[str, Any]:
-    """Return what a finished dataset's manifest says of its audit."""
-    audits = {receipt.unit: receipt.facts["audit"] for receipt in receipts if "audit" in receipt.facts}
-    shards = [Figures.of(unit, audit) for unit, audit in audits.items()]
-    ratios = [ratio for audit in audits.values() for ratio in audit["psnr"]]
-    alarms = [alarm for one in shards if (alarm := judge(one, shards))]
-    return {
-        "rows": len(ratios),
-        "psnr_median": round(median(ratios), 2) if ratios else None,
-        "psnr_lowest": min(ratios, default=None),
-        **{f"{stream}_perplexity": _medians([one.perplexity[stream] for one in shards]) for stream in STREAMS},
-        "alarms": [asdict(alarm) for alarm in alarms],
-    }
+class DatasetAudit:
+    """What a finished dataset's shards are like, taken from their receipts as these pass."""
 
+    def __init__(self) -> None:
+        self._shards: list[Figures] = []
+        self._ratios: list[float] = []
 
-def _medians(rows: list[Sequence[float]]) -> list[float]:
-    return [round(median(values), 3) for values in zip(*rows, strict=True)]
+    def seen(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
+        """Pass receipts on."""
+        for receipt in receipts:
+            if audit := receipt.facts.get("audit"):
+                self._shards.append(Figures.of(receipt.unit, audit))
+                self._ratios += audit["psnr"]
+            yield receipt
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the dataset's manifest says of them."""
+        norm = Norm.of(self._shards) if self._shards else None
+        alarms = [alarm for one in self._shards if norm and (alarm := judge(one, norm))]
+        return {
+            "rows": len(self._ratios),
+            "psnr_median": round(median(self._ratios), 2) if self._ratios else None,
+            "psnr_lowest": min(self._ratios, default=None),
+            **{f"{stream}_perplexity": [round(value, 3) for value in norm.perplexity[stream]] if norm else [] for stream in STREAMS},
+            "alarms": [asdict(alarm) for alarm in alarms],
+        }
 
 
 def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iterator[Outcome]:
@@ -175,7 +206,7 @@ def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iter
         seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
         one = Figures.of(outcome.unit, outcome.audit)
         seen.append(one)
-        if alarm := judge(one, seen if len(seen) >= MANY else [one]):
+        if alarm := judge(one, Norm.of(seen if len(seen) >= MANY else [one])):
             say(f"{outcome.label} {alarm}")
             if stops:
                 raise stopped(outcome.label, alarm)

@@ -17,7 +17,7 @@ from pipelines.receipts import MANIFEST_FILE, read_manifest, read_receipts
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.samples import decode, open_shard
-from pipelines.token_audit import MANY, CodeTally, Figures, judge, psnr, sample_places, watched
+from pipelines.token_audit import MANY, CodeTally, Figures, Norm, judge, psnr, sample_places, watched
 from pipelines.token_shards import codes_of, read_data_shard
 from tests.conftest import LoadTiny, planned
 
@@ -63,7 +63,7 @@ OTHERS = [figures(shard, ratio=22 + shard % 3) for shard in range(12)]
     ],
 )
 def test_a_shard_far_from_the_median_is_named_with_what_was_found(odd: Figures, said: str) -> None:
-    assert str(judge(odd, [*OTHERS, odd])) == f"shard 00099: {said}"
+    assert str(judge(odd, Norm.of([*OTHERS, odd]))) == f"shard 00099: {said}"
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_a_shard_far_from_the_median_is_named_with_what_was_found(odd: Figures, 
     ],
 )
 def test_what_chance_and_short_shards_bring_is_no_alarm(usual: Figures) -> None:
-    assert judge(usual, [*OTHERS, usual]) is None
+    assert judge(usual, Norm.of([*OTHERS, usual])) is None
 
 
 def test_a_corpus_whose_images_differ_much_needs_a_larger_drop() -> None:
     mixed = [figures(shard, ratio=20 + 10 * (shard % 2)) for shard in range(12)]
-    assert judge(figures(99, ratio=12.0), mixed) is None
+    assert judge(figures(99, ratio=12.0), Norm.of(mixed)) is None
 
 
 def outcomes(*shards: Figures) -> list[Outcome]:

@@ -1,0 +1,125 @@
+"""On a store whose connections break, a run gives the bytes of an undisturbed one, and nothing is visible by half.
+
+Both servers are real, and so is s3fs; between them stands `tests.fault_proxy`.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from infra.storage import Store, digest
+from pipelines.config import Recipe
+from pipelines.errors import ExitCode, UnitsFailed, exit_code
+from pipelines.plan import Planner
+from pipelines.receipts import MANIFEST_FILE, iter_receipts
+from pipelines.recipe import load_recipe
+from pipelines.run import run_command
+from pipelines.run_local import LocalExecutor
+from pipelines.verify import verify
+from tests.conftest import TINY
+from tests.fault_proxy import Faults, fault_proxy
+from tests.s3_servers import s3_server
+
+DONE_AGAIN = {("download", "tiny-train"), ("download", "tiny-heldout"), ("pretokenize", "tiny-train"), ("pretokenize", "tiny-heldout")}
+
+
+@contextmanager
+def through(faults: Faults) -> Iterator[None]:
+    """Put the proxy between s3fs and the server that the environment names."""
+    server = os.environ["AWS_ENDPOINT_URL"]
+    with fault_proxy(server, faults) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def begun(request: pytest.FixtureRequest, tmp_path: Path, finished: Recipe) -> Iterator[Recipe]:
+    """The finished run on S3, but its downloads and tokens, which are to be made again."""
+    left_out = {Path(one.job.folder) for one in Planner(finished).plan() if one.job and (one.step, one.corpus) in DONE_AGAIN}
+    with s3_server(request.param, tmp_path) as bucket:
+        root = Store(f"{bucket}/run")
+        for name, _ in Store(finished.root).files():
+            if not left_out & set(Path(finished.root, name).parents) and "report" not in name:
+                root.put(Path(finished.root) / name, name)
+        yield load_recipe(TINY, [f"root={root.url}"])
+
+
+def run_again(recipe: Recipe) -> None:
+    for command in ("download", "pretokenize"):
+        run_command(command, recipe, LocalExecutor(), lambda _: None)
+
+
+def hashes(recipe: Recipe) -> dict[str, str]:
+    made = [one for one in Planner(recipe).plan() if (one.step, one.corpus) in DONE_AGAIN]
+    return {one.label: one.manifest.root_hash for one in made if one.manifest}
+
+
+def test_a_run_through_broken_connections_gives_the_same_bytes(begun: Recipe, finished: Recipe) -> None:
+    faults = Faults(seed=1, share=0.3)
+    with through(faults):
+        run_again(begun)
+        assert hashes(begun) == hashes(finished)
+    assert {"lose PUT", "drop PUT", "cut GET", "delay PUT"} <= faults.counts.keys()
+    assert [finding for checked in verify(begun.root) for finding in checked.findings] == []
+
+
+def test_a_store_that_goes_away_leaves_nothing_by_half_and_the_run_goes_on(begun: Recipe, finished: Recipe) -> None:
+    faults = Faults(seed=2, share=0.1)
+    failures = 0
+    for cut in (60, 150, 240):
+        faults.requests, faults.dead_after = 0, cut
+        with through(faults):
+            started = time.monotonic()
+            try:
+                run_again(begun)
+            except Exception as error:  # noqa: BLE001  (whatever it is, a user must be told to try again)
+                failures += 1
+                code = error.code if isinstance(error, UnitsFailed) else exit_code(error)
+                assert code == ExitCode.TEMPORARY
+        assert time.monotonic() - started < 400, "tries are not bounded"
+        assert_nothing_by_half(begun)
+    assert failures, "the store never went away in the middle"
+    run_again(begun)
+    assert hashes(begun) == hashes(finished)
+    assert [finding for checked in verify(begun.root) for finding in checked.findings] == []
+
+
+def assert_nothing_by_half(recipe: Recipe) -> None:
+    """What a receipt names is there and whole; a manifest stands over finished stages only."""
+    for one in Planner(recipe).plan():
+        if one.job is None or one.manifest is None and not one.done:
+            continue
+        store = one.job.store()
+        files = dict(store.files())
+        named = {file.name: file.bytes for receipt in iter_receipts(store) for file in receipt.files}
+        assert {name: files.get(name) for name in named} == named
+        assert (MANIFEST_FILE in files) <= (len(one.done) == one.num_units)
+
+
+@pytest.mark.parametrize("kind", ["rclone", "moto"])
+def test_a_conditional_put_whose_reply_was_lost_is_known_as_ours(kind: str, tmp_path: Path) -> None:
+    with s3_server(kind, tmp_path) as bucket, through(faults := Faults(seed=0, share=1, kinds=["lose"])):
+        store = Store(f"{bucket}/run")
+        assert store.put_if_absent(b"ours", "receipt")
+        assert faults.counts["lose PUT"] == 1
+        assert store.read("receipt") == b"ours"
+
+
+def test_large_files_survive_a_lost_last_reply_and_a_part_that_breaks_off(tmp_path: Path) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(1 << 20) * 101)  # over twice the part of an upload
+    with s3_server("moto", tmp_path), through(faults := Faults(seed=5, share=1, kinds=["lose", "cut"])):
+        store = Store("s3://test/run")
+        store.put(source, "shard")
+        assert {"lose POST", "cut GET"} & faults.counts.keys()
+        shutil.rmtree(tmp_path / "scratch", ignore_errors=True)
+        assert digest(store.local_copy("shard", tmp_path / "scratch")) == digest(source)
+        assert {"lose GET", "cut GET"} & faults.counts.keys()
