@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store, join, scratch_folder
-from pipelines.commit import commit_manifest, upload
+from pipelines.commit import upload
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.finish import finish
@@ -177,8 +177,7 @@ def _rewrite(one: Affected, keys: frozenset[bytes]) -> None:
     assert forgotten is not None, "it was opened"
     one.store.put_bytes(forgotten.model_copy(update={"pending": ()}).to_bytes(), FORGOTTEN_FILE)
     if forgotten.finished:
-        job = stage_job(one.store, one.record)
-        commit_manifest(job, *finish(job))
+        finish(stage_job(one.store, one.record))
 
 
 def _commit(store: Store, receipt: Receipt, done: Rewritten, scratch: Path) -> None:
