@@ -83,9 +83,10 @@ def card(
     from infra.storage import Store  # noqa: PLC0415
     from pipelines.data_card import CARD  # noqa: PLC0415
     from pipelines.data_card import card as compose  # noqa: PLC0415
-    from pipelines.receipts import read_receipts  # noqa: PLC0415
+    from pipelines.receipts import done_units  # noqa: PLC0415
     from pipelines.stage_folder import read_stage, stage_job  # noqa: PLC0415
     from pipelines.token_shards import require_finished  # noqa: PLC0415
+    from pipelines.totals import add_up  # noqa: PLC0415
 
     store = Store(dataset)
     record = read_stage(store)
@@ -96,7 +97,7 @@ def card(
     except ValueError as error:
         raise UserError(str(error)) from error
     # Datasets from before cards were written have none.
-    text = store.read(CARD).decode() if store.exists(CARD) else compose(stage_job(store, record), details, read_receipts(store))
+    text = store.read(CARD).decode() if store.exists(CARD) else compose(stage_job(store, record), details, add_up(store, done_units(store)))
     if out is None:
         say(text.rstrip())
     else:
