@@ -10,7 +10,7 @@ import torch
 
 from infra.storage import Store
 from model.tokenizer import DualTokenizer
-from pipelines.commit import commit_manifest, commit_unit
+from pipelines.commit import StageContent, commit_manifest, commit_unit
 from pipelines.config import Recipe
 from pipelines.image_shards import SUCCESS, ShardRow, ShardWriter
 from pipelines.ledger import sample_key
@@ -53,7 +53,7 @@ def _write_tokenizer(recipe: Recipe, folder: Path) -> None:
     DualTokenizer(recipe.tokenizer).save_pretrained(folder)
     files = UnitOutput(("config.json", "model.safetensors"), None)
     commit_unit(job, job.units[0], folder, files, time.monotonic())
-    commit_manifest(job, {}, [])
+    commit_manifest(StageContent(job), {}, [])
 
 
 def forget_outputs(job: StageJob) -> None:

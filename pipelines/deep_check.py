@@ -8,6 +8,7 @@ receipts are left out: what is in them is not what anybody wrote. Memory holds 1
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,14 @@ import pyarrow.compute as pc
 from infra.storage import Store, digest, scratch_folder
 from pipelines.errors import UserError
 from pipelines.ledger import KEY_BYTES, Status, count_statuses
-from pipelines.receipts import LEDGERS, MANIFEST_FILE, Receipt, add_counts, done_units, read_manifest, receipt_name
-from pipelines.samples import batches, decode, open_shard, read_table
+from pipelines.receipts import LEDGERS, MANIFEST_FILE, Receipt, done_units, read_manifest, receipt_name
+from pipelines.samples import KeptRow, open_shard, read_table
 from pipelines.stage import StageJob
 from pipelines.stage_folder import read_stage, stage_job
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard
+from pipelines.token_shards import STREAMS, codes_of, read_data_shard, rows_of
+from pipelines.totals import Totals
 from pipelines.verify import Finding, Verified
 
-BATCH_SIZE = 32
 WEIGHTS = "model.safetensors"
 
 
@@ -60,8 +61,10 @@ def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]
         wrong = {finding.unit for finding in found}
         found += _encode_again(store, [receipt for unit, receipt in receipts.items() if unit not in wrong], settings, say)
     if not damaged and (manifest := read_manifest(store)):
-        counts = add_counts(receipt.counts for receipt in receipts.values())
-        if (manifest.counts, manifest.rows_in) != (counts, sum(receipt.rows for receipt in receipts.values())):
+        totals = Totals()
+        for receipt in receipts.values():
+            totals.add(receipt)
+        if (manifest.counts, manifest.rows_in) != (totals.counts, totals.rows):
             found.append(_wrong(store, MANIFEST_FILE, None, "its counts are not the sum of the receipts'"))
     return replace(checked, findings=(*checked.findings, *found))
 
@@ -117,7 +120,7 @@ def _problems(store: Store, shard: _Shard) -> Iterator[str]:
     if keys != read_table(store, f"meta/{unit}.parquet", ["key"])["key"].to_pylist():
         yield f"its keys are not those of meta/{unit}.parquet, row by row"
     ledger = read_table(store, f"{LEDGERS}/{unit}.parquet")
-    kept = ledger.filter(pc.equal(ledger["status"], pa.scalar(Status.OK.value)))["key"].to_pylist()
+    kept = ledger.filter(pc.field("status") == Status.OK.value)["key"].to_pylist()
     variants = len(keys) // len(kept) if kept else 1
     if keys != [key for key in kept for _ in range(variants)]:
         yield f"its keys are not those that ledger/{unit}.parquet passed on"
@@ -151,7 +154,7 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
 
 def _encode_again(store: Store, receipts: list[Receipt], settings: DeepSettings, say: Callable[[str], None]) -> Iterator[Finding]:
     """Encode a sample of rows from the image shards and compare."""
-    places = [(receipt.unit, row) for receipt in receipts for row in range(receipt.rows_out)]
+    places = [(receipt.unit, row) for receipt in receipts for row in range(rows_of(receipt))]
     chosen = random.Random(settings.seed).sample(places, min(settings.sample, len(places)))
     job = stage_job(store, read_stage(store))
     if problem := _not_at_hand(job):
@@ -172,8 +175,6 @@ def _encode_again(store: Store, receipts: list[Receipt], settings: DeepSettings,
 
 
 def _not_at_hand(job: StageJob) -> str | None:
-    if getattr(job.recipe.pretokenize, "num_variants", 1) != 1:
-        return "the recipe takes crops"
     images, model = job.input("download"), job.input("train")
     if not images.exists(MANIFEST_FILE):
         return f"{images.url} is gone or unfinished"
@@ -191,16 +192,27 @@ def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], toleranc
         scratch = Path(name)
         table = read_data_shard(job.store().local_copy(f"data/{unit}.arrow", scratch / "tokens")).take(pa.array(rows, pa.int64()))
         try:
-            shard = open_shard(job.input("download"), unit, scratch)
-            place = {key: row for row, key in enumerate(shard.keys)}
-            pictures = [decode(shard.image(place[key])) for key in table["key"].to_pylist()]
+            parts = _encode_rows(job, tokenizer, unit, dict(zip(rows, table["key"].to_pylist(), strict=True)), scratch)
         except (KeyError, OSError, UserError) as error:
             yield f"its images cannot be read again: {error}"
             return
-        parts = [tokenizer.encode(batch) for batch in batches(pictures, BATCH_SIZE)]
     for number, stream in enumerate(STREAMS):
         again = np.concatenate([part[number].reshape(len(part[number]), -1) for part in parts])
         others = (again != codes_of(table, stream)).mean(axis=1)
         for row, share in zip(rows, others, strict=True):
             if share > tolerance:
                 yield f"row {row}: {share:.1%} of the {stream} codes are others when it is encoded again"
+
+
+def _encode_rows(job: StageJob, tokenizer: Any, unit: str, keys: Mapping[int, bytes], scratch: Path) -> list[Any]:  # noqa: ANN401
+    """Encode rows of a unit, given with their keys, as the stage did; of a sample with crops, the row's one alone."""
+    from pipelines.token_stream import ImageStream  # noqa: PLC0415  (as above)
+
+    shard, config = open_shard(job.input("download"), unit, scratch), job.recipe.pretokenize
+    place = {key: row for row, key in enumerate(shard.keys)}
+    samples = [KeptRow(place[key], key) for key in keys.values()]
+    variants, parts = (row % config.num_variants for row in keys), []
+    for batch in ImageStream(config, tokenizer.network.transform, beside_gpu=False).batches(shard, samples):
+        levels = batch.levels.unflatten(0, (-1, config.num_variants))
+        parts.append(tokenizer.encode_levels(levels[range(len(levels)), list(islice(variants, len(levels)))]))
+    return parts

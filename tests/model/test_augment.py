@@ -9,11 +9,11 @@ from PIL import Image
 
 from model.augment import crop_box, random_crop
 from model.images import to_tensor
-from model.torchvision_ops import declare_missing_ops
 from model.training_config import RandomCropConfig
+from model.vision_imports import vision_imports
 
-declare_missing_ops()
-import torchvision.transforms.functional as F  # noqa: E402
+with vision_imports():
+    import torchvision.transforms.functional as F
 
 WIDE = RandomCropConfig(scale=(0.2, 0.8), ratio=(0.5, 1.5))
 

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import Store, digest
-from pipelines.commit import commit_manifest
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.finish import finish
@@ -49,8 +48,7 @@ def commit_again(folder: Path, unit: str, **changed: object) -> None:
         found = digest(folder / file.name)
         records.append(FileRecord(name=file.name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128))
     store.put_bytes(receipt.model_copy(update={"files": tuple(records), **changed}).to_bytes(), receipt_name(unit))
-    job = stage_job(store, read_stage(store))
-    commit_manifest(job, *finish(job))
+    finish(stage_job(store, read_stage(store)))
 
 
 def rewrite(folder: Path, unit: str, change: Change) -> None:

@@ -78,7 +78,9 @@ def test_its_image_and_texts_are_in_no_file_and_the_funnel_still_closes(recipe: 
     forget(plan_for(recipe, key), lambda _: None)
     manifests = [planned(recipe, stage, CORPUS).manifest for stage in STAGES]
     download, score, *_, pretokenize = manifests
-    assert download and score and pretokenize
+    assert download
+    assert score
+    assert pretokenize
     assert download.counts == {"forgotten": 1, "ok": 39}
     assert (download.version, score.rows_in, pretokenize.rows_in) == (2, 39, len(tokens(recipe)))
     job = planned(recipe, "download", CORPUS).job
@@ -114,9 +116,11 @@ def test_killed_at_any_folder_it_is_refused_by_readers_and_runs_and_ends_when_ca
     def die(*_: object) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    plan = plan_for(recipe, key)
+    with monkeypatch.context() as patch:
         patch.setattr(forgetting, "_commit", die)
-        forget(plan_for(recipe, key), lambda _: None)
+        with pytest.raises(Killed):
+            forget(plan, lambda _: None)
     with pytest.raises(ValueError, match="unfinished"):
         TokenDataset(folder)
     with pytest.raises(UserError, match="`dualtoken forget` was cut short here"):

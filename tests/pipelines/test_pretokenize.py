@@ -18,6 +18,7 @@ from infra.storage import Store
 from model.images import Transform
 from pipelines.config import PretokenizeConfig, Recipe
 from pipelines.crops import CROP_FIELDS
+from pipelines.deep_check import DeepSettings, deepen
 from pipelines.halving import HalvingEncoder, NoRoomForOneImageError
 from pipelines.image_shards import ImageShard, index_tar
 from pipelines.models import OpenTokenizer, StreamCodes, choose_device
@@ -30,6 +31,7 @@ from pipelines.stages.pretokenize import Worker
 from pipelines.token_reader import TokenDataset
 from pipelines.token_shards import codes_of, read_data_shard
 from pipelines.token_stream import ImageStream, PixelRoom
+from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"
@@ -224,6 +226,13 @@ def test_every_variant_of_an_image_is_a_row_beside_its_crop(cropped: Recipe, tok
         codes = tokenizer.encode([part])
         assert codes_of(table, "pixel")[number].tolist() == codes.pixel.reshape(-1).tolist(), row
         assert codes_of(table, "semantic")[number].tolist() == codes.semantic.reshape(-1).tolist(), row
+
+
+def test_a_deep_check_encodes_crops_again_as_they_were_cut(cropped: Recipe) -> None:
+    said: list[str] = []
+    (checked,) = verify(job_of(cropped, "pretokenize").folder)
+    assert deepen(checked, DeepSettings(sample=60), said.append).findings == ()
+    assert [line.partition(": ")[2].partition(" rows")[0] for line in said] == ["60"]
 
 
 def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_folder(cropped: Recipe, finished: Recipe) -> None:
