@@ -55,7 +55,7 @@ def _write(out: Path, grid: int, streams: list[Ids], captions: list[str]) -> Non
         return
     depth = streams[0].shape[1] // grid**2
     config, receipts, store = _config(grid, depth), [], Store(str(out))
-    schema = token_schema(config, _TOKENIZER)
+    schema = token_schema(config, _TOKENIZER, "none")
     (out / "meta").mkdir(parents=True, exist_ok=True)
     for first in range(0, len(captions), SHARD):
         rows, shard = range(first, min(first + SHARD, len(captions))), f"{first // SHARD:05d}"

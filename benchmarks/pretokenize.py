@@ -159,7 +159,7 @@ def _ratio(name: str, values: list[float], bar: float) -> None:
 def _write(pipe: Connection, folder: str, rounds: int) -> None:
     """Measure the writer in this process, which has never held a model."""
     config = load_recipe("paper-384").tokenizer
-    schema = token_schema(config, {"fingerprint": "0" * 12, "sha256": "0" * 64})
+    schema = token_schema(config, {"fingerprint": "0" * 12, "sha256": "0" * 64}, "none")
     width = config.grid_size**2 * config.pixel.depth
     codes = np.random.default_rng(0).integers(0, config.pixel.num_codes, (2, WRITER_BATCH, width)).astype(np.uint16)
     keys = [[row.to_bytes(16, "big") for row in range(first, first + WRITER_BATCH)] for first in range(0, WRITER_ROWS, WRITER_BATCH)]

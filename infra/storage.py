@@ -351,6 +351,9 @@ def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
 
 
 def _move_or_copy(source: Path, target: Path) -> None:
+    if source.is_symlink():  # what it points to belongs to somebody else
+        shutil.copyfile(source, target)
+        return
     try:
         source.rename(target)
     except OSError as error:

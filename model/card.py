@@ -54,15 +54,10 @@ def card(config: TokenizerConfig, transform: Transform, parameters: dict[str, in
     total = sum(bits.values())
     rows.append(f"| both | | | {total:,.0f} | {total / size**2:.4f} |")
     facts = [
-        f"* Input: {size} x {size} pixels, {_preprocessing(transform)}.",
+        f"* Input: {size} x {size} pixels; {transform}.",
         f"* Tower: {grid**2} tokens of {config.tower.width} channels, tapped after blocks {taps}.",
         f"* Parameters: {sum(parameters.values()):,} ({', '.join(f'{name} {count:,}' for name, count in parameters.items() if count)}).",
     ]
     if fingerprint:
         facts.append(f"* Fingerprint: `{fingerprint}`, the SHA-256 of `config.json` followed by `model.safetensors`.")
     return _HEAD.format(size=size) + "\n" + "\n".join(rows) + "\n\n" + "\n".join(facts) + "\n" + _USAGE.format(size=size)
-
-
-def _preprocessing(transform: Transform) -> str:
-    fit = "shortest side resized, centre cropped" if transform.fit == "crop" else "both sides resized"
-    return f"{fit} ({transform.interpolation}), mean {list(transform.mean)}, deviation {list(transform.std)}"

@@ -16,6 +16,8 @@ from torch import Tensor
 from model.config import Config, PositiveInt
 
 _HALF = (0.5, 0.5, 0.5)
+_RESIZED_WHOLE = 2**26
+"""Pixels; of a long and narrow picture, resizing the shorter side up would make more, and then cut them away."""
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -54,6 +56,13 @@ class Transform(Config):
         scale, shift = self._scale(images.device)
         return ((images.float() + shift) * scale).round().clamp(0, 255).to(torch.uint8)
 
+    def __str__(self) -> str:
+        """Say it in words, such as a data set's metadata needs."""
+        size, method = self.image_size, self.interpolation
+        fit = f"shorter side to {size} {method}, centre crop" if self.fit == "crop" else f"both sides to {size} {method}"
+        is_plain = self.mean == self.std == _HALF
+        return f"RGB over white, {fit}, " + ("[-1, 1]" if is_plain else f"mean {list(self.mean)}, deviation {list(self.std)}")
+
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
         return 255 * std, mean / std
@@ -66,9 +75,18 @@ class Transform(Config):
         if short != size:
             # Truncation, and rounding of the offset below, are those of torchvision's Resize and CenterCrop.
             width, height = (max(size, int(size * side / short)) for side in image.size)
+            if width * height > _RESIZED_WHOLE:
+                return _resize_centre(image, (width, height), size, method)
             image = image.resize((width, height), method)
         left, top = (round((side - size) / 2) for side in image.size)
         return image.crop((left, top, left + size, top + size))
+
+
+def _resize_centre(image: Image.Image, resized: tuple[int, int], size: int, method: Image.Resampling) -> Image.Image:
+    """Return the centre of what an image resized to `resized` would be, without making the rest of it."""
+    scales = [side / new for side, new in zip(image.size, resized, strict=True)]
+    left, top = (round((new - size) / 2) * scale for new, scale in zip(resized, scales, strict=True))
+    return image.resize((size, size), method, box=(left, top, left + size * scales[0], top + size * scales[1]))
 
 
 def to_tensor(images: Sequence[Image.Image], size: int) -> UInt8[Tensor, "B 3 S S"]:

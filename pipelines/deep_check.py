@@ -206,13 +206,15 @@ def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], toleranc
 
 def _encode_rows(job: StageJob, tokenizer: Any, unit: str, keys: Mapping[int, bytes], scratch: Path) -> list[Any]:  # noqa: ANN401
     """Encode rows of a unit, given with their keys, as the stage did; of a sample with crops, the row's one alone."""
-    from pipelines.token_stream import ImageStream  # noqa: PLC0415  (as above)
+    from pipelines.token_stream import ImageStream, Undecodable  # noqa: PLC0415  (as above)
 
     shard, config = open_shard(job.input("download"), unit, scratch), job.recipe.pretokenize
     place = {key: row for row, key in enumerate(shard.keys)}
     samples = [KeptRow(place[key], key) for key in keys.values()]
     variants, parts = (row % config.num_variants for row in keys), []
     for batch in ImageStream(config, tokenizer.network.transform, beside_gpu=False).batches(shard, samples):
+        if lost := next((found for found in batch.found if isinstance(found, Undecodable)), None):
+            raise OSError(lost.detail)
         levels = batch.levels.unflatten(0, (-1, config.num_variants))
         parts.append(tokenizer.encode_levels(levels[range(len(levels)), list(islice(variants, len(levels)))]))
     return parts

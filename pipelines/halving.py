@@ -1,6 +1,7 @@
 """Encodes batches that may not fit: where memory runs out, the batch is halved and the same images are tried again.
 
-Codes do not depend on the batch (`model.quantize.nearest`), so a smaller one changes no byte.
+On a CPU codes do not depend on the batch (`model.quantize.nearest`), so a smaller one changes no byte. A GPU may choose other
+kernels for another batch and round otherwise: `benchmarks.agreement` measures how many codes that changes.
 """
 
 from typing import Protocol

@@ -21,6 +21,8 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint16]]
 _LOWEST = 1 << 16
 """No system maps anything below."""
+_ADDRESSES = 1 << 48
+"""Bytes that a process can map without asking for more, on x86-64 and 64-bit ARM."""
 _KEPT = 16
 
 
@@ -85,7 +87,7 @@ def _memory(width: int) -> Any:  # noqa: ANN401  (a tensor)
     """
     import torch  # noqa: PLC0415
 
-    shape = {"data": (_LOWEST, False), "shape": (1 << 46, width), "strides": (2, 2)}
+    shape = {"data": (_LOWEST, False), "shape": (_ADDRESSES >> 1, width), "strides": (2, 2)}
     everything = SimpleNamespace(__array_interface__={"version": 3, "typestr": "<u2", **shape})
     return torch.from_numpy(np.asarray(everything))
 

@@ -47,15 +47,17 @@ INDEX_SCHEMA = pa.schema(
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
-def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], *, cropped: bool = False) -> pa.Schema:
-    """Return the schema of a data shard; `tokenizer` holds its fingerprint and its weights' SHA-256."""
-    shown = "crop of the meta table, then shorter" if cropped else "shorter"
+def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str) -> pa.Schema:
+    """Return the schema of a data shard.
+
+    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures.
+    """
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
     metadata = {
         "dualtoken.schema_version": str(SCHEMA_VERSION),
         "dualtoken.tokenizer_fingerprint": tokenizer["fingerprint"],
         "dualtoken.tokenizer_sha256": tokenizer["sha256"],
-        "dualtoken.preprocessing": f"RGB over white, {shown} side to {config.image_size} bicubic, centre crop, [-1, 1]",
+        "dualtoken.preprocessing": preprocessing,
         "dualtoken.grid": f"{config.grid_size}x{config.grid_size}",
         "dualtoken.depth": str(config.pixel.depth),
         "dualtoken.semantic_codes": str(config.semantic.num_codes),

@@ -43,7 +43,7 @@ def write_tokens(
 ) -> str:
     """Write a finished dataset and return its folder."""
     shape = config(grid, depth)
-    schema = token_schema(shape, {"fingerprint": tokenizer, "sha256": tokenizer * 5})
+    schema = token_schema(shape, {"fingerprint": tokenizer, "sha256": tokenizer * 5}, "none")
     receipts, width = [], grid * grid * depth
     (folder / "meta").mkdir(parents=True)
     for unit, first in enumerate(range(0, rows, rows_per_shard)):

@@ -40,7 +40,7 @@ class Worker:
         self._tokenizer = open_tokenizer(job)
         self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
-        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), cropped=config.crops != WHOLE_IMAGE)
+        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), self._preprocessing())
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and `meta/<shard>.parquet`."""
@@ -61,6 +61,10 @@ class Worker:
         facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
         return UnitOutput((data, meta), ledger, facts, {data: writer.digest})
+
+    def _preprocessing(self) -> str:
+        cropped = self._job.recipe.pretokenize.crops != WHOLE_IMAGE
+        return f"{'crop of the meta table, then ' if cropped else ''}{self._tokenizer.network.transform}"
 
     def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
         config = self._job.recipe.pretokenize

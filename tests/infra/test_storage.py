@@ -24,6 +24,15 @@ def store(kind_and_url: tuple[str, str], request: pytest.FixtureRequest) -> Stor
     return Store(f"{kind_and_url[1]}/{request.node.originalname}")
 
 
+def test_moving_a_link_copies_what_it_points_to(tmp_path: Path) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "scratch"
+    theirs.write_bytes(b"image")
+    link.symlink_to(theirs)
+    Store(str(tmp_path / "ours")).put(link, "00000.tar", move=True)
+    theirs.unlink()
+    assert (tmp_path / "ours/00000.tar").read_bytes() == b"image"
+
+
 def test_what_is_put_is_read_back(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(range(256)) * 40_000)

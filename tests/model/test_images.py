@@ -81,3 +81,18 @@ def test_squashing_keeps_the_borders() -> None:
     picture.paste((255, 255, 255), (0, 0, 10, 16))
     (levels,) = Transform(image_size=8, fit="squash", interpolation="box").levels([picture])
     assert levels[0, 0].tolist() == [255, 255, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_long_and_narrow_picture_is_not_enlarged_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    (levels,) = Transform(image_size=384).levels([Image.new("RGB", (1, 20_000), "red")])  # whole, 384 by 7,680,000
+    assert levels[:, 200, 200].tolist() == [255, 0, 0]
+    picture, transform = noise(12, 90), Transform(image_size=16)
+    whole = transform.levels([picture]).int()
+    monkeypatch.setattr("model.images._RESIZED_WHOLE", 0)
+    assert (transform.levels([picture]).int() - whole).abs().max() <= 1
+
+
+def test_a_transform_says_what_it_does() -> None:
+    assert str(Transform(image_size=384)) == "RGB over white, shorter side to 384 bicubic, centre crop, [-1, 1]"
+    clip = Transform(image_size=224, fit="squash", interpolation="bilinear", mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    assert str(clip) == "RGB over white, both sides to 224 bilinear, mean [0.48, 0.46, 0.41], deviation [0.27, 0.26, 0.28]"

@@ -20,6 +20,8 @@ from tests.conftest import planned
 
 CORPUS = "tiny-train"
 
+TOKENIZER = {"fingerprint": "f", "sha256": "s"}
+
 
 @pytest.fixture
 def tokens(finished: Recipe) -> Store:
@@ -98,7 +100,7 @@ def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finishe
     semantic, pixel = (generator.integers(0, 65536, (rows, width)).astype(np.uint16) for _ in range(2))
     keys = [row.to_bytes(16, "big") for row in range(rows)]
     path = tmp_path / "data/00000.arrow"
-    write_data_shard(path, token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"}), keys, semantic, pixel)
+    write_data_shard(path, token_schema(finished.tokenizer, TOKENIZER, "as it is"), keys, semantic, pixel)
     table = read_data_shard(path)
     assert (codes_of(table, "semantic") == semantic).all()
     assert (codes_of(table, "pixel") == pixel).all()
@@ -112,7 +114,10 @@ def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finishe
 def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known_at_once(tmp_path: Path, finished: Recipe) -> None:
     rows, width = 3 * ROWS_PER_BATCH + 7, 32
     semantic, pixel = np.random.default_rng(0).integers(0, 65536, (2, rows, width)).astype(np.uint16)
-    keys, schema = [row.to_bytes(16, "big") for row in range(rows)], token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"})
+    keys, schema = (
+        [row.to_bytes(16, "big") for row in range(rows)],
+        token_schema(finished.tokenizer, TOKENIZER, "as it is"),
+    )
     write_data_shard(tmp_path / "whole.arrow", schema, keys, semantic, pixel)
     cuts = [0, 1, 65, 65, 129, ROWS_PER_BATCH, ROWS_PER_BATCH + 9, 2 * ROWS_PER_BATCH + 20, rows]
     with ShardWriter(tmp_path / "pieces.arrow", schema) as writer:
@@ -125,7 +130,7 @@ def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known
 
 def test_a_shard_whose_writing_was_cut_short_is_refused(tmp_path: Path, finished: Recipe) -> None:
     codes = np.zeros((300, 32), np.uint16)
-    schema = token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"})
+    schema = token_schema(finished.tokenizer, TOKENIZER, "as it is")
     with suppress(KeyError), ShardWriter(tmp_path / "a.arrow", schema) as writer:
         writer.append([b"k" * 16] * 300, codes, codes)
         raise KeyError
@@ -136,7 +141,7 @@ def test_a_shard_whose_writing_was_cut_short_is_refused(tmp_path: Path, finished
 
 def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> None:
     none = np.zeros((0, 32), np.uint16)
-    write_data_shard(tmp_path / "a.arrow", token_schema(finished.tokenizer, {"fingerprint": "f", "sha256": "s"}), [], none, none)
+    write_data_shard(tmp_path / "a.arrow", token_schema(finished.tokenizer, TOKENIZER, "as it is"), [], none, none)
     assert codes_of(read_data_shard(tmp_path / "a.arrow"), "pixel").shape == (0, 32)
 
 
