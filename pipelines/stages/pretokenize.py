@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.storage import Store
 from model.config import TokenizerConfig
+from pipelines.captions import BORROWED, lender_of, require_same_rows
 from pipelines.config import WHOLE_IMAGE
 from pipelines.crops import Crop, crop_columns
 from pipelines.finish import tokenizer_identity
 from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
-from pipelines.ledger import Status, ledger_table
+from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import OpenTokenizer, open_tokenizer
 from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
 from pipelines.stage import StageJob, Unit, UnitOutput
@@ -36,15 +38,15 @@ class Worker:
     """Encodes one image shard per unit; only the layers that codes need are run."""
 
     def __init__(self, job: StageJob) -> None:
-        self._job, config = job, job.recipe.pretokenize
+        self._job, self._lender, config = job, lender_of(job), job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
         self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
         self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), cropped=config.crops != WHOLE_IMAGE)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Write `data/<shard>.arrow` and `meta/<shard>.parquet`."""
-        data, meta, watch = f"data/{unit.id}.arrow", f"meta/{unit.id}.parquet", Stopwatch()
+        """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
+        data, watch = f"data/{unit.id}.arrow", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
@@ -56,27 +58,43 @@ class Worker:
                     writer.append(*done.take(batch, codes))
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
-        (scratch / "meta").mkdir()
-        pq.write_table(self._meta(unit, shard, done), scratch / meta, compression="zstd")
         facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
+        if self._lender is None:
+            meta = self._write_meta(unit, shard, done, scratch)
+        else:
+            meta, facts = (), facts | {BORROWED: self._require_same_rows(self._lender, unit, done, scratch)}
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, meta), ledger, facts, {data: writer.digest})
+        return UnitOutput((data, *meta), ledger, facts, {data: writer.digest})
 
     def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
         config = self._job.recipe.pretokenize
         return sample_places(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _meta(self, unit: Unit, shard: ImageShard, done: "_Done") -> pa.Table:
+    def _write_meta(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[str, ...]:
         """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
-        crops = [found for found in done.found if not isinstance(found, Undecodable)]
-        rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
+        rows, cut = self._shown(done)
         scores = read_table(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
         own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
         by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
         scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
         carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-        cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
-        return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
+        table = pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
+        (scratch / "meta").mkdir()
+        pq.write_table(table, scratch / (name := f"meta/{unit.id}.parquet"), compression="zstd")
+        return (name,)
+
+    def _require_same_rows(self, lender: Store, unit: Unit, done: "_Done", scratch: Path) -> str:
+        """Return the fingerprint that captions are borrowed from, once they are known to be those of these rows."""
+        rows, cut = self._shown(done)
+        keys = pa.array([row.key for row in rows], pa.binary(KEY_BYTES))
+        require_same_rows(lender, self._job.corpus, unit.id, {"key": keys, **cut}, scratch)
+        return lender.url.rsplit("/", 1)[1]
+
+    def _shown(self, done: "_Done") -> tuple[list[KeptRow], dict[str, pa.Array]]:
+        """Return the sample of each token row, in their order, and the columns of crops where the recipe has some."""
+        crops = [found for found in done.found if not isinstance(found, Undecodable)]
+        rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
+        return rows, {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
 
 
 class _Done:
