@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,21 +13,23 @@ import pytest
 
 from infra.storage import Store, digest
 from pipelines import forget as forgetting
-from pipelines.captions import require_same_rows
+from pipelines.captions import require_same_rows, require_same_samples
 from pipelines.checked_files import DamagedShardError
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
-from pipelines.errors import UserError
+from pipelines.errors import ExitCode, UserError
+from pipelines.executor import attempt
 from pipelines.explain import explain
 from pipelines.forget import forget, plan_forget
 from pipelines.garbage import find_garbage
 from pipelines.plan import Planner
-from pipelines.receipts import MANIFEST_FILE, read_manifest
+from pipelines.receipts import MANIFEST_FILE, done_units, read_manifest
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.shard_cache import ShardCache
 from pipelines.shard_view import describe_row, open_shard
 from pipelines.stage import StageJob
+from pipelines.stages.pretokenize import Worker
 from pipelines.token_export import export_tokens
 from pipelines.token_reader import TokenDataset
 from pipelines.tombstones import Tombstones
@@ -139,7 +142,6 @@ def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(copy: Dat
         return str(said.value).removeprefix(f"{key}={lender}")
 
     lender = copy.lender.name
-    assert "the decision keeps 20" in refused(lender, "filter.rules.2.keep_fraction=0.5")
     assert "has rows of other crops" in refused(lender, "pretokenize.crops=[{kind: center, flip: true}]")
     assert f"borrows its captions itself: set it to {lender}" in refused(copy.borrower.name)
     assert f"has no such dataset: set it to one of {', '.join(sorted(one.name for one in copy[1:]))}" in refused("'000000000000'")
@@ -151,6 +153,27 @@ def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(copy: Dat
     ):
         with pytest.raises(UserError, match=problem):
             load_tiny(root, f"pretokenize.captions_of.{wrong}")
+
+
+def test_a_decision_that_keeps_other_samples_is_refused_before_any_is_encoded(made: Datasets) -> None:
+    units = tokens_job(made.recipe).units
+    fewer = (*units[:-1], replace(units[-1], rows=units[-1].rows - 1))
+    for others, problem in (
+        (fewer, "is of 36 samples, the decision keeps 35"),
+        (units[:-1], f"only one of the two has a shard {units[-1].id}"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            require_same_samples(Store(str(made.lender)), CORPUS, others)
+
+
+def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(made: Datasets, finished: Recipe, tmp_path: Path) -> None:
+    job, heldout = tokens_job(made.recipe), planned(finished, "pretokenize", "tiny-heldout").job
+    assert heldout is not None
+    job = replace(job, folder=str(tmp_path / "new"), inputs={**job.inputs, f"pretokenize/{CORPUS}": heldout.folder})
+    outcome = attempt(job, lambda: Worker(job), job.units[0])
+    assert f"={heldout.fingerprint}: shard 00000 has" in outcome.error
+    assert outcome.code == ExitCode.CONFIGURATION
+    assert done_units(job.store()) == set()
 
 
 def test_rows_that_are_not_those_of_the_captions_are_refused_with_their_shard(copy: Datasets, tmp_path: Path) -> None:
@@ -234,7 +257,7 @@ def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_b
         TokenDataset(str(copy.borrower))
     forget(plan_forget(copy.recipe, CORPUS, Tombstones()), lambda _: None)
     assert rows(copy.borrower) == {one: said for one, said in before.items() if one != key}
-    assert findings(copy.recipe.root) == []
+    assert findings(f"{copy.recipe.root}/{CORPUS}") == []
     assert tokens_job(copy.recipe).folder == str(copy.borrower), "another fingerprint than before"
 
 
