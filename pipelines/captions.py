@@ -6,7 +6,7 @@ receipt, so that there is one record of it. Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,31 +85,30 @@ def require_same_samples(lender: Store, corpus: str | None, units: Sequence[Unit
         raise UserError(f"{said} is of {manifest.rows_in:,} samples, the decision keeps {rows:,}: name a dataset of the same one, {_OR}")
 
 
-def require_same_rows(lender: Store, corpus: str | None, unit: str, rows: Mapping[str, pa.Array], scratch: Path) -> None:
-    """Raise `UserError` unless a lender's captions belong to these rows: whole, and of the same keys and crops in the same order."""
-    said, theirs = f"{_said(lender, corpus)}: shard {unit}", _read(lender, unit, scratch)
-    for name, ours in rows.items():
-        if name not in theirs.column_names:
-            raise UserError(f"{said} has no {name}: its crops differ: set pretokenize.crops as they were there, {_OR}")
-        if len(theirs) != len(ours):
-            raise UserError(f"{said} has {len(theirs)} rows, here it has {len(ours)}: the decision or the images differ: {_LEAVE}")
-        pairs = zip(theirs[name].to_pylist(), ours.to_pylist(), strict=True)
+def require_same_rows(lender: Store, corpus: str | None, name: str, ours: Mapping[str, pa.Array], scratch: Path) -> None:
+    """Raise `UserError` unless these columns of a lender's table, a shard's ledger or captions, hold the same, row by row."""
+    said, theirs = f"{_said(lender, corpus)}: {name}", _read(lender, name, scratch)
+    if missing := sorted(ours.keys() - theirs.column_names):
+        raise UserError(f"{said} has no {missing[0]}: its crops differ: set pretokenize.crops as they were there, {_OR}")
+    if len(theirs) != (rows := len(ours["key"])):
+        raise UserError(f"{said} has {len(theirs)} rows, here it would have {rows}: the decision or the images differ: {_LEAVE}")
+    for column, values in ours.items():
+        pairs = zip(theirs[column].to_pylist(), values.to_pylist(), strict=True)
         if (row := next((row for row, (one, other) in enumerate(pairs) if one != other), None)) is not None:
-            what = "decision" if name == "key" else "crops"
-            raise UserError(f"{said} has another {name} in row {row}: the {what} differs from the one there: {_LEAVE}")
+            what = "decision" if column == "key" else "crops"
+            raise UserError(f"{said} has another {column} in row {row}: the {what} differs from the one there: {_LEAVE}")
 
 
 _LEAVE = "leave it out, and captions are written anew"
 _OR = f"or {_LEAVE}"
 
 
-def _read(lender: Store, unit: str, scratch: Path) -> pa.Table:
-    name = f"meta/{unit}.parquet"
+def _read(lender: Store, name: str, scratch: Path) -> pa.Table:
     try:
-        _, record = meta_record(lender, name, unit)
+        _, record = meta_record(lender, name, PurePosixPath(name).stem)
         path = lender.local_copy(name, scratch / "lender")
         if digest(path).sha256 == record.sha256:
-            return pq.read_table(path)
+            return pq.read_table(path, partitioning=None)
     except FileNotFoundError:
         pass
     raise UserError(f"{join(lender.url, name)} is missing or not as committed: run `dualtoken verify {lender.url} --repair` first")

@@ -1,6 +1,6 @@
 """Pretokenize: the kept samples of an image shard to one token shard, from a stream of batches and in bounded memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store
 from model.config import TokenizerConfig
 from pipelines.captions import BORROWED, lender_of, require_same_rows
 from pipelines.config import WHOLE_IMAGE
@@ -19,6 +18,7 @@ from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import OpenTokenizer, open_tokenizer
+from pipelines.receipts import LEDGERS
 from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
@@ -49,6 +49,7 @@ class Worker:
         data, watch = f"data/{unit.id}.arrow", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
+        self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
         with ShardWriter(scratch / data, self._schema) as writer, closing(self._images.batches(shard, rows)) as stream:
             for batch in watch.waiting("wait", stream):
@@ -58,43 +59,42 @@ class Worker:
                     writer.append(*done.take(batch, codes))
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
+        meta, borrowed = self._captions(unit, shard, done, scratch)
         facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
-        if self._lender is None:
-            meta = self._write_meta(unit, shard, done, scratch)
-        else:
-            meta, facts = (), facts | {BORROWED: self._require_same_rows(self._lender, unit, done, scratch)}
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, *meta), ledger, facts, {data: writer.digest})
+        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest})
 
     def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
         config = self._job.recipe.pretokenize
         return sample_places(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _write_meta(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[str, ...]:
+    def _captions(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, or the receipt's fact."""
+        name = f"meta/{unit.id}.parquet"
+        crops = [found for found in done.found if not isinstance(found, Undecodable)]
+        rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
+        cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
+        if self._lender is not None:
+            self._require_same(name, rows, scratch, **cut)
+            return (), {BORROWED: self._lender.url.rsplit("/", 1)[1]}
+        (scratch / "meta").mkdir()
+        pq.write_table(self._meta(unit, shard, rows, cut), scratch / name, compression="zstd")
+        return (name,), {}
+
+    def _meta(self, unit: Unit, shard: ImageShard, rows: Sequence[KeptRow], cut: Mapping[str, pa.Array]) -> pa.Table:
         """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
-        rows, cut = self._shown(done)
         scores = read_table(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
         own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
         by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
         scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
         carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-        table = pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
-        (scratch / "meta").mkdir()
-        pq.write_table(table, scratch / (name := f"meta/{unit.id}.parquet"), compression="zstd")
-        return (name,)
+        return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
 
-    def _require_same_rows(self, lender: Store, unit: Unit, done: "_Done", scratch: Path) -> str:
-        """Return the fingerprint that captions are borrowed from, once they are known to be those of these rows."""
-        rows, cut = self._shown(done)
-        keys = pa.array([row.key for row in rows], pa.binary(KEY_BYTES))
-        require_same_rows(lender, self._job.corpus, unit.id, {"key": keys, **cut}, scratch)
-        return lender.url.rsplit("/", 1)[1]
-
-    def _shown(self, done: "_Done") -> tuple[list[KeptRow], dict[str, pa.Array]]:
-        """Return the sample of each token row, in their order, and the columns of crops where the recipe has some."""
-        crops = [found for found in done.found if not isinstance(found, Undecodable)]
-        rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
-        return rows, {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
+    def _require_same(self, name: str, rows: Sequence[KeptRow], scratch: Path, **cut: pa.Array) -> None:
+        """Raise `UserError` where captions are borrowed from a dataset with other rows in this table."""
+        if self._lender is not None:
+            keys = pa.array([row.key for row in rows], pa.binary(KEY_BYTES))
+            require_same_rows(self._lender, self._job.corpus, name, {"key": keys, **cut}, scratch)
 
 
 class _Done:

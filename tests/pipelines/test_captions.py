@@ -171,7 +171,7 @@ def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(made: 
     assert heldout is not None
     job = replace(job, folder=str(tmp_path / "new"), inputs={**job.inputs, f"pretokenize/{CORPUS}": heldout.folder})
     outcome = attempt(job, lambda: Worker(job), job.units[0])
-    assert f"={heldout.fingerprint}: shard 00000 has" in outcome.error
+    assert f"={heldout.fingerprint}: ledger/00000.parquet has" in outcome.error
     assert outcome.code == ExitCode.CONFIGURATION
     assert done_units(job.store()) == set()
 
@@ -179,16 +179,16 @@ def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(made: 
 def test_rows_that_are_not_those_of_the_captions_are_refused_with_their_shard(copy: Datasets, tmp_path: Path) -> None:
     keys = pq.read_table(copy.lender / SHARD)["key"].combine_chunks()
     for rows, problem in (
-        ({"key": keys[::-1]}, "shard 00001 has another key in row 0: the decision differs"),
-        ({"key": keys[1:]}, f"shard 00001 has {len(keys)} rows, here it has {len(keys) - 1}"),
-        ({"key": keys, "variant": pa.array([0] * len(keys))}, "shard 00001 has no variant: its crops differ"),
+        ({"key": keys[::-1]}, f"{SHARD} has another key in row 0: the decision differs"),
+        ({"key": keys[1:]}, f"{SHARD} has {len(keys)} rows, here it would have {len(keys) - 1}"),
+        ({"key": keys, "variant": pa.array([0] * len(keys))}, f"{SHARD} has no variant: its crops differ"),
     ):
         with pytest.raises(UserError, match=rf"captions_of.{CORPUS}={copy.lender.name}: {problem}"):
-            require_same_rows(Store(str(copy.lender)), CORPUS, "00001", rows, tmp_path)
-    require_same_rows(Store(str(copy.lender)), CORPUS, "00001", {"key": keys}, tmp_path)
+            require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, rows, tmp_path)
+    require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, {"key": keys}, tmp_path)
     flip(copy.lender / SHARD)
     with pytest.raises(UserError, match=rf"{SHARD} is missing or not as committed: run `dualtoken verify"):
-        require_same_rows(Store(str(copy.lender)), CORPUS, "00001", {"key": keys}, tmp_path)
+        require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, {"key": keys}, tmp_path)
 
 
 def findings(where: Path | str) -> list[Finding]:
