@@ -170,8 +170,7 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
 
 def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
     """Sort folders so that what others are made from is restored before them."""
-    records = {one.folder: StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE)) for one in damaged}
-    return sorted(damaged, key=lambda one: in_order(records[one.folder]))
+    return sorted(damaged, key=lambda one: in_order(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE))))
 
 
 def repair(damaged: Verified, executor: Executor, say: Say) -> None:
