@@ -63,7 +63,8 @@ def export_tokens(
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint.")] = None,
 ) -> None:
     """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
-    from pipelines.token_export import STREAMS, DamagedShardError  # noqa: PLC0415
+    from pipelines.checked_files import DamagedShardError  # noqa: PLC0415
+    from pipelines.token_export import STREAMS  # noqa: PLC0415
     from pipelines.token_export import export_tokens as write  # noqa: PLC0415
 
     chosen = STREAMS if streams == Streams.BOTH else (streams.value,)

@@ -2,13 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from model.config import Config, PositiveInt, TextConfig, TokenizerConfig, TowerConfig, if_set, run_only
 from model.training_config import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, RandomCropConfig, Stage, WeightEmaConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Names a folder, so: lower case, digits, dot, dash, underscore."""
+
+
+def _fingerprint(value: Any) -> str:  # noqa: ANN401
+    if not isinstance(value, str) or len(value) != 12 or set(value) - set("0123456789abcdef"):
+        raise ValueError(f"{value!r} is no fingerprint: give, in quotes, the 12 hexadecimal digits that `dualtoken plan` shows")
+    return value
+
+
+Fingerprint = Annotated[str, BeforeValidator(_fingerprint)]
+"""Names a stage's folder."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -390,6 +400,8 @@ class PretokenizeConfig(Config):
     """Of one worker, to read and decode batches while one is encoded; 0: in turn. By default 4 beside a GPU, 0 on a CPU, busy as it is."""
     crops: Annotated[tuple[AnyCrops, ...], Field(min_length=1)] = WHOLE_IMAGE
     """What each image gives: a row of tokens for each square, in this order; their boxes stand beside the captions."""
+    captions_of: dict[Name, Fingerprint] = if_set(default={})
+    """By corpus, a finished token dataset of the same decision and crops: codes alone are written, beside its captions."""
     audit_rows: int = run_only(default=4, ge=0)
     """Of a shard, chosen by chance: decoded again from their stored codes, and compared with what was encoded."""
     on_alarm: Literal["report", "stop"] = run_only(default="report")
@@ -451,6 +463,12 @@ class Recipe(Config):
             raise ValueError(f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}")
         if not self.training_corpora:
             raise ValueError("heldout.corpus holds out the only corpus: add a second one, or hold out a fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_of_corpora(self) -> "Recipe":
+        if unknown := sorted(self.pretokenize.captions_of.keys() - self.corpora.keys()):
+            raise ValueError(f"pretokenize.captions_of.{unknown[0]} is of no corpus: name one of {', '.join(self.corpora)}")
         return self
 
     @model_validator(mode="after")

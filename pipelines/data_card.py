@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from infra.storage import Store
+from pipelines.captions import lender_of
 from pipelines.receipts import read_manifest
 from pipelines.stage import StageJob
 from pipelines.totals import Totals
@@ -49,8 +50,16 @@ Other formats: `dualtoken export-tokens . --format webdataset --out DIR`, or `pa
 def card(job: StageJob, details: Mapping[str, Any], totals: Totals) -> str:
     """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's, `totals` its receipts'."""
     head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=totals.bytes)
-    parts = [head, *_tokenizer(details), *_funnel(job, totals), *_licenses(job.store(), [unit.id for unit in job.units])]
+    captions = lender_of(job) or job.store()
+    parts = [head, *_borrowed(captions, job), *_tokenizer(details), *_funnel(job, totals)]
+    parts += _licenses(captions, [unit.id for unit in job.units])
     return "\n".join(parts) + "\n" + _USAGE
+
+
+def _borrowed(captions: Store, job: StageJob) -> Iterator[str]:
+    if captions.url != job.store().url:
+        lender = captions.url.rsplit("/", 1)[1]
+        yield f"Its captions lie in the folder `../{lender}`, beside another tokenizer's codes of the same images.\n"
 
 
 def _tokenizer(details: Mapping[str, Any]) -> Iterator[str]:

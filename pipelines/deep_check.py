@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.storage import Store, digest, scratch_folder
+from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
 from pipelines.ledger import KEY_BYTES, Status, count_statuses
 from pipelines.receipts import LEDGERS, MANIFEST_FILE, Receipt, done_units, read_manifest, receipt_name
 from pipelines.samples import KeptRow, open_shard, read_table
 from pipelines.stage import StageJob
 from pipelines.stage_folder import read_stage, stage_job
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard, rows_of
+from pipelines.token_shards import SCHEMA_VERSION, STREAMS, codes_of, read_data_shard, rows_of
 from pipelines.totals import Totals
 from pipelines.verify import Finding, Verified
 
@@ -117,13 +118,22 @@ def _problems(store: Store, shard: _Shard) -> Iterator[str]:
         if len(codes) and (largest := int(codes.max())) >= size:
             row = int(np.flatnonzero((codes >= size).any(axis=1))[0])
             yield f"row {row}: {stream} code {largest} of a codebook of {size}"
-    if keys != read_table(store, f"meta/{unit}.parquet", ["key"])["key"].to_pylist():
-        yield f"its keys are not those of meta/{unit}.parquet, row by row"
+    if keys != _meta_keys(store, shard.receipt):
+        yield f"its keys are not those of {meta_path(shard.receipt)}, row by row"
     ledger = read_table(store, f"{LEDGERS}/{unit}.parquet")
     kept = ledger.filter(pc.field("status") == Status.OK.value)["key"].to_pylist()
     variants = len(keys) // len(kept) if kept else 1
     if keys != [key for key in kept for _ in range(variants)]:
         yield f"its keys are not those that ledger/{unit}.parquet passed on"
+
+
+def _meta_keys(store: Store, receipt: Receipt) -> list[bytes]:
+    """Return the keys beside a shard's captions; none where they are another dataset's, which is itself found damaged."""
+    folder, name = meta_place(store, meta_path(receipt))
+    try:
+        return read_table(folder, name, ["key"])["key"].to_pylist()
+    except (OSError, pa.ArrowInvalid):
+        return []
 
 
 def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str, Any]) -> Iterator[str]:
@@ -132,7 +142,13 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
         yield f"shard {unit} is not in it"
         return
     record = next(file for file in shard.receipt.files if file.name == row["path"])
-    theirs = {"rows": len(shard.table), "bytes": record.bytes, "sha256": record.sha256, "xxh3_128": record.xxh3_128}
+    theirs = {
+        "meta_path": meta_path(shard.receipt),
+        "rows": len(shard.table),
+        "bytes": record.bytes,
+        "sha256": record.sha256,
+        "xxh3_128": record.xxh3_128,
+    }
     yield from (f"{name} of shard {unit} is {row[name]}, the shard's is {value}" for name, value in theirs.items() if row[name] != value)
     depth = int(shard.said["dualtoken.depth"])
     for stream in STREAMS:
@@ -141,7 +157,7 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
         if not np.allclose(usage, row[f"{stream}_usage"], atol=1e-5):
             yield f"{stream}_usage of shard {unit} is not that of its codes"
     promised = {
-        "schema_version": str(details["schema_version"]),
+        "schema_version": str(SCHEMA_VERSION),
         "tokenizer_sha256": details["tokenizer"],
         "grid": "x".join(map(str, details["grid"])),
         "depth": str(details["depth"]),

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import Store, scratch_folder
+from pipelines.captions import lender_of
 from pipelines.commit import StageContent, commit_manifest, upload
 from pipelines.data_card import CARD, card
 from pipelines.receipts import FileRecord, Manifest, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_audit import Alarm, DatasetAudit, stopped
-from pipelines.token_shards import SCHEMA_VERSION, write_index
+from pipelines.token_shards import BORROWING_VERSION, SCHEMA_VERSION, write_index
 
 WEIGHTS = "model.safetensors"
 
@@ -38,7 +39,7 @@ def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileReco
         if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
             raise stopped(job.label, Alarm(**summary["alarms"][0]))
         details = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": BORROWING_VERSION if lender_of(job) else SCHEMA_VERSION,
             "tokenizer": tokenizer_identity(job.input("train")),
             "grid": [config.grid_size, config.grid_size],
             "depth": config.pixel.depth,

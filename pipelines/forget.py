@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store, join, scratch_folder
+from pipelines.captions import borrows
 from pipelines.commit import upload
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.finish import finish
-from pipelines.forget_rewrite import REWRITERS, Rewritten
+from pipelines.forget_rewrite import REWRITERS, Rewritten, rewriter
 from pipelines.ledger import count_statuses
 from pipelines.receipts import (
     LEDGERS,
@@ -32,8 +33,7 @@ from pipelines.receipts import (
     read_manifest,
     receipt_name,
 )
-from pipelines.stage_folder import find_stages, stage_job
-from pipelines.steps import STEPS
+from pipelines.stage_folder import find_stages, in_order, input_folders, stage_job
 from pipelines.tombstones import FORGOTTEN_FILE, TOMBSTONES_FILE, Forgotten, Tombstones, read_forgotten, read_tombstones
 
 Say = Callable[[str], None]
@@ -81,7 +81,7 @@ def plan_forget(recipe: Recipe, corpus: str, wanted: Tombstones) -> Plan:
     root = Store(recipe.root)
     wanted = read_tombstones(root, corpus) | wanted
     stages = [(store, StageRecord.from_bytes(store.read(STAGE_FILE))) for store in find_stages(root)]
-    stages.sort(key=lambda pair: list(STEPS).index(pair[1].stage))
+    stages.sort(key=lambda pair: in_order(pair[1]))
     mine = [(store, record) for store, record in stages if record.corpus == corpus and record.stage in REWRITERS]
     keys = frozenset(bytes.fromhex(key) for key in wanted.keys)
     for store, record in mine:
@@ -107,7 +107,7 @@ def _pending(store: Store) -> tuple[str, ...]:
 def _keys_by_url(store: Store, record: StageRecord, wanted: Tombstones) -> Iterator[bytes]:
     """Yield the keys of rows whose address is wanted; image shards and captions' files have addresses."""
     place = {"download": ("{}.parquet", "sample_key"), "pretokenize": ("meta/{}.parquet", "key")}.get(record.stage)
-    if place is None or not (wanted.urls or wanted.hosts):
+    if place is None or borrows(record) or not (wanted.urls or wanted.hosts):
         return
     for unit in sorted(done_units(store)):
         table = _read(store, place[0].format(unit))
@@ -121,7 +121,7 @@ def _held(store: Store, record: StageRecord, keys: frozenset[bytes]) -> dict[str
     if not keys:
         return {}
     shards = _decided_shards(store) if record.stage == "filter" else sorted(done_units(store))
-    found = {shard: frozenset(REWRITERS[record.stage].keys(store, shard)) & keys for shard in shards}
+    found = {shard: frozenset(rewriter(record).keys(store, shard)) & keys for shard in shards}
     return {shard: mine for shard, mine in found.items() if mine}
 
 
@@ -137,9 +137,8 @@ def _read(store: Store, name: str) -> pa.Table:
 def forget(plan: Plan, say: Say) -> None:
     """Do what a plan says; killed at any point, it is finished by calling it again."""
     for one in plan.affected:
-        if one.record.stage == "pretokenize" and not stage_job(one.store, one.record).input("train").exists(MANIFEST_FILE):
-            model = one.record.inputs["train"]
-            raise UserError(f"{one.store.url} cannot be written again without its tokenizer: bring {model} back, or delete the dataset")
+        if one.record.stage == "pretokenize":
+            _require_inputs(one)
     plan.root.put_bytes(plan.tombstones.to_bytes(), join(plan.corpus, TOMBSTONES_FILE))
     for one in plan.affected:
         _open(one)
@@ -152,6 +151,17 @@ def forget(plan: Plan, say: Say) -> None:
         for name in sorted(names, key=lambda name: (name != MANIFEST_FILE, not name.startswith(RECEIPTS))):
             store.remove(name)
         say(f"{store.url}: report taken away; `dualtoken report` makes it anew")
+
+
+def _require_inputs(one: Affected) -> None:
+    """Raise `UserError` where a token dataset could not be finished again."""
+    folders = input_folders(one.store, one.record)
+    needed = {"its tokenizer": (folders["train"], MANIFEST_FILE)}
+    if borrows(one.record):
+        needed["its captions"] = folders[f"pretokenize/{one.record.corpus}"], STAGE_FILE
+    for name, (folder, file) in needed.items():
+        if not Store(folder).exists(file):
+            raise UserError(f"{one.store.url} cannot be written again without {name}: bring {folder} back, or delete the dataset")
 
 
 def _open(one: Affected) -> None:
@@ -171,7 +181,7 @@ def _rewrite(one: Affected, keys: frozenset[bytes]) -> None:
         receipt = Receipt.from_bytes(one.store.read(receipt_name(unit)))
         with scratch_folder() as name:
             scratch = Path(name)
-            done = REWRITERS[one.record.stage].rewrite(job, receipt, shards, keys, scratch)
+            done = rewriter(one.record).rewrite(job, receipt, shards, keys, scratch)
             _commit(one.store, receipt, done, scratch)
     forgotten = read_forgotten(one.store)
     assert forgotten is not None, "it was opened"
@@ -201,4 +211,4 @@ def _commit(store: Store, receipt: Receipt, done: Rewritten, scratch: Path) -> N
 
 def affected_files(one: Affected) -> list[str]:
     """Return the names of the files that would be written again."""
-    return [name for shard in one.shards for name in REWRITERS[one.record.stage].files(shard)]
+    return [name for shard in one.shards for name in rewriter(one.record).files(shard)]

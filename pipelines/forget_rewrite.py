@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store
+from pipelines.captions import borrows
 from pipelines.image_shards import FAILED_TO_DOWNLOAD, SHARD_COLUMNS, read_metadata, shard_files, write_metadata
 from pipelines.ledger import LEDGER_SCHEMA, Status
-from pipelines.receipts import LEDGERS, Receipt
+from pipelines.receipts import LEDGERS, Receipt, StageRecord
 from pipelines.stage import StageJob
 from pipelines.token_shards import STREAMS, codes_of, read_data_shard, write_data_shard
 from pipelines.tombstones import FORGOTTEN
@@ -145,25 +146,38 @@ def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapp
     return receipt.facts | {"rows_out_by_shard": receipt.facts["rows_out_by_shard"] | kept}
 
 
-class _Tokens:
+class _Codes:
+    """A token dataset whose captions are another one's, which is rewritten before it."""
+
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
-        return {*_ledger_keys(store, shard), *_read(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
+        return _ledger_keys(store, shard)
 
     def files(self, shard: str) -> Sequence[str]:
-        return (f"data/{shard}.arrow", f"meta/{shard}.parquet")
+        return (f"data/{shard}.arrow",)
 
     def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
         (shard,), store = shards, job.store()
-        data, meta = self.files(shard)
+        data, *others = self.files(shard)
         before = read_data_shard(store.local_copy(data, scratch / "before"))
         stays = [row for row, key in enumerate(before["key"].to_pylist()) if key not in keys]
         table = before.take(pa.array(stays, pa.int64()))
         semantic, pixel = (codes_of(table, stream) for stream in STREAMS)
         write_data_shard(scratch / data, before.schema, table["key"].to_pylist(), semantic, pixel)
-        (scratch / "meta").mkdir()
-        pq.write_table(_without(_read(store, meta), keys), scratch / meta, compression="zstd")
+        for meta in others:
+            (scratch / meta).parent.mkdir()
+            pq.write_table(_without(_read(store, meta), keys), scratch / meta, compression="zstd")
         facts = _token_facts(receipt, shard, table, stays)
-        return Rewritten((data, meta), _without(_ledger(store, receipt), keys), facts)
+        return Rewritten(self.files(shard), _without(_ledger(store, receipt), keys), facts)
+
+
+class _Tokens(_Codes):
+    """A token dataset with its captions."""
+
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        return {*_ledger_keys(store, shard), *_read(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
+
+    def files(self, shard: str) -> Sequence[str]:
+        return (*super().files(shard), f"meta/{shard}.parquet")
 
 
 def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int]) -> dict[str, Any]:
@@ -216,3 +230,8 @@ REWRITERS: dict[str, Rewriter] = {
     "targets": _Rows("arrow"),
     "pretokenize": _Tokens(),
 }
+
+
+def rewriter(record: StageRecord) -> Rewriter:
+    """Return how a folder's shards are written again."""
+    return _Codes() if borrows(record) else REWRITERS[record.stage]

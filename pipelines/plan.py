@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infra.storage import Store, join
+from pipelines.captions import require_lender, require_same_samples
 from pipelines.config import Recipe
 from pipelines.receipts import Manifest, done_units, fingerprint, read_manifest
 from pipelines.stage import StageJob, Unit
@@ -68,6 +69,8 @@ class Planner:
         return self._known[key]
 
     def _plan(self, step: Step, corpus: str | None) -> Planned:
+        if lender := self._lender(step, corpus):
+            require_lender(lender, corpus, step.settings(self.recipe, corpus).get("crops"))
         inputs = {input_name(name, of): self.one(name, of) for name, of in step.reads(self.recipe, corpus)}
         if waits := tuple(planned.label for planned in inputs.values() if planned.manifest is None):
             bound = step.bound(self.recipe, corpus)
@@ -88,8 +91,15 @@ class Planner:
         store = Store(folder)
         manifest = read_manifest(store)
         units = step.units(self.recipe, corpus, folders, manifests)
+        if lender:
+            require_same_samples(lender, corpus, units)
+            folders[input_name(step.name, corpus)] = lender.url
         job = StageJob(step.name, corpus, self.recipe, folder, print_, folders, tuple(units))
         done = frozenset(unit.id for unit in units) if manifest else frozenset(done_units(store))
         rows = sum(unit.rows for unit in units)
         size = manifest.bytes if manifest else step.row_bytes(self.recipe) * rows or None
         return Planned(step.name, corpus, job, identity, (), len(units), rows, done, manifest, size)
+
+    def _lender(self, step: Step, corpus: str | None) -> Store | None:
+        lender = step.borrows(self.recipe, corpus)
+        return self.root.at(join(step.folder.format(corpus=corpus), lender)) if lender else None

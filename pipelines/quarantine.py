@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.storage import join
 from pipelines.checked_files import DamagedShardError
 from pipelines.mapped_shards import Rows
 from pipelines.token_reader import TokenDataset
@@ -41,7 +42,9 @@ class Quarantine:
 
     def _write(self, dataset: TokenDataset, shard: int, error: DamagedShardError) -> None:
         name, rows = dataset.shard_name(shard)
-        entry = {"dataset": dataset.url, "fingerprint": dataset.fingerprint, "shard": name, "file": error.name, "rows": rows}
+        # Captions may be another dataset's.
+        file = error.name if error.url == dataset.url else join(error.url, error.name)
+        entry = {"dataset": dataset.url, "fingerprint": dataset.fingerprint, "shard": name, "file": file, "rows": rows}
         entry |= {"reason": error.problem, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         with self.ledger.open("a+", encoding="utf-8") as file:

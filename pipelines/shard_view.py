@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from infra.storage import Store, digest, join
+from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
 from pipelines.receipts import Receipt, receipt_name
 from pipelines.samples import read_table
@@ -35,6 +36,8 @@ class ShardView(NamedTuple):
     depth: int
     checksum: str
     """Its state, in words."""
+    meta_path: str
+    """Where its captions are, relative to the dataset."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -55,28 +58,30 @@ def open_shard(location: str, scratch: Path) -> ShardView:
     store, unit = Store(dataset or "."), name.removesuffix(".arrow")
     if (size := store.size(f"data/{name}")) is None:
         raise UserError(f"{location} is not there: `dualtoken plan` names the datasets of a recipe")
-    state = _checksum(store, unit, size)
+    state, meta = _receipt(store, unit, size)
     try:
         table = read_data_shard(store.local_copy(f"data/{name}", scratch))
         said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
         rows, columns = (int(side) for side in said["dualtoken.grid"].split("x"))
-        return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state)
+        return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state, meta)
     except (pa.ArrowInvalid, KeyError, AttributeError) as error:
         problem = " ".join(str(error).split())[:120]
         raise UserError(f"{location} is no whole token shard ({problem}); checksum: {state}; run `dualtoken verify --repair`") from None
 
 
-def _checksum(store: Store, unit: str, size: int) -> str:
+def _receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
+    """Return what a shard's receipt makes of it: the state of its checksum, and where its captions are."""
+    own = f"meta/{unit}.parquet"
     try:
         receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
     except FileNotFoundError:
-        return "unknown: the unit has no receipt, so it is unfinished"
+        return "unknown: the unit has no receipt, so it is unfinished", own
     except ValidationError:
-        return "unknown: the receipt cannot be read"
+        return "unknown: the receipt cannot be read", own
     record = next((file for file in receipt.files if file.name == f"data/{unit}.arrow"), None)
     if record is None:
-        return "unknown: the receipt does not name it"
-    return check_file(store, record, size) or f"as its receipt says, sha256 {record.sha256}"
+        return "unknown: the receipt does not name it", own
+    return check_file(store, record, size) or f"as its receipt says, sha256 {record.sha256}", meta_path(receipt)
 
 
 def describe(shard: ShardView) -> Iterator[str]:
@@ -84,6 +89,7 @@ def describe(shard: ShardView) -> Iterator[str]:
     rows, columns = shard.grid
     yield f"{join(shard.store.url, 'data', shard.unit)}.arrow: {len(shard.table):,} rows, {shard.bytes:,} bytes"
     yield f"checksum: {shard.checksum}"
+    yield f"captions: {shard.meta_path}"
     yield f"a row: {rows} x {columns} positions x {shard.depth} depths of each stream"
     yield from (f"column {field.name}: {field.type}" for field in shard.table.schema)
     yield from (f"{key}: {value}" for key, value in sorted(shard.metadata.items()))
@@ -108,12 +114,12 @@ def describe_row(shard: ShardView, row: int) -> Iterator[str]:
     _check_row(shard, row)
     yield f"row {row}: key {shard.table['key'][row].as_py().hex()}"
     try:
-        (meta,) = read_table(shard.store, f"meta/{shard.unit}.parquet").slice(row, 1).to_pylist()
+        (meta,) = read_table(*meta_place(shard.store, shard.meta_path)).slice(row, 1).to_pylist()
         same = meta.pop("key") == shard.table["key"][row].as_py()
         yield from (f"{name}: {value}" for name, value in meta.items())
         yield from () if same else ("the meta file has another key in this row: run `dualtoken verify --deep`",)
     except (FileNotFoundError, ValueError, pa.ArrowInvalid):
-        yield f"meta/{shard.unit}.parquet has no such row: run `dualtoken verify`"
+        yield f"{shard.meta_path} has no such row: run `dualtoken verify`"
     for stream in STREAMS:
         codes = codes_of(shard.table.slice(row, 1), stream)[0].reshape(-1, shard.depth)
         distinct = ", ".join(str(len(np.unique(codes[:, depth]))) for depth in range(shard.depth))

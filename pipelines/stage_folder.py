@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from infra.storage import Store, join
+from pipelines.captions import borrows
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.receipts import STAGE_FILE, StageRecord, read_receipts
@@ -27,6 +28,11 @@ def read_stage(store: Store) -> StageRecord:
         raise UserError(f"{store.url} has no {STAGE_FILE}: give a stage's folder, such as data/<corpus>/tokens/<fingerprint>") from None
     except ValidationError:
         raise UserError(f"{store.url}/{STAGE_FILE} cannot be read: it is damaged, or of another version of dualtoken") from None
+
+
+def in_order(record: StageRecord) -> tuple[int, bool]:
+    """Sort folders so that each comes after what it is made from, or borrows its captions from."""
+    return list(STEPS).index(record.stage), borrows(record)
 
 
 def root_of(store: Store, record: StageRecord) -> str:

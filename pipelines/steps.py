@@ -13,6 +13,7 @@ import fsspec
 
 from infra.storage import CHUNK_BYTES
 from model.training_config import LpipsConfig
+from pipelines.captions import BORROWED
 from pipelines.config import WHOLE_IMAGE, HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
@@ -40,6 +41,8 @@ class Step:
     """From the recipe, the corpus, and the inputs' folders and manifests."""
     row_bytes: Callable[[Recipe], float] = lambda _recipe: 0.0
     """Bytes expected per sample that goes on."""
+    borrows: Callable[[Recipe, str | None], str | None] = lambda _recipe, _corpus: None
+    """The fingerprint of a finished folder of the same step that has some of the files, in place of this one's."""
     per_corpus: bool = True
 
     def bound(self, recipe: Recipe, corpus: str | None) -> list[Unit]:
@@ -176,10 +179,15 @@ def _token_bytes(recipe: Recipe) -> float:
     return (config.grid_size**2 * config.pixel.depth * 2 * 2 + 16) * recipe.pretokenize.num_variants
 
 
-def _token_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+def _token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
     crops = recipe.pretokenize.crops
-    # Said only where they differ from the default, so that datasets from before there were crops keep their fingerprints.
-    return {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
+    # Said only where they differ from the default, so that datasets from before there were such keys keep their fingerprints.
+    settings = {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
+    return settings | ({BORROWED: lender} if (lender := _lender(recipe, corpus)) else {})
+
+
+def _lender(recipe: Recipe, corpus: str | None) -> str | None:
+    return recipe.pretokenize.captions_of.get(corpus or "")
 
 
 def _image_bytes(recipe: Recipe) -> float:
@@ -274,6 +282,7 @@ STEPS = {
             folder="{corpus}/tokens",
             reads=lambda _recipe, corpus: [("download", corpus), ("score", corpus), ("filter", corpus), ("train", None)],
             settings=_token_settings,
+            borrows=_lender,
             units=_units_of("filter"),
             row_bytes=_token_bytes,
         ),

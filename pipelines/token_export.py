@@ -15,12 +15,10 @@ from pydantic import ValidationError
 from infra.storage import Store, digest, scratch_folder
 from pipelines.errors import UserError
 from pipelines.export_formats import FORMATS, Shape, ShardRows
-from pipelines.receipts import FileRecord, Receipt, Record, read_manifest, receipt_name
-from pipelines.samples import read_table
+from pipelines.receipts import FileRecord, Record, read_manifest
 from pipelines.shard_cache import ShardCache
-from pipelines.token_reader import DamagedShardError, TokenDataset
+from pipelines.token_reader import TokenDataset
 from pipelines.token_shards import STREAMS
-from pipelines.verify import check_file
 
 EXPORT_FILE = "export.json"
 CACHE_BYTES = 1 << 30
@@ -60,8 +58,8 @@ def export_tokens(
         shape = shape._replace(fingerprint=tokens.fingerprint)
         writer = FORMATS[kind](target.open, shape, first_id)
         first = 0
-        for shard, rows in shards:
-            writer.write(_read(tokens, shard, first, rows))
+        for number, (_, rows) in enumerate(shards):
+            writer.write(_read(tokens, number, first))
             first += rows
         writer.finish()
         export = Export(
@@ -99,16 +97,12 @@ def open_tokens(dataset: str, streams: Sequence[str], scratch: Path, tokenizer: 
     return tokens
 
 
-def _read(tokens: TokenDataset, shard: str, first: int, rows: int) -> ShardRows:
-    store = Store(tokens.url)
-    receipt = Receipt.from_bytes(store.read(receipt_name(shard)))
-    meta = f"meta/{shard}.parquet"
-    record = next(file for file in receipt.files if file.name == meta)
-    if problem := check_file(store, record, store.size(meta)):
-        raise DamagedShardError(store.url, meta, problem)
+def _read(tokens: TokenDataset, number: int, first: int) -> ShardRows:
+    shard, rows = tokens.shard_name(number)
+    meta = tokens.read_meta(number).drop_columns("key")
     said = tokens.read(np.arange(first, first + rows))
     codes: dict[str, Any] = {stream: getattr(said, stream) for stream in tokens.streams}
-    return ShardRows(shard, [key.tobytes() for key in said.keys], codes, read_table(store, meta).drop_columns("key"))
+    return ShardRows(shard, [key.tobytes() for key in said.keys], codes, meta)
 
 
 class _Target:

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store
+from pipelines.captions import meta_place, meta_record
 from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
-from pipelines.receipts import FileRecord, Manifest, Receipt, receipt_name
+from pipelines.receipts import FileRecord, Manifest, receipt_name
 from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
 from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
@@ -61,6 +62,8 @@ class TokenDataset:
         self._width = math.prod(self.shape)
         self.num_codes: dict[str, int] = dict(details["codes"])
         self._files = CheckedFiles(self.url, check, cache)
+        self._others: dict[str, CheckedFiles] = {}
+        """Of datasets that captions are borrowed from."""
         _require_index(store, manifest)
         self._index = sorted(read_table(store, _INDEX, _INDEX_COLUMNS).to_pylist(), key=lambda row: row["shard"])
         self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
@@ -208,16 +211,23 @@ class TokenDataset:
         return captions
 
     def _read_captions(self, number: int) -> pa.Array:
+        return self.read_meta(number, ["caption"])["caption"].combine_chunks()
+
+    def _files_of(self, url: str) -> CheckedFiles:
+        return self._files if url == self.url else self._others.setdefault(url, CheckedFiles(url, self._files.check, self._files.cache))
+
+    def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the captions' table of a shard, which may lie in another dataset's folder; raises as `read`."""
         entry = self._index[number]
-        name, receipt = entry["meta_path"], receipt_name(entry["shard"])
         try:
-            files = {file.name: file for file in Receipt.from_bytes(Store(self.url).read(receipt)).files}
+            folder, file = meta_record(Store(self.url), entry["meta_path"], entry["shard"])
         except FileNotFoundError:
-            raise DamagedShardError(self.url, receipt, "missing") from None
-        captions = self._files.open(files[name], lambda path: pq.read_table(path, columns=["caption"])["caption"].combine_chunks())
-        if len(captions) != entry["rows"]:
-            raise DamagedShardError(self.url, name, f"{len(captions)} rows, the index says {entry['rows']}")
-        return captions
+            folder, _ = meta_place(Store(self.url), entry["meta_path"])
+            raise DamagedShardError(folder.url, receipt_name(entry["shard"]), "missing") from None
+        table = self._files_of(folder.url).open(file, lambda path: pq.read_table(path, columns=columns, partitioning=None))
+        if len(table) != entry["rows"]:
+            raise DamagedShardError(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
+        return table
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
     manifest.json         schema version, tokenizer, counts, root hash; written last
     index.parquet         a row per shard
     data/00000.arrow      Arrow IPC *file*, uncompressed, batches of 256 rows
-    meta/00000.parquet    caption, url, scores, in the same row order
+    meta/00000.parquet    caption, url, scores, in the same row order; or another dataset's (`pipelines.captions`)
 
 The IPC file format fails loudly when it is cut (the stream format loses rows silently), and a row is one
 contiguous read or a view of a memory map. Neither notices a flipped byte, hence the checksums.
@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from infra.storage import DigestingFile, FileDigest, Store
 from model.config import TokenizerConfig
+from pipelines.captions import meta_path
 from pipelines.ledger import KEY_BYTES
 from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, read_manifest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, BORROWING_VERSION = 1, 2
+"""Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
 ROWS_PER_BATCH = 256
 STREAMS = ("semantic", "pixel")
 
@@ -172,7 +174,7 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
     return {
         "shard": receipt.unit,
         "path": data.name,
-        "meta_path": f"meta/{receipt.unit}.parquet",
+        "meta_path": meta_path(receipt),
         "rows": rows_of(receipt),
         "bytes": data.bytes,
         "sha256": data.sha256,
@@ -188,6 +190,6 @@ def require_finished(store: Store) -> Manifest:
     manifest = read_manifest(store)
     if manifest is None:
         raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again")
-    if (version := manifest.details["schema_version"]) > SCHEMA_VERSION:
-        raise ValueError(f"{store.url} has schema version {version}, this reader knows {SCHEMA_VERSION}: update dualtoken")
+    if (version := manifest.details["schema_version"]) > BORROWING_VERSION:
+        raise ValueError(f"{store.url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")
     return manifest

@@ -1,12 +1,13 @@
 """Reads datasets against their receipts, names every file that is not as committed, and restores what a unit can."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from infra.storage import Store, digest, join, scratch_folder
+from pipelines.captions import meta_path, meta_place, meta_record
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say
@@ -25,6 +26,7 @@ from pipelines.receipts import (
     receipt_name,
 )
 from pipelines.run import run_planned
+from pipelines.stage_folder import in_order
 from pipelines.steps import STEPS
 from pipelines.tombstones import FORGOTTEN_FILE
 
@@ -67,7 +69,7 @@ def verify(location: str) -> Iterator[Verified]:
             f"{location} holds no finished or begun stage (no {STAGE_FILE} below it): give a run's root, a corpus or a stage folder"
         )
     for folder in folders:
-        yield verify_stage(Store(folder))
+        yield verify_stage(Store(folder), folders)
 
 
 def stage_folders(top: Store, below: str = "") -> Iterator[str]:
@@ -79,8 +81,11 @@ def stage_folders(top: Store, below: str = "") -> Iterator[str]:
             yield from stage_folders(top, folder)
 
 
-def verify_stage(store: Store) -> Verified:
-    """Check one stage's folder; what a billion images need is a name and a size per file, and a line per checksum."""
+def verify_stage(store: Store, apart: Collection[str] = ()) -> Verified:
+    """Check one stage's folder; what a billion images need is a name and a size per file, and a line per checksum.
+
+    Captions that it borrows from another folder are checked with it, unless that is one of those `apart`, which are verified on their own.
+    """
     present = {name: size for name, size in store.files() if not name.startswith(UNTRACKED)}
     num_files, num_bytes, unknown = len(present), sum(present.values()), dict(present)
     receipts = [name for name in present if name.startswith(f"{RECEIPTS}/")]
@@ -90,10 +95,12 @@ def verify_stage(store: Store) -> Verified:
     for name, data in store.read_many(receipts):
         unit = name.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
         try:
-            files = Receipt.from_bytes(data).files
+            receipt = Receipt.from_bytes(data)
         except ValidationError:
             unreadable.append(Finding(store.url, name, "unreadable: no receipt", unit))
             continue
+        files = receipt.files
+        damaged += _check_borrowed(store, receipt, apart)
         lines += map(content_line, files)
         damaged += _check_files(store, files, unit, present, unknown)
     manifest_files = _manifest_files(store, present)
@@ -113,6 +120,21 @@ def _check_files(
         unknown.pop(file.name, None)
         if problem := check_file(store, file, present.get(file.name)):
             yield Finding(store.url, file.name, problem, unit)
+
+
+def _check_borrowed(store: Store, receipt: Receipt, apart: Collection[str]) -> Iterator[Finding]:
+    """Check the captions of a shard that lie in another dataset's folder, against the receipt there."""
+    lender, name = meta_place(store, meta_path(receipt))
+    if lender.url == store.url or lender.url in apart:
+        return
+    problem: str | None = "missing"
+    try:
+        _, file = meta_record(store, meta_path(receipt), receipt.unit)
+        problem = check_file(lender, file, lender.size(name))
+    except (FileNotFoundError, ValidationError):
+        name = receipt_name(receipt.unit)
+    if problem:
+        yield Finding(lender.url, name, f"{problem} (the captions of {store.url})", receipt.unit)
 
 
 def _manifest_files(store: Store, present: dict[str, int]) -> tuple[FileRecord, ...]:
@@ -148,8 +170,7 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
 
 def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
     """Sort folders so that what others are made from is restored before them."""
-    order = list(STEPS)
-    return sorted(damaged, key=lambda one: order.index(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE)).stage))
+    return sorted(damaged, key=lambda one: in_order(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE))))
 
 
 def repair(damaged: Verified, executor: Executor, say: Say) -> None:
@@ -158,6 +179,8 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     Raises `UserError` where the stage's inputs are no longer what it was made from.
     """
     store = Store(damaged.folder)
+    if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
+        raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
     record = StageRecord.from_bytes(store.read(STAGE_FILE))
     steps_below_root = STEPS[record.stage].folder.count("/") + 2
     root = store.url.rsplit("/", steps_below_root)[0]

@@ -1,6 +1,6 @@
 """Pretokenize: the kept samples of an image shard to one token shard, from a stream of batches and in bounded memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.config import TokenizerConfig
+from pipelines.captions import BORROWED, lender_of, require_same_rows
 from pipelines.config import WHOLE_IMAGE
 from pipelines.crops import Crop, crop_columns
 from pipelines.finish import tokenizer_identity
 from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
-from pipelines.ledger import Status, ledger_table
+from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import OpenTokenizer, open_tokenizer
+from pipelines.receipts import LEDGERS
 from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
@@ -36,17 +38,18 @@ class Worker:
     """Encodes one image shard per unit; only the layers that codes need are run."""
 
     def __init__(self, job: StageJob) -> None:
-        self._job, config = job, job.recipe.pretokenize
+        self._job, self._lender, config = job, lender_of(job), job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
         self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
         self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), self._preprocessing())
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Write `data/<shard>.arrow` and `meta/<shard>.parquet`."""
-        data, meta, watch = f"data/{unit.id}.arrow", f"meta/{unit.id}.parquet", Stopwatch()
+        """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
+        data, watch = f"data/{unit.id}.arrow", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
+        self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
         with ShardWriter(scratch / data, self._schema) as writer, closing(self._images.batches(shard, rows)) as stream:
             for batch in watch.waiting("wait", stream):
@@ -56,11 +59,10 @@ class Worker:
                     writer.append(*done.take(batch, codes))
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
-        (scratch / "meta").mkdir()
-        pq.write_table(self._meta(unit, shard, done), scratch / meta, compression="zstd")
+        meta, borrowed = self._captions(unit, shard, done, scratch)
         facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, meta), ledger, facts, {data: writer.digest})
+        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest})
 
     def _preprocessing(self) -> str:
         cropped = self._job.recipe.pretokenize.crops != WHOLE_IMAGE
@@ -70,17 +72,33 @@ class Worker:
         config = self._job.recipe.pretokenize
         return sample_places(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _meta(self, unit: Unit, shard: ImageShard, done: "_Done") -> pa.Table:
-        """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
+    def _captions(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, or the receipt's fact."""
+        name = f"meta/{unit.id}.parquet"
         crops = [found for found in done.found if not isinstance(found, Undecodable)]
         rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
+        cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
+        if self._lender is not None:
+            self._require_same(name, rows, scratch, **cut)
+            return (), {BORROWED: self._lender.url.rsplit("/", 1)[1]}
+        (scratch / "meta").mkdir()
+        pq.write_table(self._meta(unit, shard, rows, cut), scratch / name, compression="zstd")
+        return (name,), {}
+
+    def _meta(self, unit: Unit, shard: ImageShard, rows: Sequence[KeptRow], cut: Mapping[str, pa.Array]) -> pa.Table:
+        """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
         scores = read_table(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
         own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
         by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
         scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
         carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-        cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
         return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
+
+    def _require_same(self, name: str, rows: Sequence[KeptRow], scratch: Path, **cut: pa.Array) -> None:
+        """Raise `UserError` where captions are borrowed from a dataset with other rows in this table."""
+        if self._lender is not None:
+            keys = pa.array([row.key for row in rows], pa.binary(KEY_BYTES))
+            require_same_rows(self._lender, self._job.corpus, name, {"key": keys, **cut}, scratch)
 
 
 class _Done:

@@ -111,6 +111,7 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: 
     [
         *("run", "submit", "convert", "plan", "status", "verify", "tokenize", "reconstruct", "export"),
         *("scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"),
+        *("inspect", "export-tokens", "card", "explain", "forget", "gc"),
     ],
 )
 def test_the_readme_names_every_command(command: str) -> None:

@@ -12,9 +12,10 @@ import pytest
 import webdataset
 
 from infra.storage import digest
+from pipelines.checked_files import DamagedShardError
 from pipelines.errors import UserError
 from pipelines.receipts import FileRecord
-from pipelines.token_export import DamagedShardError, export_tokens
+from pipelines.token_export import export_tokens
 from tests.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
 ROWS, WIDTH = 25, GRID * GRID * DEPTH

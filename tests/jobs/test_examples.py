@@ -1,0 +1,57 @@
+"""The examples that the jobs' README gives run as they stand there, on another root."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipelines.config import Recipe
+from tests.conftest import TINY, planned
+
+README = (Path(TINY).parents[1] / "jobs/README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^dualtoken (.+?)(?: +#.*)?$", README, re.MULTILINE)
+SAID = {
+    "plan": "pretokenize",
+    "inspect": "perplexity",
+    "card": "## Licenses",
+    "export-tokens": "as webdataset",
+    "verify": "rows of 10 shards encoded again",
+    "explain": "train: train.steps: 4 -> 900",
+    "pretokenize": "waits for train",
+    "forget": "nothing is changed without --delete",
+    "gc": "nothing that is older than",
+}
+"""A piece of what each prints."""
+Translate = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def translate(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> Translate:
+    """Return the arguments of an example for a copy of the finished run, under its names."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.root, "data")
+    job = planned(finished, "pretokenize", "tiny-train").job
+    assert job is not None
+    names = {"recipes/urls.yaml": TINY, "data/web/": "data/tiny-train/", "3f2a91c04d7e": job.fingerprint, "of.web=": "of.tiny-train="}
+
+    def arguments(example: str) -> list[str]:
+        for ours, theirs in names.items():
+            example = example.replace(ours, theirs)
+        return ["tiny-train" if word == "web" else word for word in shlex.split(example)]
+
+    return arguments
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_of_the_readme_runs(example: str, translate: Translate) -> None:
+    ended = CliRunner().invoke(app, translate(example))
+    assert SAID[example.split(maxsplit=1)[0]] in f"{ended.output}{ended.exception}"
+
+
+def test_each_command_on_what_is_there_has_an_example() -> None:
+    assert {example.split()[0] for example in EXAMPLES} == set(SAID)
