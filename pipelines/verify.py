@@ -20,6 +20,7 @@ from pipelines.receipts import (
     Manifest,
     Receipt,
     StageRecord,
+    clock_problem,
     content_line,
     hash_lines,
     receipt_name,
@@ -36,7 +37,7 @@ class Finding:
     folder: str
     name: str
     problem: str
-    """missing, extra, truncated, altered, unreadable or unfinished, with what was seen."""
+    """missing, extra, truncated, altered, unreadable, unfinished or misdated, with what was seen."""
     unit: str | None
     """Whose work would restore it; None where no unit made it."""
     as_committed: bool = False
@@ -90,12 +91,14 @@ def verify_stage(store: Store) -> Verified:
     for name, data in store.read_many(receipts):
         unit = name.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
         try:
-            files = Receipt.from_bytes(data).files
+            receipt = Receipt.from_bytes(data)
         except ValidationError:
             unreadable.append(Finding(store.url, name, "unreadable: no receipt", unit))
             continue
-        lines += map(content_line, files)
-        damaged += _check_files(store, files, unit, present, unknown)
+        lines += map(content_line, receipt.files)
+        if problem := clock_problem(receipt.finished_at):
+            damaged.append(Finding(store.url, name, f"misdated: {problem}", unit))
+        damaged += _check_files(store, receipt.files, unit, present, unknown)
     manifest_files = _manifest_files(store, present)
     lines += map(content_line, manifest_files)
     damaged += _check_files(store, manifest_files, None, present, unknown)
@@ -133,6 +136,8 @@ def _check_manifest(store: Store, lines: list[bytes], present: dict[str, int]) -
         return
     if hash_lines(lines) != manifest.root_hash:
         yield Finding(store.url, MANIFEST_FILE, "altered: its root hash differs from the receipts'", None)
+    if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
+        yield Finding(store.url, MANIFEST_FILE, f"misdated: {problem}", None)
 
 
 def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:

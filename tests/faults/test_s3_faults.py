@@ -95,7 +95,7 @@ def test_a_store_that_goes_away_leaves_nothing_by_half_and_the_run_goes_on(begun
 def assert_nothing_by_half(recipe: Recipe) -> None:
     """What a receipt names is there and whole; a manifest stands over finished stages only."""
     for one in Planner(recipe).plan():
-        if one.job is None or one.manifest is None and not one.done:
+        if one.job is None or (one.manifest is None and not one.done):
             continue
         store = one.job.store()
         files = dict(store.files())
