@@ -143,14 +143,14 @@ class Store:
         return Store(join(self.url, name))
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file is there."""
-        return bool(self.fs.isfile(self.path(name)))
+        """Tell whether a file is there; of a store that does not answer, raise its error."""
+        return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
         try:
             info = self.fs.info(self.path(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 

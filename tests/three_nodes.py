@@ -20,7 +20,7 @@ import pytest
 
 CPUS = (1, 2, 2)
 """Of each node, the head first."""
-STORE_BYTES = 100_000_000
+OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
 
 
 @dataclass
@@ -94,7 +94,7 @@ def main() -> None:
 
     cluster = Cluster()
     try:
-        nodes = [cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False) for cpus in CPUS]
+        nodes = [cluster.add_node(num_cpus=cpus, **OPTIONS) for cpus in CPUS]
         raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in nodes]
         print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
         sys.stdin.read()
