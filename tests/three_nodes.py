@@ -6,12 +6,14 @@ with its standard input.
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,27 +37,33 @@ class ThreeNodes:
         """Return the processes that do units, in order of id."""
         return sorted(pid for raylet in self.raylets for pid in _children(raylet) if _is_actor(pid))
 
-    def kill_actor(self, pid: int) -> None:
-        """Kill a process that does units."""
-        assert pid in self.actors()
-        os.kill(pid, signal.SIGKILL)
+    def kill_actor(self, chance: random.Random, limit_seconds: float = 120) -> None:
+        """Kill a process that does units, as soon as there is one: a new driver's may be starting."""
+        until = time.monotonic() + limit_seconds
+        while not (actors := self.actors()):
+            assert time.monotonic() < until, "no actor was started in time"
+            time.sleep(0.01)
+        os.kill(chance.choice(actors), signal.SIGKILL)
 
-    def kill_raylet(self, pid: int) -> None:
-        """Kill a node's raylet, which its workers go with; not the head's."""
-        assert pid in self.raylets[1:]
-        os.kill(pid, signal.SIGKILL)
-        self.raylets.remove(pid)
+    def kill_raylet(self, chance: random.Random) -> None:
+        """Kill the raylet of a node that is not the head, which its workers go with."""
+        os.kill(victim := chance.choice(self.raylets[1:]), signal.SIGKILL)
+        self.raylets.remove(victim)
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()]
+    return [int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(tasks).split()]
 
 
 def _is_actor(pid: int) -> bool:
+    return b"_UnitActor" in _read(Path(f"/proc/{pid}/cmdline"))
+
+
+def _read(file: Path) -> bytes:
     try:
-        return b"_UnitActor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it ended
-        return False
+        return file.read_bytes()
+    except OSError:  # the process, or its thread, ended
+        return b""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def three_nodes() -> Iterator[ThreeNodes]:
         reread_authentication()
         command = [sys.executable, "-m", "tests.three_nodes"]
         # Ray also writes the address to a file of its temporary folder, for others to find: to be found by nobody, it has its own.
-        environment = {**os.environ, "RAY_TMPDIR": folder}
+        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": "120"}
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as cluster:
             assert cluster.stdout is not None
             assert cluster.stdin is not None
@@ -94,7 +102,8 @@ def main() -> None:
 
     cluster = Cluster()
     try:
-        nodes = [cluster.add_node(num_cpus=cpus, **OPTIONS) for cpus in CPUS]
+        nodes = [cluster.add_node(num_cpus=cpus, wait=False, **OPTIONS) for cpus in CPUS]
+        cluster.wait_for_nodes(timeout=120)
         raylets = [node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in nodes]
         print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
         sys.stdin.read()
