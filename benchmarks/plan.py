@@ -37,7 +37,11 @@ FILES = {
     "download": ("{}.tar", "{}.parquet", "{}_stats.json", "ledger/{}.parquet"),
     "pretokenize": ("data/{}.arrow", "meta/{}.parquet", "ledger/{}.parquet"),
 }
-FACTS = {"download": {"bytes_fetched": 1}, "pretokenize": {"semantic_usage": [0.5] * 4, "pixel_usage": [0.5] * 4}}
+AUDIT = {"rows": ROWS_PER_SHARD, "looked_at": [0, 900, 2048, 4095], "psnr": [22.31, 21.87, 23.05, 22.64]}
+AUDIT |= {"semantic_perplexity": [401.123] * 4, "pixel_perplexity": [398.456] * 4}
+TIMES = {"wait": 1.234, "encode": 7.654, "write": 0.321, "audit": 0.123}
+USAGE = {"semantic_usage": [0.953125] * 4, "pixel_usage": [0.953125] * 4}
+FACTS = {"download": {"bytes_fetched": 1}, "pretokenize": {**USAGE, "audit": AUDIT, "seconds": TIMES}}
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -53,9 +57,10 @@ def receipt(job: StageJob, unit: str, rows: int) -> Receipt:
     """Return a unit's receipt, as long as a real one."""
     names = (name.format(unit) for name in FILES[job.stage])
     files = tuple(FileRecord(name=name, bytes=90_000_000, sha256=f"{unit:0>64}", xxh3_128=f"{unit:0>32}") for name in names)
+    facts = FACTS[job.stage] | {"rows_out_by_shard": {unit: rows}}
     return Receipt(
         stage=job.stage, corpus=job.corpus, unit=unit, fingerprint=job.fingerprint, attempt="0" * 32, rows=rows, counts={"ok": rows},
-        files=files, facts=FACTS[job.stage], finished_at=MOMENT, seconds=9.5,
+        files=files, facts=facts, finished_at=MOMENT, seconds=9.5,
     )  # fmt: skip
 
 
@@ -105,7 +110,7 @@ class NoWork:
             store = one.job.store()
             for unit in one.units:
                 store.put_if_absent(receipt(one.job, unit.id, unit.rows).to_bytes(), receipt_name(unit.id))
-                yield Outcome(one.job.label, unit.id, {"ok": unit.rows}, 0.0)
+                yield Outcome(one.job.label, unit.id, {"ok": unit.rows}, 0.0, audit=AUDIT)
 
 
 def resume(recipe: Recipe) -> None:

@@ -143,14 +143,14 @@ class Store:
         return Store(join(self.url, name))
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file is there."""
-        return bool(self.fs.isfile(self.path(name)))
+        """Tell whether a file is there; of a store that does not answer, raise its error."""
+        return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
         try:
             info = self.fs.info(self.path(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
@@ -242,7 +242,7 @@ class Store:
         if self.is_local:
             _replace(target, lambda part: _move_or_copy(source, part) if move else shutil.copyfile(source, part))
         else:
-            # Of a large upload, s3fs does not see that one whose last reply was lost is there.
+            # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended for one that is not there.
             _twice(lambda: self.fs.put_file(str(source), target))
             self.fs.invalidate_cache(target)
         if (arrived := self.size(name)) != expected:
@@ -286,7 +286,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
             # Of a large file, s3fs does not ask again for a part that breaks off.
-            _twice(lambda: self.fs.get_file(self.path(name), str(part)), final=FileNotFoundError)
+            _twice(lambda: self.fs.get_file(self.path(name), str(part)))
             part.replace(target)
         return target
 
@@ -307,11 +307,11 @@ class Store:
             self.remove(name)
 
 
-def _twice(call: Callable[[], object], final: type[Exception] = PermissionError) -> None:
-    """Make a call that may be made twice, once more where it fails; within each, the store's client has its own tries."""
+def _twice(call: Callable[[], object]) -> None:
+    """Make a call once more where it fails for what may pass; done twice it must leave what it leaves when done once."""
     try:
         call()
-    except (final, PermissionError):
+    except PermissionError:
         raise
     except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
         call()
@@ -344,8 +344,11 @@ def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of a full disk the system names no file.
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     return part
 

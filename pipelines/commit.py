@@ -1,5 +1,7 @@
 """Runs one unit and commits it: files first, receipt last; the same on every executor."""
 
+import errno
+import os
 import time
 import uuid
 from collections import deque
@@ -50,8 +52,12 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
     if store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     with scratch_folder() as scratch:
-        output = worker.run(unit, Path(scratch))
-        return commit_unit(job, unit, Path(scratch), output, started)
+        try:
+            return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and error.filename is None:  # a store's own error names its file
+                raise OSError(error.errno, f"{os.strerror(error.errno)}; set TMPDIR to a folder with more room", scratch) from error
+            raise
 
 
 def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, started: float) -> Receipt:

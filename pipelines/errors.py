@@ -1,9 +1,10 @@
 """The errors that a command ends with, and its exit codes."""
 
+import errno
 from collections.abc import Mapping
 from enum import IntEnum
 
-_STORAGE_CLIENTS = ("botocore.", "aiobotocore.")
+_STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
 
 
@@ -55,6 +56,8 @@ def exit_code(error: BaseException) -> ExitCode:
         return error.code
     if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
         return ExitCode.CONFIGURATION
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return ExitCode.CONFIGURATION  # no folder becomes writable by trying again
     if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.startswith(_STORAGE_CLIENTS):
         return ExitCode.TEMPORARY
     return ExitCode.BUG

@@ -12,6 +12,8 @@ from pipelines.stage import StageJob, Unit, Worker
 
 Say = Callable[[str], None]
 """Prints one line for the user."""
+GIVE_UP_AFTER = 8
+"""Units that fail one after the other for what may pass: what they need is gone, and the others would fail as slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,20 @@ def attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> Outcome:
 
 
 def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None:
-    """Say what each unit gave; raise `UnitsFailed` when any failed, after all have run."""
+    """Say what each unit gave; raise `UnitsFailed` when any failed, after all have run, or `GIVE_UP_AFTER` of them in a row."""
     total = sum(len(one.units) for one in work)
     failed: list[Outcome] = []
+    in_a_row = 0
     for done, outcome in enumerate(outcomes, start=1):
+        in_a_row = in_a_row + 1 if outcome.code == ExitCode.TEMPORARY else 0
         if outcome.error:
             failed.append(outcome)
             say(f"{outcome.label} {outcome.unit} failed ({done}/{total}): {outcome.error.rstrip()}")
         else:
             counts = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
             say(f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s")
+        if in_a_row == GIVE_UP_AFTER:
+            break
     if failed:
         worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
         failures = {f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed}

@@ -8,7 +8,7 @@ The outcome of a unit is its receipt, never an exit code or a cluster's opinion.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +21,8 @@ RECEIPTS = "receipts"
 LEDGERS = "ledger"
 UNTRACKED = ("logs/", "checkpoints/")
 """Folders whose files no receipt names: a run's own records, of use while and after it runs."""
+CLOCK_SLACK = timedelta(minutes=15)
+"""That two machines' clocks may be apart; S3 servers refuse requests from beyond it."""
 
 
 class Record(BaseModel):
@@ -177,3 +179,13 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of all that decides an output."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def clock_problem(finished_at: str, started_at: str | None = None) -> str | None:
+    """Return what is wrong with the moments of something finished, of which this machine's clock may be the cause, or None."""
+    finished = datetime.fromisoformat(finished_at)
+    if started_at is not None and finished < datetime.fromisoformat(started_at):
+        return f"finished at {finished_at}, before it was started at {started_at}"
+    if finished > datetime.now(UTC) + CLOCK_SLACK:
+        return f"finished at {finished_at}, which is yet to come by this machine's clock"
+    return None

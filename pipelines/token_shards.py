@@ -23,7 +23,7 @@ from infra.storage import DigestingFile, FileDigest, Store
 from model.config import TokenizerConfig
 from pipelines.captions import meta_path
 from pipelines.ledger import KEY_BYTES
-from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, read_manifest
+from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem, read_manifest
 
 SCHEMA_VERSION, BORROWING_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
@@ -186,10 +186,12 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
 
 
 def require_finished(store: Store) -> Manifest:
-    """Return a token dataset's manifest; raises ValueError when it is unfinished or newer than this reader."""
+    """Return a token dataset's manifest; raises ValueError when it is unfinished, newer than this reader, or finished in times to come."""
     manifest = read_manifest(store)
     if manifest is None:
         raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again")
     if (version := manifest.details["schema_version"]) > BORROWING_VERSION:
         raise ValueError(f"{store.url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")
+    if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
+        raise ValueError(f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`")
     return manifest

@@ -21,6 +21,7 @@ from pipelines.receipts import (
     Manifest,
     Receipt,
     StageRecord,
+    clock_problem,
     content_line,
     hash_lines,
     receipt_name,
@@ -38,7 +39,7 @@ class Finding:
     folder: str
     name: str
     problem: str
-    """missing, extra, truncated, altered, unreadable or unfinished, with what was seen."""
+    """missing, extra, truncated, altered, unreadable, unfinished or misdated, with what was seen."""
     unit: str | None
     """Whose work would restore it; None where no unit made it."""
     as_committed: bool = False
@@ -99,10 +100,11 @@ def verify_stage(store: Store, apart: Collection[str] = ()) -> Verified:
         except ValidationError:
             unreadable.append(Finding(store.url, name, "unreadable: no receipt", unit))
             continue
-        files = receipt.files
+        lines += map(content_line, receipt.files)
+        if problem := clock_problem(receipt.finished_at):
+            damaged.append(Finding(store.url, name, f"misdated: {problem}", unit))
         damaged += _check_borrowed(store, receipt, apart)
-        lines += map(content_line, files)
-        damaged += _check_files(store, files, unit, present, unknown)
+        damaged += _check_files(store, receipt.files, unit, present, unknown)
     manifest_files = _manifest_files(store, present)
     lines += map(content_line, manifest_files)
     damaged += _check_files(store, manifest_files, None, present, unknown)
@@ -155,6 +157,8 @@ def _check_manifest(store: Store, lines: list[bytes], present: dict[str, int]) -
         return
     if hash_lines(lines) != manifest.root_hash:
         yield Finding(store.url, MANIFEST_FILE, "altered: its root hash differs from the receipts'", None)
+    if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
+        yield Finding(store.url, MANIFEST_FILE, f"misdated: {problem}", None)
 
 
 def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:

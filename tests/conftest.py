@@ -13,7 +13,7 @@ from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.steps import COMMANDS
 
-pytest_plugins = ("tests.ray_head",)
+pytest_plugins = ("tests.ray_head", "tests.three_nodes")
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 LoadTiny = Callable[..., Recipe]
 

@@ -69,12 +69,12 @@ def _receipt(folder: Path, shard: str, rows: int, files: tuple[str, ...], depth:
     return Receipt(
         stage="pretokenize", corpus="a", unit=shard, fingerprint="0" * 12, attempt="1", rows=rows, counts={"ok": rows},
         files=tuple(_record(folder, file) for file in files), facts=usage,
-        finished_at=datetime(2026, 1, 1, tzinfo=UTC).isoformat(), seconds=1.0,
+        finished_at=datetime(2020, 1, 1, tzinfo=UTC).isoformat(), seconds=1.0,
     )  # fmt: skip
 
 
 def _write_manifest(folder: Path, receipts: list[Receipt], rows: int, shape: TokenizerConfig, tokenizer: str) -> None:
-    moment, index = datetime(2026, 1, 1, tzinfo=UTC).isoformat(), (_record(folder, "index.parquet"),)
+    moment, index = datetime(2020, 1, 1, tzinfo=UTC).isoformat(), (_record(folder, "index.parquet"),)
     details = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": {"fingerprint": tokenizer, "sha256": tokenizer * 5},

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import digest
+from infra.storage import Store, digest
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.receipts import StageRecord
+from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name
 from pipelines.run_local import LocalExecutor
 from pipelines.steps import STEPS
+from pipelines.token_reader import TokenDataset
 from pipelines.verify import Finding, in_order_of_work, repair, verify
 from tests.conftest import LoadTiny, planned
 
@@ -106,6 +107,33 @@ def test_swapped_shards_are_both_named(tokens: Path) -> None:
     first.write_bytes(second.read_bytes())
     second.write_bytes(first_bytes)
     assert [name for name, _ in described(tokens)] == ["data/00000.arrow", "data/00001.arrow"]
+
+
+def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(tokens: Path) -> None:
+    store, later = Store(str(tokens)), "2999-01-01T00:00:00.000+00:00"  # as if the clock had been set back since
+    before = Manifest.from_bytes(store.read(MANIFEST_FILE))
+    receipt = Receipt.from_bytes(store.read(receipt_name("00001")))
+    store.put_bytes(receipt.model_copy(update={"finished_at": later}).to_bytes(), receipt_name("00001"))
+    store.put_bytes(before.model_copy(update={"last_finished_at": later}).to_bytes(), MANIFEST_FILE)
+    said = f"misdated: finished at {later}, which is yet to come by this machine's clock"
+    assert [(finding.name, finding.problem) for finding in findings(tokens)] == [(MANIFEST_FILE, said), ("receipts/00001.json", said)]
+    with pytest.raises(
+        ValueError, match=rf"^{tokens} was finished at 2999.*: set the clock right, or, where it was wrong then, run `dualtoken"
+    ):
+        TokenDataset(str(tokens))
+    (damaged,) = verify(str(tokens))
+    repair(damaged, LocalExecutor(), lambda _: None)
+    assert findings(tokens) == []
+    assert Manifest.from_bytes(store.read(MANIFEST_FILE)).root_hash == before.root_hash
+
+
+def test_a_stage_finished_before_it_was_started_is_named_and_not_trained_from(tokens: Path) -> None:
+    store = Store(str(tokens))
+    manifest = Manifest.from_bytes(store.read(MANIFEST_FILE))
+    store.put_bytes(manifest.model_copy(update={"last_finished_at": "2001-01-01T00:00:00.000+00:00"}).to_bytes(), MANIFEST_FILE)
+    assert described(tokens) == [(MANIFEST_FILE, "misdated")]
+    with pytest.raises(ValueError, match=r"was finished at 2001-.*, before it was started at 20"):
+        TokenDataset(str(tokens))
 
 
 def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:

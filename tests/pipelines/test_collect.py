@@ -1,0 +1,36 @@
+"""What units come to is told one by one; where what all of them need is gone, not all of them are waited for."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.config import Recipe
+from pipelines.errors import ExitCode, UnitsFailed
+from pipelines.executor import GIVE_UP_AFTER, Outcome, Work, collect
+from tests.conftest import planned
+
+DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "looked_at"),
+    [
+        ([GONE] * 30, GIVE_UP_AFTER),
+        ([DONE, *[GONE] * 30], 1 + GIVE_UP_AFTER),
+        ([*[GONE] * (GIVE_UP_AFTER - 1), DONE] * 3, 3 * GIVE_UP_AFTER),
+    ],
+)
+def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(outcomes: list[Outcome], looked_at: int, finished: Recipe) -> None:
+    seen: list[Outcome] = []
+
+    def come() -> Iterator[Outcome]:
+        for one in outcomes:
+            seen.append(one)
+            yield one
+
+    job = planned(finished, "targets", "tiny-train").job
+    assert job is not None
+    with pytest.raises(UnitsFailed, match="no answer") as error:
+        collect(come(), [Work(job, job.units)], lambda _: None)
+    assert error.value.code == ExitCode.TEMPORARY
+    assert len(seen) == looked_at
