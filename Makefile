@@ -1,8 +1,8 @@
-# Two commands, each doing its own set-up: `make demo` and `make test`. `make faults` kills and spoils; `make check` is what CI runs.
+# Two commands, each doing its own set-up: `make demo` and `make test`. `make slow` runs the long tests; `make check` is what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults check setup
+.PHONY: demo test slow check setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -12,15 +12,15 @@ test: setup
 	$(BIN)/python -m pytest
 
 # One after the other: each has the machine to itself.
-faults: setup
-	$(BIN)/python -m pytest --numprocesses=0 tests/faults
+slow: setup
+	$(BIN)/python -m pytest --numprocesses=0 -m slow
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(MAKE) test
-	$(MAKE) faults
+	$(MAKE) slow
 
 setup: .venv/installed
 

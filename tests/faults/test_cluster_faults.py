@@ -27,6 +27,7 @@ from pipelines.verify import verify
 from tests.conftest import TINY, LoadTiny
 from tests.three_nodes import ThreeNodes
 
+pytestmark = pytest.mark.slow
 PROJECT = Path(TINY).parents[1]
 VARIANTS = 24
 SLOW = ("pretokenize.crops=[{kind: center, flip: true}, {kind: random, number: 22, min_scale: 0.4}]", "pretokenize.audit_rows=96")

@@ -20,6 +20,7 @@ from pipelines.token_reader import TokenDataset
 from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 
+pytestmark = pytest.mark.slow
 CORPUS = "tiny-train"
 
 

@@ -28,6 +28,7 @@ from tests.conftest import TINY
 from tests.fault_proxy import Faults, fault_proxy
 from tests.s3_servers import s3_server
 
+pytestmark = pytest.mark.slow
 DONE_AGAIN = {("download", "tiny-train"), ("download", "tiny-heldout"), ("pretokenize", "tiny-train"), ("pretokenize", "tiny-heldout")}
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,16 +15,42 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from jobs.cli import main
 from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.hub import fingerprint
 from model.image_files import open_image
 from model.tokenizer import DualTokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
+Command = Callable[..., "Ended"]
 
 
-def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+class Ended(NamedTuple):
+    """What a user sees of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def dualtoken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run the command in this process: starting one that brings PyTorch takes seconds."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["dualtoken", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def export(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Export in a process of its own: elsewhere in these tests beartype checks shapes, and its checks cannot be exported."""
+    command = [sys.executable, "-m", "jobs.cli", "export", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=300, env=environment)
 
@@ -64,7 +93,9 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def test_tokenize_does_the_good_files_and_names_the_bad(model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path) -> None:
+def test_tokenize_does_the_good_files_and_names_the_bad(
+    dualtoken: Command, model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path
+) -> None:
     ended = dualtoken("tokenize", model, files, files / "missing.png", "--out", tmp_path / "codes.safetensors", "--batch-size", "2")
     assert ended.returncode == 2
     problems = {line.split(": ")[1]: line.split(": ", 2)[2] for line in ended.stderr.splitlines()}
@@ -82,7 +113,9 @@ def test_tokenize_does_the_good_files_and_names_the_bad(model: Path, tokenizer: 
     assert np.array_equal(pixel, expected.pixel.numpy())
 
 
-def test_reconstruct_shows_both_and_their_distance(model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path) -> None:
+def test_reconstruct_shows_both_and_their_distance(
+    dualtoken: Command, model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path
+) -> None:
     ended = dualtoken("reconstruct", model, files / "a.png", files / "below", files / "a.png", "--out", tmp_path / "out")
     assert (ended.returncode, ended.stderr) == (0, "")
     first, *_, last = ended.stdout.splitlines()
@@ -99,7 +132,7 @@ def test_reconstruct_shows_both_and_their_distance(model: Path, tokenizer: DualT
     assert "0.5273 bits per pixel" in last
 
 
-def test_a_call_without_one_good_image_writes_nothing(model: Path, tmp_path: Path) -> None:
+def test_a_call_without_one_good_image_writes_nothing(dualtoken: Command, model: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     ended = dualtoken("tokenize", model, tmp_path / "none", "--out", tmp_path / "codes.safetensors")
     assert ended.returncode == 2
@@ -107,7 +140,7 @@ def test_a_call_without_one_good_image_writes_nothing(model: Path, tmp_path: Pat
     assert not (tmp_path / "codes.safetensors").exists()
 
 
-def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_a_model_that_is_none_is_one_line(dualtoken: Command, tmp_path: Path) -> None:
     ended = dualtoken("tokenize", tmp_path, "a.png", "--out", tmp_path / "codes.safetensors")
     assert ended.returncode == 2
     assert ended.stderr == f"dualtoken: {tmp_path} has no config.json: name a folder that DualTokenizer.save_pretrained wrote\n"
@@ -115,7 +148,7 @@ def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
 
 def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
-    ended = dualtoken("export", model, "--format", "onnx", "--out", tmp_path)
+    ended = export(model, "--format", "onnx", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("encode", "decode"))
     for count in (1, 2, 5):  # of which the exporter saw one
@@ -129,7 +162,7 @@ def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualToke
 
 
 def test_torch_export_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
-    ended = dualtoken("export", model, "--format", "torch-export", "--out", tmp_path)
+    ended = export(model, "--format", "torch-export", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "decode"))
     for count in (1, 5):

@@ -182,6 +182,7 @@ def one_rank(rank: int, config: TokenizerConfig, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(config: TokenizerConfig, tmp_path: Path) -> None:
     single = fresh_state(config, FULL)
     run(single, 2)

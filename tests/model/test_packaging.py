@@ -17,6 +17,7 @@ def test_the_config_imports_no_torch() -> None:
     assert fresh_python("import sys, model.config; print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.slow
 def test_torchvision_imports_whatever_comes_first() -> None:
     # One process with torch loaded, forked per case: loading it takes seconds.
     code = """

@@ -70,7 +70,7 @@ def wait_for_first_receipt(folder: Path, driver: "subprocess.Popen[bytes]", limi
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("command", ["download", "targets", "pretokenize"])
+@pytest.mark.parametrize("command", ["pretokenize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("download", "targets"))])
 def test_a_killed_driver_goes_on_where_it_was(command: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
     root = tmp_path / "killed"
     shutil.copytree(finished.root, root)
