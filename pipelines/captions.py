@@ -108,7 +108,7 @@ def _read(lender: Store, name: str, scratch: Path) -> pa.Table:
         _, record = meta_record(lender, name, PurePosixPath(name).stem)
         path = lender.local_copy(name, scratch / "lender")
         if digest(path).sha256 == record.sha256:
-            return pq.read_table(path, partitioning=None)
+            return pq.ParquetFile(path).read()
     except FileNotFoundError:
         pass
     raise UserError(f"{join(lender.url, name)} is missing or not as committed: run `dualtoken verify {lender.url} --repair` first")

@@ -28,7 +28,8 @@ class CheckedFiles:
     """The files of one dataset, as its records say they are; goes to other processes by fork or pickle."""
 
     def __init__(self, url: str, check: Check, cache: ShardCache | None) -> None:
-        self.url, self.check, self.cache = url, check, cache
+        self.url, self.cache = url, cache
+        self.check: Check = check
         self._checked: set[str] = set()
 
     def open(self, file: FileRecord, read: Callable[[Path], T]) -> T:

@@ -167,7 +167,7 @@ class _Codes:
             (scratch / meta).parent.mkdir()
             pq.write_table(_without(_read(store, meta), keys), scratch / meta, compression="zstd")
         facts = _token_facts(receipt, shard, table, stays)
-        return Rewritten(self.files(shard), _without(_ledger(store, receipt), keys), facts)
+        return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
 
 
 class _Tokens(_Codes):

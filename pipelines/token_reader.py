@@ -224,7 +224,7 @@ class TokenDataset:
         except FileNotFoundError:
             folder, _ = meta_place(Store(self.url), entry["meta_path"])
             raise DamagedShardError(folder.url, receipt_name(entry["shard"]), "missing") from None
-        table = self._files_of(folder.url).open(file, lambda path: pq.read_table(path, columns=columns, partitioning=None))
+        table = self._files_of(folder.url).open(file, lambda path: pq.ParquetFile(path).read(columns))
         if len(table) != entry["rows"]:
             raise DamagedShardError(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table

@@ -214,9 +214,22 @@ def test_rows_are_checked_deep_and_a_lender_that_is_gone_is_named(copy: Datasets
     (checked,) = verify(str(copy.borrower))
     assert deepen(checked, DeepSettings(sample=5), said.append).findings == ()
     assert "5 rows" in said[-1]
+    key = TokenDataset(str(copy.borrower)).read(np.array([0])).keys[0].tobytes()
     shutil.rmtree(copy.lender)
+    with pytest.raises(UserError, match=f"cannot be written again without its captions: bring {copy.lender} back"):
+        forget(plan_forget(copy.recipe, CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append)
     assert {finding.folder for finding in findings(copy.borrower)} == {str(copy.lender)}
     assert len(TokenDataset(str(copy.borrower)).read(np.arange(3)).keys) == 3
+
+
+def test_repair_restores_the_codes_of_a_borrower(copy: Datasets) -> None:
+    before = stamps(copy.borrower / "data")
+    flip(copy.borrower / "data/00001.arrow")
+    (checked,) = verify(str(copy.borrower))
+    repair(checked, LocalExecutor(), lambda _: None)
+    assert {name: sha for name, (_, sha) in stamps(copy.borrower / "data").items()} == {name: sha for name, (_, sha) in before.items()}
+    assert not (copy.borrower / "meta").exists()
+    assert findings(copy.borrower) == []
 
 
 def test_gc_keeps_the_dataset_that_captions_are_borrowed_from(copy: Datasets) -> None:
