@@ -1,5 +1,6 @@
 """What tests share: a recipe that runs the whole chain in seconds, and one finished run of it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,18 @@ from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.steps import COMMANDS
 
+# Ray's workers would wait for whatever else these tests do at the same time.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 pytest_plugins = ("tests.ray_head", "tests.three_nodes")
+LONGEST = ("test_executors", "test_ray_jobs", "test_ray_session", "test_submit", "test_model_commands", "test_cli", "test_ray_train")
+"""These files begin first, so that none is left running alone at the end."""
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 LoadTiny = Callable[..., Recipe]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
