@@ -20,7 +20,6 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(MAKE) test
-	$(MAKE) slow
 
 setup: .venv/installed
 

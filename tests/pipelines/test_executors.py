@@ -30,7 +30,8 @@ def contents(recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
 
 @pytest.fixture(scope="module")
 def on_ray(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> Recipe:
-    recipe = load_tiny(tmp_path_factory.mktemp("ray"))
+    # A worker's import of PyTorch is what takes time here; `faults` has stages with several.
+    recipe = load_tiny(tmp_path_factory.mktemp("ray"), "cluster.max_workers=1")
     with RayExecutor(recipe.cluster) as executor:
         for command in COMMANDS:
             run_command(command, recipe, executor, lambda _: None)
