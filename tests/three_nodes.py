@@ -22,7 +22,7 @@ import pytest
 
 CPUS = (1, 2, 2)
 """Of each node, the head first."""
-OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False}
 
 
 @dataclass
