@@ -22,7 +22,7 @@ import pytest
 
 CPUS = (1, 2, 2)
 """Of each node, the head first."""
-OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False}
 
 
 @dataclass
@@ -73,26 +73,39 @@ def three_nodes() -> Iterator[ThreeNodes]:
 
     folder = tempfile.mkdtemp(prefix="dt-", dir="/tmp")  # short: Ray's socket paths have a limit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for name, value in {"MODE": "token", "TOKEN": secrets.token_hex(32)}.items():
+            patch.setenv(f"RAY_AUTH_{name}", value)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         reread_authentication()
-        command = [sys.executable, "-m", "tests.three_nodes"]
-        # Ray also writes the address to a file of its temporary folder, for others to find: to be found by nobody, it has its own.
-        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": "120"}
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as cluster:
-            assert cluster.stdout is not None
-            assert cluster.stdin is not None
-            try:
-                yield ThreeNodes(**json.loads(cluster.stdout.readline()))
-            finally:
-                cluster.stdin.close()
-                try:
-                    cluster.wait(60)
-                finally:
-                    cluster.kill()
-                    shutil.rmtree(folder, ignore_errors=True)
+        cluster, said = _start(folder)
+        try:
+            yield ThreeNodes(**json.loads(said))
+        finally:
+            _stop(cluster)
+            shutil.rmtree(folder, ignore_errors=True)
     reread_authentication()
+
+
+def _start(folder: str, tries: int = 3) -> tuple["subprocess.Popen[bytes]", bytes]:
+    """Start the cluster and return what it says of itself; Ray gives a node 30 seconds, which a busy machine may exceed."""
+    # Ray also writes the address to a file of its temporary folder, for others to find: to be found by nobody, it has its own.
+    environment = {**os.environ, "RAY_TMPDIR": folder}
+    for _ in range(tries):
+        cluster = subprocess.Popen(
+            [sys.executable, "-m", "tests.three_nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        assert cluster.stdout is not None
+        if said := cluster.stdout.readline():
+            return cluster, said
+        _stop(cluster)
+    raise AssertionError(f"no cluster in {tries} tries: what Ray says of it is above")
+
+
+def _stop(cluster: "subprocess.Popen[bytes]") -> None:
+    try:
+        cluster.communicate(timeout=60)
+    finally:
+        cluster.kill()
 
 
 def main() -> None:

@@ -138,4 +138,4 @@ def test_a_command_whose_store_does_not_answer_says_so_in_one_line_and_exits_wit
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(TINY).parents[1])
     assert (done.returncode, done.stdout) == (75, "")
     assert re.fullmatch(r"dualtoken: .*endpoint URL.*; try again\n", done.stderr)
-    assert 1 < gone.requests < 20
+    assert 1 < gone.requests <= 60, "5 times 5 tries of s3fs, each of them two requests of botocore, for the first file asked for"
