@@ -25,9 +25,10 @@ class UserError(ValueError):
 class UnitsFailed(Exception):
     """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
 
-    def __init__(self, failures: Mapping[str, str], num_units: int, code: ExitCode) -> None:
+    def __init__(self, failures: Mapping[str, str], num_units: int, code: ExitCode, num_left: int = 0) -> None:
         unit, reason = next(iter(failures.items()))
-        super().__init__(f"{len(failures)} of {num_units} units failed; {unit}: {' '.join(reason.split())}")
+        left = f", and {num_left} were not tried after so many in a row" if num_left else ""
+        super().__init__(f"{len(failures)} of {num_units} units failed{left}; {unit}: {' '.join(reason.split())}")
         self.code = code
 
 

@@ -78,7 +78,7 @@ def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None
     """Say what each unit gave; raise `UnitsFailed` when any failed, after all have run, or `GIVE_UP_AFTER` of them in a row."""
     total = sum(len(one.units) for one in work)
     failed: list[Outcome] = []
-    in_a_row = 0
+    in_a_row = done = 0
     for done, outcome in enumerate(outcomes, start=1):
         in_a_row = in_a_row + 1 if outcome.code == ExitCode.TEMPORARY else 0
         if outcome.error:
@@ -92,4 +92,4 @@ def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None
     if failed:
         worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
         failures = {f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed}
-        raise UnitsFailed(failures, total, worst)
+        raise UnitsFailed(failures, total, worst, total - done)
