@@ -41,7 +41,8 @@ def dualtoken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         monkeypatch.setattr(sys, "argv", ["dualtoken", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
 
     before = signal.getsignal(signal.SIGTERM)
     yield run
