@@ -19,16 +19,15 @@ import pyarrow.compute as pc
 from infra.storage import Store, digest, scratch_folder
 from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
+from pipelines.finish import WEIGHTS
 from pipelines.ledger import KEY_BYTES, Status, count_statuses
 from pipelines.receipts import LEDGERS, MANIFEST_FILE, Receipt, done_units, read_manifest, receipt_name
 from pipelines.samples import KeptRow, open_shard, read_table
 from pipelines.stage import StageJob
 from pipelines.stage_folder import read_stage, stage_job
-from pipelines.token_shards import SCHEMA_VERSION, STREAMS, codes_of, read_data_shard, rows_of
+from pipelines.token_shards import SCHEMA_VERSION, STREAMS, codes_of, read_data_shard, rows_of, said_of
 from pipelines.totals import Totals
 from pipelines.verify import Finding, Verified
-
-WEIGHTS = "model.safetensors"
 
 
 class DeepSettings(NamedTuple):
@@ -94,8 +93,7 @@ def _check_tokens(store: Store, receipts: Mapping[str, Receipt]) -> Iterator[Fin
         name = f"data/{unit}.arrow"
         with scratch_folder() as scratch:
             table = read_data_shard(store.local_copy(name, Path(scratch)))
-            said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-            shard = _Shard(receipt, table, said)
+            shard = _Shard(receipt, table, said_of(table.schema))
             yield from (_wrong(store, name, unit, problem) for problem in _problems(store, shard))
             if index is not None and manifest is not None:
                 details = manifest.details | {"tokenizer": manifest.details["tokenizer"]["sha256"]}

@@ -24,9 +24,9 @@ def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
 
 
 def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file of a store."""
+    """Read a Parquet file of a store: all of it, or those of some columns that it has."""
     with store.fs.open(store.path(name), "rb") as file:
-        return pq.read_table(file, columns=columns)
+        return pq.ParquetFile(file, pre_buffer=True).read(columns)
 
 
 def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:

@@ -11,7 +11,8 @@ from pipelines import forget as forgetting
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.errors import UserError
-from pipelines.forget import Plan, forget, plan_forget
+from pipelines.forget import forget
+from pipelines.forget_plan import Plan, plan_forget
 from pipelines.ledger import sample_key
 from pipelines.plan import Planner
 from pipelines.receipts import read_manifest
@@ -51,7 +52,7 @@ def second_key(recipe: Recipe) -> bytes:
 
 
 def plan_for(recipe: Recipe, *keys: bytes) -> Plan:
-    return plan_forget(recipe, CORPUS, Tombstones(keys=frozenset(key.hex() for key in keys)))
+    return plan_forget(Store(recipe.root), CORPUS, Tombstones(keys=frozenset(key.hex() for key in keys)))
 
 
 def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe: Recipe) -> None:
@@ -125,7 +126,7 @@ def test_killed_at_any_folder_it_is_refused_by_readers_and_runs_and_ends_when_ca
         TokenDataset(folder)
     with pytest.raises(UserError, match="`dualtoken forget` was cut short here"):
         run_command("download", recipe, LocalExecutor(), lambda _: None)
-    forget(plan_forget(recipe, CORPUS, Tombstones()), lambda _: None)
+    forget(plan_forget(Store(recipe.root), CORPUS, Tombstones()), lambda _: None)
     assert key not in rows(TokenDataset(folder))
     assert [finding for one in verify(f"{recipe.root}/{CORPUS}") for finding in one.findings] == []
 
