@@ -81,9 +81,8 @@ def forget(
     for name in corpus or list(settings.corpora):
         plan = plan_forget(Store(settings.root), name, wanted)
         for one in plan.affected:
-            say(
-                f"{one.store.url}: {one.num_samples} samples in {len(one.shards)} shards{'; a call was cut short here' if one.begun else ''}"
-            )
+            cut = "; a call was cut short here" if one.begun else ""
+            say(f"{one.store.url}: {one.num_samples} samples in {len(one.shards)} shards{cut}")
             for file in affected_files(one):
                 say(f"    {file}")
         for store in plan.reports:
