@@ -31,8 +31,10 @@ def gc(
     found = list(garbage.find_garbage(store, recipes, older_than * 3600))
     for one in found:
         say(f"{store.path(one.name)}: {one.kind}, {one.bytes:,} bytes{f' in {len(one.files)} files' if one.name.endswith('/') else ''}")
-    if delete:
-        garbage.delete(store, found)
+    left = garbage.delete(store, found) if delete else []
+    for one in left:
+        say(f"{store.path(one.name)}: kept, it changed since it was listed")
+    found = [one for one in found if one not in left]
     done = "deleted" if delete else "to delete; nothing is changed without --delete"
     for kind, (files, size) in garbage.totals(found).items():
         say(f"{kind}: {files:,} files, {size:,} bytes {done}")

@@ -20,13 +20,12 @@ from pipelines.receipts import (
     FileRecord,
     Manifest,
     Receipt,
-    StageRecord,
     content_line,
     hash_lines,
     receipt_name,
 )
 from pipelines.run import run_planned
-from pipelines.stage_folder import in_order, root_of, stage_folders
+from pipelines.stage_folder import in_order, read_stage, root_of, stage_folders
 from pipelines.tombstones import FORGOTTEN_FILE
 
 
@@ -160,7 +159,7 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
 
 def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
     """Sort folders so that what others are made from is restored before them."""
-    return sorted(damaged, key=lambda one: in_order(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE))))
+    return sorted(damaged, key=lambda one: in_order(read_stage(Store(one.folder))))
 
 
 def repair(damaged: Verified, executor: Executor, say: Say) -> None:
@@ -171,7 +170,7 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     store = Store(damaged.folder)
     if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
         raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
-    record = StageRecord.from_bytes(store.read(STAGE_FILE))
+    record = read_stage(store)
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
     planned = Planner(recipe).one(record.stage, record.corpus)
     if planned.job is None or planned.job.fingerprint != record.fingerprint:
