@@ -1,11 +1,14 @@
 """Forgotten samples are in no shard any more, all else is as it was, and no later run brings them back."""
 
+import io
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,12 +17,13 @@ from pipelines import forget as forgetting
 from pipelines.commit import run_unit
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
+from pipelines.drop_images import drop_images
 from pipelines.errors import TokenAlarm, UserError
 from pipelines.forget import forget
 from pipelines.forget_plan import Plan, plan_forget
 from pipelines.ledger import sample_key
 from pipelines.plan import Planner
-from pipelines.receipts import done_units, read_manifest
+from pipelines.receipts import Receipt, done_units, read_manifest, receipt_name
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.stage import Unit, UnitOutput
@@ -238,6 +242,44 @@ def test_a_unit_that_read_a_sample_before_it_was_forgotten_is_not_committed_and_
     assert "00000" not in done_units(job.store())
     run_unit(job, Worker(job), Unit("00000", 3))
     assert key not in pq.read_table(f"{job.folder}/00000.parquet")["key"].to_pylist()
+
+
+def test_images_in_folders_of_a_tar_go_by_the_same_key_as_they_are_read_by(tmp_path: Path) -> None:
+    names = ["a/00000", "b/00000"]
+    rows = [{"key": name, "sample_key": sample_key("web", row), "status": "success", "reason": ""} for row, name in enumerate(names)]
+    with tarfile.open(tmp_path / "before.tar", "w") as tar:
+        for name in names:
+            for suffix in ("jpg", "json"):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = 3
+                tar.addfile(member, io.BytesIO(b"abc"))
+    drop_images(tmp_path / "before.tar", pa.Table.from_pylist(rows), frozenset({sample_key("web", 1)}), tmp_path, "00000")
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        assert tar.getnames() == ["a/00000.jpg", "a/00000.json"]
+
+
+def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_psnr(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = planned(recipe, "pretokenize", CORPUS).job
+    assert job is not None
+    name = receipt_name("00000")
+    before = Receipt.from_bytes(job.store().read(name)).facts["audit"]
+    key = tokens(recipe).read(np.array([0])).keys[0].tobytes()
+    put_bytes = Store.put_bytes
+
+    def die(store: Store, data: bytes, file: str) -> None:
+        if (store.url, file) == (job.folder, name):
+            raise Killed
+        put_bytes(store, data, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_bytes", die)
+        with pytest.raises(Killed):
+            forget(plan_for(recipe, key), lambda _: None)
+    forget(plan_for(recipe), lambda _: None)
+    after = Receipt.from_bytes(job.store().read(name)).facts["audit"]
+    assert len(before["looked_at"]) > 1
+    assert (after["rows"], after["looked_at"], after["psnr"]) == (before["rows"] - 1, [], [])
+    assert findings(Path(job.folder)) == []
 
 
 def test_addresses_and_hosts_are_matched_and_hosts_below_a_host_too() -> None:
