@@ -108,8 +108,8 @@ def commit_unit(
 
 
 def _asked(job: StageJob) -> tuple[Tombstones, ...]:
-    """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is."""
-    corpora = [job.corpus] if job.corpus else [*job.recipe.corpora] if job.stage == "report" else []
+    """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is, and so does a source."""
+    corpora = [job.corpus] if job.corpus and job.stage != "scenes" else [*job.recipe.corpora] if job.stage == "report" else []
     root = Store(job.recipe.root)
     return tuple(read_tombstones(root, corpus) for corpus in corpora)
 

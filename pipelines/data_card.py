@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from infra.storage import Store
 from pipelines.captions import lender_of
-from pipelines.config import WHOLE_IMAGE
+from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.lookahead import map_ahead
 from pipelines.receipts import read_manifest
 from pipelines.samples import read_table

@@ -19,6 +19,7 @@ from pipelines.finish import WEIGHTS
 from pipelines.receipts import Receipt, receipt_name
 from pipelines.samples import read_table
 from pipelines.stage_folder import input_folders, read_stage
+from pipelines.token_audit import perplexity_of
 from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of
 from pipelines.verify import check_file
 
@@ -102,10 +103,9 @@ def _usage(codes: np.ndarray[Any, Any], num_codes: int) -> str:
     counts = np.bincount(codes, minlength=num_codes)
     if not len(codes):
         return "no rows"
-    shares = counts[counts > 0] / len(codes)
-    perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+    used = int((counts > 0).sum())
     beyond = f", {counts[num_codes:].sum()} codes beyond the codebook" if len(counts) > num_codes else ""
-    return f"{len(shares)} of {num_codes:,} codes used ({len(shares) / num_codes:.1%}), perplexity {perplexity:,.1f}{beyond}"
+    return f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity_of(counts):,.1f}{beyond}"
 
 
 def describe_row(shard: ShardView, row: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from model.config import TokenizerConfig
 from pipelines.captions import BORROWED, lender_of, require_same_rows
-from pipelines.config import WHOLE_IMAGE
+from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.crops import CROP_FIELDS, Crop, crop_columns
 from pipelines.errors import UserError
 from pipelines.finish import tokenizer_identity

@@ -1,6 +1,7 @@
 """Units are committed files first, receipt last; what has a receipt is never done again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,12 @@ def test_a_unit_that_names_a_forgotten_sample_is_open_whenever_that_was_asked(
         with pytest.raises(OSError, match="forgotten since it began: it is open again"):
             run_unit(job, Asked(), UNIT)
     assert read_receipts(job.store()) == {}
+
+
+def test_a_source_is_written_again_whoever_was_forgotten(job: StageJob) -> None:
+    asked = Tombstones(keys=frozenset({sample_key("letters", 1).hex()}))
+    Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
+    assert run_unit(replace(job, stage="scenes"), Letters(), UNIT).counts == {"ok": 3}
 
 
 def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(job: StageJob) -> None:
