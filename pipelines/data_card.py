@@ -15,8 +15,8 @@ from pipelines.captions import lender_of
 from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.lookahead import map_ahead
 from pipelines.receipts import read_manifest
-from pipelines.samples import read_table
 from pipelines.stage import StageJob
+from pipelines.tables import read_table
 from pipelines.totals import Totals
 
 CARD = "README.md"

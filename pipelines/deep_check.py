@@ -21,8 +21,8 @@ from pipelines.encode_again import DeepSettings, differences
 from pipelines.errors import UserError
 from pipelines.ledger import KEY_BYTES, Status, count_statuses
 from pipelines.receipts import LEDGERS, MANIFEST_FILE, STAGE_FILE, Manifest, Receipt, done_units, iter_receipts, read_manifest
-from pipelines.samples import read_table
 from pipelines.stage_folder import read_stage, stage_job
+from pipelines.tables import read_table
 from pipelines.token_shards import SCHEMA_VERSION, STREAMS, codes_of, read_data_shard, rows_of, said_of
 from pipelines.totals import Totals
 from pipelines.verify import Finding, Verified

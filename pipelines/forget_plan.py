@@ -8,8 +8,8 @@ from pipelines.captions import borrows
 from pipelines.forget_rewrite import REWRITERS, rewriter
 from pipelines.lookahead import map_ahead
 from pipelines.receipts import MANIFEST_FILE, StageRecord, done_units
-from pipelines.samples import read_table
 from pipelines.stage_folder import in_order, read_stage, stage_folders
+from pipelines.tables import read_table
 from pipelines.tombstones import Forgotten, Tombstones, read_forgotten, read_tombstones
 
 

@@ -17,8 +17,8 @@ from pipelines.drop_images import drop_images
 from pipelines.image_shards import read_metadata, shard_files
 from pipelines.ledger import LEDGER_SCHEMA, Status
 from pipelines.receipts import LEDGERS, Receipt, StageRecord
-from pipelines.samples import read_table
 from pipelines.stage import StageJob
+from pipelines.tables import read_table
 from pipelines.token_audit import CodeTally
 from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of, write_data_shard
 from pipelines.tombstones import FORGOTTEN
@@ -133,7 +133,7 @@ class _Codes:
             (scratch / meta).parent.mkdir()
             pq.write_table(_without(read_table(store, meta), keys), scratch / meta, compression="zstd")
         facts = _token_facts(receipt, shard, table, stays if same else None)
-        return Rewritten(self.files(shard), _without(_ledger(store, receipt), keys), facts)
+        return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
 
 
 class _Tokens(_Codes):

@@ -17,8 +17,8 @@ from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
 from pipelines.finish import WEIGHTS
 from pipelines.receipts import Receipt, receipt_name
-from pipelines.samples import read_table
 from pipelines.stage_folder import input_folders, read_stage
+from pipelines.tables import read_table
 from pipelines.token_audit import perplexity_of
 from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of
 from pipelines.verify import check_file

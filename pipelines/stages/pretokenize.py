@@ -20,9 +20,10 @@ from pipelines.image_shards import ImageShard
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import OpenTokenizer, open_tokenizer
 from pipelines.receipts import LEDGERS
-from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
+from pipelines.samples import KeptRow, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
+from pipelines.tables import read_table
 from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
 from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
 from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
