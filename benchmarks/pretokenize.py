@@ -51,7 +51,8 @@ def taken(work: Callable[[], float | None]) -> Taken:
 
 def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401  (imports torch late)
     """Read, decode and encode, one after the other."""
-    from pipelines.samples import batches, decode, kept_rows, open_shard, read_table  # noqa: PLC0415
+    from pipelines.samples import batches, decode, kept_rows, open_shard  # noqa: PLC0415
+    from pipelines.tables import read_table  # noqa: PLC0415
 
     for unit in units:
         shard = open_shard(job.input("download"), unit.id, Path(job.folder))

@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -146,13 +146,18 @@ class Store:
         """Tell whether a file is there; of a store that does not answer, raise its error."""
         return self.size(name) is not None
 
-    def size(self, name: str) -> int | None:
-        """Return a file's size in bytes, or None where there is no such file."""
+    def entry(self, name: str) -> StoredFile | None:
+        """Return what a listing would say of a file now, its time to the second, or None where there is no such file."""
         try:
             info = self.fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return int(info["size"]) if info["type"] == "file" else None
+        return StoredFile(name, int(info["size"]), _modified(info)) if info["type"] == "file" else None
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None where there is no such file."""
+        found = self.entry(name)
+        return found.bytes if found else None
 
     def read(self, name: str) -> bytes:
         """Return a whole small file."""
@@ -207,8 +212,7 @@ class Store:
         except FileNotFoundError:
             return
         for path, info in sorted(found.items()):
-            moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
-            yield path, int(info["size"]), moment.timestamp() if isinstance(moment, datetime) else float(moment)
+            yield path, int(info["size"]), _modified(info)
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders right below a folder, in order."""
@@ -315,6 +319,11 @@ def _twice(call: Callable[[], object]) -> None:
         raise
     except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
         call()
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
+    return moment.timestamp() if isinstance(moment, datetime) else float(moment)
 
 
 def _local_files(folder: str) -> Iterator[tuple[str, int, float]]:

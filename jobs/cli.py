@@ -103,7 +103,9 @@ def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Look at every row too, and encode a sample of them again.")] = False,
     sample: Annotated[int, typer.Option("--sample", min=0, help="Rows of a token dataset that --deep encodes again.")] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Which rows --deep chooses.")] = 0,
-    tolerance: Annotated[float, typer.Option("--tolerance", help="Share of a row's codes that may differ, made on another device.")] = 0.0,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, max=1, help="Share of a row's codes that may differ, made on another device.")
+    ] = 0.0,
     in_process: InProcessOption = False,
 ) -> None:
     """Read datasets against their receipts and name every missing, extra, truncated or altered file."""

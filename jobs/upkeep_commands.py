@@ -24,13 +24,17 @@ def gc(
     from pipelines import garbage  # noqa: PLC0415
 
     is_root = len(where) == 1 and Store(where[0]).fs.isdir(Store(where[0]).path())
+    if is_root and (overrides or root):
+        raise UserError(f"gc {where[0]} is a run's root, which takes no --set and no --root: leave them out, or give recipes")
     recipes = [] if is_root else [open_recipe(one, overrides, root) for one in where]
     store = Store(where[0]) if is_root else garbage.common_root(recipes)
     found = list(garbage.find_garbage(store, recipes, older_than * 3600))
     for one in found:
         say(f"{store.path(one.name)}: {one.kind}, {one.bytes:,} bytes{f' in {len(one.files)} files' if one.name.endswith('/') else ''}")
-    if delete:
-        garbage.delete(store, found)
+    left = garbage.delete(store, found) if delete else []
+    for one in left:
+        say(f"{store.path(one.name)}: kept, it changed since it was listed")
+    found = [one for one in found if one not in left]
     done = "deleted" if delete else "to delete; nothing is changed without --delete"
     for kind, (files, size) in garbage.totals(found).items():
         say(f"{kind}: {files:,} files, {size:,} bytes {done}")
@@ -66,24 +70,27 @@ def forget(
     delete: DeleteOption = False,
 ) -> None:
     """Take samples out of all that was made from them below the root, and never fetch them again."""
-    from pipelines.forget import affected_files, plan_forget  # noqa: PLC0415
     from pipelines.forget import forget as take_out  # noqa: PLC0415
+    from pipelines.forget_plan import affected_files, plan_forget  # noqa: PLC0415
     from pipelines.tombstones import Tombstones, url_hash  # noqa: PLC0415
 
     settings = open_recipe(recipe, overrides, root)
     check_corpora(settings, corpus)
+    if not (keys or url or url_host):
+        say("without --keys, --url and --url-host nothing new is forgotten: only what an earlier call left is looked for")
     hosts = frozenset(host.lower().strip(".") for host in url_host or ())
     wanted = Tombstones(keys=_read_keys(keys) if keys else frozenset(), urls=frozenset(map(url_hash, url or ())), hosts=hosts)
     for name in corpus or list(settings.corpora):
-        plan = plan_forget(settings, name, wanted)
+        plan = plan_forget(Store(settings.root), name, wanted)
         for one in plan.affected:
-            say(f"{one.store.url}: {one.num_samples} samples in {len(one.shards)} shards")
+            cut = "; a call was cut short here" if one.begun else ""
+            say(f"{one.store.url}: {one.num_samples} samples in {len(one.shards)} shards{cut}")
             for file in affected_files(one):
                 say(f"    {file}")
         for store in plan.reports:
             say(f"{store.url}: a report that may show them")
         for store in plan.models:
-            say(f"{store.url}: learnt from the corpus and stays as it is; train anew to be rid of what it learnt")
+            say(f"{store.url}: learnt from the corpus and stays; to be rid of that, delete this folder and run `dualtoken run`")
         if delete:
             take_out(plan, say)
         elif not plan.affected:

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.storage import FileDigest, Store, digest, scratch_folder
-from pipelines.ledger import check_closed, count_statuses
+from pipelines.ledger import Status, check_closed, count_statuses
 from pipelines.receipts import (
     LEDGERS,
     MANIFEST_FILE,
@@ -28,7 +30,7 @@ from pipelines.receipts import (
     receipt_name,
 )
 from pipelines.stage import StageJob, Unit, UnitOutput, Worker
-from pipelines.tombstones import require_none_pending
+from pipelines.tombstones import Tombstones, read_tombstones, require_none_pending
 from pipelines.totals import Totals
 
 
@@ -51,20 +53,23 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
     store = job.store()
     if store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
+    asked = _asked(job)
     with scratch_folder() as scratch:
         try:
-            return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started)
+            return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started, asked)
         except OSError as error:
             if error.errno == errno.ENOSPC and error.filename is None:  # a store's own error names its file
                 raise OSError(error.errno, f"{os.strerror(error.errno)}; set TMPDIR to a folder with more room", scratch) from error
             raise
 
 
-def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, started: float) -> Receipt:
-    """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`.
+def commit_unit(
+    job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, started: float, asked: tuple[Tombstones, ...] | None = None
+) -> Receipt:
+    """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`, `asked` of the same moment.
 
     Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
-    Raises `OSError` where they are not after all, and leaves the unit to be done again.
+    Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and leaves the unit to be done again.
     """
     names = list(output.files)
     counts: dict[str, int] = {}
@@ -77,6 +82,7 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
     store = job.store()
     if store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
+    _require_unforgotten(job, unit, output.ledger, asked)
     files = [upload(store, scratch, name, output.digests.get(name)) for name in names]
     receipt = Receipt(
         stage=job.stage,
@@ -98,7 +104,28 @@ def commit_unit(job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, st
             store.remove(receipt_name(unit.id))
             raise OSError(f"{job.label} unit {unit.id}: two attempts at once gave different bytes; it is open again")
         return winner
+    try:
+        # Once more: `forget` writes its list first and looks for receipts then, so one of the two sees the other.
+        _require_unforgotten(job, unit, output.ledger, asked)
+    except OSError:
+        store.remove(receipt_name(unit.id))
+        raise
     return receipt
+
+
+def _asked(job: StageJob) -> tuple[Tombstones, ...]:
+    """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is, and so does a source."""
+    corpora = [job.corpus] if job.corpus and job.stage != "scenes" else [*job.recipe.corpora] if job.stage == "report" else []
+    root = Store(job.recipe.root)
+    return tuple(read_tombstones(root, corpus) for corpus in corpora)
+
+
+def _require_unforgotten(job: StageJob, unit: Unit, ledger: pa.Table | None, asked: tuple[Tombstones, ...] | None) -> None:
+    """Raise `OSError` where somebody asked to be forgotten while a unit was done, or it was made from shards of before."""
+    now = _asked(job)
+    stays = ledger.filter(pc.field("status") != Status.FORGOTTEN.value)["key"].to_pylist() if ledger else []
+    if (asked is not None and asked != now) or any(key.hex() in one.keys for one in now if one.keys for key in stays):
+        raise OSError(f"{job.label} unit {unit.id}: samples of it were forgotten since it began: it is open again")
 
 
 def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.config import AnyCrops, CenterCrop, GridCrops, RandomCrops
+from pipelines.crop_config import AnyCrops, CenterCrop, GridCrops, RandomCrops
 
 Fit = Literal["crop", "squash"]
 """The tokenizer's own: whether it shows an image's centre, or all of it, squeezed."""

@@ -6,22 +6,22 @@ A function of the dataset and of what it was made from, so that the same recipe 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from infra.storage import Store
 from pipelines.captions import lender_of
+from pipelines.crop_config import WHOLE_IMAGE
+from pipelines.lookahead import map_ahead
 from pipelines.receipts import read_manifest
 from pipelines.stage import StageJob
+from pipelines.tables import read_table
 from pipelines.totals import Totals
 
 CARD = "README.md"
 LICENSE_COLUMNS = ("license", "licence", "license_url")
 SHOWN_LICENSES = 50
-READERS = 16
-"""Meta files read at once, each for its license column alone."""
 _HEAD = """---
 tags:
 - dualtoken-tokens
@@ -52,7 +52,7 @@ def card(job: StageJob, details: Mapping[str, Any], totals: Totals) -> str:
     head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=totals.bytes)
     captions = lender_of(job) or job.store()
     parts = [head, *_borrowed(captions, job), *_tokenizer(details), *_funnel(job, totals)]
-    parts += _licenses(captions, [unit.id for unit in job.units])
+    parts += _licenses(captions, [unit.id for unit in job.units], cropped=job.recipe.pretokenize.crops != WHOLE_IMAGE)
     return "\n".join(parts) + "\n" + _USAGE
 
 
@@ -85,16 +85,16 @@ def _funnel_row(step: str, rows_in: int, counts: Mapping[str, int]) -> str:
     return f"| {step} | {rows_in:,} | {counts.get('ok', 0):,} | {lost} |"
 
 
-def _licenses(store: Store, units: list[str]) -> Iterator[str]:
+def _licenses(store: Store, units: list[str], *, cropped: bool) -> Iterator[str]:
     yield "\n## Licenses\n"
-    column = _license_column(store, units[0]) if units else None
+    names = read_table(store, f"meta/{units[0]}.parquet", list(LICENSE_COLUMNS)).column_names if units else []
+    column = next((name for name in LICENSE_COLUMNS if name in names), None)
     if column is None:
         yield "Not known: the corpus's table has no license column, or the recipe does not carry one along (`keep_columns`)."
         return
     counts: Counter[str] = Counter()
-    with ThreadPoolExecutor(READERS) as pool:
-        for values in pool.map(lambda unit: _read_column(store, unit, column), units):
-            counts.update("none given" if value is None else str(value) for value in values)
+    for of_unit in map_ahead(lambda unit: _count(store, unit, column, cropped=cropped), units):
+        counts.update(of_unit)
     yield f"Of the column `{column}`, as the corpus's table gives it.\n\n| license | images |\n|---|---|"
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     yield from (f"| {' '.join(name.split()).replace('|', ' ')} | {count:,} |" for name, count in ranked[:SHOWN_LICENSES])
@@ -102,12 +102,8 @@ def _licenses(store: Store, units: list[str]) -> Iterator[str]:
         yield f"| {len(others):,} others | {sum(count for _, count in others):,} |"
 
 
-def _license_column(store: Store, unit: str) -> str | None:
-    with store.fs.open(store.path(f"meta/{unit}.parquet"), "rb") as file:
-        names = pq.ParquetFile(file).schema_arrow.names
-    return next((name for name in LICENSE_COLUMNS if name in names), None)
-
-
-def _read_column(store: Store, unit: str, column: str) -> list[Any]:
-    with store.fs.open(store.path(f"meta/{unit}.parquet"), "rb") as file:
-        return pq.ParquetFile(file).read([column])[column].to_pylist()
+def _count(store: Store, unit: str, column: str, *, cropped: bool) -> Counter[str]:
+    """Count a unit's images by license; of an image's crops the first stands for it."""
+    table = read_table(store, f"meta/{unit}.parquet", [column, "variant"] if cropped else [column])
+    values = (table.filter(pc.field("variant") == 0) if cropped else table)[column].value_counts().to_pylist()
+    return Counter({"none given" if pair["values"] is None else str(pair["values"]): pair["counts"] for pair in values})

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.errors import UserError
 from pipelines.token_shards import Ids
 
 Open = Callable[[str], AbstractContextManager[Path]]
@@ -198,7 +199,10 @@ class MegatronWriter:
         self._open, self._shape, self._files = open_file, shape, ExitStack()
         sizes = list(shape.num_codes.values())
         self._offsets = {stream: first_id + sum(sizes[:place]) for place, stream in enumerate(shape.num_codes)}
-        self._kind, self._code = next((kind, code) for bound, kind, code in self._KINDS if first_id + sum(sizes) < bound)
+        kinds = ((kind, code) for bound, kind, code in self._KINDS if first_id + sum(sizes) < bound)
+        if (chosen := next(kinds, None)) is None:
+            raise UserError(f"--first-id {first_id}: ids would go up to {first_id + sum(sizes) - 1:,}, beyond Megatron's int32: lower it")
+        self._kind, self._code = chosen
         self._bin = self._files.enter_context(self._files.enter_context(open_file("tokens.bin")).open("wb"))
         self._meta: pq.ParquetWriter | None = None
         self._rows = 0

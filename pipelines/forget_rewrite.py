@@ -4,22 +4,23 @@ In an image shard a sample's row stays, emptied, with the reason `forgotten`, so
 stay; everywhere after that its rows are gone.
 """
 
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store
+from infra.storage import Store, digest
 from pipelines.captions import borrows
-from pipelines.image_shards import FAILED_TO_DOWNLOAD, SHARD_COLUMNS, read_metadata, shard_files, write_metadata
+from pipelines.drop_images import drop_images
+from pipelines.image_shards import read_metadata, shard_files
 from pipelines.ledger import LEDGER_SCHEMA, Status
 from pipelines.receipts import LEDGERS, Receipt, StageRecord
 from pipelines.stage import StageJob
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard, write_data_shard
+from pipelines.tables import read_table
+from pipelines.token_audit import CodeTally
+from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of, write_data_shard
 from pipelines.tombstones import FORGOTTEN
 
 Keys = frozenset[bytes]
@@ -51,7 +52,7 @@ class Rewriter(Protocol):
 
 class _Images:
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
-        table = _read(store, f"{shard}.parquet", ["sample_key", "reason"])
+        table = read_table(store, f"{shard}.parquet", ["sample_key", "reason"])
         rows = zip(table["sample_key"].to_pylist(), table["reason"].to_pylist(), strict=True)
         return (key for key, reason in rows if reason != FORGOTTEN)
 
@@ -72,44 +73,6 @@ def forgotten_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": row["key"], "status": Status.FORGOTTEN.value, "reason": "", "detail": ""}
 
 
-def drop_images(tar: Path, table: pa.Table, keys: Keys, folder: Path, shard: str) -> None:
-    """Write an image shard's three files below `folder` without the samples of `keys`; their rows stay, emptied."""
-    rows = table.to_pylist()
-    dropped = {row["key"] for row in rows if row["sample_key"] in keys}
-    target = folder / shard_files(shard)[0]
-    with tarfile.open(tar, "r:") as source, tar.open("rb") as raw, target.open("wb") as out:
-        members = source.getmembers()
-        ends = [member.offset for member in members[1:]] + [source.offset]
-        for member, end in zip(members, ends, strict=True):
-            if Path(member.name).name.partition(".")[0] not in dropped:
-                raw.seek(member.offset)
-                out.write(raw.read(end - member.offset))
-        out.write(bytes(2 * tarfile.BLOCKSIZE))
-        out.write(bytes(-out.tell() % tarfile.RECORDSIZE))
-    emptied = [empty_row(row, table.schema) if row["key"] in dropped else row for row in rows]
-    write_metadata(folder, shard, pa.Table.from_pylist(emptied, schema=table.schema))
-
-
-def empty_row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    """Return an image shard's row with nothing of the sample but its key."""
-    kept = nothing_of(pa.schema([field for field in schema if field.name not in SHARD_COLUMNS]))
-    said = {"status": FAILED_TO_DOWNLOAD, "error_message": FORGOTTEN, "reason": FORGOTTEN, "caption": ""}
-    known = dict.fromkeys(schema.names)
-    return known | {"key": row["key"], "sample_key": row["sample_key"]} | said | kept
-
-
-def nothing_of(schema: pa.Schema) -> dict[str, Any]:
-    """Return a row that says nothing: nulls, or empty values where a column takes none."""
-    return {field.name: _nothing(field) for field in schema}
-
-
-def _nothing(field: pa.Field) -> Any:  # noqa: ANN401
-    if field.nullable:
-        return None
-    text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    return "" if text else pa.array([0], pa.int64()).cast(field.type)[0].as_py()
-
-
 class _Rows:
     """A stage whose shard is one table that has a column of keys."""
 
@@ -118,7 +81,7 @@ class _Rows:
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
         if self._suffix == "parquet":
-            return _read(store, f"{shard}.parquet", ["key"])["key"].to_pylist()
+            return read_table(store, f"{shard}.parquet", ["key"])["key"].to_pylist()
         return _ledger_keys(store, shard)
 
     def files(self, shard: str) -> Sequence[str]:
@@ -129,7 +92,7 @@ class _Rows:
         for shard in shards:
             name = f"{shard}.{self._suffix}"
             if self._suffix == "parquet":
-                pq.write_table(_without(_read(store, name), keys), scratch / name, compression="zstd")
+                pq.write_table(_without(read_table(store, name), keys), scratch / name, compression="zstd")
             else:
                 table = _without(read_data_shard(store.local_copy(name, scratch / "before")), keys)
                 with pa.OSFile(str(scratch / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -158,15 +121,18 @@ class _Codes:
     def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
         (shard,), store = shards, job.store()
         data, *others = self.files(shard)
-        before = read_data_shard(store.local_copy(data, scratch / "before"))
+        path = store.local_copy(data, scratch / "before")
+        # A kill between data and receipt leaves other rows than those that the receipt's audit looked at.
+        same = any(file.sha256 == digest(path).sha256 for file in receipt.files if file.name == data)
+        before = read_data_shard(path)
         stays = [row for row, key in enumerate(before["key"].to_pylist()) if key not in keys]
         table = before.take(pa.array(stays, pa.int64()))
         semantic, pixel = (codes_of(table, stream) for stream in STREAMS)
         write_data_shard(scratch / data, before.schema, table["key"].to_pylist(), semantic, pixel)
         for meta in others:
             (scratch / meta).parent.mkdir()
-            pq.write_table(_without(_read(store, meta), keys), scratch / meta, compression="zstd")
-        facts = _token_facts(receipt, shard, table, stays)
+            pq.write_table(_without(read_table(store, meta), keys), scratch / meta, compression="zstd")
+        facts = _token_facts(receipt, shard, table, stays if same else None)
         return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
 
 
@@ -174,48 +140,36 @@ class _Tokens(_Codes):
     """A token dataset with its captions."""
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
-        return {*_ledger_keys(store, shard), *_read(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
+        return {*_ledger_keys(store, shard), *read_table(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
 
     def files(self, shard: str) -> Sequence[str]:
         return (*super().files(shard), f"meta/{shard}.parquet")
 
 
-def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int]) -> dict[str, Any]:
-    """Return what a receipt says of a token shard's codes, of the rows that stay."""
-    said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-    facts, perplexity = dict(receipt.facts), {}
+def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
+    """Return what a receipt says of a token shard's codes, of the rows that stay; None where it speaks of another file's rows."""
+    said, facts, perplexity = said_of(table.schema), dict(receipt.facts), {}
     for stream in STREAMS:
-        codes, size = codes_of(table, stream).reshape(-1, int(said["dualtoken.depth"])), int(said[f"dualtoken.{stream}_codes"])
-        counts = [np.bincount(column, minlength=size) for column in codes.T]
-        facts[f"{stream}_usage"] = [round(int((count > 0).sum()) / size, 6) for count in counts]
-        perplexity[f"{stream}_perplexity"] = [_perplexity(count) for count in counts]
+        tally = CodeTally(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
+        tally.add(codes_of(table, stream))
+        facts[f"{stream}_usage"], perplexity[f"{stream}_perplexity"] = tally.usage(), tally.perplexity()
     if "rows_out_by_shard" in facts:
-        facts["rows_out_by_shard"] = {shard: len(stays)}
+        facts["rows_out_by_shard"] = {shard: len(table)}
     if "audit" in facts:
-        place = {row: at for at, row in enumerate(stays)}
+        place = {row: at for at, row in enumerate(stays or ())}
         seen = zip(facts["audit"]["looked_at"], facts["audit"]["psnr"], strict=True)
         left = [(place[row], ratio) for row, ratio in seen if row in place]
-        audit = {"rows": len(stays), "looked_at": [row for row, _ in left], "psnr": [ratio for _, ratio in left], **perplexity}
+        audit = {"rows": len(table), "looked_at": [row for row, _ in left], "psnr": [ratio for _, ratio in left], **perplexity}
         facts["audit"] = facts["audit"] | audit
     return facts
 
 
-def _perplexity(counts: np.ndarray[Any, Any]) -> float:
-    shares = counts[counts > 0] / max(1, counts.sum())
-    return round(float(np.exp(-(shares * np.log(shares)).sum())), 3)
-
-
-def _read(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    with store.fs.open(store.path(name), "rb") as file:
-        return pq.ParquetFile(file).read(columns)
-
-
 def _ledger(store: Store, receipt: Receipt) -> pa.Table:
-    return _read(store, f"{LEDGERS}/{receipt.unit}.parquet")
+    return read_table(store, f"{LEDGERS}/{receipt.unit}.parquet")
 
 
 def _ledger_keys(store: Store, unit: str) -> list[bytes]:
-    return _read(store, f"{LEDGERS}/{unit}.parquet", ["key"])["key"].to_pylist()
+    return read_table(store, f"{LEDGERS}/{unit}.parquet", ["key"])["key"].to_pylist()
 
 
 def _without(table: pa.Table, keys: Keys) -> pa.Table:

@@ -195,17 +195,21 @@ class Place(NamedTuple):
     size: int
 
 
+def member_key(name: str) -> str:
+    """Return the key of a tar's member, with its folder: as webdataset does, it ends at the first dot of the file's name."""
+    path = PurePosixPath(name)
+    return str(path.parent / path.name.partition(".")[0])
+
+
 def index_tar(path: Path) -> dict[str, Place]:
     """Map the keys of a tar's images to their places, from its headers; raises `UserError` where it is damaged."""
     places: dict[str, Place] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                name = PurePosixPath(member.name)
-                # As webdataset does: the key ends at the first dot of the file's name.
-                stem, _, suffix = name.name.partition(".")
+                suffix = PurePosixPath(member.name).name.partition(".")[2]
                 if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
-                    places[str(name.with_name(stem))] = Place(member.offset_data, member.size)
+                    places[member_key(member.name)] = Place(member.offset_data, member.size)
     except tarfile.TarError as error:
         raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
     return places

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from infra.storage import Store
@@ -21,12 +20,6 @@ Item = TypeVar("Item")
 def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
     """Open an image shard by name, copied to scratch unless it is local."""
     return ImageShard(store.local_copy(f"{shard}.tar", scratch), store.local_copy(f"{shard}.parquet", scratch))
-
-
-def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file of a store."""
-    with store.fs.open(store.path(name), "rb") as file:
-        return pq.read_table(file, columns=columns)
 
 
 def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:

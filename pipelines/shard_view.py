@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from infra.storage import Store, digest, join
 from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
+from pipelines.finish import WEIGHTS
 from pipelines.receipts import Receipt, receipt_name
-from pipelines.samples import read_table
 from pipelines.stage_folder import input_folders, read_stage
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard
+from pipelines.tables import read_table
+from pipelines.token_audit import perplexity_of
+from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of
 from pipelines.verify import check_file
-
-WEIGHTS = "model.safetensors"
 
 
 class ShardView(NamedTuple):
@@ -42,7 +42,7 @@ class ShardView(NamedTuple):
     @property
     def metadata(self) -> dict[str, str]:
         """Return what the schema says."""
-        return {key.decode(): value.decode() for key, value in (self.table.schema.metadata or {}).items()}
+        return said_of(self.table.schema)
 
     def num_codes(self, stream: str) -> int:
         """Return the size of a stream's codebook."""
@@ -61,10 +61,10 @@ def open_shard(location: str, scratch: Path) -> ShardView:
     state, meta = _receipt(store, unit, size)
     try:
         table = read_data_shard(store.local_copy(f"data/{name}", scratch))
-        said = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        said = said_of(table.schema)
         rows, columns = (int(side) for side in said["dualtoken.grid"].split("x"))
         return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state, meta)
-    except (pa.ArrowInvalid, KeyError, AttributeError) as error:
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
         problem = " ".join(str(error).split())[:120]
         raise UserError(f"{location} is no whole token shard ({problem}); checksum: {state}; run `dualtoken verify --repair`") from None
 
@@ -103,10 +103,9 @@ def _usage(codes: np.ndarray[Any, Any], num_codes: int) -> str:
     counts = np.bincount(codes, minlength=num_codes)
     if not len(codes):
         return "no rows"
-    shares = counts[counts > 0] / len(codes)
-    perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+    used = int((counts > 0).sum())
     beyond = f", {counts[num_codes:].sum()} codes beyond the codebook" if len(counts) > num_codes else ""
-    return f"{len(shares)} of {num_codes:,} codes used ({len(shares) / num_codes:.1%}), perplexity {perplexity:,.1f}{beyond}"
+    return f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity_of(counts):,.1f}{beyond}"
 
 
 def describe_row(shard: ShardView, row: int) -> Iterator[str]:

@@ -8,16 +8,18 @@ from infra.storage import Store, join
 from pipelines.captions import borrows
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.receipts import STAGE_FILE, StageRecord, read_receipts
+from pipelines.receipts import STAGE_FILE, StageRecord, iter_receipts
 from pipelines.stage import StageJob, Unit
 from pipelines.steps import STEPS
 
 
-def find_stages(top: Store) -> Iterator[Store]:
-    """Yield every stage's folder at or below a folder, in order of name."""
-    for name, _ in top.files():
-        if name.rpartition("/")[2] == STAGE_FILE:
-            yield Store(join(top.url, name).removesuffix(f"/{STAGE_FILE}"))
+def stage_folders(top: Store, below: str = "") -> Iterator[str]:
+    """Yield the URLs of the stages' folders at or below a folder, in order of name, without a look into any."""
+    if top.exists(f"{below}/{STAGE_FILE}".lstrip("/")):
+        yield join(top.url, below) if below else top.url
+    else:
+        for folder in top.folders(below):
+            yield from stage_folders(top, folder)
 
 
 def read_stage(store: Store) -> StageRecord:
@@ -49,8 +51,9 @@ def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
     return folders
 
 
-def stage_job(store: Store, record: StageRecord) -> StageJob:
-    """Return the job that a folder stands for, its units those that have a receipt."""
+def stage_job(store: Store, record: StageRecord, units: tuple[Unit, ...] | None = None) -> StageJob:
+    """Return the job that a folder stands for; its units are those that have a receipt, unless they are given."""
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
-    units = tuple(Unit(receipt.unit, receipt.rows) for receipt in read_receipts(store).values())
+    if units is None:
+        units = tuple(Unit(receipt.unit, receipt.rows) for receipt in iter_receipts(store))
     return StageJob(record.stage, record.corpus, recipe, store.url, record.fingerprint, input_folders(store, record), units)

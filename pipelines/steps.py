@@ -14,7 +14,8 @@ import fsspec
 from infra.storage import CHUNK_BYTES
 from model.training_config import LpipsConfig
 from pipelines.captions import BORROWED
-from pipelines.config import WHOLE_IMAGE, HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
+from pipelines.config import HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
+from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
 from pipelines.stage import Unit

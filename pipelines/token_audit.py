@@ -54,10 +54,14 @@ class CodeTally:
         return [round(float(used) / self._counts.shape[1], 6) for used in (self._counts > 0).sum(axis=1)]
 
     def perplexity(self) -> list[float]:
-        """Return, per depth, 2 to the entropy in bits: 1 to the number of codes, and 1 of no codes at all."""
-        shares = self._counts / np.maximum(self._counts.sum(axis=1, keepdims=True), 1)
-        terms = shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-        return [round(float(value), 3) for value in np.exp(-terms.sum(axis=1))]
+        """Return, per depth, that of its codes."""
+        return [round(perplexity_of(counts), 3) for counts in self._counts]
+
+
+def perplexity_of(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
+    shares = counts / max(counts.sum(), 1)
+    return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
 
 
 def sample_places(seed: str, rows: int, count: int) -> frozenset[int]:

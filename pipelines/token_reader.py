@@ -20,8 +20,8 @@ from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from pipelines.receipts import FileRecord, Manifest, receipt_name
-from pipelines.samples import read_table
 from pipelines.shard_cache import ShardCache
+from pipelines.tables import read_table
 from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
 OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024

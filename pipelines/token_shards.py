@@ -130,6 +130,11 @@ class ShardWriter:
         return self._file.digest
 
 
+def said_of(schema: pa.Schema) -> dict[str, str]:
+    """Return what a data shard's schema says of it."""
+    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+
+
 def write_data_shard(path: Path, schema: pa.Schema, keys: list[bytes], semantic: Ids, pixel: Ids) -> None:
     """Write one data shard; `semantic` and `pixel` are (rows, codes of a row)."""
     with ShardWriter(path, schema) as writer:

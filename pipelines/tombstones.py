@@ -6,6 +6,7 @@ that is under way, which units are still to be written.
 """
 
 import hashlib
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from infra.storage import Store, join
@@ -54,7 +55,7 @@ class Forgotten(Record):
     lineage: str | None
     """The root hash of version 1, which later steps' fingerprints stay on; None where it was unfinished then."""
     finished: bool
-    """Whether there was a manifest, so that there is to be one again."""
+    """Whether there was a manifest, so that there is to be one again; no more once it is there."""
     pending: tuple[str, ...]
     """Units to write; none where all is done."""
 
@@ -74,8 +75,15 @@ def host_of(url: str) -> str:
 
 def read_tombstones(root: Store, corpus: str) -> Tombstones:
     """Return a corpus's list, empty where nobody was forgotten."""
-    name = join(corpus, TOMBSTONES_FILE)
-    return Tombstones.from_bytes(root.read(name)) if root.exists(name) else Tombstones()
+    try:
+        return _parse(root.read(join(corpus, TOMBSTONES_FILE)))
+    except FileNotFoundError:
+        return Tombstones()
+
+
+@lru_cache(maxsize=2)  # every unit that is committed reads it, and a host may have had a million samples
+def _parse(data: bytes) -> Tombstones:
+    return Tombstones.from_bytes(data)
 
 
 def read_forgotten(store: Store) -> Forgotten | None:

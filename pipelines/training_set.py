@@ -17,8 +17,9 @@ from PIL import Image
 
 from pipelines.image_shards import ImageShard
 from pipelines.receipts import read_manifest
-from pipelines.samples import decode, is_heldout, kept_rows, open_shard, read_table
+from pipelines.samples import decode, is_heldout, kept_rows, open_shard
 from pipelines.stage import StageJob
+from pipelines.tables import read_table
 
 Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]

@@ -20,15 +20,13 @@ from pipelines.receipts import (
     FileRecord,
     Manifest,
     Receipt,
-    StageRecord,
     clock_problem,
     content_line,
     hash_lines,
     receipt_name,
 )
 from pipelines.run import run_planned
-from pipelines.stage_folder import in_order
-from pipelines.steps import STEPS
+from pipelines.stage_folder import in_order, read_stage, root_of, stage_folders
 from pipelines.tombstones import FORGOTTEN_FILE
 
 
@@ -71,15 +69,6 @@ def verify(location: str) -> Iterator[Verified]:
         )
     for folder in folders:
         yield verify_stage(Store(folder), folders)
-
-
-def stage_folders(top: Store, below: str = "") -> Iterator[str]:
-    """Yield the URLs of the stages' folders at or below a folder, without a look into any."""
-    if top.exists(f"{below}/{STAGE_FILE}".lstrip("/")):
-        yield join(top.url, below) if below else top.url
-    else:
-        for folder in top.folders(below):
-            yield from stage_folders(top, folder)
 
 
 def verify_stage(store: Store, apart: Collection[str] = ()) -> Verified:
@@ -174,7 +163,7 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> str | None:
 
 def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
     """Sort folders so that what others are made from is restored before them."""
-    return sorted(damaged, key=lambda one: in_order(StageRecord.from_bytes(Store(one.folder).read(STAGE_FILE))))
+    return sorted(damaged, key=lambda one: in_order(read_stage(Store(one.folder))))
 
 
 def repair(damaged: Verified, executor: Executor, say: Say) -> None:
@@ -185,10 +174,8 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     store = Store(damaged.folder)
     if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
         raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
-    record = StageRecord.from_bytes(store.read(STAGE_FILE))
-    steps_below_root = STEPS[record.stage].folder.count("/") + 2
-    root = store.url.rsplit("/", steps_below_root)[0]
-    recipe = Recipe.model_validate(record.recipe | {"root": root})
+    record = read_stage(store)
+    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
     planned = Planner(recipe).one(record.stage, record.corpus)
     if planned.job is None or planned.job.fingerprint != record.fingerprint:
         raise UserError(f"{damaged.folder} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from infra.fetch import Fetcher, FetchFailed, FetchLimits, FetchReason
 from infra.storage import Store
 from pipelines.config import ScenesSource, ShardsSource
-from pipelines.forget_rewrite import drop_images, nothing_of
+from pipelines.drop_images import drop_images, nothing_of
 from pipelines.image_check import ImagePreparer, ImageReason, Prepared, Rejected, check_image
 from pipelines.image_shards import (
     FAILED_TO_DOWNLOAD,
@@ -59,6 +59,7 @@ class Worker:
         self._job, self._corpus, self._config = job, job.corpus, job.recipe.download
         self._source = job.recipe.corpora[job.corpus].source
         self._is_scenes = isinstance(self._source, ScenesSource)
+        self._tombstones = Tombstones()
         # Generated scenes are served by this machine to itself.
         self._base_url = job.runtime["base_url"].rstrip("/") + "/" if self._is_scenes else ""
         self._limits = FetchLimits(
@@ -71,10 +72,6 @@ class Worker:
         )
 
     @cached_property
-    def _tombstones(self) -> Tombstones:
-        return read_tombstones(Store(self._job.recipe.root), self._corpus)
-
-    @cached_property
     def _prepare(self) -> ImagePreparer:
         return ImagePreparer(self._config)
 
@@ -84,6 +81,7 @@ class Worker:
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write the unit's three files."""
+        self._tombstones = read_tombstones(Store(self._job.recipe.root), self._corpus)
         if isinstance(self._source, ShardsSource):
             return self._adopt(unit, scratch)
         prepare = self._prepare  # Before the first request's clock runs, since it takes seconds to import.

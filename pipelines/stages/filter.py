@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from pipelines.config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
-from pipelines.samples import read_table
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.tables import read_table
 
 DECISION_SCHEMA = pa.schema(
     [

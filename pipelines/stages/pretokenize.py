@@ -11,17 +11,19 @@ import pyarrow.parquet as pq
 
 from model.config import TokenizerConfig
 from pipelines.captions import BORROWED, lender_of, require_same_rows
-from pipelines.config import WHOLE_IMAGE
-from pipelines.crops import Crop, crop_columns
+from pipelines.crop_config import WHOLE_IMAGE
+from pipelines.crops import CROP_FIELDS, Crop, crop_columns
+from pipelines.errors import UserError
 from pipelines.finish import tokenizer_identity
 from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import OpenTokenizer, open_tokenizer
 from pipelines.receipts import LEDGERS
-from pipelines.samples import KeptRow, kept_rows, open_shard, read_table
+from pipelines.samples import KeptRow, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
+from pipelines.tables import read_table
 from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
 from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
 from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
@@ -49,6 +51,7 @@ class Worker:
         data, watch = f"data/{unit.id}.arrow", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
+        self._require_free_names(shard)
         self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
         with ShardWriter(scratch / data, self._schema) as writer, closing(self._images.batches(shard, rows)) as stream:
@@ -67,6 +70,12 @@ class Worker:
     def _preprocessing(self) -> str:
         cropped = self._job.recipe.pretokenize.crops != WHOLE_IMAGE
         return f"{'crop of the meta table, then ' if cropped else ''}{self._tokenizer.network.transform}"
+
+    def _require_free_names(self, shard: ImageShard) -> None:
+        """Raise `UserError` where a column that is carried along has the name of one that is added."""
+        crops = () if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else (field.name for field in CROP_FIELDS)
+        if taken := {*SCORES.values(), *crops}.intersection(shard.metadata.column_names):
+            raise UserError(f"the images of {self._job.corpus} have a column {min(taken)!r}, which token shards use themselves: rename it")
 
     def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
         config = self._job.recipe.pretokenize

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import open_teacher
-from pipelines.samples import batches, decode, kept_rows, open_shard, read_table
+from pipelines.samples import batches, decode, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.tables import read_table
 
 
 class Worker:

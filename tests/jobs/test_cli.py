@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
+from jobs.cli import app
 from pipelines.config import Recipe
 from tests.conftest import TINY, LoadTiny, planned
 
@@ -106,13 +108,7 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: 
     assert dualtoken("verify", job.folder).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("run", "submit", "convert", "plan", "status", "verify", "tokenize", "reconstruct", "export"),
-        *("scenes", "download", "teacher", "filter", "targets", "train", "pretokenize", "report"),
-        *("inspect", "export-tokens", "card", "explain", "forget", "gc"),
-    ],
-)
-def test_the_readme_names_every_command(command: str) -> None:
-    assert re.search(rf"`(dualtoken )?{command}\b", (PROJECT / "README.md").read_text())
+def test_the_readme_names_every_command() -> None:
+    readme, commands = (PROJECT / "README.md").read_text(), typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert len(commands) > 20
+    assert [command for command in commands if not re.search(rf"`(dualtoken )?{command}\b", readme)] == []

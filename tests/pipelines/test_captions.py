@@ -20,7 +20,8 @@ from pipelines.deep_check import DeepSettings, deepen
 from pipelines.errors import ExitCode, UserError
 from pipelines.executor import attempt
 from pipelines.explain import explain
-from pipelines.forget import forget, plan_forget
+from pipelines.forget import forget
+from pipelines.forget_plan import plan_forget
 from pipelines.garbage import find_garbage
 from pipelines.plan import Planner
 from pipelines.receipts import MANIFEST_FILE, done_units, read_manifest
@@ -260,7 +261,7 @@ def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_b
             raise Killed
         commit(store, *rest)
 
-    plan = plan_forget(copy.recipe, CORPUS, Tombstones(keys=frozenset({key.hex()})))
+    plan = plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()})))
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "_commit", die_at_the_borrower)
         with pytest.raises(Killed):
@@ -268,7 +269,7 @@ def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_b
     assert key not in rows(copy.lender)
     with pytest.raises(ValueError, match="is unfinished"):
         TokenDataset(str(copy.borrower))
-    forget(plan_forget(copy.recipe, CORPUS, Tombstones()), lambda _: None)
+    forget(plan_forget(Store(copy.recipe.root), CORPUS, Tombstones()), lambda _: None)
     assert rows(copy.borrower) == {one: said for one, said in before.items() if one != key}
     assert findings(f"{copy.recipe.root}/{CORPUS}") == []
     assert tokens_job(copy.recipe).folder == str(copy.borrower), "another fingerprint than before"

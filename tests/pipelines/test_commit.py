@@ -1,6 +1,7 @@
 """Units are committed files first, receipt last; what has a receipt is never done again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipelines.commit import run_unit
 from pipelines.ledger import Status, ledger_table, sample_key
 from pipelines.receipts import Receipt, read_receipts
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.tombstones import Tombstones, url_hash
 from tests.conftest import LoadTiny
 
 UNIT = Unit("00000", 3)
@@ -75,6 +77,52 @@ def test_a_key_twice_leaves_no_receipt(job: StageJob) -> None:
     with pytest.raises(AssertionError, match="a key twice"):
         run_unit(job, Twice(), UNIT)
     assert read_receipts(job.store()) == {}
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "as the receipt is put"])
+def test_a_unit_that_names_a_forgotten_sample_is_open_whenever_that_was_asked(
+    moment: str, job: StageJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_if_absent = Store.put_if_absent
+
+    def ask(when: str) -> None:
+        if when == moment:
+            asked = Tombstones(keys=frozenset({sample_key("letters", 1).hex()}))
+            Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
+
+    class Asked(Letters):
+        def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+            ask("during")
+            return super().run(unit, scratch)
+
+    def put(store: Store, data: bytes, name: str) -> bool:
+        ask("as the receipt is put")
+        return put_if_absent(store, data, name)
+
+    ask("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_if_absent", put)
+        with pytest.raises(OSError, match="forgotten since it began: it is open again"):
+            run_unit(job, Asked(), UNIT)
+    assert read_receipts(job.store()) == {}
+
+
+def test_a_source_is_written_again_whoever_was_forgotten(job: StageJob) -> None:
+    asked = Tombstones(keys=frozenset({sample_key("letters", 1).hex()}))
+    Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
+    assert run_unit(replace(job, stage="scenes"), Letters(), UNIT).counts == {"ok": 3}
+
+
+def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(job: StageJob) -> None:
+    class Asked(Letters):
+        def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+            asked = Tombstones(urls=frozenset({url_hash("http://example.org/a.jpg")}))
+            Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
+            return super().run(unit, scratch)
+
+    with pytest.raises(OSError, match="forgotten since it began"):
+        run_unit(job, Asked(), UNIT)
+    assert run_unit(job, Letters(), UNIT).counts == {"ok": 3}
 
 
 def test_put_if_absent_writes_once(tmp_path: Path) -> None:

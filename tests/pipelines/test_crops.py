@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.config import AnyCrops, CenterCrop, GridCrops, RandomCrops
+from pipelines.crop_config import AnyCrops, CenterCrop, GridCrops, RandomCrops
 from pipelines.crops import Crop, crop_columns, views
 from pipelines.errors import UserError
 from pipelines.plan import Planner

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from infra.storage import Store
 from pipelines.config import Recipe
@@ -11,7 +13,7 @@ from pipelines.data_card import card
 from pipelines.receipts import read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.totals import add_up
-from tests.conftest import planned
+from tests.conftest import LoadTiny, planned
 
 
 def tokens_job(recipe: Recipe) -> StageJob:
@@ -36,8 +38,12 @@ def test_the_card_is_written_with_the_dataset_and_counts_what_it_holds(finished:
     assert "Not known: the corpus's table has no license column" in text
 
 
-def test_licenses_are_counted_over_all_shards_the_most_frequent_first(finished: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("crops", [1, 2])
+def test_licenses_are_counted_over_all_shards_once_for_each_image_the_most_frequent_first(
+    crops: int, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     job = tokens_job(finished)
+    recipe = load_tiny(Path(finished.root), *([] if crops == 1 else ["pretokenize.crops=[{kind: center, flip: true}]"]))
     manifest, receipts = read_manifest(job.store()), read_receipts(job.store())
     assert manifest is not None
     expected = {"cc-by": 0, "none given": 0}
@@ -47,8 +53,10 @@ def test_licenses_are_counted_over_all_shards_the_most_frequent_first(finished: 
         licenses = ["cc-by" if row < 3 else None for row in range(len(table))]
         expected["cc-by"] += min(3, len(table))
         expected["none given"] += max(0, len(table) - 3)
-        pq.write_table(table.append_column("license", [licenses]), tmp_path / f"meta/{unit}.parquet")
-    moved = StageJob(job.stage, job.corpus, job.recipe, str(tmp_path), job.fingerprint, job.inputs, job.units)
+        table = table.append_column("license", [licenses])
+        variants = [table.append_column("variant", [[variant] * len(table)]) for variant in range(crops)]
+        pq.write_table(pa.concat_tables(variants) if crops > 1 else table, tmp_path / f"meta/{unit}.parquet")
+    moved = StageJob(job.stage, job.corpus, recipe, str(tmp_path), job.fingerprint, job.inputs, job.units)
     found = re.findall(r"^\| (cc-by|none given) \| (\d+) \|$", card(moved, manifest.details, add_up(job.store(), receipts)), re.MULTILINE)
     assert found == [(name, str(count)) for name, count in expected.items()]
     assert Store(str(tmp_path)).exists("README.md") is False

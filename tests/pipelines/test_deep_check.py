@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import Store, digest
+from pipelines import encode_again
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.finish import finish
@@ -130,3 +131,25 @@ def test_without_its_images_a_dataset_is_still_read_and_says_that_nothing_was_en
     said: list[str] = []
     assert findings(tokens, said) == []
     assert "no row is encoded again" in said[0]
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "manifest.json", "stage.json"])
+def test_what_the_plain_check_found_damaged_is_named_and_the_rest_looked_at_all_the_same(tokens: Path, name: str) -> None:
+    if name == "index.parquet":
+        (tokens / name).unlink()
+    else:
+        (tokens / name).write_text("{")
+    (checked,) = verify(str(tokens))
+    said: list[str] = []
+    deep = deepen(checked, SETTINGS, said.append)
+    assert name in {finding.name for finding in deep.findings}
+    assert set(deep.findings) - set(checked.findings) == (set(deep.findings) if name == "stage.json" else set())
+    assert said == ([] if name == "stage.json" else [f"{tokens}: 36 rows of 10 shards encoded again"])
+
+
+def test_the_rows_to_encode_again_are_spread_over_all_shards_by_their_rows(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: dict[str, list[int]] = {}
+    monkeypatch.setattr(encode_again, "_compare", lambda _job, _tokenizer, unit, rows, _tolerance: looked.update({unit: rows}) or [])
+    assert findings(tokens) == []
+    sizes = {file.stem: len(read_data_shard(file)) for file in sorted((tokens / "data").iterdir())}
+    assert looked == {unit: list(range(rows)) for unit, rows in sizes.items() if rows}

@@ -8,7 +8,7 @@ import pytest
 from pipelines.recipe import load_recipe
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
-from pipelines.samples import read_table
+from pipelines.tables import read_table
 from pipelines.token_shards import read_data_shard
 from pipelines.verify import verify
 from tests.conftest import planned

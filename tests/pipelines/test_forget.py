@@ -1,25 +1,37 @@
 """Forgotten samples are in no shard any more, all else is as it was, and no later run brings them back."""
 
+import io
+import os
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import digest
+from infra.storage import Store, digest
 from pipelines import forget as forgetting
+from pipelines.commit import run_unit
 from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
-from pipelines.errors import UserError
-from pipelines.forget import Plan, forget, plan_forget
+from pipelines.drop_images import drop_images
+from pipelines.errors import TokenAlarm, UserError
+from pipelines.forget import forget
+from pipelines.forget_plan import Plan, plan_forget
 from pipelines.ledger import sample_key
 from pipelines.plan import Planner
-from pipelines.receipts import read_manifest
+from pipelines.receipts import Receipt, done_units, read_manifest, receipt_name
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
+from pipelines.stage import Unit, UnitOutput
+from pipelines.stages.score import Worker
 from pipelines.token_reader import TokenDataset
+from pipelines.token_shards import read_data_shard
 from pipelines.tombstones import Tombstones, url_hash
-from pipelines.verify import verify
+from pipelines.verify import Finding, verify
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"
@@ -50,8 +62,12 @@ def second_key(recipe: Recipe) -> bytes:
     return tokens(recipe).read(np.array([1])).keys[0].tobytes()
 
 
+def findings(folder: Path) -> list[Finding]:
+    return [finding for one in verify(str(folder)) for finding in one.findings]
+
+
 def plan_for(recipe: Recipe, *keys: bytes) -> Plan:
-    return plan_forget(recipe, CORPUS, Tombstones(keys=frozenset(key.hex() for key in keys)))
+    return plan_forget(Store(recipe.root), CORPUS, Tombstones(keys=frozenset(key.hex() for key in keys)))
 
 
 def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe: Recipe) -> None:
@@ -72,20 +88,38 @@ def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe:
     assert plan_for(recipe, key).affected == ()
 
 
+def said_in(file: Path) -> str:
+    """Return all that a file says, its tables decoded; of an image shard's tar its members' names and texts."""
+    if file.suffix == ".parquet":
+        return str(pq.ParquetFile(file).read().to_pylist())
+    if file.suffix == ".arrow":
+        return str(read_data_shard(file).to_pylist())
+    return file.read_bytes().decode("latin-1")
+
+
 def test_its_image_and_texts_are_in_no_file_and_the_funnel_still_closes(recipe: Recipe) -> None:
-    key = second_key(recipe)
-    caption = rows(tokens(recipe))[key][1].encode()
+    job = planned(recipe, "download", CORPUS).job
+    assert job is not None
+    row = pq.read_table(f"{job.folder}/00000.parquet").slice(1, 1).to_pylist()[0]
+    key = row["sample_key"]
+    files = [file for file in Path(recipe.root).rglob("*") if file.is_file() and "scenes" not in file.parts]  # the source itself
+    traces = {row["caption"]: 3, row["sha256"]: 3, str(key): 9}
+    for trace, least in traces.items():
+        assert sum(trace in said_in(file) for file in files) >= least, "a search that finds nothing"
     forget(plan_for(recipe, key), lambda _: None)
-    manifests = [planned(recipe, stage, CORPUS).manifest for stage in STAGES]
-    download, score, *_, pretokenize = manifests
+    left = {trace: [file for file in files if file.exists() and trace in said_in(file)] for trace in traces}
+    # Where it was, so that names and the ledger stay whole.
+    assert left.pop(str(key)) == [file for file in files if file.parent == Path(job.folder) and file.name == "00000.parquet"] + [
+        Path(job.folder) / "ledger/00000.parquet"
+    ]
+    assert not any(left.values())
+    assert key.hex() in (Path(recipe.root) / CORPUS / "tombstones.json").read_text()
+    download, score, *_, pretokenize = [planned(recipe, stage, CORPUS).manifest for stage in STAGES]
     assert download
     assert score
     assert pretokenize
     assert download.counts == {"forgotten": 1, "ok": 39}
     assert (download.version, score.rows_in, pretokenize.rows_in) == (2, 39, len(tokens(recipe)))
-    job = planned(recipe, "download", CORPUS).job
-    assert job is not None
-    assert not any(caption in file.read_bytes() for file in Path(job.folder).rglob("*.tar"))
 
 
 @pytest.mark.parametrize("stage", ["download", "pretokenize"])
@@ -105,29 +139,149 @@ def test_a_unit_that_runs_again_gives_the_bytes_that_forgetting_left(recipe: Rec
     assert (again.root_hash, again.lineage, again.version) == (manifest.root_hash, manifest.lineage, 2)
 
 
-def test_killed_at_any_folder_it_is_refused_by_readers_and_runs_and_ends_when_called_again(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+class Killed(Exception):
+    """At the n-th write to storage."""
+
+
+def dying(patch: pytest.MonkeyPatch, after: int) -> None:
+    """Let so many writes to storage happen, and die at the next."""
+    done: list[str] = []
+
+    def wrap(name: str) -> None:
+        real = getattr(Store, name)
+
+        def write(*given: Any, **named: Any) -> Any:
+            if len(done) == after:
+                raise Killed
+            done.append(name)
+            return real(*given, **named)
+
+        patch.setattr(Store, name, write)
+
+    for name in ("put", "put_bytes", "put_if_absent", "remove"):
+        wrap(name)
+
+
+def test_killed_at_any_write_what_has_a_manifest_is_whole_and_the_next_call_ends_it(
+    finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    corpus = "tiny-heldout"
+    job = planned(finished, "pretokenize", corpus).job
+    assert job is not None
+    folder = Path(job.folder).relative_to(Store(finished.root).url)
+    key = TokenDataset(job.folder).read(np.array([1])).keys[0].tobytes()
+    wanted = Tombstones(keys=frozenset({key.hex()}))
+    after = 0
+    while True:
+        root = tmp_path / str(after)
+        for part in (corpus, "models"):
+            shutil.copytree(Path(finished.root) / part, root / part, copy_function=os.link)  # files are replaced, never written into
+        store = Store(str(root))
+        with monkeypatch.context() as patch:
+            plan = plan_forget(store, corpus, wanted)
+            dying(patch, after)
+            try:
+                forget(plan, lambda _: None)
+            except Killed:
+                pass
+            else:
+                break
+        if (root / folder / "manifest.json").exists():
+            assert findings(root / folder) == [], "a reader takes it for whole"
+        forget(plan_forget(store, corpus, Tombstones() if after else wanted), lambda _: None)
+        assert findings(root / corpus) == []
+        assert plan_forget(store, corpus, Tombstones()).affected == ()
+        shutil.rmtree(root)
+        after += 1
+    assert after > 30, "few writes"
+
+
+def test_a_folder_that_an_alarm_left_unfinished_is_finished_by_the_next_call(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alarm(*_: object) -> None:
+        raise TokenAlarm("shard 00000: drift")
+
     key, folder = second_key(recipe), tokens(recipe).url
+    finish = forgetting.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "finish", lambda job: alarm() if job.stage == "pretokenize" else finish(job))
+        with pytest.raises(TokenAlarm):
+            forget(plan_for(recipe, key), lambda _: None)
+    with pytest.raises(ValueError, match="unfinished"):
+        TokenDataset(folder)
+    (left,) = plan_for(recipe).affected
+    assert (left.store.url, left.shards) == (folder, [])
+    forget(plan_for(recipe), lambda _: None)
+    assert key not in rows(TokenDataset(folder))
 
-    class Killed(Exception):
-        pass
 
+def test_until_it_has_ended_runs_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise Killed
 
-    plan = plan_for(recipe, key)
+    plan = plan_for(recipe, second_key(recipe))
     with monkeypatch.context() as patch:
         patch.setattr(forgetting, "_commit", die)
         with pytest.raises(Killed):
             forget(plan, lambda _: None)
-    with pytest.raises(ValueError, match="unfinished"):
-        TokenDataset(folder)
     with pytest.raises(UserError, match="`dualtoken forget` was cut short here"):
         run_command("download", recipe, LocalExecutor(), lambda _: None)
-    forget(plan_forget(recipe, CORPUS, Tombstones()), lambda _: None)
-    assert key not in rows(TokenDataset(folder))
-    assert [finding for one in verify(f"{recipe.root}/{CORPUS}") for finding in one.findings] == []
+
+
+def test_a_unit_that_read_a_sample_before_it_was_forgotten_is_not_committed_and_gives_it_up_when_done_again(recipe: Recipe) -> None:
+    job, key = planned(recipe, "score", CORPUS).job, second_key(recipe)
+    assert job is not None
+    job.store().remove("manifest.json")
+    job.store().remove("receipts/00000.json")
+
+    class Beside:
+        def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+            output = Worker(job).run(unit, scratch)
+            forget(plan_for(recipe, key), lambda _: None)
+            return output
+
+    with pytest.raises(OSError, match="forgotten since it began"):
+        run_unit(job, Beside(), job.units[0])
+    assert "00000" not in done_units(job.store())
+    run_unit(job, Worker(job), Unit("00000", 3))
+    assert key not in pq.read_table(f"{job.folder}/00000.parquet")["key"].to_pylist()
+
+
+def test_images_in_folders_of_a_tar_go_by_the_same_key_as_they_are_read_by(tmp_path: Path) -> None:
+    names = ["a/00000", "b/00000"]
+    rows = [{"key": name, "sample_key": sample_key("web", row), "status": "success", "reason": ""} for row, name in enumerate(names)]
+    with tarfile.open(tmp_path / "before.tar", "w") as tar:
+        for name in names:
+            for suffix in ("jpg", "json"):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = 3
+                tar.addfile(member, io.BytesIO(b"abc"))
+    drop_images(tmp_path / "before.tar", pa.Table.from_pylist(rows), frozenset({sample_key("web", 1)}), tmp_path, "00000")
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        assert tar.getnames() == ["a/00000.jpg", "a/00000.json"]
+
+
+def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_psnr(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = planned(recipe, "pretokenize", CORPUS).job
+    assert job is not None
+    name = receipt_name("00000")
+    before = Receipt.from_bytes(job.store().read(name)).facts["audit"]
+    key = tokens(recipe).read(np.array([0])).keys[0].tobytes()
+    put_bytes = Store.put_bytes
+
+    def die(store: Store, data: bytes, file: str) -> None:
+        if (store.url, file) == (job.folder, name):
+            raise Killed
+        put_bytes(store, data, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_bytes", die)
+        with pytest.raises(Killed):
+            forget(plan_for(recipe, key), lambda _: None)
+    forget(plan_for(recipe), lambda _: None)
+    after = Receipt.from_bytes(job.store().read(name)).facts["audit"]
+    assert len(before["looked_at"]) > 1
+    assert (after["rows"], after["looked_at"], after["psnr"]) == (before["rows"] - 1, [], [])
+    assert findings(Path(job.folder)) == []
 
 
 def test_addresses_and_hosts_are_matched_and_hosts_below_a_host_too() -> None:

@@ -13,6 +13,7 @@ from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.garbage import Garbage, Kind, delete, find_garbage, totals
 from pipelines.plan import Planner
+from pipelines.receipts import StageRecord
 from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 from tests.s3_servers import s3_server
@@ -70,6 +71,50 @@ def test_orphans_are_named_and_deleted_and_nothing_else(root: Store, finished: R
     delete(root, garbage)
     assert before - {file.name for file in root.entries()} == set(orphans)
     assert found(root) == []
+
+
+def test_what_a_run_wrote_or_committed_since_it_was_listed_is_kept(root: Store, finished: Recipe) -> None:
+    job = planned(finished, "pretokenize", "tiny-heldout").job
+    assert job is not None
+    tokens = f"tiny-heldout/tokens/{job.fingerprint}"
+    receipts = {unit: root.read(f"{tokens}/receipts/{unit}.json") for unit in ("00000", "00001")}
+    for unit in receipts:
+        root.remove(f"{tokens}/receipts/{unit}.json")
+    garbage = [one for one in found(root) if "/data/" in one.name]
+    listed = [one._replace(files=tuple(file._replace(modified=file.modified - 7200) for file in one.files)) for one in garbage[1:]]
+    root.put_bytes(receipts["00000"], f"{tokens}/receipts/00000.json")
+    # As if it had been listed two hours before it was written.
+    assert delete(root, [garbage[0], *listed]) == [garbage[0], *listed]
+    assert [one.name for one in garbage] == [f"{tokens}/data/{unit}.arrow" for unit in receipts]
+    assert all(root.exists(one.name) for one in garbage)
+
+
+def test_a_folder_that_a_run_went_on_in_since_it_was_listed_is_kept(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+    (garbage,) = found(copy, load_tiny(tmp_path / "copy", "report.num_images=5"))
+    copy.put_bytes(b"new", f"{garbage.name}new.html")
+    assert delete(copy, [garbage]) == [garbage]
+    assert all(copy.exists(file.name) for file in garbage.files)
+
+
+def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+    plain, jobs = load_tiny(tmp_path / "copy"), {}
+    for step, kind in (("train", "tokenizer"), ("teacher", "teacher")):
+        jobs[step] = planned(plain, step).job
+        assert jobs[step]
+        shutil.copytree(jobs[step].folder, copy.path(f"models/{kind}/{'0' * 12}"))
+    start, given = (f"models/{kind}/{'0' * 12}" for kind in ("tokenizer", "teacher"))
+    assert {one.name for one in found(copy, plain)} == {f"{start}/", f"{given}/"}
+    started = load_tiny(tmp_path / "copy", f"train.start_from={copy.path(start)}")
+    assert f"{start}/" not in {one.name for one in found(copy, started)}
+    assert f"{given}/" not in {
+        one.name for one in found(copy, load_tiny(tmp_path / "copy", f"teacher={{kind: local, folder: {copy.path(given)}}}"))
+    }
+    # A needed folder that says so itself, though the run was moved since.
+    store = Store(jobs["train"].folder)
+    record = StageRecord.from_bytes(store.read("stage.json"))
+    record.recipe["train"]["start_from"] = f"s3://bucket/before/{start}"
+    store.put_bytes(record.to_bytes(), "stage.json")
+    assert {one.name for one in found(copy, plain)} == {f"{given}/"}
 
 
 def test_a_fingerprint_that_no_recipe_refers_to_goes_whole_and_the_others_stay(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from model.images import Transform
 from pipelines.config import PretokenizeConfig, Recipe
 from pipelines.crops import CROP_FIELDS
 from pipelines.deep_check import DeepSettings, deepen
+from pipelines.errors import UserError
 from pipelines.halving import HalvingEncoder, NoRoomForOneImageError
 from pipelines.image_shards import ImageShard, index_tar
 from pipelines.models import OpenTokenizer, StreamCodes, choose_device
@@ -193,6 +194,21 @@ def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: 
     stream = ImageStream(PretokenizeConfig(), tokenizer.network.transform, beside_gpu=False)
     with pytest.raises(OSError, match="no disk"):
         list(stream.batches(Unplugged(b""), [KeptRow(0, b"0" * 16)]))
+
+
+@pytest.mark.parametrize(("name", "crops"), [("variant", "[{kind: center, flip: true}]"), ("teacher_similarity", "[{kind: center}]")])
+def test_a_column_with_the_name_of_one_that_is_added_is_refused_before_any_image_is_encoded(
+    name: str, crops: str, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    images = job_of(finished, "download")
+    for suffix in ("tar", "parquet"):
+        shutil.copyfile(f"{images.folder}/00000.{suffix}", tmp_path / f"00000.{suffix}")
+    table = pq.read_table(tmp_path / "00000.parquet")
+    pq.write_table(table.append_column(name, [[1] * len(table)]), tmp_path / "00000.parquet")
+    job = job_of(load_tiny(Path(finished.root), f"pretokenize.crops={crops}"), "pretokenize")
+    job = replace(job, folder=str(tmp_path / "out"), inputs={**job.inputs, f"download/{CORPUS}": str(tmp_path)})
+    with pytest.raises(UserError, match=f"the images of tiny-train have a column '{name}'"):
+        first_unit(job, tmp_path / "scratch")
 
 
 CROPS = "[{kind: center, flip: true}, {kind: grid, rows: 1, columns: 2, scale: 0.5}, {kind: random, number: 2, min_scale: 0.4}]"

@@ -82,6 +82,11 @@ def test_megatron_files_are_laid_out_as_its_reader_expects(tokens: str, tmp_path
     assert pq.read_table(tmp_path / "tokens.parquet")["key"].to_pylist() == KEYS
 
 
+def test_ids_beyond_what_megatron_can_hold_are_refused(tokens: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--first-id 2147483647: ids would go up to 2,147,516,414, beyond"):
+        export_tokens(tokens, "megatron", str(tmp_path), first_id=2**31 - 1)
+
+
 def test_one_stream_alone_can_be_exported(tokens: str, tmp_path: Path) -> None:
     export_tokens(tokens, "megatron", str(tmp_path), streams=("pixel",))
     assert np.array_equal(np.fromfile(tmp_path / "tokens.bin", np.uint16).reshape(ROWS, WIDTH), PIXEL)
