@@ -131,7 +131,7 @@ def test_captions_are_read_from_the_dataset_once_and_then_from_copies_that_are_c
     expected = [f"a {row}" for row in rows]
     dataset = TokenDataset(remote, cache=cache)
     assert dataset.captions(rows) == expected
-    copies = [copy for copy in cache.folder.glob("*.shard") if b"caption" in copy.read_bytes() and b"ARROW1" in copy.read_bytes()[:6]]
+    copies = [copy for copy in cache.folder.glob("*.shard") if not copy.read_bytes().startswith(b"PAR1")]
     assert len(copies) == len(FIRSTS)
     store = Store(remote)
     kept = {name: store.read(name) for name, _ in store.files() if name.startswith(("meta/", "receipts/"))}
