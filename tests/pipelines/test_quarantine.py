@@ -205,10 +205,10 @@ def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens:
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize(("rows", "lost"), [(80, 80), (150, 50), (200, 100)])
+@pytest.mark.parametrize(("rows", "lost"), [(80, 80), (140, 50), (180, 90)])
 def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(kind: str, rows: int, lost: int, tmp_path: Path) -> None:
-    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=PER_SHARD))
-    last = f"meta/{(rows - 1) // PER_SHARD:05d}.parquet"
+    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))  # 15 steps of 2 x 3 sequences
+    last = f"meta/{(rows - 1) // 90:05d}.parquet"
     flip(tmp_path / "a" / last)
     load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
     end_where_captions_are_damaged(kind, last, load)
