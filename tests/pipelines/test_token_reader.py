@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.storage import Store
 from pipelines import open_shards
 from pipelines.checked_files import DamagedShardError
+from pipelines.mapped_shards import map_shard
 from pipelines.receipts import MANIFEST_FILE, read_manifest
 from pipelines.shard_cache import ShardCache
 from pipelines.token_reader import TokenDataset
@@ -184,6 +186,14 @@ def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
     faulthandler.disable()  # the fault is what the test waits for
     dataset.read(rows)
     os._exit(0)
+
+
+def test_a_shard_without_a_column_is_damaged_and_says_which(tmp_path: Path) -> None:
+    table = pa.table({"key": pa.array([b"x" * 16], pa.binary(16))})
+    with pa.ipc.new_file(str(tmp_path / "shard"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(pa.ArrowInvalid, match="no column pixel"):
+        map_shard(tmp_path / "shard", {"key": pa.binary(16), "pixel": pa.list_(pa.uint16(), 4)})
 
 
 class _Hasty(ShardCache):
