@@ -22,6 +22,8 @@ class DamagedShardError(OSError):
     def __init__(self, url: str, name: str, problem: str) -> None:
         super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
         self.url, self.name, self.problem = url, name, problem
+        self.shard: tuple[str, int] | None = None
+        """The dataset that was read, and the number of its shard; captions may be in another dataset's file."""
 
 
 class CheckedFiles:
@@ -30,21 +32,23 @@ class CheckedFiles:
     def __init__(self, url: str, check: Check, cache: ShardCache | None) -> None:
         self.url, self.cache = url, cache
         self.check: Check = check
-        self._checked: set[str] = set()
+        self._checked: dict[str, tuple[int, int]] = {}
+        """By name, change and inode of the file that was found whole."""
 
     def open(self, file: FileRecord, read: Callable[[Path], T]) -> T:
         """Read a file that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
         store = Store(self.url)
-        for turn in range(1, _TRIES + 1):
+        for _ in range(_TRIES):
             try:
                 return read(self._whole(store, file))
             except FileNotFoundError:
                 # Another process may have let a copy go, to make room, before it was mapped here.
-                if store.is_local or turn == _TRIES or not store.exists(file.name):
+                if store.is_local or not store.exists(file.name):
                     raise DamagedShardError(self.url, file.name, "missing") from None
-            except pa.ArrowInvalid as error:
+            except pa.ArrowException as error:
                 raise DamagedShardError(self.url, file.name, " ".join(str(error).split())[:120]) from None
-        raise AssertionError("unreachable")
+        assert self.cache is not None
+        raise OSError(f"{self.cache.folder}: copies go before they are read: raise max_bytes={self.cache.max_bytes}")
 
     def _whole(self, store: Store, file: FileRecord) -> Path:
         path = Path(store.path(file.name)) if store.is_local else self._copy(store, file)
@@ -59,18 +63,18 @@ class CheckedFiles:
     def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:
         if self.cache is None:
             raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
-        return self.cache.get(store, file.name, file.xxh3_128, again=again)
+        return self.cache.get(file.xxh3_128, lambda scratch: store.local_copy(file.name, scratch), again=again)
 
     def _problem(self, path: Path, file: FileRecord) -> str | None:
         state = path.stat()
         if state.st_size != file.bytes:
             return f"{state.st_size} bytes, the index says {file.bytes}"
         # What was found whole before is not read again when its map was let go.
-        mark = f"{path} {state.st_mtime_ns} {state.st_ino}"
-        if self.check == "first_touch" and mark not in self._checked:
+        seen = (state.st_mtime_ns, state.st_ino)
+        if self.check == "first_touch" and self._checked.get(file.name) != seen:
             if (found := _xxh3(path)) != file.xxh3_128:
                 return f"xxh3 {found}, the index says {file.xxh3_128}"
-            self._checked.add(mark)
+            self._checked[file.name] = seen
         return None
 
 

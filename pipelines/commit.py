@@ -59,7 +59,7 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
             return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started, asked)
         except OSError as error:
             if error.errno == errno.ENOSPC and error.filename is None:  # a store's own error names its file
-                raise OSError(error.errno, f"{os.strerror(error.errno)}; set TMPDIR to a folder with more room", scratch) from error
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}; set TMPDIR to a folder with more room", scratch) from error
             raise
 
 

@@ -23,6 +23,7 @@ from pipelines.packing import Pack
 from pipelines.permutation import chances
 
 Tokenize = Callable[[str], ArrayLike]
+Lengths = Callable[[int, Rows], Rows]
 _PROBE = "A photo of 2 dogs, un café — 你好."
 """Captions that tokenizers of text tell apart."""
 
@@ -54,6 +55,9 @@ class PackPlan:
     """Share of documents with the image before the text, to learn to understand; the others learn to generate."""
     caption_dropout: float = 0.0
     """Share of the text-first documents that come without their caption, for classifier-free guidance."""
+    lengths: Lengths | None = None
+    """Numbers of ids that `tokenize` makes of the captions of some rows of a dataset, which is given by its place in `load`. With it a
+    process reads and tokenizes the captions of its own sequences only; without, those of the whole run."""
 
     def __post_init__(self) -> None:
         for name in ("image_first", "caption_dropout"):

@@ -3,21 +3,22 @@
 The mixture says which corpus a sample is of, a permutation which row. Loaders differ in how they cut this one sequence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from pipelines.checked_files import DamagedShardError
 from pipelines.mapped_shards import Buffers, Rows, copy_rows
 from pipelines.mixture import Mixture, mixture, whole_epochs
 from pipelines.permutation import Permutation
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Flags, Quarantine
 from pipelines.token_reader import TokenDataset, TokenRows
 
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class LoadPlan:
     on_damage: Literal["raise", "quarantine"] = "raise"
     """A damaged shard, fetched again where it is remote, ends the run, or is left out of it and written into `damage_ledger`."""
     damage_ledger: Path | None = None
-    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason."""
+    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason. What it names when a run begins is
+    left out from the start."""
 
     def __post_init__(self) -> None:
         first, *others = self.datasets
@@ -95,23 +97,59 @@ class Samples:
 
     def __init__(self, plan: LoadPlan) -> None:
         self.plan, self.order, self._buffers = plan, plan.order(), Buffers()
-        self._quarantine = Quarantine(plan.damage_ledger) if plan.on_damage == "quarantine" and plan.damage_ledger else None
+        self._quarantine = Quarantine(plan.damage_ledger, plan.datasets) if plan.on_damage == "quarantine" and plan.damage_ledger else None
 
     def find(self, numbers: Rows) -> Places:
         """Return where samples lie."""
         source, number = self.order.choose(numbers)
         rows = np.empty_like(numbers)
-        for one, mine in _by_source(source):
+        for one, mine in by_source(source):
             rows[mine] = _rows_of(self.plan, one, number[mine])
         return Places(numbers, source, rows)
 
-    def readable(self, places: Places, *, captions: bool) -> Flags:
-        """Return which samples are there: all, but under quarantine those of damaged shards."""
-        there = np.ones(len(places.numbers), bool)
-        if self._quarantine:
-            for one, mine in _by_source(places.source):
-                there[mine] = ~self._quarantine.lost(self.plan.datasets[one], places.rows[mine], captions=captions)
-        return there
+    def _lost(self, quarantine: Quarantine, places: Places, **which: bool) -> Flags:
+        lost = np.zeros(len(places.numbers), bool)
+        for one, mine in by_source(places.source):
+            lost[mine] = quarantine.lost(self.plan.datasets[one], places.rows[mine], **which)
+        return lost
+
+    def captions_lost_at_first(self, places: Places) -> Flags:
+        """Return whose captions the ledger named as lost when the run began: the same on all ranks."""
+        return (
+            self._lost(self._quarantine, places, captions=True, at_first=True) if self._quarantine else np.zeros(len(places.numbers), bool)
+        )
+
+    def rows_there(self, places: Places) -> tuple[Places, TokenRows]:
+        """Read as `read`; under quarantine, those of damaged shards are left out."""
+        return self._there(places, self.read, captions=False)
+
+    def captions_there(self, places: Places) -> tuple[Places, list[str]]:
+        """Read as `captions`; under quarantine, those of damaged shards are left out."""
+        return self._there(places, self.captions, captions=True)
+
+    def _there(self, places: Places, read: Callable[[Places], T], *, captions: bool) -> tuple[Places, T]:
+        while True:
+            if self._quarantine:
+                places = places.at(~self._lost(self._quarantine, places, captions=captions))
+            try:
+                return places, read(places)
+            except DamagedShardError as error:
+                if not self._quarantine:
+                    raise
+                self._quarantine.add(error, captions=captions)
+
+    def captions_or_end(self, places: Places) -> list[str]:
+        """Read as `captions`; under quarantine, a damaged shard is written into the ledger, and the run ends all the same."""
+        try:
+            return self.captions(places)
+        except DamagedShardError as error:
+            if self._quarantine:
+                self._quarantine.add(error, captions=True)
+                error.add_note(
+                    f"{self._quarantine.ledger} names it now: repair it and take the line out, or go on without it from the last state. "
+                    "The captions' lengths decide the sequences of all ranks, which must be the same ones."
+                )
+            raise
 
     def read(self, places: Places) -> TokenRows:
         """Return keys and codes; raises `DamagedShardError`."""
@@ -120,7 +158,7 @@ class Samples:
             found = datasets[0].addresses(places.rows)
         else:
             found = {name: np.empty_like(places.rows) for name in ("key", *datasets[0].streams)}
-            for one, mine in _by_source(places.source):
+            for one, mine in by_source(places.source):
                 for name, addresses in datasets[one].addresses(places.rows[mine]).items():
                     found[name][mine] = addresses
         columns = {name: self._buffers.take(len(places.rows), datasets[0].width(name)) for name in found}
@@ -131,13 +169,13 @@ class Samples:
     def captions(self, places: Places) -> list[str]:
         """Return captions; raises `DamagedShardError`."""
         out = [""] * len(places.numbers)
-        for one, mine in _by_source(places.source):
+        for one, mine in by_source(places.source):
             for place, caption in zip(mine.tolist(), self.plan.datasets[one].captions(places.rows[mine]), strict=True):
                 out[place] = caption
         return out
 
 
-def _by_source(source: Rows) -> list[tuple[int, Rows]]:
+def by_source(source: Rows) -> list[tuple[int, Rows]]:
     """Part samples into (dataset, places)."""
     return [(int(one), np.flatnonzero(source == one)) for one in np.unique(source)]
 

@@ -22,6 +22,7 @@ Batch = TypeVar("Batch")
 STATE_VERSION = 1
 AHEAD = 1024
 """Samples whose places are computed together."""
+_STALLED = "DataLoader timed out after "
 
 
 class TokenBatch(NamedTuple):
@@ -96,12 +97,13 @@ class TokenLoader(RankLoader[TokenBatch]):
                 taken += len(mine)
 
     def _batch(self, places: Places, after: int) -> TokenBatch:
-        wanted, with_captions = len(places.numbers), self.plan.with_captions
-        if self.plan.on_damage == "quarantine":
-            there = self._samples.readable(places, captions=False)
-            places = places.at(there & self._samples.readable(places, captions=True) if with_captions else there)
-        keys, semantic, pixel = self._samples.read(places)
-        captions = self._samples.captions(places) if with_captions else None
+        wanted, captions = len(places.numbers), None
+        if self.plan.with_captions:
+            places, captions = self._samples.captions_there(places)
+        numbers = places.numbers
+        places, (keys, semantic, pixel) = self._samples.rows_there(places)
+        if captions is not None and len(keys) < len(captions):
+            captions = list(itertools.compress(captions, np.isin(numbers, places.numbers)))
         return TokenBatch(
             torch.from_numpy(keys), torch.from_numpy(places.source), _tensor(semantic), _tensor(pixel),
             captions, wanted - len(keys), after,
@@ -113,7 +115,10 @@ def _tensor(codes: Ids | None) -> Tensor | None:
 
 
 def iterate(loader: RankLoader[Batch], *, num_workers: int = 0, stall_seconds: float = 300.0) -> Iterator[Batch]:
-    """Yield a loader's batches, made by worker processes; raises TimeoutError where none comes for `stall_seconds`."""
+    """Yield a loader's batches, made by worker processes; raises TimeoutError where none comes for `stall_seconds`.
+
+    Without worker processes nobody watches: a store that never answers is waited for.
+    """
     if not num_workers:
         yield from loader
         return
@@ -121,6 +126,7 @@ def iterate(loader: RankLoader[Batch], *, num_workers: int = 0, stall_seconds: f
     try:
         yield from batches
     except RuntimeError as error:
-        if "timed out" not in str(error):
+        # What a worker raises begins with other words.
+        if not str(error).startswith(_STALLED):
             raise
         raise TimeoutError(f"no batch came for {stall_seconds:g} s: look at the storage of {loader.plan.datasets[0].url}") from error

@@ -29,6 +29,9 @@ _KEPT = 16
 class MappedShard(NamedTuple):
     """A shard whose file is mapped for as long as this is held."""
 
+    path: Path
+    inode: int
+    """Of the file, which is another's when the path has another."""
     metadata: dict[str, str]
     """Of its schema."""
     rows: int
@@ -39,8 +42,11 @@ class MappedShard(NamedTuple):
 
 def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
     """Map columns of a data shard; raises `pa.ArrowInvalid` where it is cut or not laid out as the format says."""
+    inode = path.stat().st_ino
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
+        if missing := [name for name in types if name not in reader.schema.names]:
+            raise pa.ArrowInvalid(f"no column {missing[0]}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
     for batch in batches:
         batch.validate()
@@ -49,6 +55,8 @@ def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
     if any(batch.num_rows != ROWS_PER_BATCH for batch in batches[:-1]) or (batches and batches[-1].num_rows > ROWS_PER_BATCH):
         raise pa.ArrowInvalid(f"batches are not of {ROWS_PER_BATCH} rows")
     return MappedShard(
+        path,
+        inode,
         {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()},
         sum(batch.num_rows for batch in batches),
         {name: np.array([_address(batch.column(name)) for batch in batches], np.int64) for name in types},

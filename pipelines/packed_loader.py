@@ -2,7 +2,8 @@
 
 All ranks find the same sequences in the same order, since these follow from the captions' lengths in the order of samples; a step
 of R ranks takes the next R * batch_size of them, rank r every R-th, worker w of W every W-th step. Codes are read for a rank's own
-sequences only. A run resumes from the number of the next sample and the documents that wait for their sequence.
+sequences only. A run resumes from the number of the next sample and the documents that wait for their sequence. So what one process
+cannot read changes no sequence: damaged codes leave a hole in one, damaged captions end the run unless the ledger named them at first.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines.documents import PackPlan, lay_out
-from pipelines.load_plan import Places, Samples, require_same_plan
+from pipelines.load_plan import Places, Samples, by_source, require_same_plan
 from pipelines.loader import RankLoader
 from pipelines.mapped_shards import Rows
 from pipelines.packing import Document, Pack, Packer
@@ -93,7 +94,7 @@ class PackedLoader(RankLoader[PackedBatch]):
             taken = list(itertools.islice(packs, self.batch_size * self.world_size))
             lost = desk.lost[:]
             desk.lost.clear()
-            if not taken:
+            if not taken and not lost:
                 return
             if step % every == number:
                 mine = taken[self.rank :: self.world_size]
@@ -119,15 +120,14 @@ class _Desk:
         while end is None or self.position < end:
             last = self.position + BLOCK if end is None else min(self.position + BLOCK, end)
             places = self.samples.find(np.arange(self.position, last))
-            there = self.samples.readable(places, captions=True)
-            texts = iter(self._tokenized(places.at(there)))
-            for number, readable in zip(places.numbers.tolist(), there.tolist(), strict=True):
+            lost = self.samples.captions_lost_at_first(places)
+            words = iter(self._words(places.at(~lost)))
+            for number, is_lost in zip(places.numbers.tolist(), lost.tolist(), strict=True):
                 self.position = number + 1
-                if not readable:
+                if is_lost:
                     self.lost.append(number)
-                    continue
-                self._texts[number] = text = next(texts)
-                yield Document(number, self.plan.length(len(text)))
+                else:
+                    yield Document(number, self.plan.length(next(words)))
 
     def forget(self, packs: Sequence[Pack]) -> None:
         """Let go of the texts of documents that are done with."""
@@ -137,16 +137,16 @@ class _Desk:
 
     def batch(self, packs: Sequence[Pack], lost: int, waiting: Sequence[Document]) -> PackedBatch:
         """Read and lay out the documents of packs."""
-        places = self.samples.find(np.array([document.number for pack in packs for document in pack], np.int64))
-        there = self.samples.readable(places, captions=False) & self.samples.readable(places, captions=True)
-        if not there.all():
-            gone = set(places.numbers[~there].tolist())
-            packs = [tuple(document for document in pack if document.number not in gone) for pack in packs]
-            lost, places = lost + len(gone), places.at(there)
-        texts = self._texts_of([document for pack in packs for document in pack], places)
+        documents = [document for pack in packs for document in pack]
+        texts = self._texts_of(documents)
+        places = self.samples.find(np.array([document.number for document in documents if document.number in texts], np.int64))
+        places, (keys, *codes) = self.samples.rows_there(places)
+        if len(keys) < len(documents):
+            there = set(places.numbers.tolist())
+            packs = [tuple(document for document in pack if document.number in there) for pack in packs]
+            lost += len(documents) - len(keys)
         image_first, _ = self.plan.orders(places.numbers)
-        keys, *codes = self.samples.read(places)
-        layout = lay_out(self.plan, packs, texts, image_first)
+        layout = lay_out(self.plan, packs, [texts[number] for number in places.numbers.tolist()], image_first)
         semantic, pixel = (None if stream is None else torch.from_numpy(stream.reshape(-1, stream.shape[-1])) for stream in codes)
         text, visual, cu_seqlens, segments = map(torch.from_numpy, layout)
         return PackedBatch(
@@ -154,27 +154,36 @@ class _Desk:
             torch.from_numpy(image_first), lost, self.position, np.array(waiting, np.int64).tobytes(),
         )  # fmt: skip
 
-    def _tokenized(self, places: Places) -> list[Rows]:
-        """Return the ids of samples' captions, none where they are dropped."""
-        _, dropped = self.plan.orders(places.numbers)
-        captions = self.samples.captions(places)
-        return [
-            np.zeros(0, np.int64) if drop or not caption else np.asarray(self.plan.tokenize(caption), np.int64)
-            for drop, caption in zip(dropped.tolist(), captions, strict=True)
-        ]
+    def _words(self, places: Places) -> list[int]:
+        """Return the numbers of ids of samples' captions; the ids, unless lengths were given, are kept."""
+        if self.plan.lengths is None:
+            self._texts |= (found := self._tokenized(places, self.samples.captions_or_end(places)))
+            return [len(text) for text in found.values()]
+        words, (_, dropped) = np.zeros(len(places.numbers), np.int64), self.plan.orders(places.numbers)
+        for one, mine in by_source(places.source):
+            words[mine] = self.plan.lengths(one, places.rows[mine])
+        return np.where(dropped, 0, words).tolist()
 
-    def _texts_of(self, documents: Sequence[Document], places: Places) -> list[Rows]:
-        """Return documents' texts, those that an earlier process tokenized once more."""
-        again = np.array([document.number not in self._texts for document in documents], bool)
-        texts = iter(self._tokenized(places.at(again)))
-        found = [self._texts[document.number] if document.number in self._texts else next(texts) for document in documents]
-        for document, text in zip(documents, found, strict=True):
-            if (length := self.plan.length(len(text))) != document.length:
+    def _tokenized(self, places: Places, captions: Sequence[str]) -> dict[int, Rows]:
+        """Return by number the ids of samples' captions, none where they are dropped."""
+        _, dropped = self.plan.orders(places.numbers)
+        return {
+            number: np.zeros(0, np.int64) if drop or not caption else np.asarray(self.plan.tokenize(caption), np.int64)
+            for number, drop, caption in zip(places.numbers.tolist(), dropped.tolist(), captions, strict=True)
+        }
+
+    def _texts_of(self, documents: Sequence[Document]) -> dict[int, Rows]:
+        """Return documents' texts by number, tokenized unless they were before; those in quarantine are missing."""
+        texts = {document.number: self._texts[document.number] for document in documents if document.number in self._texts}
+        rest = self.samples.find(np.array([document.number for document in documents if document.number not in texts], np.int64))
+        texts |= self._tokenized(*self.samples.captions_there(rest))
+        for number, packed in documents:
+            if number in texts and (length := self.plan.length(len(texts[number]))) != packed:
                 raise ValueError(
-                    f"sample {document.number} takes {length} positions, {document.length} when it was packed: "
-                    "resume with the text tokenizer that the run began with"
+                    f"sample {number} takes {length} positions, {packed} when it was packed: resume with the text tokenizer that the "
+                    "run began with, and give the lengths that it makes"
                 )
-        return found
+        return texts
 
 
 def _unpacked(waiting: bytes) -> tuple[Document, ...]:

@@ -6,8 +6,9 @@ are copied into a bounded folder first.
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store
+from pipelines.caption_columns import CaptionColumns
 from pipelines.captions import meta_place, meta_record
 from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
+from pipelines.open_shards import OpenShards
 from pipelines.receipts import FileRecord, Manifest, receipt_name
 from pipelines.shard_cache import ShardCache
 from pipelines.tables import read_table
 from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
-OPEN_SHARDS, OPEN_CAPTIONS = 4096, 1024
-"""Memory maps, and shards' captions, held by one process; the oldest are let go."""
 _INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
 
@@ -47,6 +48,7 @@ class TokenDataset:
     ) -> None:
         """Open the dataset at a folder or URL; of `streams` that are not named, nothing but the checksum is read.
 
+        Remote shards are copied into `cache`, and captions, those of a local dataset too if there is one.
         Raises ValueError where it is unfinished, of a newer schema, has another index than it was finished with, or `streams`
         names none of its own.
         """
@@ -65,28 +67,24 @@ class TokenDataset:
         self._others: dict[str, CheckedFiles] = {}
         """Of datasets that captions are borrowed from."""
         _require_index(store, manifest)
-        self._index = sorted(read_table(store, _INDEX, _INDEX_COLUMNS).to_pylist(), key=lambda row: row["shard"])
-        self._ends = np.cumsum([row["rows"] for row in self._index], dtype=np.int64)
-        self._starts = self._ends - np.array([row["rows"] for row in self._index], np.int64)
+        self._index = read_table(store, _INDEX, _INDEX_COLUMNS).sort_by("shard").combine_chunks()
+        rows = self._index["rows"].to_numpy()
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        self._starts = self._ends - rows
+        self._batches, self._cache = -(-int(rows.max(initial=0)) // ROWS_PER_BATCH), cache
         self._close()
 
     def _close(self) -> None:
-        self._open: dict[int, MappedShard] = {}
-        self._free: list[int] = []
-        """Slots of the tables that no shard has."""
-        self._slots = np.full(len(self._index), -1, np.int64)
-        batches = -(-max((row["rows"] for row in self._index), default=0) // ROWS_PER_BATCH)
-        self._tables = {name: np.zeros((0, batches), np.int64) for name in ("key", *self.streams)}
-        """By column, for each slot, where the shard's batches begin."""
-        self._captions: OrderedDict[int, pa.Array] = OrderedDict()
+        copies = None if Store(self.url).is_local else self._cache
+        self._open = OpenShards(len(self._index), self._batches, ("key", *self.streams), copies)
+        self._captions = CaptionColumns(self.fingerprint, self._cache)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        held = ("_open", "_free", "_slots", "_tables", "_captions")
-        return {name: value for name, value in self.__dict__.items() if name not in held}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_captions")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -94,7 +92,7 @@ class TokenDataset:
 
     def shards(self) -> list[tuple[str, int]]:
         """Return the shards' names and rows, in the order of the rows."""
-        return [(row["shard"], row["rows"]) for row in self._index]
+        return list(zip(self._index["shard"].to_pylist(), self._index["rows"].to_pylist(), strict=True))
 
     def require_tokenizer(self, fingerprint: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
@@ -115,10 +113,9 @@ class TokenDataset:
     def addresses(self, rows: Rows) -> dict[str, Rows]:
         """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
         shards = self.shards_of(rows)
-        self._require_open(shards)
-        batch, place = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
-        slots = self._slots[shards]
-        return {name: self._tables[name][slots, batch] + place * (2 * self.width(name)) for name in ("key", *self.streams)}
+        batches, places = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
+        begins = self._open.begins(shards, batches, self._map)
+        return {name: begins[name] + places * (2 * self.width(name)) for name in ("key", *self.streams)}
 
     def width(self, name: str) -> int:
         """Return the 16-bit words of a row of a column."""
@@ -133,7 +130,7 @@ class TokenDataset:
         """Return the captions of rows, empty where there is none; raises as `read`."""
         out = [""] * len(rows)
         for number, mine, local in self._by_shard(rows):
-            captions = self._caption_column(number).take(pa.array(local)).to_pylist()
+            captions = self._captions.get(number, self._read_captions).take(pa.array(local)).to_pylist()
             for place, caption in zip(mine.tolist(), captions, strict=True):
                 out[place] = caption or ""
         return out
@@ -145,14 +142,23 @@ class TokenDataset:
 
     def shard_name(self, number: int) -> tuple[str, int]:
         """Return a shard's name and number of rows."""
-        return self._index[number]["shard"], self._index[number]["rows"]
+        entry = self._entry(number)
+        return entry["shard"], entry["rows"]
 
-    def touch(self, number: int, *, codes: bool = True, captions: bool = False) -> None:
-        """Open what is asked for of a shard; raises as `read`."""
-        if codes:
-            self._require_open(np.array([number]))
-        if captions:
-            self._caption_column(number)
+    def shard_number(self, name: str) -> int:
+        """Return the number of the shard with a name, -1 where there is none."""
+        return self._index["shard"].index(name).as_py()
+
+    def _entry(self, number: int) -> dict[str, Any]:
+        return self._index.slice(number, 1).to_pylist()[0]
+
+    @contextmanager
+    def _blaming(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except DamagedShardError as error:
+            error.shard = (self.url, number)
+            raise
 
     def _by_shard(self, rows: Rows) -> Iterator[tuple[int, Rows, Rows]]:
         """Part rows into (shard, places among `rows`, rows of that shard)."""
@@ -164,70 +170,48 @@ class TokenDataset:
                 number = int(shards[mine[0]])
                 yield number, mine, rows[mine] - self._starts[number]
 
-    def _require_open(self, shards: Rows) -> None:
-        """Map shards that are not, and let go of those that were mapped first, but of none of these."""
-        missing = np.unique(shards[self._slots[shards] < 0])
-        for number in missing.tolist():
-            shard = self._map(number)
-            slot = self._free.pop() if self._free else self._grow()
-            for name, addresses in shard.addresses.items():
-                self._tables[name][slot, : len(addresses)] = addresses
-            self._open[number], self._slots[number] = shard, slot
-        if len(missing) and len(self._open) > OPEN_SHARDS:
-            spare = [number for number in self._open if number not in set(shards.tolist())]
-            for number in spare[: len(self._open) - OPEN_SHARDS]:
-                del self._open[number]
-                self._free.append(int(self._slots[number]))
-                self._slots[number] = -1
-
-    def _grow(self) -> int:
-        """Double the tables of addresses; return a free slot."""
-        size = len(self._tables["key"])
-        self._tables = {
-            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)]) for name, table in self._tables.items()
-        }
-        self._free = list(range(size, len(self._tables["key"])))
-        return self._free.pop()
-
     def _map(self, number: int) -> MappedShard:
-        entry = self._index[number]
+        entry = self._entry(number)
         file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
         codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
         types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
-        shard = self._files.open(file, lambda path: map_shard(path, types))
-        if shard.rows != entry["rows"]:
-            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {entry['rows']}")
-        if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
-            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+        with self._blaming(number):
+            shard = self._files.open(file, lambda path: map_shard(path, types))
+            self._require_own(shard, file, entry["rows"])
         return shard
 
-    def _caption_column(self, number: int) -> pa.Array:
-        if number in self._captions:
-            self._captions.move_to_end(number)
-            return self._captions[number]
-        self._captions[number] = captions = self._read_captions(number)
-        if len(self._captions) > OPEN_CAPTIONS:
-            self._captions.popitem(last=False)
-        return captions
+    def _require_own(self, shard: MappedShard, file: FileRecord, rows: int) -> None:
+        if shard.rows != rows:
+            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
+        if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
+            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
 
     def _read_captions(self, number: int) -> pa.Array:
-        return self.read_meta(number, ["caption"])["caption"].combine_chunks()
+        with self._blaming(number):
+            return self.read_meta(number, ["caption"])["caption"].combine_chunks()
 
     def _files_of(self, url: str) -> CheckedFiles:
         return self._files if url == self.url else self._others.setdefault(url, CheckedFiles(url, self._files.check, self._files.cache))
 
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, which may lie in another dataset's folder; raises as `read`."""
-        entry = self._index[number]
+        entry = self._entry(number)
         try:
             folder, file = meta_record(Store(self.url), entry["meta_path"], entry["shard"])
         except FileNotFoundError:
             folder, _ = meta_place(Store(self.url), entry["meta_path"])
             raise DamagedShardError(folder.url, receipt_name(entry["shard"]), "missing") from None
-        table = self._files_of(folder.url).open(file, lambda path: pq.ParquetFile(path).read(columns))
+        table = self._files_of(folder.url).open(file, lambda path: _read_columns(path, columns))
         if len(table) != entry["rows"]:
             raise DamagedShardError(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table
+
+
+def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+            raise pa.ArrowInvalid(f"no column {missing[0]}")
+        return file.read(columns)
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:

@@ -218,7 +218,7 @@ def test_rows_are_checked_deep_and_a_lender_that_is_gone_is_named(copy: Datasets
     key = TokenDataset(str(copy.borrower)).read(np.array([0])).keys[0].tobytes()
     shutil.rmtree(copy.lender)
     with pytest.raises(UserError, match=f"cannot be written again without its captions: bring {copy.lender} back"):
-        forget(plan_forget(copy.recipe, CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append)
+        forget(plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append)
     assert {finding.folder for finding in findings(copy.borrower)} == {str(copy.lender)}
     assert len(TokenDataset(str(copy.borrower)).read(np.arange(3)).keys) == 3
 

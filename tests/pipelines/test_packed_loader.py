@@ -140,6 +140,23 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_un
         assert found == Counter({document: count for document, count in whole.items() if document[0] not in waiting})
 
 
+def test_with_lengths_given_a_rank_tokenizes_its_own_captions_only_and_makes_the_same_documents(datasets: tuple[TokenDataset, ...]) -> None:
+    tokenized: list[str] = []
+
+    def told(caption: str) -> list[int]:
+        tokenized.append(caption)
+        return tokenize(caption)
+
+    words = [np.array([len(tokenize(caption)) for caption in dataset.captions(np.arange(len(dataset)))]) for dataset in datasets]
+    plan = plan_of(LoadPlan(datasets=datasets, seed=4), tokenize=told, lengths=lambda source, rows: words[source][rows], image_first=1.0)
+    found, _ = spread(plan, 3, 2)
+    own = Counter(caption for caption in tokenized if caption[:2] in ("a ", "b "))
+    assert own == Counter(f"{name} {row}" for name, rows in ROWS.items() for row in range(rows))
+    assert found == spread(replace(plan, lengths=None), 3, 2)[0]
+    with pytest.raises(ValueError, match="give the lengths that it makes"):
+        list(PackedLoader(replace(plan, lengths=lambda source, rows: words[source][rows] + 1), 3))
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_worker_processes_change_no_sequence(datasets: tuple[TokenDataset, ...], num_workers: int) -> None:
     plan = plan_of(LoadPlan(datasets=datasets, seed=5))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from infra.storage import Store
+from pipelines import caption_columns, open_shards
 from pipelines.checked_files import DamagedShardError
 from pipelines.documents import Markers, PackPlan
 from pipelines.load_plan import LoadPlan
@@ -52,14 +53,33 @@ def damaged(request: pytest.FixtureRequest, tokens: str, tmp_path: Path) -> tupl
 
 
 Batches = list[Any]
-LOADERS: dict[str, Callable[..., Any]] = {
-    "samples": lambda load, **ranks: TokenLoader(load, 7, **ranks),
-    "sequences": lambda load, **ranks: PackedLoader(
-        PackPlan(load=load, capacity=40, tokenize=lambda text: [len(text)], markers=Markers(image_start=1, image_end=2), pool_size=16),
-        3,
-        **ranks,
-    ),
-}
+
+
+def _samples(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> TokenLoader:
+    del pool_size
+    return TokenLoader(load, 7, **ranks)
+
+
+def _sequences(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> PackedLoader:
+    markers = Markers(image_start=1, image_end=2)
+    return PackedLoader(
+        PackPlan(load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size), 3, **ranks
+    )
+
+
+LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _sequences}
+
+
+def quarantined(dataset: TokenDataset, ledger: Path, **how: Any) -> LoadPlan:
+    return LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger, **how)
+
+
+def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None:
+    """Captions decide which sequences there are, so a run that meets damaged ones ends, and names them for the next."""
+    if kind == "sequences" and name.startswith("meta"):
+        with pytest.raises(DamagedShardError, match=name) as ended:
+            list(LOADERS[kind](load))
+        assert f"{load.damage_ledger} names it now" in ended.value.__notes__[0]
 
 
 def keys(batches: list[TokenBatch] | list[PackedBatch]) -> Counter[bytes]:
@@ -69,7 +89,8 @@ def keys(batches: list[TokenBatch] | list[PackedBatch]) -> Counter[bytes]:
 @pytest.mark.parametrize("kind", LOADERS)
 def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
     dataset, name, ledger = damaged
-    load = LoadPlan(datasets=(dataset,), epochs=(2,), with_captions=True, on_damage="quarantine", damage_ledger=ledger)
+    load = quarantined(dataset, ledger, epochs=(2,))
+    end_where_captions_are_damaged(kind, name, load)
     batches = [batch for rank in range(3) for batch in LOADERS[kind](load, rank=rank, world_size=3)]
     assert keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
     assert sum(batch.lost for batch in batches) == 2 * len(LOST)
@@ -88,8 +109,9 @@ def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[Tok
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_stopped_run_loses_the_same_samples_under_other_ranks(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
-    dataset, _, ledger = damaged
-    load = LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger)
+    dataset, name, ledger = damaged
+    load = quarantined(dataset, ledger)
+    end_where_captions_are_damaged(kind, name, load)
     first = LOADERS[kind](load)
     begun: Batches = [batch for _, batch in zip(range(4), first, strict=False)]
     state = json.loads(json.dumps(first.state_dict(begun[-1])))
@@ -103,7 +125,7 @@ def test_a_stopped_run_loses_the_same_samples_under_other_ranks(damaged: tuple[T
 
 def test_worker_processes_write_one_line_together(damaged: tuple[TokenDataset, str, Path]) -> None:
     dataset, _, ledger = damaged
-    load = LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger)
+    load = quarantined(dataset, ledger)
     batches = list(iterate(TokenLoader(load, 7), num_workers=2))
     assert sum(batch.lost for batch in batches) == len(LOST)
     assert len(read_quarantine(ledger)) == 1
@@ -117,9 +139,7 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
         cache, ledger = ShardCache(tmp_path / "cache", max_bytes=10**6), tmp_path / "ledger.jsonl"
 
         def run() -> list[TokenBatch]:
-            dataset = TokenDataset(remote.url, cache=cache)
-            load = LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger)
-            return list(TokenLoader(load, 64))
+            return list(TokenLoader(quarantined(TokenDataset(remote.url, cache=cache), ledger), 64))
 
         whole = run()
         for copy in (tmp_path / "cache").glob("*.shard"):
@@ -130,6 +150,72 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
             flip(damaged)
         assert keys(run()) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
         assert [entry["file"] for entry in read_quarantine(ledger)] == ["data/00001.arrow"]
+
+
+@pytest.mark.parametrize("name", ["data/00001.arrow", "meta/00001.parquet"])
+def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
+    name: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(caption_columns, "CAPTION_BYTES", 1)
+    shutil.copytree(tokens, tmp_path / "copy")
+    load = quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl", epochs=(2,), shuffle=False)
+    batches: Batches = []
+    for batch in TokenLoader(load, 50):
+        batches.append(batch)
+        if len(batches) == ROWS // 50:
+            flip(tmp_path / "copy" / name)
+    assert keys(batches) == Counter({key_of("a", row): 1 if row in LOST else 2 for row in range(ROWS)})
+    assert sum(batch.lost for batch in batches) == len(LOST)
+
+
+def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    shard, load = tmp_path / "copy/data/00001.arrow", quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl")
+    shard.rename(tmp_path / "aside")
+    shard.symlink_to(shard)  # whose end is never found
+    loader = TokenLoader(load, ROWS)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        next(iter(loader))
+    shard.unlink()
+    flip(tmp_path / "aside")
+    (tmp_path / "aside").rename(shard)
+    assert keys(list(loader)) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+
+
+def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+
+    def rank(number: int) -> Batches:
+        return list(LOADERS["sequences"](quarantined(TokenDataset(str(tmp_path / "copy")), ledger), rank=number, world_size=2))
+
+    ledger = tmp_path / "ledger.jsonl"
+    whole = [rank(0), rank(1)]
+    flip(tmp_path / "copy/data/00001.arrow")
+    holed = rank(0)
+    assert [(batch.position, batch.waiting) for batch in holed] == [(batch.position, batch.waiting) for batch in whole[1]]
+    assert sum(len(batch.keys) + batch.lost for batch in holed) == sum(len(batch.keys) for batch in whole[0])
+    assert keys(holed + whole[1]) < keys(whole[0] + whole[1])
+    flip(tmp_path / "copy/meta/00002.parquet")
+    with pytest.raises(DamagedShardError, match=r"00002\.parquet"):
+        rank(0)
+    flip(tmp_path / "copy/meta/00002.parquet")  # whole for the other rank, which goes by the ledger all the same
+    assert [(batch.position, batch.waiting) for batch in rank(0)] == [(batch.position, batch.waiting) for batch in rank(1)]
+    assert not keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize(("rows", "lost"), [(80, 80), (140, 50), (180, 90)])
+def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(kind: str, rows: int, lost: int, tmp_path: Path) -> None:
+    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))  # 15 steps of 2 x 3 sequences
+    last = f"meta/{(rows - 1) // 90:05d}.parquet"
+    flip(tmp_path / "a" / last)
+    load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
+    end_where_captions_are_damaged(kind, last, load)
+    steps = [list(LOADERS[kind](load, pool_size=1, rank=rank, world_size=2)) for rank in range(2)]
+    assert len(steps[0]) == len(steps[1])
+    assert sum(batch.lost for batch in (*steps[0], *steps[1])) == lost
+    assert sum(len(batch.keys) for batch in (*steps[0], *steps[1])) == rows - lost
 
 
 def test_quarantine_without_a_ledger_is_refused(tokens: str) -> None:

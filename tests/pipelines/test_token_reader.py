@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.storage import Store
-from pipelines import token_reader
+from pipelines import open_shards
 from pipelines.checked_files import DamagedShardError
+from pipelines.mapped_shards import map_shard
 from pipelines.receipts import MANIFEST_FILE, read_manifest
 from pipelines.shard_cache import ShardCache
 from pipelines.token_reader import TokenDataset
@@ -145,7 +147,7 @@ def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
     tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    monkeypatch.setattr(token_reader, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
     dataset, shard = TokenDataset(str(tmp_path / "copy")), tmp_path / "copy/data/00000.arrow"
     state = shard.stat()
     assert len(dataset.read(np.array([0, 300])).keys) == 2, "shards of one call are all mapped at once"
@@ -174,7 +176,7 @@ def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
     dataset, libc = TokenDataset(folder, streams=[stream, other], check="never"), ctypes.CDLL(None, use_errno=True)
     rows = np.arange(0, 600, 7)
     dataset.read(rows)  # all is mapped
-    for shard in dataset._open.values():
+    for shard in dataset._open.maps.values():
         for begin, batch in zip(shard.addresses[other].tolist(), shard.batches, strict=True):
             first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             pages = (begin + batch.num_rows * 2 * dataset.width(other) - first) // mmap.PAGESIZE
@@ -186,13 +188,22 @@ def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
     os._exit(0)
 
 
+def test_a_shard_without_a_column_is_damaged_and_says_which(tmp_path: Path) -> None:
+    table = pa.table({"key": pa.array([b"x" * 16], pa.binary(16))})
+    with pa.ipc.new_file(str(tmp_path / "shard"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(pa.ArrowInvalid, match="no column pixel"):
+        map_shard(tmp_path / "shard", {"key": pa.binary(16), "pixel": pa.list_(pa.uint16(), 4)})
+
+
 class _Hasty(ShardCache):
     """A cache that another process makes room in: each copy is gone once before it can be mapped."""
 
-    def get(self, store: Store, name: str, checksum: str, *, again: bool = False) -> Path:
-        fresh = not (self.folder / f"{checksum}.lock").exists()
-        copy = super().get(store, name, checksum, again=again)
-        if fresh:
+    def get(self, name: str, make: Callable[[Path], Path], *, again: bool = False) -> Path:
+        copy, before = super().get(name, make, again=again), self.folder / "before" / name
+        if not before.exists():
+            before.parent.mkdir(exist_ok=True)
+            before.touch()
             copy.unlink()
         return copy
 
