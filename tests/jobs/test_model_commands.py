@@ -162,6 +162,7 @@ def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualToke
         assert np.abs(drawn - tokenizer.decode(codes.pixel).numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
     ended = export(model, "--format", "torch-export", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -47,6 +47,7 @@ def test_phases_save_507_gflop_of_a_training_step_of_the_paper_s_decoder() -> No
     assert flops[directly] - flops[upsample_conv] == pytest.approx(507, abs=1)
 
 
+@pytest.mark.slow
 def test_the_decoder_compiles_without_a_break_and_takes_channels_last() -> None:
     # A process of its own: the checks of shapes in these tests are no part of a graph.
     script = """
