@@ -75,8 +75,19 @@ def wait_for_first_receipt(folder: Path, driver: "subprocess.Popen[bytes]", limi
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("command", ["pretokenize", *(pytest.param(name, marks=pytest.mark.slow) for name in ("download", "targets"))])
-def test_a_killed_driver_goes_on_where_it_was(command: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+ON_RAY = ("--set", "cluster.max_workers=1")
+
+
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        ("pretokenize", ("--in-process",)),
+        *(pytest.param(command, ON_RAY, marks=pytest.mark.slow) for command in ("download", "targets", "pretokenize")),
+    ],
+)
+def test_a_killed_driver_goes_on_where_it_was(
+    command: str, how: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     root = tmp_path / "killed"
     shutil.copytree(finished.root, root)
     recipe = load_tiny(root)
@@ -84,13 +95,13 @@ def test_a_killed_driver_goes_on_where_it_was(command: str, tmp_path: Path, fini
     assert job is not None
     assert uninterrupted is not None
     shutil.rmtree(job.folder)
-    driver = start(command, root)
+    driver = start(command, root, how)
     wait_for_first_receipt(Path(job.folder), driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     before = read_receipts(job.store())
     assert 0 < len(before) < len(job.units), "the kill came too late to be in the middle"
-    assert start(command, root).wait(timeout=240) == 0
+    assert start(command, root, how).wait(timeout=240) == 0
     after = read_receipts(job.store())
     assert {unit: after[unit] for unit in before} == before
     assert {unit: receipt.files for unit, receipt in after.items()} == {
@@ -98,6 +109,6 @@ def test_a_killed_driver_goes_on_where_it_was(command: str, tmp_path: Path, fini
     }
 
 
-def start(command: str, root: Path) -> "subprocess.Popen[bytes]":
-    arguments = [sys.executable, "-m", f"jobs.{command}", TINY, "--root", str(root), "--set", "cluster.max_workers=1"]
+def start(command: str, root: Path, how: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    arguments = [sys.executable, "-m", f"jobs.{command}", TINY, "--root", str(root), *how]
     return subprocess.Popen(arguments, cwd=PROJECT, stdout=subprocess.DEVNULL)
