@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.token_shards import ROWS_PER_BATCH
+from pipelines.token_shards import ROWS_PER_BATCH, said_of
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint16]]
@@ -57,7 +57,7 @@ def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
     return MappedShard(
         path,
         inode,
-        {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()},
+        said_of(reader.schema),
         sum(batch.num_rows for batch in batches),
         {name: np.array([_address(batch.column(name)) for batch in batches], np.int64) for name in types},
         batches,
