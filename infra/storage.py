@@ -4,40 +4,24 @@ No rename is assumed. A file is written to local scratch, closed, hashed, upload
 small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
 """
 
-import errno
-import hashlib
-import io
 import os
 import shutil
-import stat
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-CHUNK_BYTES = 1 << 20
-PART, PROBE = ".part", ".probe-"
+from infra.local_files import PART, list_files, move_or_copy, replace, write_durably
+
+PROBE = ".probe-"
 READ_AT_ONCE = 1024
 """Small files asked for at once of a remote store; the client bounds its own connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """What identifies a file's content."""
-
-    bytes: int
-    sha256: str
-    xxh3_128: str
 
 
 class StoredFile(NamedTuple):
@@ -53,66 +37,6 @@ class StoredFile(NamedTuple):
         """Whether a killed write left it behind."""
         base = self.name.rpartition("/")[2]
         return base.startswith(".") and (base.endswith(PART) or base.startswith(PROBE))
-
-
-def digest(path: Path) -> FileDigest:
-    """Read a local file once and return its size and checksums."""
-    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-            xxh.update(chunk)
-            size += len(chunk)
-    return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
-
-
-class DigestingFile(io.RawIOBase):
-    """A new local file that takes its checksums while it is written, from first byte to last."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = path.open("xb", buffering=0)
-        self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
-        self._hasher = ThreadPoolExecutor(1, "sha256")
-
-    def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
-        """Append; all of the data, or an `OSError`."""
-        view = memoryview(data).cast("B")
-        if len(view) < CHUNK_BYTES:
-            self._sha.update(view)
-            self._append(view)
-        else:
-            # SHA-256 takes longer than all the rest, so it runs beside it.
-            hashed = self._hasher.submit(self._sha.update, view)
-            self._append(view)
-            hashed.result()
-        return len(view)
-
-    def _append(self, view: memoryview) -> None:
-        self._xxh.update(view)
-        written = 0
-        while written < len(view):
-            written += self._file.write(view[written:])
-        self._size += written
-
-    def writable(self) -> bool:
-        """Tell that it can be written."""
-        return True
-
-    def tell(self) -> int:
-        """Return the bytes so far."""
-        return self._size
-
-    def close(self) -> None:
-        """Close the file; its digest stays."""
-        self._hasher.shutdown()
-        self._file.close()
-        super().close()
-
-    @property
-    def digest(self) -> FileDigest:
-        """What was written so far."""
-        return FileDigest(self._size, self._sha.hexdigest(), self._xxh.hexdigest())
 
 
 def join(folder: str, *names: str) -> str:
@@ -186,7 +110,7 @@ class Store:
         Holds one local folder's names, or one page of an S3 listing, however many files there are.
         """
         start = self.path(folder)
-        found = _local_files(start) if self.is_local else self._s3_files(start) if self._is_s3 else self._found(start)
+        found = list_files(start) if self.is_local else self._s3_files(start) if self._is_s3 else self._found(start)
         for path, size, modified in found:
             yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified)
 
@@ -244,7 +168,7 @@ class Store:
         """
         target, expected = self.path(name), source.stat().st_size
         if self.is_local:
-            _replace(target, lambda part: _move_or_copy(source, part) if move else shutil.copyfile(source, part))
+            replace(target, lambda part: move_or_copy(source, part) if move else shutil.copyfile(source, part))
         else:
             # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended for one that is not there.
             _twice(lambda: self.fs.put_file(str(source), target))
@@ -255,7 +179,7 @@ class Store:
     def put_bytes(self, data: bytes, name: str) -> None:
         """Write a small file, replacing any."""
         if self.is_local:
-            _replace(self.path(name), lambda part: part.write_bytes(data))
+            replace(self.path(name), lambda part: part.write_bytes(data))
         else:
             self.fs.pipe_file(self.path(name), data)
             self.fs.invalidate_cache(self.path(name))
@@ -272,7 +196,7 @@ class Store:
             return True
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = _write_durably(target, lambda path: path.write_bytes(data))
+        part = write_durably(target, lambda path: path.write_bytes(data))
         try:
             os.link(part, target)
         except FileExistsError:
@@ -324,62 +248,3 @@ def _twice(call: Callable[[], object]) -> None:
 def _modified(info: Mapping[str, Any]) -> float:
     moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
     return moment.timestamp() if isinstance(moment, datetime) else float(moment)
-
-
-def _local_files(folder: str) -> Iterator[tuple[str, int, float]]:
-    try:
-        with os.scandir(folder) as entries:
-            # With its slash, a folder's name sorts as the paths below it do.
-            children = sorted((f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for child in children:
-        path = f"{folder}/{child}"
-        if child.endswith("/"):
-            yield from _local_files(path[:-1])
-        else:
-            with suppress(FileNotFoundError):  # removed since it was listed
-                found = os.stat(path)  # noqa: PTH116  (as above)
-                if stat.S_ISREG(found.st_mode):
-                    yield path, found.st_size, found.st_mtime
-
-
-def _write_durably(target: Path, write: Any) -> Path:  # noqa: ANN401
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
-    try:
-        write(part)
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            # Of a full disk the system names no file.
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
-    return part
-
-
-def _move_or_copy(source: Path, target: Path) -> None:
-    if source.is_symlink():  # what it points to belongs to somebody else
-        shutil.copyfile(source, target)
-        return
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copyfile(source, target)
-
-
-def _replace(target: str, write: Any) -> None:  # noqa: ANN401
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_durably(path, write).replace(path)
-
-
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a fresh local folder that goes with its `with` block."""
-    return tempfile.TemporaryDirectory(prefix="dualtoken-")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infra.storage import scratch_folder
+from infra.local_files import scratch_folder
 from jobs.session import say
 from pipelines.errors import ExitCode, UserError
 

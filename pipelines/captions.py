@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store, digest, join
+from infra.digests import digest
+from infra.storage import Store, join
 from pipelines.errors import UserError
 from pipelines.receipts import MANIFEST_FILE, STAGE_FILE, FileRecord, Receipt, StageRecord, read_manifest, receipt_name
 from pipelines.stage import StageJob, Unit

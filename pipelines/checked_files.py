@@ -7,7 +7,8 @@ from typing import Literal, TypeVar
 import pyarrow as pa
 import xxhash
 
-from infra.storage import CHUNK_BYTES, Store
+from infra.digests import CHUNK_BYTES
+from infra.storage import Store
 from pipelines.receipts import FileRecord
 from pipelines.shard_cache import ShardCache
 

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage import FileDigest, Store, digest, scratch_folder
+from infra.digests import FileDigest, digest
+from infra.local_files import scratch_folder
+from infra.storage import Store
 from pipelines.ledger import Status, check_closed, count_statuses
 from pipelines.receipts import (
     LEDGERS,

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from infra.storage import digest, scratch_folder
+from infra.digests import digest
+from infra.local_files import scratch_folder
 from pipelines.errors import UserError
 from pipelines.finish import WEIGHTS
 from pipelines.receipts import MANIFEST_FILE, Manifest

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
-from pipelines.config import PretokenizeConfig, ScenesSource
+from pipelines.config import PretokenizeConfig
+from pipelines.corpus_config import ScenesSource
 from pipelines.crops import first_view
 from pipelines.image_shards import ImageShard
 from pipelines.models import OpenTeacher, OpenTokenizer

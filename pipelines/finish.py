@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from infra.storage import Store, scratch_folder
+from infra.local_files import scratch_folder
+from infra.storage import Store
 from pipelines.captions import lender_of
 from pipelines.commit import StageContent, commit_manifest, upload
 from pipelines.data_card import CARD, card

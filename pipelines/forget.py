@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from infra.storage import Store, join, scratch_folder
+from infra.local_files import scratch_folder
+from infra.storage import Store, join
 from pipelines.captions import borrows
 from pipelines.commit import upload
 from pipelines.errors import TokenAlarm, UserError

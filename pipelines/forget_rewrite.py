@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines.captions import borrows
 from pipelines.drop_images import drop_images
 from pipelines.image_shards import read_metadata, shard_files

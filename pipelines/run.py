@@ -7,7 +7,8 @@ from dataclasses import replace
 from infra.image_server import serve_images
 from infra.storage import Store
 from pipelines.commit import describe_stage
-from pipelines.config import Recipe, ScenesSource
+from pipelines.config import Recipe
+from pipelines.corpus_config import ScenesSource
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
 from pipelines.finish import finish

@@ -10,7 +10,8 @@ from PIL import Image
 
 from infra.storage import Store
 from model.images import opaque
-from pipelines.config import HeldoutFraction, Recipe
+from pipelines.config import Recipe
+from pipelines.corpus_config import HeldoutFraction
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import key_fraction
 

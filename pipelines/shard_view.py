@@ -12,7 +12,8 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import ValidationError
 
-from infra.storage import Store, digest, join
+from infra.digests import digest
+from infra.storage import Store, join
 from pipelines.captions import meta_path, meta_place
 from pipelines.errors import UserError
 from pipelines.finish import WEIGHTS

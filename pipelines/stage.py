@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from infra.storage import FileDigest, Store
+from infra.digests import FileDigest
+from infra.storage import Store
 from pipelines.config import Recipe
 
 

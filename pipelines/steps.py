@@ -11,14 +11,16 @@ from typing import Any
 
 import fsspec
 
-from infra.storage import CHUNK_BYTES
+from infra.digests import CHUNK_BYTES
 from model.training_config import LpipsConfig
 from pipelines.captions import BORROWED
-from pipelines.config import HeldoutFraction, LocalTeacher, Recipe, ScenesSource, ShardsSource, UrlsSource
+from pipelines.config import Recipe
+from pipelines.corpus_config import HeldoutFraction, ScenesSource, ShardsSource, UrlsSource
 from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
 from pipelines.stage import Unit
+from pipelines.teacher_config import LocalTeacher
 from pipelines.url_table import count_source_rows, source_identity
 
 Manifests = Mapping[str, Manifest]

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from infra.storage import Store, digest, scratch_folder
+from infra.digests import digest
+from infra.local_files import scratch_folder
+from infra.storage import Store
 from pipelines.errors import UserError
 from pipelines.export_formats import FORMATS, Shape, ShardRows
 from pipelines.receipts import FileRecord, Record, read_manifest

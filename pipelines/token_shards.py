@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import DigestingFile, FileDigest, Store
+from infra.digests import DigestingFile, FileDigest
+from infra.storage import Store
 from model.config import TokenizerConfig
 from pipelines.captions import meta_path
 from pipelines.ledger import KEY_BYTES

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from infra.storage import Store, digest
-from pipelines.config import Recipe, ScenesSource, ShardsSource, UrlsSource
+from infra.digests import digest
+from infra.storage import Store
+from pipelines.config import Recipe
+from pipelines.corpus_config import ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
 from pipelines.image_shards import SHARD_COLUMNS, find_shards
 

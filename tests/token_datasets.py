@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
 from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from infra.fetch import Fetcher, FetchFailed, FetchLimits, FetchReason
 from infra.storage import Store
-from pipelines.config import ScenesSource, ShardsSource
+from pipelines.corpus_config import ScenesSource, ShardsSource
 from pipelines.drop_images import drop_images, nothing_of
 from pipelines.image_check import ImagePreparer, ImageReason, Prepared, Rejected, check_image
 from pipelines.image_shards import (

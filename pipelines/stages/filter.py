@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
+from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.tables import read_table

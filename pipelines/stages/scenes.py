@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Store
-from pipelines.config import ScenesSource
+from pipelines.corpus_config import ScenesSource
 from pipelines.ledger import Status, ledger_table, sample_key
 from pipelines.scenes import Scene, caption, describe, questions, render, scene
 from pipelines.stage import StageJob, Unit, UnitOutput

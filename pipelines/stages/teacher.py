@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.storage import Store, scratch_folder
-from model.config import NamedTower
+from infra.local_files import scratch_folder
+from infra.storage import Store
+from model.config import NamedTower, TokenizerConfig
 from model.images import to_tensor
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
 from model.towers import build_any_tower, encoder_state, names_that_differ, tower_depth, tower_width
-from pipelines.config import OpenClipTeacher, TokenizerConfig, TrainedTeacher
 from pipelines.errors import UserError
 from pipelines.models import choose_device, use_threads
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.teacher_config import OpenClipTeacher, TrainedTeacher
 from pipelines.training_set import TrainingSet, ahead, batch_numbers
 
 LOG_EVERY = 10

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.storage import Store, scratch_folder
+from infra.local_files import scratch_folder
+from infra.storage import Store
 from model.augment import random_crop
 from model.hub import FILES
 from model.images import normalize, to_tensor

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, UnitsFailed, exit_code
 from pipelines.plan import Planner

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import CHUNK_BYTES, DigestingFile, Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from tests.s3_servers import s3_server
 
 KINDS = ("local", "moto", "rclone")
@@ -55,18 +56,6 @@ def test_a_file_that_is_moved_arrives_as_one_that_is_copied(store: Store, tmp_pa
         store.put(source, f"deep/{name}", move=move)
         assert source.exists() or (move and store.is_local)
     assert store.read("deep/copied") == store.read("deep/moved") == b"abc" * 1000
-
-
-def test_a_file_knows_its_checksums_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    pieces = [b"", b"small", bytes(range(256)) * (CHUNK_BYTES // 100), b"x" * CHUNK_BYTES, b"end"]
-    with DigestingFile(tmp_path / "file") as file:
-        for piece in pieces:
-            assert file.write(memoryview(piece)) == len(piece)
-        assert file.tell() == sum(map(len, pieces))
-    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
-    assert file.digest == digest(tmp_path / "file")
-    with pytest.raises(FileExistsError):
-        DigestingFile(tmp_path / "file")
 
 
 def test_a_second_store_sees_at_once_what_the_first_one_writes(store: Store) -> None:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines import forget as forgetting
 from pipelines.captions import require_same_rows, require_same_samples
 from pipelines.checked_files import DamagedShardError

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines.commit import run_unit
 from pipelines.ledger import Status, ledger_table, sample_key
 from pipelines.receipts import Receipt, read_receipts

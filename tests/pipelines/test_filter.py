@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipelines.config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
+from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.stages.filter import decide
 from pipelines.stages.score import SCORE_SCHEMA
 

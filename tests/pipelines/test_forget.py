@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines import forget as forgetting
 from pipelines.commit import run_unit
 from pipelines.config import Recipe

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.receipts import read_receipts
 from tests.conftest import TINY, planned

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from infra.storage import digest
+from infra.digests import digest
 from pipelines.checked_files import DamagedShardError
 from pipelines.errors import UserError
 from pipelines.receipts import FileRecord

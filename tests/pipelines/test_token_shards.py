@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from model.tokenizer import DualTokenizer
 from pipelines.config import Recipe
 from pipelines.models import OpenTokenizer, choose_device

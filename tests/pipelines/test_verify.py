@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Store, digest
+from infra.digests import digest
+from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name

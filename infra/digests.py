@@ -1,0 +1,81 @@
+"""Checksums of files: of one that is there, or while it is written."""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What identifies a file's content."""
+
+    bytes: int
+    sha256: str
+    xxh3_128: str
+
+
+def digest(path: Path) -> FileDigest:
+    """Read a local file once and return its size and checksums."""
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)
+            xxh.update(chunk)
+            size += len(chunk)
+    return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
+
+
+class DigestingFile(io.RawIOBase):
+    """A new local file that takes its checksums while it is written, from first byte to last."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("xb", buffering=0)
+        self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+        self._hasher = ThreadPoolExecutor(1, "sha256")
+
+    def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
+        """Append; all of the data, or an `OSError`."""
+        view = memoryview(data).cast("B")
+        if len(view) < CHUNK_BYTES:
+            self._sha.update(view)
+            self._append(view)
+        else:
+            # SHA-256 takes longer than all the rest, so it runs beside it.
+            hashed = self._hasher.submit(self._sha.update, view)
+            self._append(view)
+            hashed.result()
+        return len(view)
+
+    def _append(self, view: memoryview) -> None:
+        self._xxh.update(view)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:])
+        self._size += written
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def tell(self) -> int:
+        """Return the bytes so far."""
+        return self._size
+
+    def close(self) -> None:
+        """Close the file; its digest stays."""
+        self._hasher.shutdown()
+        self._file.close()
+        super().close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """What was written so far."""
+        return FileDigest(self._size, self._sha.hexdigest(), self._xxh.hexdigest())
