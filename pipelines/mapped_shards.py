@@ -78,7 +78,8 @@ def copy_rows(addresses: Rows, out: Words) -> None:
     """Copy rows of V values at even addresses, which must be mapped, to (B, V)."""
     if not len(out):
         return
-    if len(out) == 1 or (np.diff(addresses) == out.strides[0]).all():
+    span, stride = int(addresses[-1]) - int(addresses[0]), out.strides[0]
+    if span == (len(out) - 1) * stride and (np.diff(addresses) == stride).all():
         ctypes.memmove(out.ctypes.data, int(addresses[0]), out.nbytes)
         return
     import torch  # noqa: PLC0415  (seconds that a look at a few rows need not wait)

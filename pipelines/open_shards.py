@@ -31,16 +31,20 @@ class OpenShards:
     def begins(self, shards: Rows, batches: Rows, open_shard: Callable[[int], MappedShard]) -> dict[str, Rows]:
         """Return by column where batches of shards, (B,) each, begin in memory; valid until the next call."""
         self._let_go_of_evicted()
-        missing = np.unique(shards[self._slots[shards] < 0])
-        for number in missing.tolist():
-            self._add(number, open_shard(number))
-        if len(missing) and len(self.maps) > OPEN_SHARDS:
-            wanted = set(shards.tolist())
-            spare = [number for number in self.maps if number not in wanted]
+        slots = self._slots[shards]
+        if (closed := slots < 0).any():
+            for number in np.unique(shards[closed]).tolist():
+                self._add(number, open_shard(number))
+            self._let_go_of_oldest(shards)
+            slots = self._slots[shards]
+        return {name: table[slots, batches] for name, table in self._tables.items()}
+
+    def _let_go_of_oldest(self, wanted: Rows) -> None:
+        if len(self.maps) > OPEN_SHARDS:
+            kept = set(wanted.tolist())
+            spare = [number for number in self.maps if number not in kept]
             for number in spare[: len(self.maps) - OPEN_SHARDS]:
                 self._let_go(number)
-        slots = self._slots[shards]
-        return {name: table[slots, batches] for name, table in self._tables.items()}
 
     def _let_go_of_evicted(self) -> None:
         if self._cache is None or (evictions := self._cache.evictions()) == self._evictions:
