@@ -246,7 +246,7 @@ def find_shards(folder: str) -> list[SourceShard]:
     """List a folder's shards in order of name, with their rows; raises `UserError` where one is incomplete."""
     store = Store(folder)
     files = {name for name, _ in store.files()}
-    names = sorted(name.removesuffix(".parquet") for name in files if name.endswith(".parquet") and name[:-8].isdecimal())
+    names = sorted((name[:-8] for name in files if name.endswith(".parquet") and name[:-8].isdecimal()), key=int)
     if not names:
         raise UserError(f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset")
     shards, first = [], 0

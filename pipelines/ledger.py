@@ -5,7 +5,6 @@ order, worker nor retry.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -59,14 +58,13 @@ def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, st
 
 def count_statuses(ledger: pa.Table) -> dict[str, int]:
     """Count rows by status, with its reason where it has one: `ok`, `failed:http_404`, `rejected:min_side`."""
-    pairs = zip(ledger["status"].to_pylist(), ledger["reason"].to_pylist(), strict=True)
-    counts = Counter(f"{status}:{reason}" if reason else status for status, reason in pairs)
+    groups = ledger.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    counts = {":".join(filter(None, (group["status"], group["reason"]))): group["count_all"] for group in groups}
     return dict(sorted(counts.items()))
 
 
 def check_closed(ledger: pa.Table, rows: int) -> None:
     """Assert that a unit accounts for every row once; a ledger that does not close is our bug."""
-    keys = ledger["key"].to_pylist()
-    assert len(keys) == rows, f"ledger has {len(keys)} rows of {rows}"
-    assert len(set(keys)) == rows, "ledger has a key twice"
-    assert set(ledger["status"].to_pylist()) <= set(Status), "ledger has an unknown status"
+    assert len(ledger) == rows, f"ledger has {len(ledger)} rows of {rows}"
+    assert len(ledger["key"].unique()) == rows, "ledger has a key twice"
+    assert set(ledger["status"].unique().to_pylist()) <= set(Status), "ledger has an unknown status"

@@ -1,6 +1,6 @@
 """Plans a recipe: which units of which step, into which folder, which of them are done, and what each waits for."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from infra.storage import Store, join
@@ -52,14 +52,19 @@ class Planner:
 
     def plan(self) -> Iterator[Planned]:
         """Plan every step in the order a run takes them."""
-        for names in COMMANDS.values():
-            for name in names:
-                yield from self.step(name)
+        for name in COMMANDS:
+            yield from self.command(name)
 
-    def step(self, name: str) -> Iterator[Planned]:
-        """Plan one step on each of its corpora."""
+    def step(self, name: str, corpora: Collection[str] | None = None) -> Iterator[Planned]:
+        """Plan one step on each of its corpora, or on those of them that are named."""
         for corpus in STEPS[name].corpora(self.recipe):
-            yield self.one(name, corpus)
+            if corpora is None or corpus is None or corpus in corpora:
+                yield self.one(name, corpus)
+
+    def command(self, name: str, corpora: Collection[str] | None = None) -> Iterator[Planned]:
+        """Plan a command's steps, likewise."""
+        for step in COMMANDS[name]:
+            yield from self.step(step, corpora)
 
     def one(self, name: str, corpus: str | None) -> Planned:
         """Plan one step on one corpus, and what it needs, once."""

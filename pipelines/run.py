@@ -27,17 +27,17 @@ def run_command(command: str, recipe: Recipe, executor: Executor, say: Say, corp
     finished: list[Planned] = []
     for step in COMMANDS[command]:
         require_inputs(command, recipe, corpora)
-        open_steps = [one for one in _chosen(recipe, step, corpora) if not one.manifest]
+        open_steps = [one for one in Planner(recipe).step(step, corpora) if not one.manifest]
         _check_budget(recipe, open_steps)
         run_planned(open_steps, executor, say)
-        finished += _chosen(recipe, step, corpora)
+        finished += Planner(recipe).step(step, corpora)
     return finished
 
 
 def require_inputs(command: str, recipe: Recipe, corpora: Sequence[str] | None = None) -> None:
     """Raise `UserError` when a command's steps wait for an earlier command."""
     own = COMMANDS[command]
-    for planned in (planned for step in own for planned in _chosen(recipe, step, corpora)):
+    for planned in Planner(recipe).command(command, corpora):
         if waits := [label for label in planned.waits_for if label.split()[0] not in own]:
             raise UserError(f"{planned.label} waits for {', '.join(waits)}: run `dualtoken {_command_of(waits[0].split()[0])}` first")
 
@@ -51,10 +51,6 @@ def _check_budget(recipe: Recipe, planned: Sequence[Planned]) -> None:
                 f"{one.label} would take {size:.3g} GB, targets.dense_budget_gb={budget:g}: raise it, "
                 "or set targets.dense=false, and training runs the teacher itself"
             )
-
-
-def _chosen(recipe: Recipe, step: str, corpora: Sequence[str] | None) -> list[Planned]:
-    return [planned for planned in Planner(recipe).step(step) if corpora is None or planned.corpus in {None, *corpora}]
 
 
 def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> None:

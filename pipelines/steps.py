@@ -83,9 +83,9 @@ def _source(recipe: Recipe, corpus: str | None) -> ScenesSource | UrlsSource | S
     return recipe.corpora[corpus].source
 
 
-def _source_units(recipe: Recipe, corpus: str | None, folders: Mapping[str, str], _: Manifests) -> list[Unit]:
+def _source_units(recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], _: Manifests) -> list[Unit]:
     assert corpus is not None
-    counts = count_source_rows(recipe, corpus, folders.get(input_name("scenes", corpus)))
+    counts = count_source_rows(recipe, corpus)
     if not sum(counts):
         raise UserError(f"corpora.{corpus}.source has no rows: give it a table that has some")
     return [Unit(f"{index:05d}", rows) for index, rows in enumerate(counts)]

@@ -9,10 +9,10 @@ from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.executor import Say
-from pipelines.plan import Planned, Planner
+from pipelines.plan import Planner
 from pipelines.receipts import fingerprint
 from pipelines.run import require_inputs
-from pipelines.steps import COMMANDS, STEPS
+from pipelines.steps import STEPS
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def submit_stage(
             entrypoint=shlex.join(command),
             working_dir=PROJECT,
             env={},
-            is_done=lambda: all(planned.manifest for planned in _planned(stage, recipe, corpora)),
+            is_done=lambda: all(planned.manifest for planned in Planner(recipe).command(stage, corpora)),
             print_line=say,
             max_attempts=attempts,
         )
@@ -52,16 +52,6 @@ def submission_name(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -
     """Name the work of a stage by all that decides its output, as far as it is known before it runs."""
     work = [
         planned.job.fingerprint if planned.job else STEPS[planned.step].settings(recipe, planned.corpus)
-        for planned in _planned(stage, recipe, corpora)
+        for planned in Planner(recipe).command(stage, corpora)
     ]
     return f"dualtoken-{stage}-{recipe.name}-{fingerprint({'root': recipe.root, 'work': work})[:8]}"
-
-
-def _planned(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> list[Planned]:
-    planner = Planner(recipe)
-    return [
-        planned
-        for step in COMMANDS[stage]
-        for planned in planner.step(step)
-        if corpora is None or planned.corpus is None or planned.corpus in corpora
-    ]

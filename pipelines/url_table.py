@@ -168,16 +168,12 @@ def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTabl
     assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
     assert scenes_folder is not None, f"{corpus} needs its scenes"
     store = Store(scenes_folder)
-    names = sorted(name for name, _ in store.files() if name.endswith(".parquet") and name.removesuffix(".parquet").isdecimal())
-    return UrlTable([_address(store, name) for name in names], keep_columns=("description", "questions"))
+    shards = sorted((name[:-8] for name, _ in store.files() if name.endswith(".parquet") and name[:-8].isdecimal()), key=int)
+    return UrlTable([_address(store, f"{shard}.parquet") for shard in shards], keep_columns=("description", "questions"))
 
 
-def count_source_rows(recipe: Recipe, corpus: str, scenes_folder: str | None = None) -> list[int]:
-    """Return the rows of each unit of a corpus's download; existing shards keep their own sizes.
-
-    `scenes_folder` is not needed to count generated scenes: the recipe says how many there are.
-    """
-    del scenes_folder
+def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
+    """Return the rows of each unit of a corpus's download; existing shards keep their own sizes."""
     source, size = recipe.corpora[corpus].source, recipe.download.rows_per_shard
     if isinstance(source, ShardsSource):
         return [shard.rows for shard in find_shards(source.folder)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
-from pipelines.ledger import KEY_BYTES, Status, ledger_table
+from pipelines.ledger import KEY_BYTES, LEDGER_SCHEMA, Status
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.tables import read_table
 
@@ -34,22 +34,30 @@ class Worker:
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a decision file per shard."""
         scores_store = self._job.input("score")
-        names = sorted(name for name, _ in scores_store.files() if "/" not in name and name.endswith(".parquet"))
-        tables = {name.removesuffix(".parquet"): read_table(scores_store, name) for name in names}
+        shards = sorted((name.removesuffix(".parquet") for name, _ in scores_store.files() if _is_scores(name)), key=int)
+        tables = {shard: read_table(scores_store, f"{shard}.parquet") for shard in shards}
         scores = pa.concat_tables(tables.values())
         reasons = decide(scores, self._job.recipe.filter.rules)
-        start, kept, verdicts, keys = 0, {}, [], []
+        start, kept = 0, {}
         for shard, table in tables.items():
             mine = reasons[start : start + len(table)]
             start += len(table)
             decision = pa.table({"key": table["key"], "keep": [not reason for reason in mine], "reason": mine}, schema=DECISION_SCHEMA)
             pq.write_table(decision, scratch / f"{shard}.parquet", compression="zstd")
             kept[shard] = sum(not reason for reason in mine)
-            keys += table["key"].to_pylist()
-            verdicts += [(Status.REJECTED if reason else Status.OK, reason, "") for reason in mine]
-        assert len(keys) == unit.rows
+        assert len(scores) == unit.rows
         files = tuple(f"{shard}.parquet" for shard in tables)
-        return UnitOutput(files, ledger_table(keys, verdicts), {"rows_out_by_shard": kept})
+        return UnitOutput(files, _ledger(scores["key"], reasons), {"rows_out_by_shard": kept})
+
+
+def _is_scores(name: str) -> bool:
+    return name.endswith(".parquet") and name.removesuffix(".parquet").isdecimal()
+
+
+def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:
+    """Build the ledger of a corpus by column: it may have millions of rows."""
+    statuses = [(Status.REJECTED if reason else Status.OK).value for reason in reasons]
+    return pa.table({"key": keys, "status": statuses, "reason": reasons, "detail": [""] * len(reasons)}, schema=LEDGER_SCHEMA)
 
 
 def decide(scores: pa.Table, rules: tuple[Any, ...]) -> list[str]:

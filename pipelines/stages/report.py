@@ -62,13 +62,14 @@ class Worker:
 
     def _curves(self, step: str) -> list[Curve]:
         lines = read_metrics(self._job.input(step))
-        names = [name for name in (lines[0] if lines else {}) if name != "step"]
+        # Some begin later than others, as a discriminator's do.
+        names = [name for name in dict.fromkeys(name for line in lines for name in line) if name != "step"]
         return [
             Curve(
                 stage=step,
                 name=name.replace("_", " "),
                 unit=CURVE_UNITS.get(name, ""),
-                points=tuple((line["step"], line[name]) for line in lines),
+                points=tuple((line["step"], line[name]) for line in lines if name in line),
                 stream=CURVE_STREAMS.get(name),
             )
             for name in names

@@ -62,7 +62,7 @@ def _run(command: str, recipe: Recipe, open_executor: OpenExecutor, say: Say, co
         outcome = submit_stage(command, recipe, recipe.cluster.dashboard, say, corpora=corpora)
         if not outcome.done:
             raise StageFailed(f"{command}: {outcome.message} (job {outcome.submission_id})", outcome.exit_code)
-        return [planned for step in COMMANDS[command] for planned in Planner(recipe).step(step)]
+        return list(Planner(recipe).command(command, corpora))
     with open_executor() as executor:
         return run_command(command, recipe, executor, say, corpora)
 
