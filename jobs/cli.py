@@ -16,7 +16,7 @@ from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_table
 from jobs.token_commands import card, export_tokens, inspect
 from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
-from pipelines.errors import ExitCode
+from pipelines.errors import ExitCode, UnitsFailed, UserError
 from pipelines.executors import open_executor
 from pipelines.plan import Planner
 from pipelines.verify import Verified, in_order_of_work
@@ -135,7 +135,10 @@ def _report(checked: Verified) -> bool:
 def _repair_all(path: str, damaged: list[Verified], look: Look, *, in_process: bool) -> list[Verified]:
     with open_executor(ClusterConfig(), in_process=in_process) as executor:
         for one in in_order_of_work(damaged):
-            repair_stage(one, executor, say)
+            try:
+                repair_stage(one, executor, say)
+            except (UserError, UnitsFailed) as error:  # said, and the other folders are repaired all the same
+                say(f"{one.folder}: not repaired: {error}")
     folders = {one.folder for one in damaged}
     return [checked for checked in look(path) if checked.folder in folders and not _report(checked)]
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from infra.digests import FileDigest, digest
 from infra.local_files import scratch_folder
-from infra.storage import Store
+from infra.storage import Store, join
+from pipelines.errors import UserError
 from pipelines.ledger import Status, check_closed, count_statuses
 from pipelines.receipts import (
     LEDGERS,
@@ -53,7 +54,7 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
     """Do a unit and commit it; a unit that has its receipt already is only read."""
     started = time.monotonic()
     store = job.store()
-    if store.exists(receipt_name(unit.id)):
+    if unit.id not in job.restores and store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     asked = _asked(job)
     with scratch_folder() as scratch:
@@ -82,9 +83,15 @@ def commit_unit(
         (scratch / LEDGERS).mkdir(exist_ok=True)
         pq.write_table(output.ledger, scratch / names[-1], compression="zstd")
     store = job.store()
-    if store.exists(receipt_name(unit.id)):
+    restores = unit.id in job.restores
+    if not restores and store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     _require_unforgotten(job, unit, output.ledger, asked)
+    if restores:
+        restore_files(store, scratch, {name: output.digests.get(name) or digest(scratch / name) for name in names}, job.restores[unit.id])
+        if earlier := job.restores[unit.id]:
+            return earlier
+        store.remove(receipt_name(unit.id))
     files = [upload(store, scratch, name, output.digests.get(name)) for name in names]
     receipt = Receipt(
         stage=job.stage,
@@ -100,12 +107,7 @@ def commit_unit(
         seconds=round(time.monotonic() - started, 3),
     )
     if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
-        winner = Receipt.from_bytes(store.read(receipt_name(unit.id)))
-        if winner.files != receipt.files:
-            # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
-            store.remove(receipt_name(unit.id))
-            raise OSError(f"{job.label} unit {unit.id}: two attempts at once gave different bytes; it is open again")
-        return winner
+        return _lost_race(job, receipt)
     try:
         # Once more: `forget` writes its list first and looks for receipts then, so one of the two sees the other.
         _require_unforgotten(job, unit, output.ledger, asked)
@@ -113,6 +115,34 @@ def commit_unit(
         store.remove(receipt_name(unit.id))
         raise
     return receipt
+
+
+def _lost_race(job: StageJob, receipt: Receipt) -> Receipt:
+    """Return the receipt of the attempt that was first; raises `OSError` where its files had other bytes."""
+    store = job.store()
+    winner = Receipt.from_bytes(store.read(receipt_name(receipt.unit)))
+    if winner.files != receipt.files:
+        # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
+        store.remove(receipt_name(receipt.unit))
+        raise OSError(f"{job.label} unit {receipt.unit}: two attempts at once gave different bytes; it is open again")
+    return winner
+
+
+def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], earlier: Receipt | None) -> None:
+    """Put those files that are missing or altered in the store, once all are known to be what they were.
+
+    Without a receipt that says so, they must be what is stored. Raises `UserError` where they are not, and then touches nothing.
+    """
+    with scratch_folder() as copies:
+        stored = {name: digest(store.local_copy(name, Path(copies))).sha256 for name in made if store.exists(name)}
+    was = {file.name: file.sha256 for file in earlier.files} if earlier else stored
+    expected = was if earlier else {name: was.get(name, content.sha256) for name, content in made.items()}
+    if changed := sorted(set(expected.items()) ^ {(name, content.sha256) for name, content in made.items()}):
+        name = changed[0][0]
+        raise UserError(f"{join(store.url, name)}: done again, its unit gives other bytes than it did first; what is stored stays as it is")
+    for name, content in made.items():
+        if stored.get(name) != content.sha256:
+            store.put(scratch / name, name)
 
 
 def _asked(job: StageJob) -> tuple[Tombstones, ...]:

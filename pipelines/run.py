@@ -59,14 +59,20 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
     for one in jobs:
         assert one.job is not None
         describe_stage(one.job, one.identity)
-    with ExitStack() as services:
-        work = [Work(services.enter_context(_served(one.job)), one.units_to_do) for one in jobs if one.job and one.units_to_do]
-        if work:
-            _say_of_store(Store(work[0].job.recipe.root), say)
-            collect(watched(executor.run(work), work, say), work, say)
+    run_units([Work(one.job, one.units_to_do) for one in jobs if one.job and one.units_to_do], executor, say)
     for one in jobs:
         assert one.job is not None
         finish(one.job)
+
+
+def run_units(work: Sequence[Work], executor: Executor, say: Say) -> None:
+    """Run units, and write no manifest; raises `UnitsFailed` when any failed."""
+    if not work:
+        return
+    with ExitStack() as services:
+        served = [replace(one, job=services.enter_context(_served(one.job))) for one in work]
+        _say_of_store(Store(served[0].job.recipe.root), say)
+        collect(watched(executor.run(served), served, say), served, say)
 
 
 def _say_of_store(store: Store, say: Say) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from infra.digests import FileDigest
 from infra.storage import Store
 from pipelines.config import Recipe
+from pipelines.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class StageJob:
     units: tuple[Unit, ...]
     runtime: Mapping[str, str] = field(default_factory=dict)
     """What the worker must know and the output does not depend on, such as a server's address."""
+    restores: Mapping[str, Receipt | None] = field(default_factory=dict)
+    """By unit that is done again to restore its files, the receipt that they must agree with; None where it is lost or unreadable."""
 
     @property
     def label(self) -> str:

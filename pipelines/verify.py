@@ -1,7 +1,8 @@
 """Reads datasets against their receipts, names every file that is not as committed, and restores what a unit can."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,7 +13,8 @@ from infra.storage import Store, join
 from pipelines.captions import meta_path, meta_place, meta_record
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.executor import Executor, Say
+from pipelines.executor import Executor, Say, Work
+from pipelines.finish import finish
 from pipelines.plan import Planner
 from pipelines.receipts import (
     MANIFEST_FILE,
@@ -24,10 +26,12 @@ from pipelines.receipts import (
     Receipt,
     clock_problem,
     content_line,
+    done_units,
     hash_lines,
     receipt_name,
 )
-from pipelines.run import run_planned
+from pipelines.run import run_units
+from pipelines.stage import StageJob
 from pipelines.stage_folder import in_order, read_stage, root_of, stage_folders
 from pipelines.tombstones import FORGOTTEN_FILE
 
@@ -44,6 +48,16 @@ class Finding:
     """Whose work would restore it; None where no unit made it."""
     as_committed: bool = False
     """The file is as its receipt says, and wrong all the same: done again, it may well have other bytes."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether no more is wrong than that the stage has not ended."""
+        return self.problem.startswith("unfinished")
+
+    @property
+    def misdated(self) -> bool:
+        """Whether the moment that is noted is all that is wrong."""
+        return self.problem.startswith("misdated")
 
     def __str__(self) -> str:
         return f"{join(self.folder, self.name)}: {self.problem}"
@@ -96,13 +110,14 @@ def verify_stage(store: Store, apart: Collection[str] = ()) -> Verified:
             damaged.append(Finding(store.url, name, f"misdated: {problem}", unit))
         damaged += _check_borrowed(store, receipt, apart)
         damaged += _check_files(store, receipt.files, unit, present, unknown)
-    manifest_files = _manifest_files(store, present)
+    manifest = _read_manifest(store)
+    manifest_files = () if isinstance(manifest, Finding) else manifest.files
     lines += map(content_line, manifest_files)
     damaged += _check_files(store, manifest_files, None, present, unknown)
     for name in (STAGE_FILE, MANIFEST_FILE, FORGOTTEN_FILE, *receipts):
         unknown.pop(name, None)
     extra = [Finding(store.url, name, "extra: no receipt names it", None) for name in unknown]
-    return Verified(store.url, num_files, num_bytes, (*unreadable, *_check_manifest(store, lines, present), *damaged, *extra))
+    return Verified(store.url, num_files, num_bytes, (*unreadable, *_check_manifest(store, manifest, lines), *damaged, *extra))
 
 
 def _check_files(
@@ -130,21 +145,19 @@ def _check_borrowed(store: Store, receipt: Receipt, apart: Collection[str]) -> I
         yield Finding(lender.url, name, f"{problem} (the captions of {store.url})", receipt.unit)
 
 
-def _manifest_files(store: Store, present: dict[str, int]) -> tuple[FileRecord, ...]:
+def _read_manifest(store: Store) -> Manifest | Finding:
+    """Return a stage's manifest, or why there is none."""
     try:
-        return Manifest.from_bytes(store.read(MANIFEST_FILE)).files if MANIFEST_FILE in present else ()
+        return Manifest.from_bytes(store.read(MANIFEST_FILE))
+    except FileNotFoundError:
+        return Finding(store.url, MANIFEST_FILE, "unfinished: some units have no receipt yet", None)
     except ValidationError:
-        return ()
+        return Finding(store.url, MANIFEST_FILE, "unreadable: no manifest", None)
 
 
-def _check_manifest(store: Store, lines: list[bytes], present: dict[str, int]) -> Iterator[Finding]:
-    if MANIFEST_FILE not in present:
-        yield Finding(store.url, MANIFEST_FILE, "unfinished: some units have no receipt yet", None)
-        return
-    try:
-        manifest = Manifest.from_bytes(store.read(MANIFEST_FILE))
-    except ValidationError:
-        yield Finding(store.url, MANIFEST_FILE, "unreadable: no manifest", None)
+def _check_manifest(store: Store, manifest: Manifest | Finding, lines: list[bytes]) -> Iterator[Finding]:
+    if isinstance(manifest, Finding):
+        yield manifest
         return
     if hash_lines(lines) != manifest.root_hash:
         yield Finding(store.url, MANIFEST_FILE, "altered: its root hash differs from the receipts'", None)
@@ -168,37 +181,63 @@ def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
     return sorted(damaged, key=lambda one: in_order(read_stage(Store(one.folder))))
 
 
-def repair(damaged: Verified, executor: Executor, say: Say) -> None:
-    """Run again the units whose files are not as committed, and write the manifest anew.
+def is_only_unfinished(checked: Verified) -> bool:
+    """Tell whether all that is found is that a stage has not ended: running it is its own command's work."""
+    return all(finding.unfinished for finding in checked.findings)
 
-    Raises `UserError` where the stage's inputs are no longer what it was made from.
+
+def repair(damaged: Verified, executor: Executor, say: Say) -> None:
+    """Do the damaged units of a stage again, put what is missing or altered, and write a finished stage's manifest anew.
+
+    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the stage's inputs are no longer
+    what it was made from, `UnitsFailed` where a unit failed or gave other bytes.
     """
     store = Store(damaged.folder)
+    if is_only_unfinished(damaged):
+        say(f"{store.url} is unfinished, not damaged: `dualtoken run` goes on with it")
+        return
     if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
         raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
-    record = read_stage(store)
-    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
-    planned = Planner(recipe).one(record.stage, record.corpus)
-    if planned.job is None or planned.job.fingerprint != record.fingerprint:
-        raise UserError(f"{damaged.folder} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")
-    before = {finding.unit: _committed(store, finding.unit) for finding in damaged.findings if finding.unit}
-    wrong_already = {finding.unit for finding in damaged.findings if finding.as_committed}
-    store.remove(MANIFEST_FILE)
-    for unit, files in before.items():
-        for file in files:
-            store.remove(file.name)
+    job = _job_of(store)
+    ended = not any(finding.unfinished for finding in damaged.findings)
+    again = {finding.unit for finding in damaged.findings if finding.unit and not finding.misdated}
+    if ended:
+        again |= {unit.id for unit in job.units} - done_units(store)
+    restores = {unit: _committed(store, unit) for unit in again}
+    if replaced := {finding.unit for finding in damaged.findings if finding.unit and finding.as_committed}:
+        store.remove(MANIFEST_FILE)  # first, so that the stage is known to be unfinished if this is cut short
+    for unit in replaced:
         store.remove(receipt_name(unit))
-    run_planned([Planner(recipe).one(record.stage, record.corpus)], executor, say)
-    for unit, files in before.items():
-        if files and unit not in wrong_already and (changed := set(_committed(store, unit)) ^ set(files)):
-            store.remove(MANIFEST_FILE)
-            store.remove(receipt_name(unit))
-            raise UserError(f"{join(store.url, min(file.name for file in changed))}: the unit gave other bytes than it did first")
+        del restores[unit]
+    units = tuple(unit for unit in job.units if unit.id in again)
+    run_units([Work(replace(job, restores=restores), units)] if units else [], executor, say)
+    _redate(store, damaged)
+    if ended:
+        finish(job)
+    for unit in sorted(again):
         say(f"restored unit {unit} of {damaged.folder}")
 
 
-def _committed(store: Store, unit: str) -> tuple[FileRecord, ...]:
+def _job_of(store: Store) -> StageJob:
+    record = read_stage(store)
+    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
+    job = Planner(recipe).one(record.stage, record.corpus).job
+    if job is None or job.fingerprint != record.fingerprint:
+        raise UserError(f"{store.url} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")
+    return job
+
+
+def _redate(store: Store, damaged: Verified) -> None:
+    """Set receipts that are of times to come to now; what they say of the files stays."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    for unit in sorted({finding.unit for finding in damaged.findings if finding.unit and finding.misdated}):
+        receipt = _committed(store, unit)
+        if receipt and clock_problem(receipt.finished_at):
+            store.put_bytes(receipt.model_copy(update={"finished_at": now}).to_bytes(), receipt_name(unit))
+
+
+def _committed(store: Store, unit: str) -> Receipt | None:
     try:
-        return Receipt.from_bytes(store.read(receipt_name(unit))).files
+        return Receipt.from_bytes(store.read(receipt_name(unit)))
     except (FileNotFoundError, ValidationError):
-        return ()
+        return None

@@ -8,7 +8,7 @@ import pytest
 from infra.digests import digest
 from infra.storage import Store
 from pipelines.config import Recipe
-from pipelines.errors import UserError
+from pipelines.errors import UnitsFailed, UserError
 from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name
 from pipelines.run_local import LocalExecutor
 from pipelines.steps import STEPS
@@ -143,6 +143,41 @@ def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:
     (damaged,) = verify(str(tokens))
     with pytest.raises(UserError, match="inputs have changed or are unfinished"):
         repair(damaged, LocalExecutor(), lambda _: None)
+
+
+def test_repair_leaves_all_that_is_stored_where_the_unit_gives_other_bytes(tokens: Path) -> None:
+    flip_a_byte(tokens / "data/00001.arrow", 100)
+    store = Store(str(tokens))  # a receipt that no run of today agrees with, as of images whose server is gone
+    receipt = Receipt.from_bytes(store.read(receipt_name("00001")))
+    files = tuple(file.model_copy(update={"sha256": "0" * 64}) if "meta" in file.name else file for file in receipt.files)
+    store.put_bytes(receipt.model_copy(update={"files": files}).to_bytes(), receipt_name("00001"))
+    before = {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()}
+    (damaged,) = verify(str(tokens))
+    with pytest.raises(UnitsFailed, match=r"meta/00001.parquet: done again, its unit gives other bytes than it did first"):
+        repair(damaged, LocalExecutor(), lambda _: None)
+    assert {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()} == before
+
+
+def test_repair_touches_only_the_file_that_is_wrong(tokens: Path) -> None:
+    flip_a_byte(tokens / "data/00001.arrow", 100)
+    others = [file for file in tokens.rglob("*00001.*") if file.name != "00001.arrow"]
+    before = [file.stat().st_mtime_ns for file in others]
+    (damaged,) = verify(str(tokens))
+    repair(damaged, LocalExecutor(), lambda _: None)
+    assert len(others) >= 3
+    assert [file.stat().st_mtime_ns for file in others] == before
+    assert findings(tokens) == []
+
+
+def test_repair_does_no_open_unit_of_an_unfinished_stage(tokens: Path) -> None:
+    (tokens / MANIFEST_FILE).unlink()
+    (tokens / "receipts/00002.json").unlink()
+    flip_a_byte(tokens / "data/00001.arrow", 100)
+    (damaged,) = verify(str(tokens))
+    repair(damaged, LocalExecutor(), lambda _: None)
+    assert "data/00001.arrow" not in [name for name, _ in described(tokens)]
+    assert not (tokens / "receipts/00002.json").exists()
+    assert not (tokens / MANIFEST_FILE).exists()
 
 
 def test_a_folder_without_a_dataset_is_the_users_mistake(tmp_path: Path) -> None:
