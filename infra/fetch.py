@@ -151,6 +151,8 @@ class Fetcher:
             except TimeoutError:
                 after = f", after {last.reason}" if last else ""
                 return FetchFailed(FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}")
+            except Exception as error:  # noqa: BLE001  (the last resort: one hostile answer must not fail the thousands of rows beside it)
+                return FetchFailed(FetchReason.BAD_RESPONSE, f"{type(error).__name__}: {error}"[:200])
             raise AssertionError("the last attempt returns")
 
     async def _follow(self, url: str) -> Fetched:
@@ -239,7 +241,7 @@ def _retry_after(value: str | None) -> float:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one of a time zone that no clock has
         return 0.0
 
 
