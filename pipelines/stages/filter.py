@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.stage import StageJob, Unit, UnitOutput
-from pipelines.tables import read_table
+from pipelines.tables import read_input
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -35,7 +35,7 @@ class Worker:
         """Write a decision file per shard."""
         scores_store = self._job.input("score")
         names = sorted(name for name, _ in scores_store.files() if "/" not in name and name.endswith(".parquet"))
-        tables = {name.removesuffix(".parquet"): read_table(scores_store, name) for name in names}
+        tables = {name.removesuffix(".parquet"): read_input(scores_store, name) for name in names}
         scores = pa.concat_tables(tables.values())
         reasons = decide(scores, self._job.recipe.filter.rules)
         start, kept, verdicts, keys = 0, {}, [], []
