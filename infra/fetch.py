@@ -50,7 +50,14 @@ class FetchReason(StrEnum):
     """The server's X-Robots-Tag asks not to be used."""
 
 
-_TRANSIENT = frozenset({FetchReason.CONNECTION, FetchReason.INCOMPLETE_BODY, *(f"http_{status}" for status in RETRIED)})
+MAY_PASS = frozenset(
+    {FetchReason.DNS, FetchReason.CONNECTION, FetchReason.TIMEOUT, FetchReason.INCOMPLETE_BODY, *(f"http_{status}" for status in RETRIED)}
+)
+"""Reasons that a later try may not meet."""
+_TRIED_AGAIN = MAY_PASS - {FetchReason.DNS, FetchReason.TIMEOUT}
+"""At once: a resolver has tried several times by itself, and a timeout is the end of a URL's time."""
+WITHOUT_A_NETWORK = frozenset({FetchReason.BAD_URL, FetchReason.NOT_HTTP, FetchReason.PRIVATE_ADDRESS})
+"""Reasons that a URL alone may have given: they do not say that anything answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +152,14 @@ class Fetcher:
                             last = failure.failed
                             # Jitter, since the rows of one host fail together.
                             pause = max(failure.retry_after, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
-                        if last.reason not in _TRANSIENT or attempt == self._limits.retries or time.monotonic() + pause >= stop:
+                        if last.reason not in _TRIED_AGAIN or attempt == self._limits.retries or time.monotonic() + pause >= stop:
                             return last
                         await asyncio.sleep(pause)
             except TimeoutError:
                 after = f", after {last.reason}" if last else ""
                 return FetchFailed(FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}")
+            except Exception as error:  # noqa: BLE001  (the last resort: one hostile answer must not fail the thousands of rows beside it)
+                return FetchFailed(FetchReason.BAD_RESPONSE, f"{type(error).__name__}: {error}"[:200])
             raise AssertionError("the last attempt returns")
 
     async def _follow(self, url: str) -> Fetched:
@@ -239,7 +248,7 @@ def _retry_after(value: str | None) -> float:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last one of a time zone that no clock has
         return 0.0
 
 

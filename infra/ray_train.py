@@ -15,13 +15,14 @@ import ray.train
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from infra.ray_errors import ProcessesDied, lost_workers
 from infra.ray_session import environment
 
 POLL_SECONDS = 0.5
@@ -85,8 +86,8 @@ def fit(
     `num_to_keep` of them. A fit of the same name and storage goes on from the last committed one; so does one whose
     workers died, `max_failures` times at most. Returns the last committed checkpoint's folder or URL.
 
-    Raises ValueError, or its subclass, where the loop did, TrainingFailedError where it failed otherwise, RuntimeError if there never was
-    a checkpoint.
+    Raises ValueError, or its subclass, where the loop did, ProcessesDied where workers died too often, TrainingFailedError where the loop
+    failed otherwise, RuntimeError if there never was a checkpoint.
     """
     filesystem, root = fsspec.core.url_to_fs(storage_path)
     local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
@@ -108,8 +109,13 @@ def fit(
     with environment(_variables()):
         try:
             checkpoint = trainer.fit().checkpoint
-        except WorkerGroupError as error:
-            raise _cause(error) from error
+        except TrainingFailedError as error:
+            if mistake := _mistake(error):
+                raise mistake from error
+            if lost_workers(error):
+                message = f"{name}: workers died more than {max_failures} times (max_failures), as of too little memory or a crash"
+                raise ProcessesDied(message) from error
+            raise
     if checkpoint is None:
         raise RuntimeError(f"{name}: the loop ended without a checkpoint in {storage_path}")
     return checkpoint.path if local else filesystem.unstrip_protocol(checkpoint.path)
@@ -150,12 +156,12 @@ def _work(loop: Loop, settings: dict[str, Any]) -> None:
     loop(settings, WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device))
 
 
-def _cause(error: WorkerGroupError) -> Exception:
+def _mistake(error: TrainingFailedError) -> ValueError | None:
     """A user's mistake as what it was; it comes wrapped, with a traceback that only a developer wants."""
-    for failure in error.worker_failures.values():
+    for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
         origin: BaseException | None = failure
         while origin is not None:
             if isinstance(origin, ValueError):
                 return origin
             origin = getattr(origin, "cause", None) or origin.__cause__
-    return error
+    return None

@@ -41,10 +41,23 @@ def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[s
 
     Raises ValueError for a tokenizer that the released code cannot express.
     """
-    if not isinstance(config.tower, TowerConfig):
-        raise ValueError(f"tower={config.tower!r}: the released code has SigLIP towers described by their shape only")  # noqa: TRY004
+    if problem := _not_in_reference(config):
+        raise ValueError(f"{problem}: it cannot be written as the released code's checkpoint")
     named = rearrange(state, tokenizer_matches(state, config.tower.depth), back=True)
     return dict(_completed(named, config.pixel.depth))
+
+
+def _not_in_reference(config: TokenizerConfig) -> str | None:
+    """Say what of a tokenizer the released code has no like of."""
+    if not isinstance(config.tower, TowerConfig):
+        return f"tower={config.tower!r}, where the released code has SigLIP towers described by their shape only"
+    for stream in ("pixel", "semantic"):
+        quantizer = getattr(config, stream)
+        if not isinstance(quantizer, QuantizerConfig) or not quantizer.shared:
+            return f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook shared by all depths"
+    others = {"shared_codebook": False, "pixel_encoder": None, "causal_pixel": True, "causal_semantic": True}
+    differ = [name for name, value in others.items() if getattr(config, name, value) != value]
+    return f"{differ[0]}={getattr(config, differ[0])!r}, where the released code has {others[differ[0]]!r}" if differ else None
 
 
 def _completed(named: Mapping[str, Tensor], depth: int) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,8 @@ from model.settings import TrainSettings
 from model.tokenizer import DualTokenizer
 from model.training_config import LpipsConfig
 
-_BLOCK = re.compile(r"tower\.blocks\.(\d+)\.")
-_TOWER_END = ("tower.norm.", "tower.attn_pool.", "tower.fc_norm.", "tower.head.")
+_BLOCK = re.compile(r"tower\.(?:blocks|transformer\.resblocks)\.(\d+)\.")
+_TOWER_END = ("tower.norm.", "tower.attn_pool.", "tower.fc_norm.", "tower.head.", "tower.ln_post.")
 _PIXEL_PATH = ("pixel_encoder.", "reduce_pixel.", "reduce_shortcut.", "expand_pixel.", "post_quant.", "decoder.")
 _SEMANTIC_PATH = ("reduce_semantic.", "expand_semantic.")
 
@@ -53,6 +53,8 @@ def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> b
     streams = trained_streams(settings)
     if name.startswith("tower."):
         return not settings.freeze_tower and _tower_trains(name, config, settings, streams)
+    if name == "prefix":  # stands for a class token, from the semantic block on
+        return settings.losses.pooled > 0
     if config.shared_codebook and name.startswith("reduce_semantic."):
         return any(streams)
     if name.startswith(_PIXEL_PATH):

@@ -63,7 +63,9 @@ class DownloadConfig(Config):
     """For one image in all: look-up, redirects, retries and body."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Of failures that may pass: no connection, HTTP 408, 429 and 5xx."""
+    """Of failures that may pass: no connection, a body cut short, HTTP 408, 429 and 5xx."""
+    accept_dead_units: bool = run_only(default=False)
+    """Finish a unit none of whose URLs answered, too; off, since a network that was down would be taken for dead links."""
     concurrency: PositiveInt = run_only(default=32)
     """Requests under way at once, of one worker."""
     allow_private_addresses: bool = False

@@ -8,6 +8,12 @@ _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
 
 
+_OF_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""No file comes or goes by trying again."""
+_NO_BUCKET = "specified bucket does not exist"
+"""S3 clients raise it as a file that is not found."""
+
+
 class ExitCode(IntEnum):
     """What a command's exit status means."""
 
@@ -59,6 +65,8 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.CONFIGURATION
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return ExitCode.CONFIGURATION  # no folder becomes writable by trying again
+    if isinstance(error, _OF_PATHS):
+        return ExitCode.CONFIGURATION if _NO_BUCKET in str(error) else ExitCode.BUG
     if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.startswith(_STORAGE_CLIENTS):
         return ExitCode.TEMPORARY
     return ExitCode.BUG

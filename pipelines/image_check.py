@@ -66,8 +66,6 @@ class ImagePreparer:
             encode_format=config.encode_format,
             encode_quality=config.encode_quality,
         )
-        # The recipe's max_pixels takes the place of Pillow's own limit, which is one per process.
-        Image.MAX_IMAGE_PIXELS = None
 
     def __call__(self, body: bytes) -> Prepared | Rejected:
         """Return the image, resized and encoded again, or why there is none."""
@@ -84,6 +82,7 @@ class ImagePreparer:
 
 def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
     """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one per process: the recipe's max_pixels takes its place
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd metadata, which is left behind here.

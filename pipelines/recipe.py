@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.resources import check_own_cluster
 
 _NOT_COMPUTED = "default_factory_not_called"
 """A default that depends on another field, which has an error of its own."""
@@ -32,10 +33,12 @@ def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
 def validate(values: Mapping[str, Any], location: str) -> Recipe:
     """Check a recipe's values; `location` is what its errors call it."""
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         lines = [f"{location}: {_explain(item)}" for item in error.errors(include_url=False) if item["type"] != _NOT_COMPUTED]
         raise UserError("\n".join(lines)) from None
+    check_own_cluster(recipe)  # no rule of the model: what was made in one process, whatever the cluster, must stay readable
+    return recipe
 
 
 def shipped_recipes() -> list[str]:

@@ -8,7 +8,9 @@ import importlib
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -18,15 +20,24 @@ from typing import Any, Self
 import numpy as np
 import ray
 import ray.data
+import ray.exceptions
+from ray.util.annotations import RayDeprecationWarning
 
+from infra.ray_errors import first_line, is_death
 from infra.ray_session import LOCAL, current_job_address, ray_session
 from infra.ray_train import fit
 from infra.storage import Store
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode, UserError
-from pipelines.executor import Outcome, Work, WorkerSlot, attempt
+from pipelines.executor import GIVE_UP_AFTER, Outcome, Work, WorkerSlot, attempt
+from pipelines.receipts import done_units
+from pipelines.resources import demands, per_worker
 from pipelines.stage import StageJob, Unit, UnitOutput
 
+_log = logging.getLogger(__name__)
+
+TASK_RETRIES = 3
+"""Of a unit whose process died. The processes themselves are started anew without end: a cluster of spot machines loses many."""
 MAX_BLOCKS = 4096
 """Ray Data keeps a record per block; more units than this share blocks."""
 
@@ -50,8 +61,7 @@ class RayExecutor:
         if not self._connected:
             self._connect()
         if work[0].job.stage == "train":
-            train = work[0].job.recipe.train
-            self._check_room("train", train.num_workers * train.cpus_per_worker, train.num_workers * train.use_gpu)
+            self._check_room(work[0].job)
             yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
         else:
             yield from self._map(work)
@@ -65,37 +75,66 @@ class RayExecutor:
         except ValueError as error:
             raise UserError(f"cluster.{error}") from None
         self._connected = True
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, or come out as units without an outcome
 
-    def _check_room(self, stage: str, cpus: float, gpus: float) -> None:
-        """Raise `UserError` for what a cluster of our own can never run; another one may grow."""
-        if self._cluster.address != LOCAL or current_job_address():
-            return
+    def _check_room(self, job: StageJob) -> None:
+        """Raise `UserError` for what a cluster of our own can never run; another one may grow, so there it is said."""
         room = ray.cluster_resources()
-        for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
-            if wanted > (there := room.get(kind, 0)):
-                raise UserError(
-                    f"{stage} wants {wanted:g} {kind}s, the local cluster has {there:g}: lower train.cpus_per_worker, or its workers"
-                )
+        for demand in demands(job.recipe, job.stage):
+            if demand.amount <= (there := room.get(demand.kind, 0)):
+                continue
+            wants = f"{job.stage}: {demand.keys} wants {demand.amount:g} {demand.kind}s"
+            if self._cluster.address == LOCAL and not current_job_address():
+                raise UserError(f"{wants}, this machine's cluster has {there:g}: {demand.fix}, or run on another cluster")
+            _log.warning("%s, the cluster has %g: waiting for it to grow; where it cannot, stop and %s", wants, there, demand.fix)
 
     def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
+        context.max_errored_blocks = GIVE_UP_AFTER  # the others are done beside a unit that kills its process
         places = [{"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))]
-        cpus, gpus = _resources(work[0].job)
-        self._check_room(work[0].job.stage, cpus, gpus)
+        self._check_room(work[0].job)
+        cpus, gpus = per_worker(work[0].job.recipe, work[0].job.stage)
         largest = min(self._cluster.max_workers, len(places))
-        outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
-            _UnitActor,
-            fn_constructor_args=(tuple(work),),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=min(self._cluster.min_workers, largest), max_size=largest, initial_size=largest),
-            num_cpus=cpus,
-            num_gpus=gpus,
+        pool = ray.data.ActorPoolStrategy(
+            min_size=min(self._cluster.min_workers, largest),
+            max_size=largest,
+            initial_size=largest,
+            max_tasks_in_flight_per_actor=1,  # a unit that waits in a process that dies would lose a try too
         )
-        for row in outcomes.iter_rows():
-            fields = json.loads(row["outcome"])
-            yield Outcome(**fields | {"code": ExitCode(fields["code"])})
+        with warnings.catch_warnings():
+            # Of the two last options, which have no named parameter yet in this Ray.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
+                _UnitActor,
+                fn_constructor_args=(tuple(work),),
+                batch_size=1,
+                compute=pool,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_task_retries=TASK_RETRIES,
+            )
+        came: set[tuple[str, str]] = set()
+        said = f"its process died {TASK_RETRIES + 1} times, as of too little memory or a crash"
+        try:
+            for row in outcomes.iter_rows():
+                fields = json.loads(row["outcome"])
+                yield Outcome(**fields | {"code": ExitCode(fields["code"])})
+                came.add((fields["label"], fields["unit"]))
+        except ray.exceptions.RayError as error:
+            if not is_death(error):
+                raise
+            said = f"processes died too often, as of too little memory or a crash: {first_line(error)}"
+        yield from _without_outcome(work, came, said)
+
+
+def _without_outcome(work: Sequence[Work], came: AbstractSet[tuple[str, str]], said: str) -> Iterator[Outcome]:
+    """Yield a failure that may pass for each unit that neither came back nor left a receipt."""
+    for one in work:
+        if missing := [unit for unit in one.units if (one.job.label, unit.id) not in came]:
+            done = done_units(one.job.store())
+            yield from (Outcome(one.job.label, unit.id, {}, 0.0, said, ExitCode.TEMPORARY) for unit in missing if unit.id not in done)
 
 
 class _UnitActor:
@@ -112,15 +151,6 @@ class _UnitActor:
     def _attempt(self, number: int, unit: int) -> Outcome:
         one = self._work[number]
         return attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
-
-
-def _resources(job: StageJob) -> tuple[float, float]:
-    """Return the CPUs and GPUs that a worker of the stage needs."""
-    if job.stage == "teacher":
-        return job.recipe.train.cpus_per_worker, float(job.recipe.train.use_gpu)
-    if job.stage in {"score", "targets", "pretokenize", "report"}:
-        return 1, job.recipe.cluster.gpus_per_worker
-    return 1, 0
 
 
 class _TrainOnRay:

@@ -14,13 +14,16 @@ from pipelines.config import Recipe
 from pipelines.corpus_config import HeldoutFraction
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import key_fraction
+from pipelines.tables import finished_files
 
 Item = TypeVar("Item")
 
 
 def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
-    """Open an image shard by name, copied to scratch unless it is local."""
-    return ImageShard(store.local_copy(f"{shard}.tar", scratch), store.local_copy(f"{shard}.parquet", scratch))
+    """Open an image shard by name, copied to scratch unless it is local; raises `UserError` where it is gone."""
+    tar, parquet = f"{shard}.tar", f"{shard}.parquet"
+    with finished_files(store, tar, parquet):
+        return ImageShard(store.local_copy(tar, scratch), store.local_copy(parquet, scratch))
 
 
 def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:

@@ -19,7 +19,7 @@ from pipelines.image_shards import ImageShard
 from pipelines.receipts import read_manifest
 from pipelines.samples import decode, is_heldout, kept_rows, open_shard
 from pipelines.stage import StageJob
-from pipelines.tables import read_table
+from pipelines.tables import finished_files, read_input
 
 Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]
@@ -67,8 +67,10 @@ class TrainingSet:
         for name in manifest.units:
             shard = open_shard(images, name, scratch)
             if with_targets:
-                rows = [row.row for row in kept_rows(shard, read_table(job.input("filter", corpus), f"{name}.parquet"))]
-                targets = _map_table(job.input("targets", corpus).local_copy(f"{name}.arrow", scratch / "targets"))
+                rows = [row.row for row in kept_rows(shard, read_input(job.input("filter", corpus), f"{name}.parquet"))]
+                stored = job.input("targets", corpus)
+                with finished_files(stored, f"{name}.arrow"):
+                    targets = _map_table(stored.local_copy(f"{name}.arrow", scratch / "targets"))
                 assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets and decision name other samples"
             else:
                 rows, targets = list(range(len(shard.keys))), None

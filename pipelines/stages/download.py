@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from infra.fetch import Fetcher, FetchFailed, FetchLimits, FetchReason
+from infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFailed, FetchLimits, FetchReason
 from infra.storage import Store
 from pipelines.corpus_config import ScenesSource, ShardsSource
 from pipelines.drop_images import drop_images, nothing_of
@@ -90,6 +91,8 @@ class Worker:
         kept = rows.drop_columns(["url", "caption"])
         with tempfile.TemporaryFile(dir=scratch) as spool:
             outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
+            if not self._config.accept_dead_units:
+                _check_any_answered([outcome.row for outcome in outcomes])
             with ShardWriter(scratch, unit.id, self._config.encode_format, kept.schema) as writer:
                 for outcome, columns in zip(outcomes, kept.to_pylist() if kept.num_columns else [{}] * unit.rows, strict=True):
                     carried = nothing_of(kept.schema) if outcome.row.reason == FORGOTTEN else columns
@@ -175,6 +178,19 @@ class Worker:
         checked = zip(images.metadata["key"].to_pylist(), map(images.image, range(len(images))), strict=True)
         verdicts = {key: check_image(image, self._config) for key, image in checked}
         return {key: verdict for key, verdict in verdicts.items() if isinstance(verdict, Rejected)}
+
+
+def _check_any_answered(rows: Sequence[ShardRow]) -> None:
+    """Raise ConnectionError where each URL that was asked for failed for what may pass: a receipt would make it final."""
+    asked = [row for row in rows if row.reason not in WITHOUT_A_NETWORK | {FORGOTTEN}]
+    if not asked or any(row.reason not in MAY_PASS for row in asked):
+        return
+    (reason, count), *_ = Counter(row.reason for row in asked).most_common(1)
+    example = next(row for row in asked if row.reason == reason)
+    raise ConnectionError(
+        f"none of {len(asked)} URLs gave an answer, {count} for {reason}, such as {example.url} ({example.error_message}): "
+        "look at the network and the servers, or set download.accept_dead_units=true where they are gone for good"
+    )
 
 
 def _type_of(name: str) -> pa.DataType:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.ledger import KEY_BYTES, LEDGER_SCHEMA, Status
 from pipelines.stage import StageJob, Unit, UnitOutput
-from pipelines.tables import read_table
+from pipelines.tables import read_input
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -35,7 +35,7 @@ class Worker:
         """Write a decision file per shard."""
         scores_store = self._job.input("score")
         shards = sorted((name.removesuffix(".parquet") for name, _ in scores_store.files() if _is_scores(name)), key=int)
-        tables = {shard: read_table(scores_store, f"{shard}.parquet") for shard in shards}
+        tables = {shard: read_input(scores_store, f"{shard}.parquet") for shard in shards}
         scores = pa.concat_tables(tables.values())
         reasons = decide(scores, self._job.recipe.filter.rules)
         start, kept = 0, {}

@@ -23,7 +23,7 @@ from pipelines.receipts import LEDGERS
 from pipelines.samples import KeptRow, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
-from pipelines.tables import read_table
+from pipelines.tables import read_input
 from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
 from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
 from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
@@ -50,7 +50,7 @@ class Worker:
         """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
         data, watch = f"data/{unit.id}.arrow", Stopwatch()
         shard = open_shard(self._job.input("download"), unit.id, scratch)
-        rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
+        rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         self._require_free_names(shard)
         self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
@@ -96,7 +96,7 @@ class Worker:
 
     def _meta(self, unit: Unit, shard: ImageShard, rows: Sequence[KeptRow], cut: Mapping[str, pa.Array]) -> pa.Table:
         """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
-        scores = read_table(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
+        scores = read_input(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
         own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
         by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
         scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))

@@ -13,7 +13,7 @@ from pipelines.ledger import KEY_BYTES, Status, ledger_table
 from pipelines.models import open_teacher
 from pipelines.samples import batches, decode, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
-from pipelines.tables import read_table
+from pipelines.tables import read_input
 
 
 class Worker:
@@ -27,7 +27,7 @@ class Worker:
         """Write `<shard>.arrow`: embeddings, similarity, pooled output and, by recipe, dense features."""
         recipe = self._job.recipe
         shard = open_shard(self._job.input("download"), unit.id, scratch)
-        rows = kept_rows(shard, read_table(self._job.input("filter"), f"{unit.id}.parquet"))
+        rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
         with pa.OSFile(str(scratch / f"{unit.id}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in batches(rows, recipe.targets.batch_size):

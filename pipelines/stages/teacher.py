@@ -94,7 +94,10 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
 
         started = time.monotonic()
         for step, (images, tokens) in ahead(batch, range(settings.steps)):
-            metrics = trainer.train_step(images.to(device), tokens.to(device))
+            try:
+                metrics = trainer.train_step(images.to(device), tokens.to(device))
+            except FloatingPointError as error:
+                raise UserError(str(error)) from None
             if step % LOG_EVERY == 0 or step == settings.steps - 1:
                 rate = (step + 1) * settings.batch_size / (time.monotonic() - started)
                 log.write(step, {**metrics._asdict(), "images_per_second": round(rate, 1)})

@@ -92,7 +92,10 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
-            metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch)).present()
+            try:
+                metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch)).present()
+            except FloatingPointError as error:
+                raise UserError(str(error)) from None
             last = step == train.steps - 1
             if log and (step % train.log_every == 0 or last):
                 speed = (step + 1 - first) * train.batch_size / (time.monotonic() - started)

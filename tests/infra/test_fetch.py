@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from infra import fetch
 from infra.addresses import is_public
 from infra.fetch import Fetched, Fetcher, FetchFailed, FetchLimits, user_agent
 
@@ -165,6 +166,21 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
         assert reason(get(server.base)) == "http_429"
     assert len(server.requests) == 1
     assert time.monotonic() - start < 1.0
+
+
+@pytest.mark.parametrize("header", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "9" * 500, "soon", "-1", "Mon, 99 Foo 2024"])
+def test_a_retry_after_that_says_nothing_is_no_error(header: str) -> None:
+    with serving(reply(status="503 Busy", Retry_After=header)) as server:
+        assert reason(get(server.base, replace(LIMITS, retries=0))) == "http_503"
+
+
+def test_whatever_one_url_raises_is_that_rows_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(value: str) -> bool:
+        raise RecursionError(f"in {value}")
+
+    monkeypatch.setattr(fetch, "_opts_out", odd)
+    with serving(reply(b"body", X_Robots_Tag="noai")) as server:
+        assert get(server.base) == FetchFailed("bad_response", "RecursionError: in noai")
 
 
 def test_a_dripping_body_ends_at_the_deadline() -> None:

@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import io
+import socket
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from PIL import Image
 
 from infra.image_server import serve_images
 from pipelines.config import DownloadConfig, Recipe
-from pipelines.errors import UserError
-from pipelines.image_check import ImagePreparer, Prepared, Rejected
+from pipelines.errors import ExitCode, UserError, exit_code
+from pipelines.image_check import ImagePreparer, Prepared, Rejected, check_image
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import check_closed, count_statuses, sample_key
 from pipelines.recipe import load_recipe
@@ -226,6 +227,45 @@ def test_private_addresses_are_refused_unless_the_recipe_allows_them(tmp_path: P
     assert count_statuses(output.ledger) == {"failed:private_address": 1}
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def table_of(tmp_path: Path) -> Callable[..., StageJob]:
+    def make(urls: list[str | None], **settings: Any) -> StageJob:
+        pq.write_table(pa.table({"url": urls, "caption": ["c"] * len(urls)}), tmp_path / "urls.parquet")
+        return job_of(recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0, **settings), tmp_path)
+
+    return make
+
+
+TableOf = Callable[..., StageJob]
+
+
+def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(tmp_path: Path, table_of: TableOf) -> None:
+    down = f"http://127.0.0.1:{free_port()}"
+    job = table_of([None, f"{down}/a.png", f"{down}/b.png", "http://no-such-host.invalid/c.png", "ftp://x/d.png"])
+    told = rf"^none of 3 URLs gave an answer, 2 for connection, such as {down}/a\.png \(.*\): .* set download\.accept_dead_units=true"
+    with pytest.raises(ConnectionError, match=told) as error:
+        run_all(job, tmp_path / "a")
+    assert exit_code(error.value) == ExitCode.TEMPORARY
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_links_that_are_dead_for_good_can_be_accepted(tmp_path: Path, table_of: TableOf) -> None:
+    (output,) = run_all(table_of([f"http://127.0.0.1:{free_port()}/a.png"] * 3, accept_dead_units=True), tmp_path / "a")
+    assert output.ledger is not None
+    assert count_statuses(output.ledger) == {"failed:connection": 3}
+
+
+def test_one_definite_answer_is_enough_to_finish_a_unit(tmp_path: Path, server: str, table_of: TableOf) -> None:
+    (output,) = run_all(table_of([f"http://127.0.0.1:{free_port()}/a.png", f"{server}/none.png"]), tmp_path / "a")
+    assert output.ledger is not None
+    assert count_statuses(output.ledger) == {"failed:connection": 1, "failed:http_404": 1}
+
+
 def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:
     recipe = recipe_with({"kind": "scenes", "split": "train", "num_images": 50}, allow_private_addresses=False)
     folder = tmp_path / "scenes"
@@ -272,3 +312,10 @@ def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     (folder / "00002.tar").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(UserError, match=r"00002\.tar"):
         run_all(job_of(recipe, tmp_path), tmp_path / "b")
+
+
+def test_a_huge_image_of_a_source_shard_has_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as in a process that prepares no image; Pillow refuses twice as many
+    verdict = check_image(encode(Image.new("L", (70, 70))), DownloadConfig(max_pixels=4000))
+    assert isinstance(verdict, Rejected)
+    assert verdict.reason == "too_many_pixels"

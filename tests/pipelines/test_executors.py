@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
+from pipelines import run_ray
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, UnitsFailed
+from pipelines.executor import Outcome
 from pipelines.plan import Planner
 from pipelines.receipts import read_receipts
 from pipelines.run import run_command
@@ -47,6 +50,38 @@ def test_ray_and_this_process_give_identical_bytes(
     assert ours.pop("report")[0][0] == theirs.pop("report")[0][0]
     assert ours == theirs
     assert len(ours) == 14
+
+
+class _Killer(run_ray._UnitActor):
+    """Its process ends in unit 00002 each time, in unit 00003 the first time."""
+
+    def _attempt(self, number: int, unit: int) -> Outcome:
+        one = self._work[number]
+        tries = Path(one.job.recipe.root) / f"tries-{unit}"
+        with tries.open("a") as file:
+            file.write("x")
+        if unit == 2 or (unit == 3 and tries.stat().st_size == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._attempt(number, unit)
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_process_is_given_up_and_its_neighbours_are_done(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")), "cluster.max_workers=1")
+    scores = planned(recipe, "score", "tiny-train").job
+    assert scores is not None
+    shutil.rmtree(scores.folder)
+    monkeypatch.setattr(run_ray, "_UnitActor", _Killer)
+    monkeypatch.setattr(run_ray, "TASK_RETRIES", 1)
+    cloudpickle.register_pickle_by_value(this := sys.modules[__name__])  # workers cannot import a test
+    told = "^1 of 10 units failed; score tiny-train 00002: its process died 2 times"
+    with RayExecutor(recipe.cluster) as executor, pytest.raises(UnitsFailed, match=told) as error:
+        run_command("filter", recipe, executor, lambda _: None)
+    cloudpickle.unregister_pickle_by_value(this)
+    assert error.value.code == ExitCode.TEMPORARY
+    assert set(read_receipts(scores.store())) == {unit.id for unit in scores.units} - {"00002"}
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
 
+from pathlib import Path
+
 import pytest
 
 from model.config import TokenizerConfig
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, shipped_recipes
+from pipelines.resources import demands
+from tests.conftest import LoadTiny
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -70,3 +74,35 @@ def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
         {"image_size": 384, "tower": tower, "pixel_block": 6, "semantic_block": 26, "pixel": {}, "semantic": {}, "decoder": {}}
     )
     assert config.grid_size == 27
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wants", "lower"),
+    [
+        (["train.cpus_per_worker=3"], "train.cpus_per_worker=3 wants 3 CPUs", "train.cpus_per_worker"),
+        (
+            ["train.num_workers=4"],
+            "train.num_workers=4 times train.cpus_per_worker=1 wants 4 CPUs",
+            "train.num_workers or train.cpus_per_worker",
+        ),
+    ],
+)
+def test_a_cluster_too_small_for_its_training_is_refused_by_key(
+    overrides: list[str], wants: str, lower: str, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_tiny(tmp_path, *overrides)
+    assert str(error.value) == f"{wants}, cluster.num_cpus=2: raise it, or lower {lower}"
+    assert load_tiny(tmp_path, *overrides, "cluster.address=10.0.0.5:6379")
+    assert load_tiny(tmp_path, *overrides, "cluster.num_cpus=null")
+
+
+def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny, tmp_path: Path) -> None:
+    recipe = load_tiny(tmp_path, "train.use_gpu=true", "cluster.gpus_per_worker=0.5")
+    asked = {stage: demands(recipe, stage) for stage in ("train", "teacher", "score", "download")}
+    assert [(cpu.amount, gpu.amount, gpu.keys) for cpu, gpu in asked.values()] == [
+        (1, 1, "train.use_gpu=true"),
+        (1, 1, "train.use_gpu=true"),
+        (1, 0.5, "cluster.gpus_per_worker=0.5"),
+        (1, 0, "cluster.gpus_per_worker=0"),
+    ]
