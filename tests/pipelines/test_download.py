@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from infra.image_server import serve_images
+from infra.storage import Store
 from pipelines.config import DownloadConfig, Recipe
 from pipelines.errors import UserError
 from pipelines.image_check import ImagePreparer, Prepared, Rejected
@@ -26,6 +27,7 @@ from pipelines.recipe import load_recipe
 from pipelines.scenes import render, scene
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stages import download, scenes
+from pipelines.tombstones import Tombstones
 from pipelines.url_table import count_source_rows
 from tests.pipelines.test_image_shards import write_theirs
 
@@ -241,6 +243,18 @@ def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:
         assert Image.open(io.BytesIO(shard.image(7))).tobytes() == render(scene("train", 0, 37)).tobytes()
         assert shard.metadata["url"].to_pylist()[7] == "00001/0007.png"
         assert '"index": 37' in shard.metadata["description"].to_pylist()[7]
+
+
+def test_whoever_is_forgotten_is_not_fetched_by_a_worker_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/1.png"], "caption": ["c"]}), tmp_path / "urls.parquet")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0)
+    Store("data").put_bytes(Tombstones(hosts=frozenset({"127.0.0.1"})).to_bytes(), "scenes-train/tombstones.json")
+    job = job_of(recipe, tmp_path)
+    monkeypatch.chdir("/")
+    (output,) = run_all(job, tmp_path / "a")
+    assert output.ledger is not None
+    assert count_statuses(output.ledger) == {"forgotten": 1}
 
 
 def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
 
+from pathlib import Path
+
 import pytest
 
 from model.config import TokenizerConfig
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, shipped_recipes
 
@@ -70,3 +73,14 @@ def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
         {"image_size": 384, "tower": tower, "pixel_block": 6, "semantic_block": 26, "pixel": {}, "semantic": {}, "decoder": {}}
     )
     assert config.grid_size == 27
+
+
+def test_a_relative_root_is_one_folder_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("scenes").root == str(tmp_path / "data")
+    assert load_recipe("scenes", ["root=../runs/"]).root == str(tmp_path.parent / "runs")
+    for place in ("/runs/a", "s3://bucket/runs", "simplecache::s3://bucket/runs"):
+        assert load_recipe("scenes", [f"root={place}"]).root == place
+    recipe = load_recipe("scenes")
+    monkeypatch.chdir("/")
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
