@@ -19,7 +19,8 @@ import numpy as np
 import ray
 import ray.data
 
-from infra.ray_session import LOCAL, current_job_address, ray_session
+from infra.current_job import current_job_address
+from infra.ray_session import LOCAL, ray_session
 from infra.ray_train import fit
 from infra.storage import Store
 from pipelines.config import ClusterConfig

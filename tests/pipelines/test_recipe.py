@@ -112,3 +112,14 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(tmp_path: Path, 
         assert Counter(places) == {str(folder): 3, str(folder / "t.csv"): 1, str(folder / "vgg.pth"): 2}
         decided.append([STEPS[step].settings(recipe, corpus) for step in ("download", "teacher", "train") for corpus in recipe.corpora])
     assert decided[0] == decided[1]
+
+
+def test_a_relative_root_is_refused_in_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    assert load_recipe("scenes").root.endswith("/data")  # an address alone is no job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for settings in ([], ["root=runs/a"]):
+        with pytest.raises(UserError, match=r"^root='(data|runs/a)' in a Ray job .*: set --root to a URL or a full path$"):
+            load_recipe("scenes", settings)
+    for place in ("/runs/a", "s3://bucket/runs"):
+        assert load_recipe("scenes", [f"root={place}"]).root == place
