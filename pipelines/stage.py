@@ -40,8 +40,6 @@ class StageJob:
     inputs: Mapping[str, str]
     """Folders of earlier stages, by name, such as `shards/scenes-train`."""
     units: tuple[Unit, ...]
-    runtime: Mapping[str, str] = field(default_factory=dict)
-    """What the worker must know and the output does not depend on, such as a server's address."""
 
     @property
     def label(self) -> str:
