@@ -52,7 +52,7 @@ class RayExecutor:
             self._connect()
         if work[0].job.stage == "train":
             train = work[0].job.recipe.train
-            self._check_room("train", train.num_workers * train.cpus_per_worker, train.num_workers * train.use_gpu)
+            self._check_room(work[0].job, train.num_workers * train.cpus_per_worker, train.num_workers * train.use_gpu)
             yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
         else:
             yield from self._map(work)
@@ -68,23 +68,23 @@ class RayExecutor:
         self._connected = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    def _check_room(self, stage: str, cpus: float, gpus: float) -> None:
+    def _check_room(self, job: StageJob, cpus: float, gpus: float) -> None:
         """Raise `UserError` for what a cluster of our own can never run; another one may grow."""
         if self._cluster.address != LOCAL or current_job_address():
             return
         room = ray.cluster_resources()
+        settings = {"CPU": "train.cpus_per_worker, or its workers", "GPU": job.gpu_setting}
         for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
             if wanted > (there := room.get(kind, 0)):
-                raise UserError(
-                    f"{stage} wants {wanted:g} {kind}s, the local cluster has {there:g}: lower train.cpus_per_worker, or its workers"
-                )
+                raise UserError(f"{job.stage} wants {wanted:g} {kind}s, the local cluster has {there:g}: lower {settings[kind]}")
 
     def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
-        places = [{"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))]
-        cpus, gpus = _resources(work[0].job)
-        self._check_room(work[0].job.stage, cpus, gpus)
+        places = [{"job": number, "unit": unit} for number, one in enumerate(work) for unit in range(len(one.units))]
+        job = work[0].job
+        cpus = job.recipe.train.cpus_per_worker if job.stage == "teacher" else 1
+        self._check_room(job, cpus, job.gpus)
         largest = min(self._cluster.max_workers, len(places))
         outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
             _UnitActor,
@@ -92,7 +92,7 @@ class RayExecutor:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=min(self._cluster.min_workers, largest), max_size=largest, initial_size=largest),
             num_cpus=cpus,
-            num_gpus=gpus,
+            num_gpus=job.gpus,
         )
         for row in outcomes.iter_rows():
             fields = json.loads(row["outcome"])
@@ -113,15 +113,6 @@ class _UnitActor:
     def _attempt(self, number: int, unit: int) -> Outcome:
         one = self._work[number]
         return attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
-
-
-def _resources(job: StageJob) -> tuple[float, float]:
-    """Return the CPUs and GPUs that a worker of the stage needs."""
-    if job.stage == "teacher":
-        return job.recipe.train.cpus_per_worker, float(job.recipe.train.use_gpu)
-    if job.stage in {"score", "targets", "pretokenize", "report"}:
-        return 1, job.recipe.cluster.gpus_per_worker
-    return 1, 0
 
 
 class _TrainOnRay:

@@ -16,6 +16,11 @@ from infra.digests import FileDigest
 from infra.storage import Store
 from pipelines.config import Recipe
 
+TRAINING = ("teacher", "train")
+"""Stages whose devices are a part of their fingerprints."""
+LOOKING = ("score", "targets", "pretokenize", "report")
+"""Stages that run a network on images."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -45,6 +50,21 @@ class StageJob:
     def label(self) -> str:
         """Name the job for people: `download scenes-train`."""
         return f"{self.stage} {self.corpus}" if self.corpus else self.stage
+
+    @property
+    def gpus(self) -> float:
+        """How many GPUs, or what share of one, the recipe gives a worker."""
+        if self.stage in TRAINING:
+            return float(self.recipe.train.use_gpu)
+        return self.recipe.cluster.gpus_per_worker if self.stage in LOOKING else 0.0
+
+    @property
+    def gpu_setting(self) -> str:
+        """Say what decides that: `train.use_gpu=true`."""
+        train, cluster = self.recipe.train, self.recipe.cluster
+        return (
+            f"train.use_gpu={train.use_gpu}".lower() if self.stage in TRAINING else f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}"
+        )
 
     def store(self) -> Store:
         """Open the output folder."""
