@@ -231,7 +231,8 @@ def main() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}")
         shards = (arguments.rows,) * arguments.shards + (1,) * TINY_SHARDS
-        stage(make_job(load_recipe(arguments.recipe), Path(folder) / "run", shards, arguments.side, arguments.format), arguments.rounds)
+        recipe = load_recipe(arguments.recipe, [f"cluster.gpus_per_worker={int(device.type == 'cuda')}"])
+        stage(make_job(recipe, Path(folder) / "run", shards, arguments.side, arguments.format), arguments.rounds)
 
 
 if __name__ == "__main__":

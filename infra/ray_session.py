@@ -27,6 +27,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # Cython
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from infra.current_job import current_job_address
 from infra.ray_reaper import end_users
 
 LOCAL = "local"
@@ -35,8 +36,6 @@ FOLDER_PREFIX = "dualtoken-ray-"
 KEEP_FAILED_DAYS = 7
 
 _HOST_PORT = re.compile(r"^(?:\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})$")
-_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray's job supervisor sets it for the entry point only; RAY_ADDRESS alone may come from a user's shell."""
 _LONGEST_BASE = 20
 """Characters; Ray adds up to 87 for its sockets, and Linux allows 107 in all."""
 
@@ -61,11 +60,6 @@ class AuthenticationRefused(PermissionError):
             f"the Ray cluster at {address} refused this token, or the lack of one: set RAY_AUTH_MODE=token, "
             "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
         )
-
-
-def current_job_address() -> str | None:
-    """The address of the cluster whose job this process is, host:port; None outside a Ray job."""
-    return os.environ.get("RAY_ADDRESS") if _JOB_CONFIG_VARIABLE in os.environ else None
 
 
 @contextmanager

@@ -4,9 +4,10 @@ Sources: the DualToken paper (arXiv 2503.14324) and its released configuration f
 """
 
 import math
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from model.open_clip_names import Channels, Statistics, input_statistics, tower_shape
 
@@ -50,6 +51,19 @@ def _identity(value: Any) -> Any:  # noqa: ANN401
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _absolute(location: str) -> str:
+    return location if is_url(location) else os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111  (`~nobody` stays)
+
+
+def is_url(location: str) -> bool:
+    """Tell whether a place is one that fsspec finds by its protocol, not a path of this machine."""
+    return "://" in location or "::" in location
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+"""A path or any fsspec URL. A path is made absolute when a recipe is read: workers, and jobs of a cluster, stand in other folders."""
 
 
 class TowerConfig(Config):

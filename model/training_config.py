@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import Config, PositiveInt, run_only
+from model.config import Config, Location, PositiveInt, run_only
 
 Stage = Literal[0, 1, 2]
 """0 starts the new parts beside a frozen tower, 1 trains everything, 2 refines meaning and leaves pictures as they are."""
@@ -24,10 +24,10 @@ class LpipsConfig(Config):
 
     kind: Literal["lpips"]
     weight: Annotated[float, Field(gt=0)] = 1.0
-    backbone: str | None = run_only(default=None)
-    """File with torchvision's VGG16 weights, a path or any fsspec URL; by default where torchvision keeps its downloads."""
-    heads: str | None = run_only(default=None)
-    """File with the linear heads, likewise; by default those that torchmetrics ships."""
+    backbone: Location | None = run_only(default=None)
+    """File with torchvision's VGG16 weights; by default where torchvision keeps its downloads."""
+    heads: Location | None = run_only(default=None)
+    """File with the linear heads; by default those that torchmetrics ships."""
 
 
 def _spell_out(value: object) -> object:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import Config, PositiveInt, TokenizerConfig, if_set, run_only
+from model.config import Config, Location, PositiveInt, TokenizerConfig, if_set, run_only
 from pipelines.corpus_config import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from pipelines.crop_config import MAX_VARIANTS, WHOLE_IMAGE, AnyCrops
 from pipelines.filter_config import FilterConfig
@@ -118,8 +118,8 @@ class Recipe(Config):
     """A whole run."""
 
     name: Name
-    root: Annotated[str, Field(min_length=1)] = run_only(default="data")
-    """Where everything is written: a path or any fsspec URL."""
+    root: Location = run_only(default="data", validate_default=True)
+    """Where everything is written."""
     corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
     heldout: Annotated[HeldoutCorpus | HeldoutFraction, Field(discriminator="kind")]
     """What training never sees and the report is made from."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.config import Config, PositiveInt
+from model.config import Config, Location, PositiveInt
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Names a folder, so: lower case, digits, dot, dash, underscore."""
@@ -27,8 +27,8 @@ class UrlsSource(Config):
     """A table of image URLs and captions."""
 
     kind: Literal["urls"]
-    table: Annotated[str, Field(min_length=1)]
-    """A .parquet, .csv or .tsv file: a path or any fsspec URL."""
+    table: Location
+    """A .parquet, .csv or .tsv file."""
     url_column: str = "url"
     caption_column: str = "caption"
     keep_columns: tuple[str, ...] = ()
@@ -39,8 +39,8 @@ class ShardsSource(Config):
     """Existing webdataset shards in img2dataset's layout, read where they are."""
 
     kind: Literal["shards"]
-    folder: Annotated[str, Field(min_length=1)]
-    """A folder with NNNNN.tar and NNNNN.parquet: a path or any fsspec URL."""
+    folder: Location
+    """A folder with NNNNN.tar and NNNNN.parquet."""
 
 
 class CorpusConfig(Config):

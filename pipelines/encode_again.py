@@ -42,9 +42,9 @@ def differences(
         return
     if not chosen:
         return
-    from pipelines.models import open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
+    from pipelines.models import any_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
 
-    tokenizer = open_tokenizer(job)
+    tokenizer = open_tokenizer(job, any_device())
     by_unit: dict[str, list[int]] = {}
     for number in chosen:
         unit, rows = shards[place := bisect_right(ends, number)]

@@ -14,14 +14,27 @@ from model.config import TokenizerConfig
 from model.images import to_tensor
 from model.teacher import Teacher, load_teacher
 from model.tokenizer import DualTokenizer
+from pipelines.errors import UserError
 from pipelines.stage import StageJob
 
 Array = np.ndarray[Any, Any]
 
 
-def choose_device() -> torch.device:
-    """Return the GPU that this process was given, else the CPU."""
+def any_device() -> torch.device:
+    """Return a GPU where there is one, else the CPU: for what is looked at or compared, not stored."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stage_device(job: StageJob) -> torch.device:
+    """Return the device that the recipe gives a stage, whatever else this machine has: a GPU has other last bits.
+
+    Raises `UserError` for a GPU that this process does not have.
+    """
+    if not job.gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: run where there is one, or change it")
+    return torch.device("cuda")
 
 
 def use_threads(count: int) -> None:
@@ -115,11 +128,11 @@ def open_teacher(job: StageJob) -> OpenTeacher:
     """Open the teacher that a job reads, on one thread."""
     use_threads(1)
     with scratch_folder() as scratch:
-        return OpenTeacher(job.input("teacher").local_folder(Path(scratch)), choose_device())
+        return OpenTeacher(job.input("teacher").local_folder(Path(scratch)), stage_device(job))
 
 
-def open_tokenizer(job: StageJob) -> OpenTokenizer:
-    """Open the tokenizer that a job reads, on one thread."""
+def open_tokenizer(job: StageJob, device: torch.device | None = None) -> OpenTokenizer:
+    """Open the tokenizer that a job reads, on one thread, and on the stage's device unless one is given."""
     use_threads(1)
     with scratch_folder() as scratch:
-        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), choose_device())
+        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), device or stage_device(job))

@@ -11,6 +11,8 @@ import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from infra.current_job import current_job_address
+from model.config import is_url
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.resources import check_own_cluster
@@ -27,7 +29,15 @@ def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
     values = _with_base(_parse(_read(location), location), location)
     for override in overrides:
         _apply(values, override)
-    return validate(values, location)
+    recipe = validate(values, location)
+    _check_root_lasts(str(values.get("root", Recipe.model_fields["root"].default)))
+    return recipe
+
+
+def _check_root_lasts(root: str) -> None:
+    """Raise `UserError` for a relative root in a Ray job: its working directory is a copy that goes with it."""
+    if current_job_address() and not is_url(root) and not root.startswith(("/", "~")):
+        raise UserError(f"root={root!r} in a Ray job lies in its copy of the code, which goes with it: set --root to a URL or a full path")
 
 
 def validate(values: Mapping[str, Any], location: str) -> Recipe:

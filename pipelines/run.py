@@ -1,20 +1,14 @@
 """Runs commands: plans a step, hands its open units to an executor, and writes manifests when all are done."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 
-from infra.image_server import serve_images
 from infra.storage import Store
 from pipelines.commit import describe_stage
 from pipelines.config import Recipe
-from pipelines.corpus_config import ScenesSource
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
 from pipelines.finish import finish
 from pipelines.plan import Planned, Planner
-from pipelines.stage import StageJob
-from pipelines.stages.scenes import SceneImages
 from pipelines.steps import COMMANDS
 from pipelines.token_audit import watched
 
@@ -69,10 +63,8 @@ def run_units(work: Sequence[Work], executor: Executor, say: Say) -> None:
     """Run units, and write no manifest; raises `UnitsFailed` when any failed."""
     if not work:
         return
-    with ExitStack() as services:
-        served = [replace(one, job=services.enter_context(_served(one.job))) for one in work]
-        _say_of_store(Store(served[0].job.recipe.root), say)
-        collect(watched(executor.run(served), served, say), served, say)
+    _say_of_store(Store(work[0].job.recipe.root), say)
+    collect(watched(executor.run(work), work, say), work, say)
 
 
 def _say_of_store(store: Store, say: Say) -> None:
@@ -82,14 +74,3 @@ def _say_of_store(store: Store, say: Say) -> None:
 
 def _command_of(step: str) -> str:
     return next(command for command, steps in COMMANDS.items() if step in steps)
-
-
-@contextmanager
-def _served(job: StageJob) -> Iterator[StageJob]:
-    """Serve generated scenes over HTTP while they are downloaded."""
-    assert job.corpus is None or job.corpus in job.recipe.corpora
-    if job.stage == "download" and job.corpus and isinstance(job.recipe.corpora[job.corpus].source, ScenesSource):
-        with serve_images(SceneImages(job.input("scenes").url)) as base_url:
-            yield replace(job, runtime={"base_url": base_url})
-    else:
-        yield job

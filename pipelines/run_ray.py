@@ -23,8 +23,9 @@ import ray.data
 import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
+from infra.current_job import current_job_address
 from infra.ray_errors import first_line, is_death
-from infra.ray_session import LOCAL, current_job_address, ray_session
+from infra.ray_session import LOCAL, ray_session
 from infra.ray_train import fit
 from infra.storage import Store
 from pipelines.config import ClusterConfig

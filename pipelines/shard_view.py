@@ -149,8 +149,8 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
     wanted, found = shard.metadata["dualtoken.tokenizer_sha256"], digest(folder / WEIGHTS).sha256
     if wanted != found:
         raise UserError(f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model")
-    from pipelines.models import OpenTokenizer, choose_device  # noqa: PLC0415  (PyTorch takes seconds)
+    from pipelines.models import OpenTokenizer, any_device  # noqa: PLC0415  (PyTorch takes seconds)
 
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
-    levels = OpenTokenizer(folder, choose_device()).decode(codes)
+    levels = OpenTokenizer(folder, any_device()).decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

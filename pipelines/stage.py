@@ -16,6 +16,7 @@ from infra.digests import FileDigest
 from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.receipts import Receipt
+from pipelines.resources import demands, per_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,6 @@ class StageJob:
     inputs: Mapping[str, str]
     """Folders of earlier stages, by name, such as `shards/scenes-train`."""
     units: tuple[Unit, ...]
-    runtime: Mapping[str, str] = field(default_factory=dict)
-    """What the worker must know and the output does not depend on, such as a server's address."""
     restores: Mapping[str, Receipt | None] = field(default_factory=dict)
     """By unit that is done again to restore its files, the receipt that they must agree with; None where it is lost or unreadable."""
 
@@ -50,6 +49,16 @@ class StageJob:
     def label(self) -> str:
         """Name the job for people: `download scenes-train`."""
         return f"{self.stage} {self.corpus}" if self.corpus else self.stage
+
+    @property
+    def gpus(self) -> float:
+        """How many GPUs, or what share of one, the recipe gives a worker."""
+        return per_worker(self.recipe, self.stage)[1]
+
+    @property
+    def gpu_setting(self) -> str:
+        """Say what decides that: `train.use_gpu=true`."""
+        return demands(self.recipe, self.stage)[1].keys
 
     def store(self) -> Store:
         """Open the output folder."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.config import Config, PositiveInt, TextConfig, TowerConfig, run_only
+from model.config import Config, Location, PositiveInt, TextConfig, TowerConfig, run_only
 
 
 class TrainedTeacher(Config):
@@ -36,7 +36,7 @@ class LocalTeacher(Config):
     """An open_clip checkpoint on disk: a folder with open_clip_config.json and open_clip_model.safetensors."""
 
     kind: Literal["local"]
-    folder: Annotated[str, Field(min_length=1)]
+    folder: Location
 
 
 class TargetsConfig(Config):

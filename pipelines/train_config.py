@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, PositiveInt, if_set, run_only
+from model.config import Config, Location, PositiveInt, if_set, run_only
 from model.training_config import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, RandomCropConfig, Stage, WeightEmaConfig
 
 
@@ -54,8 +54,8 @@ class TrainConfig(Config):
     """What pictures are augmented by; the released code's is `{}`. The teacher must see the crops: `targets.dense: false`."""
     stage: Stage = 1
     """What is trained: 1 all; 0 what a frozen tower lacks; 2 the semantic stream alone (`model/stages.py`)."""
-    start_from: str | None = run_only(default=None)
-    """A trained tokenizer's folder, a path or any fsspec URL, to go on from; by default the teacher's tower and fresh parts."""
+    start_from: Location | None = run_only(default=None)
+    """A trained tokenizer's folder to go on from; by default the teacher's tower and fresh parts."""
     freeze_tower: bool = False
     """Keep the whole tower as it is at the start, in any stage."""
     losses: LossConfig = LossConfig()

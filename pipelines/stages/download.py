@@ -9,8 +9,9 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 
 from infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFailed, FetchLimits, FetchReason
+from infra.image_server import serve_images
 from infra.storage import Store
 from pipelines.corpus_config import ScenesSource, ShardsSource
 from pipelines.drop_images import drop_images, nothing_of
@@ -38,6 +40,7 @@ from pipelines.image_shards import (
 )
 from pipelines.ledger import Status, ledger_table, sample_key
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.stages.scenes import SceneImages
 from pipelines.tombstones import FORGOTTEN, Tombstones, read_tombstones
 from pipelines.url_table import UrlTable, url_table
 
@@ -61,8 +64,7 @@ class Worker:
         self._source = job.recipe.corpora[job.corpus].source
         self._is_scenes = isinstance(self._source, ScenesSource)
         self._tombstones = Tombstones()
-        # Generated scenes are served by this machine to itself.
-        self._base_url = job.runtime["base_url"].rstrip("/") + "/" if self._is_scenes else ""
+        self._base_url = ""
         self._limits = FetchLimits(
             max_bytes=self._config.max_bytes,
             deadline_seconds=self._config.deadline_seconds,
@@ -89,7 +91,7 @@ class Worker:
         start, first = time.monotonic(), int(unit.id) * self._config.rows_per_shard
         rows = self._table.rows(first, unit.rows)
         kept = rows.drop_columns(["url", "caption"])
-        with tempfile.TemporaryFile(dir=scratch) as spool:
+        with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
             outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
             if not self._config.accept_dead_units:
                 _check_any_answered([outcome.row for outcome in outcomes])
@@ -100,6 +102,16 @@ class Worker:
         facts = {"bytes_fetched": sum(outcome.fetched for outcome in outcomes), "seconds": round(time.monotonic() - start, 3)}
         ledger = _ledger([outcome.row for outcome in outcomes])
         return UnitOutput(shard_files(unit.id), ledger, facts)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Serve generated scenes to this process alone, so that it may be on any node that reads them."""
+        if not self._is_scenes:
+            yield
+            return
+        with serve_images(SceneImages(self._job.input("scenes").url)) as server:
+            self._base_url = f"{server}/"
+            yield
 
     async def _fetch_all(self, rows: pa.Table, first: int, prepare: ImagePreparer, spool: IO[bytes]) -> list[_Outcome]:
         """Fetch and resize all rows; memory holds the bodies of the requests under way, the spool what came of them."""

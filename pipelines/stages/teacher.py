@@ -15,7 +15,7 @@ from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, 
 from model.teacher_training import TeacherTrainer
 from model.towers import build_any_tower, encoder_state, names_that_differ, tower_depth, tower_width
 from pipelines.errors import UserError
-from pipelines.models import choose_device, use_threads
+from pipelines.models import stage_device, use_threads
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.teacher_config import OpenClipTeacher, TrainedTeacher
@@ -80,7 +80,7 @@ def _fetch(teacher: OpenClipTeacher, folder: Path) -> None:
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
     """Train on all that was downloaded and is not held out, and save the model into `folder`."""
     use_threads(job.recipe.train.cpus_per_worker)
-    device = choose_device()
+    device = stage_device(job)
     with scratch_folder() as scratch, RunLog(job.store(), Path(scratch)) as log:
         samples = TrainingSet(job, Path(scratch), with_targets=False)
         if len(samples) < settings.batch_size:

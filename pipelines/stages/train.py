@@ -28,7 +28,7 @@ from model.teacher import TeacherTargets, load_teacher
 from model.tokenizer import DualTokenizer
 from model.training import TrainState, train_step
 from pipelines.errors import UserError
-from pipelines.models import choose_device, use_threads
+from pipelines.models import stage_device, use_threads
 from pipelines.perceptual import open_perceptual
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
@@ -209,7 +209,7 @@ class Worker:
         assert unit.rows == 0
         if (workers := self._job.recipe.train.num_workers) > 1:
             raise UserError(f"train.num_workers={workers} in one process: run on Ray, or set it to 1")
-        run = _OwnRun(scratch / "latest")
+        run = _OwnRun(scratch / "latest", stage_device(self._job))
         train_loop({"job": self._job}, run)
         return collect(Store(str(run.folder)), scratch)
 
@@ -219,9 +219,9 @@ class _OwnRun:
 
     rank, world_size = 0, 1
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
-        self.device = choose_device()
+        self.device = device
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
         return nullcontext(None)

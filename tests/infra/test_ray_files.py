@@ -1,5 +1,7 @@
 """The cluster files as their readers see them, and the promises about security that a schema does not know."""
 
+import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobs.session import open_recipe
+from model.config import is_url
+from pipelines.corpus_config import UrlsSource
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
@@ -61,12 +67,42 @@ def test_the_network_policy_shuts_everything_then_opens_the_dashboard_to_the_ope
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
 
 
+def test_the_job_on_kubernetes_keeps_its_run_where_pods_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    (document,) = _documents(ROOT / "infra" / "kuberay" / "rayjob.yaml")
+    command, run, recipe, *options = shlex.split(document["spec"]["entrypoint"])
+    assert (command, run) == ("dualtoken", "run")
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    assert {name for name, _ in pairs} == {"--root", "--set"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    settings = open_recipe(recipe, [value for name, value in pairs if name == "--set"], dict(pairs)["--root"])
+    sources = [corpus.source for corpus in settings.corpora.values()]
+    assert all(isinstance(source, UrlsSource) and is_url(source.table) for source in sources)
+    assert is_url(settings.root)
+    gpus = sum(int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) for group in _workers(document))
+    assert settings.cluster.max_workers * settings.cluster.gpus_per_worker <= gpus
+
+
+def test_the_image_holds_every_package_and_ends_as_nobody_special() -> None:
+    lines = (ROOT / "infra" / "Dockerfile").read_text().splitlines()
+    copied = {word.rstrip("/") for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    files = {project["project"]["readme"], *project["project"]["license-files"]}
+    assert copied == packages | files | {"pyproject.toml", "constraints.txt"}
+    assert [line for line in lines if line.startswith(("USER", "EXPOSE"))] == ["USER 1000"]
+
+
 def _documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
 def _cluster(document: dict[str, Any]) -> dict[str, Any]:
     return document["spec"] if document["kind"] == "RayCluster" else document["spec"]["rayClusterSpec"]
+
+
+def _workers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return _cluster(document)["workerGroupSpecs"]
 
 
 def _containers(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:

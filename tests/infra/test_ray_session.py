@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.ray_session import AuthenticationRefused, ClusterUnreachable, current_job_address, ray_session, remove_stale_folders
+from infra.current_job import current_job_address
+from infra.ray_session import AuthenticationRefused, ClusterUnreachable, ray_session, remove_stale_folders
 
 DRIVER = """
 import signal, sys, time

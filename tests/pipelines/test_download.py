@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import pickle
 import socket
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from infra.image_server import serve_images
+from infra.storage import Store
 from pipelines.config import DownloadConfig, Recipe
 from pipelines.errors import ExitCode, UserError, exit_code
 from pipelines.image_check import ImagePreparer, Prepared, Rejected, check_image
@@ -27,6 +29,7 @@ from pipelines.recipe import load_recipe
 from pipelines.scenes import render, scene
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stages import download, scenes
+from pipelines.tombstones import Tombstones
 from pipelines.url_table import count_source_rows
 from tests.pipelines.test_image_shards import write_theirs
 
@@ -172,9 +175,9 @@ def recipe_with(source: dict[str, Any], **settings: Any) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def job_of(recipe: Recipe, folder: Path, inputs: dict[str, str] | None = None, **runtime: str) -> StageJob:
+def job_of(recipe: Recipe, folder: Path, inputs: dict[str, str] | None = None) -> StageJob:
     units = tuple(Unit(f"{index:05d}", rows) for index, rows in enumerate(count_source_rows(recipe, "scenes-train")))
-    return StageJob("download", "scenes-train", recipe, str(folder), "0", inputs or {}, units, runtime)
+    return StageJob("download", "scenes-train", recipe, str(folder), "0", inputs or {}, units)
 
 
 def run_all(job: StageJob, scratch: Path) -> list[UnitOutput]:
@@ -273,14 +276,27 @@ def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:
     making = StageJob("scenes", "scenes-train", recipe, str(folder), "0", {}, ())
     for unit, rows in (("00000", 30), ("00001", 20)):
         scenes.Worker(making).run(Unit(unit, rows), folder)
-    with serve_images(scenes.SceneImages(str(folder))) as base:
-        outputs = run_all(job_of(recipe, tmp_path, {"scenes/scenes-train": str(folder)}, base_url=base), tmp_path / "a")
+    # The job as another process gets it: nothing of this one is needed.
+    job = pickle.loads(pickle.dumps(job_of(recipe, tmp_path, {"scenes/scenes-train": str(folder)})))
+    outputs = run_all(job, tmp_path / "a")
     assert [count_statuses(output.ledger) for output in outputs if output.ledger] == [{"ok": 30}, {"ok": 20}]
     assert outputs[0].facts["bytes_fetched"] > 30 * 3000
     with ImageShard(tmp_path / "a/00001.tar", tmp_path / "a/00001.parquet") as shard:
         assert Image.open(io.BytesIO(shard.image(7))).tobytes() == render(scene("train", 0, 37)).tobytes()
         assert shard.metadata["url"].to_pylist()[7] == "00001/0007.png"
         assert '"index": 37' in shard.metadata["description"].to_pylist()[7]
+
+
+def test_whoever_is_forgotten_is_not_fetched_by_a_worker_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/1.png"], "caption": ["c"]}), tmp_path / "urls.parquet")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0)
+    Store("data").put_bytes(Tombstones(hosts=frozenset({"127.0.0.1"})).to_bytes(), "scenes-train/tombstones.json")
+    job = job_of(recipe, tmp_path)
+    monkeypatch.chdir("/")
+    (output,) = run_all(job, tmp_path / "a")
+    assert output.ledger is not None
+    assert count_statuses(output.ledger) == {"forgotten": 1}
 
 
 def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Path) -> None:

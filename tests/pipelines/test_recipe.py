@@ -1,13 +1,19 @@
 """Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.config import TokenizerConfig
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, shipped_recipes
 from pipelines.resources import demands
+from pipelines.steps import STEPS
 from tests.conftest import LoadTiny
 
 
@@ -106,3 +112,48 @@ def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny,
         (1, 0.5, "cluster.gpus_per_worker=0.5"),
         (1, 0, "cluster.gpus_per_worker=0"),
     ]
+
+
+def test_a_relative_root_is_one_folder_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("scenes").root == str(tmp_path / "data")
+    assert load_recipe("scenes", ["root=../runs/"]).root == str(tmp_path.parent / "runs")
+    for place in ("/runs/a", "s3://bucket/runs", "simplecache::s3://bucket/runs"):
+        assert load_recipe("scenes", [f"root={place}"]).root == place
+    recipe = load_recipe("scenes")
+    monkeypatch.chdir("/")
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_each_local_place_is_absolute_and_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("open_clip_config.json", "open_clip_model.safetensors", "config.json", "model.safetensors", "vgg.pth", "t.csv", "00000.tar")
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("url,caption\nhttp://host/1.png,c\n")
+        pq.write_table(pa.table({"status": ["success"]}), folder / "00000.parquet")
+    settings = [
+        "corpora={web: {source: {kind: urls, table: t.csv}}, there: {source: {kind: shards, folder: .}}}",
+        "heldout.corpus=there", "teacher={kind: local, folder: .}", "train.start_from=.",
+        "train.perceptual={kind: lpips, backbone: ./vgg.pth, heads: ./vgg.pth}",
+    ]  # fmt: skip
+    decided = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        monkeypatch.chdir(folder)
+        recipe = load_recipe("scenes", settings)
+        monkeypatch.chdir("/")
+        places = re.findall(r'"(/[^"]*)"', recipe.model_dump_json(exclude={"root"}))
+        assert Counter(places) == {str(folder): 3, str(folder / "t.csv"): 1, str(folder / "vgg.pth"): 2}
+        decided.append([STEPS[step].settings(recipe, corpus) for step in ("download", "teacher", "train") for corpus in recipe.corpora])
+    assert decided[0] == decided[1]
+
+
+def test_a_relative_root_is_refused_in_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    assert load_recipe("scenes").root.endswith("/data")  # an address alone is no job
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for settings in ([], ["root=runs/a"]):
+        with pytest.raises(UserError, match=r"^root='(data|runs/a)' in a Ray job .*: set --root to a URL or a full path$"):
+            load_recipe("scenes", settings)
+    for place in ("/runs/a", "s3://bucket/runs"):
+        assert load_recipe("scenes", [f"root={place}"]).root == place

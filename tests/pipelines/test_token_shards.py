@@ -13,7 +13,7 @@ from infra.digests import digest
 from infra.storage import Store
 from model.tokenizer import DualTokenizer
 from pipelines.config import Recipe
-from pipelines.models import OpenTokenizer, choose_device
+from pipelines.models import OpenTokenizer, any_device
 from pipelines.receipts import read_manifest, read_receipts
 from pipelines.samples import decode, open_shard
 from pipelines.token_shards import ROWS_PER_BATCH, ShardWriter, codes_of, read_data_shard, require_finished, token_schema, write_data_shard
@@ -72,7 +72,7 @@ def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(toke
     model, images = planned(finished, "train").job, planned(finished, "download", CORPUS).job
     assert model is not None
     assert images is not None
-    network = OpenTokenizer(Path(model.folder), choose_device())
+    network = OpenTokenizer(Path(model.folder), any_device())
     assert isinstance(network.network, DualTokenizer)
     table, shard = read_data_shard(Path(tokens.path("data/00000.arrow"))), open_shard(images.store(), "00000", tmp_path)
     places = {key: row for row, key in enumerate(shard.keys)}

@@ -109,7 +109,7 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
 
 def test_another_kind_takes_its_base_s_place_whole(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    teacher = {"kind": "local", "folder": "there"}
+    teacher = {"kind": "local", "folder": "/there"}
     file.write_text(yaml.safe_dump({"base": "scenes", "name": "mine", "teacher": teacher}))
     assert load_recipe(str(file)).teacher.model_dump() == teacher
 
