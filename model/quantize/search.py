@@ -13,13 +13,16 @@ from torch import Tensor
 from model.quantize.beam import beam_codes
 from model.quantize.nearest import CodeSearch
 
+_FUSED_WIDTH = 64
+"""Channels of a code, at most, whose tiles a GPU's shared memory holds."""
+
 
 @torch.library.custom_op(
     "dualtoken::residual_codes", mutates_args=(), schema="(Tensor vectors, Tensor codes, int depth, int beam) -> Tensor"
 )
 def residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int, beam: int) -> Int[Tensor, "S M D"]:
     """Return each depth's code of what the depths before left over; with a beam, of the best sums found."""
-    if beam == 1 and vectors.is_cuda and _has_triton():
+    if beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_triton():
         from model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (only where there is a GPU)
 
         return fused_residual_codes(vectors, codes, depth)

@@ -35,11 +35,12 @@ def fused_residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "
     squares = codes.square().sum(dim=3, dtype=torch.float64)
     bias, largest = (squares / -2).float(), squares.amax(dim=2).sqrt().float()
     rows = 64 if streams * triton.cdiv(num_vectors, 64) >= _FEW_PROGRAMS else 16
-    _residual_codes[(triton.cdiv(num_vectors, rows), streams)](
-        vectors, codes, bias, largest, ids, num_vectors, codes.shape[1], codes.shape[2], depth,
-        WIDTH=width, PADDED=max(16, triton.next_power_of_2(width)), ROWS=rows, COLUMNS=64, RANKED=_RANKED,
-        num_warps=8 if rows == 64 else 4, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device(vectors.device if vectors.is_cuda else -1):  # Triton launches on the current one
+        _residual_codes[(triton.cdiv(num_vectors, rows), streams)](
+            vectors, codes, bias, largest, ids, num_vectors, codes.shape[1], codes.shape[2], depth,
+            WIDTH=width, PADDED=max(16, triton.next_power_of_2(width)), ROWS=rows, COLUMNS=64, RANKED=_RANKED,
+            num_warps=8 if rows == 64 else 4, enable_fp_fusion=False,
+        )  # fmt: skip
     return ids
 
 
@@ -61,7 +62,7 @@ def _residual_codes(
         )  # fmt: skip
         tl.store(ids + (stream * num_vectors + row) * depth + level, chosen.to(tl.int64), mask=row < num_vectors)
         place = codes + (book * num_codes + chosen[:, None]) * WIDTH + channel[None, :]
-        residual -= tl.load(place, mask=(channel < WIDTH)[None, :], other=0.0)
+        residual -= tl.load(place, mask=inside, other=0.0)
 
 
 @triton.jit

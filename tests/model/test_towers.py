@@ -7,11 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from training_steps import Settings, Weights
 
 from model.config import DecoderConfig, NamedTower, QuantizerConfig, TokenizerConfig, TowerConfig, default_pixel_block
 from model.open_clip_names import OPENAI, input_statistics, model_config, model_names, tower_shape
+from model.stages import freeze
 from model.tokenizer import DualTokenizer
 from model.towers import build_any_tower, finish, num_prefix_tokens, tap, tower_depth
+from model.training_config import Stage
 
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model  # isort: skip  (after model.towers)
 
@@ -140,6 +143,22 @@ def test_a_tokenizer_on_a_tower_with_a_class_token_works_from_codes_alone(model:
     with torch.no_grad():
         assert torch.equal(loaded(images).pooled, output.pooled)
     assert not [name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta]
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_stage_knows_the_parts_of_every_tower(model: str) -> None:
+    with torch.device("meta"):
+        tokenizer = DualTokenizer(config := tokenizer_config(model))
+    expected: tuple[tuple[Stage, int], ...] = ((0, config.semantic_block), (1, 0), (2, config.pixel_block))
+    for stage, lowest in expected:
+        freeze(tokenizer, Settings(stage=stage, losses=Weights(reconstruction=5.0 if stage < 2 else 0.0, pooled=1.0)))
+        trained = {name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad}
+        blocks = {name.split("blocks.")[1].split(".")[0] for name in trained if "blocks." in name and name.startswith("tower.")}
+        if model != "ViTamin-S":  # its convolutional stages come before its blocks
+            assert blocks == {str(block) for block in range(lowest, config.tower.depth)}
+        assert ("prefix" in trained) == bool(KINDS[model]), "what stands for the class token is trained with what is pooled"
+    freeze(tokenizer, Settings(losses=Weights(pooled=0.0)))
+    assert not [name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad and "ln_post" in name]
 
 
 def test_the_image_s_own_class_token_is_put_back_on_demand() -> None:
