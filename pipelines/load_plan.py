@@ -36,8 +36,8 @@ class LoadPlan:
     on_damage: Literal["raise", "quarantine"] = "raise"
     """A damaged shard, fetched again where it is remote, ends the run, or is left out of it and written into `damage_ledger`."""
     damage_ledger: Path | None = None
-    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason. What it names when a run begins is
-    left out from the start."""
+    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason. What it names when a loader is
+    made is left out from the start."""
 
     def __post_init__(self) -> None:
         first, *others = self.datasets
@@ -114,7 +114,7 @@ class Samples:
         return lost
 
     def captions_lost_at_first(self, places: Places) -> Flags:
-        """Return whose captions the ledger named as lost when the run began: the same on all ranks."""
+        """Return whose captions the ledger named as lost when the run began: the same on all ranks that began together."""
         return (
             self._lost(self._quarantine, places, captions=True, at_first=True) if self._quarantine else np.zeros(len(places.numbers), bool)
         )
