@@ -67,8 +67,8 @@ class TokenLoader(RankLoader[TokenBatch]):
         self.samples = 0
         """Where the next iteration begins."""
 
-    def state_dict(self, last: TokenBatch | None = None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, as JSON values; the same on all ranks."""
+    def state_dict(self, last: TokenBatch | None) -> dict[str, Any]:
+        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
         return {"version": STATE_VERSION, "samples": self.samples if last is None else last.samples, "plan": self.plan.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -69,8 +69,8 @@ class PackedLoader(RankLoader[PackedBatch]):
         self.position = 0
         self.waiting: tuple[Document, ...] = ()
 
-    def state_dict(self, last: PackedBatch | None = None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, as JSON values; the same on all ranks."""
+    def state_dict(self, last: PackedBatch | None) -> dict[str, Any]:
+        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
         position, waiting = (self.position, self.waiting) if last is None else (last.position, _unpacked(last.waiting))
         return {
             "version": STATE_VERSION,

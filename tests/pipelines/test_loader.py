@@ -199,7 +199,7 @@ def test_a_loader_goes_to_processes_of_either_kind(datasets: tuple[TokenDataset,
 
 
 def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
-    state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict()
+    state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict(None)
     for plan, said in (
         (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
         (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
@@ -209,6 +209,14 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
             TokenLoader(plan, 8).load_state_dict(state)
     with pytest.raises(ValueError, match="loader state has version 99"):
         TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})
+
+
+def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+    loader = TokenLoader(LoadPlan(datasets=datasets), 8)
+    next(iter(loader))
+    state_dict: Any = loader.state_dict
+    with pytest.raises(TypeError, match="last"):
+        state_dict()
 
 
 def test_a_mixture_of_two_tokenizers_is_refused(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_view_of_one_stream_has_no_other(datasets: tuple[TokenDataset, ...], s
 
 def test_a_state_of_other_sequences_or_another_text_tokenizer_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
     plan = plan_of(LoadPlan(datasets=datasets))
-    state = PackedLoader(plan, 2).state_dict()
+    state = PackedLoader(plan, 2).state_dict(None)
     for changed, said in (
         ({"capacity": 128}, "loader state has capacity=64, this run 128"),
         ({"caption_dropout": 0.0}, "loader state has caption_dropout=0.3, this run 0.0"),
