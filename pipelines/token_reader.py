@@ -94,11 +94,12 @@ class TokenDataset:
         """Return the shards' names and rows, in the order of the rows."""
         return list(zip(self._index["shard"].to_pylist(), self._index["rows"].to_pylist(), strict=True))
 
-    def require_tokenizer(self, fingerprint: str) -> None:
-        """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
-        if fingerprint != self.tokenizer_fingerprint:
+    def require_tokenizer(self, tokenizer: str) -> None:
+        """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
+        ours = self.tokenizer_sha256 if len(tokenizer) == len(self.tokenizer_sha256) else self.tokenizer_fingerprint
+        if tokenizer != ours:
             raise ValueError(
-                f"{self.url} has tokens of tokenizer {self.tokenizer_fingerprint}, the model reads those of {fingerprint}: "
+                f"{self.url} has tokens of tokenizer {ours}, the model reads those of {tokenizer}: "
                 "pretokenize the corpus with the model's tokenizer, or name the other tokenizer's model"
             )
 

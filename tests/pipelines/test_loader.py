@@ -223,3 +223,10 @@ def test_a_mixture_of_two_tokenizers_is_refused(datasets: tuple[TokenDataset, ..
     other = TokenDataset(write_tokens(tmp_path / "other", 10, tokenizer="e" * 12), streams=["semantic"])
     with pytest.raises(ValueError, match=r"tokens of tokenizer ffffffffffff, .* of eeeeeeeeeeee: a mixture has one tokenizer"):
         LoadPlan(datasets=(datasets[0], other))
+
+
+@pytest.mark.parametrize(("ours", "other"), [("f" * 12, "e" * 12), ("f" * 60, "e" * 60)], ids=["fingerprint", "weights"])
+def test_tokens_of_another_tokenizer_than_the_models_are_refused(datasets: tuple[TokenDataset, ...], ours: str, other: str) -> None:
+    LoadPlan(datasets=datasets, tokenizer=ours)
+    with pytest.raises(ValueError, match=f"/a has tokens of tokenizer {ours}, the model reads those of {other}: pretokenize"):
+        LoadPlan(datasets=datasets, tokenizer=other)
