@@ -183,9 +183,9 @@ class TokenDataset:
 
     def _require_own(self, shard: MappedShard, file: FileRecord, rows: int) -> None:
         if shard.rows != rows:
-            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
+            raise DamagedShardError.of(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
         if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
-            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+            raise DamagedShardError.of(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
 
     def _read_captions(self, number: int) -> pa.Array:
         with self._blaming(number):
@@ -201,10 +201,10 @@ class TokenDataset:
             folder, file = meta_record(Store(self.url), entry["meta_path"], entry["shard"])
         except FileNotFoundError:
             folder, _ = meta_place(Store(self.url), entry["meta_path"])
-            raise DamagedShardError(folder.url, receipt_name(entry["shard"]), "missing") from None
+            raise DamagedShardError.of(folder.url, receipt_name(entry["shard"]), "missing") from None
         table = self._files_of(folder.url).open(file, lambda path: _read_columns(path, columns))
         if len(table) != entry["rows"]:
-            raise DamagedShardError(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
+            raise DamagedShardError.of(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table
 
 

@@ -1,6 +1,7 @@
 """Damaged shards under quarantine: fetched again, then named in a ledger and counted; all other samples come, once and exactly."""
 
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -106,6 +107,20 @@ def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[Tok
     with pytest.raises(DamagedShardError, match=rf"{name} is damaged \(.*\): run `dualtoken verify"):
         list(LOADERS[kind](LoadPlan(datasets=(dataset,), with_captions=True)))
     assert not ledger.exists()
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_worker_process_ends_the_run_with_the_same_error(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+    dataset, name, _ = damaged
+    with pytest.raises(DamagedShardError, match=rf"{name} is damaged \(.*\): run `dualtoken verify"):
+        list(iterate(LOADERS[kind](LoadPlan(datasets=(dataset,), with_captions=True)), num_workers=1))
+
+
+def test_the_error_goes_to_other_processes_whole() -> None:
+    error = DamagedShardError.of("s3://a/tokens", "data/00001.arrow", "missing")
+    error.shard = ("s3://a/tokens", 1)
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
 
 
 @pytest.mark.parametrize("kind", LOADERS)
