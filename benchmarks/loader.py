@@ -170,7 +170,7 @@ def resume(folder: Path) -> None:
     random, seconds = np.random.default_rng(0), []
     for _ in range(5):
         plan = LoadPlan(datasets=(TokenDataset(str(folder / "ours")),), weights={0: [1]}, seed=1)
-        state = {**TokenLoader(plan, BATCH).state_dict(), "samples": int(random.integers(10**9))}
+        state = {**TokenLoader(plan, BATCH).state_dict(None), "samples": int(random.integers(10**9))}
         start = time.perf_counter()
         loader = TokenLoader(LoadPlan(datasets=(TokenDataset(str(folder / "ours")),), weights={0: [1]}, seed=1), BATCH)
         loader.load_state_dict(state)

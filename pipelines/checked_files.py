@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import pyarrow as pa
 import xxhash
@@ -20,11 +20,20 @@ _TRIES = 3
 class DamagedShardError(OSError):
     """A shard is not what its dataset says; training on it would be training on other codes."""
 
-    def __init__(self, url: str, name: str, problem: str) -> None:
-        super().__init__(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
-        self.url, self.name, self.problem = url, name, problem
+    def __init__(self, message: str) -> None:
+        """Take a message alone, as a DataLoader does that raises again what a worker process raised; see `of`."""
+        super().__init__(message)
+        self.url = self.name = self.problem = ""
+        """The dataset's folder, the file's name in it and what is wrong with it; of another process's error only the message tells."""
         self.shard: tuple[str, int] | None = None
         """The dataset that was read, and the number of its shard; captions may be in another dataset's file."""
+
+    @classmethod
+    def of(cls, url: str, name: str, problem: str) -> Self:
+        """Say what is wrong with a file of a dataset."""
+        error = cls(f"{url}/{name} is damaged ({problem}): run `dualtoken verify {url} --repair`")
+        error.url, error.name, error.problem = url, name, problem
+        return error
 
 
 class CheckedFiles:
@@ -45,9 +54,9 @@ class CheckedFiles:
             except FileNotFoundError:
                 # Another process may have let a copy go, to make room, before it was mapped here.
                 if store.is_local or not store.exists(file.name):
-                    raise DamagedShardError(self.url, file.name, "missing") from None
+                    raise DamagedShardError.of(self.url, file.name, "missing") from None
             except pa.ArrowException as error:
-                raise DamagedShardError(self.url, file.name, " ".join(str(error).split())[:120]) from None
+                raise DamagedShardError.of(self.url, file.name, " ".join(str(error).split())[:120]) from None
         assert self.cache is not None
         raise OSError(f"{self.cache.folder}: copies go before they are read: raise max_bytes={self.cache.max_bytes}")
 
@@ -58,7 +67,7 @@ class CheckedFiles:
             path = self._copy(store, file, again=True)
             problem = self._problem(path, file)
         if problem:
-            raise DamagedShardError(self.url, file.name, problem)
+            raise DamagedShardError.of(self.url, file.name, problem)
         return path
 
     def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:

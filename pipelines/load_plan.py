@@ -26,6 +26,9 @@ class LoadPlan:
     """What a run reads, and in which order."""
 
     datasets: tuple[TokenDataset, ...]
+    tokenizer: str | None = None
+    """The one that the model reads codes of: the SHA-256 of its `model.safetensors`, or the fingerprint of its training. Tokens of
+    another one are refused."""
     weights: Mapping[int, Sequence[float]] | None = None
     """Shares by first sample, such as {0: [3, 1], 1_000_000: [1, 1]}: an endless run."""
     epochs: tuple[float, ...] | None = None
@@ -36,19 +39,11 @@ class LoadPlan:
     on_damage: Literal["raise", "quarantine"] = "raise"
     """A damaged shard, fetched again where it is remote, ends the run, or is left out of it and written into `damage_ledger`."""
     damage_ledger: Path | None = None
-    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason. What it names when a run begins is
-    left out from the start."""
+    """A file of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason. What it names when a loader is
+    made is left out from the start."""
 
     def __post_init__(self) -> None:
-        first, *others = self.datasets
-        for other in others:
-            if other.tokenizer_sha256 != first.tokenizer_sha256:
-                raise ValueError(
-                    f"{first.url} has tokens of tokenizer {first.tokenizer_fingerprint}, {other.url} of {other.tokenizer_fingerprint}: "
-                    "a mixture has one tokenizer; pretokenize one of them again"
-                )
-            if other.streams != first.streams:
-                raise ValueError(f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike")
+        self._require_one_kind()
         if self.weights is not None and self.epochs is not None:
             raise ValueError("weights and epochs are both given: weights make an endless run, epochs a finite one")
         for name, given in (("epochs", self.epochs), *(("weights", row) for row in (self.weights or {}).values())):
@@ -58,6 +53,20 @@ class LoadPlan:
             raise ValueError(f"{empty[0]} has no rows: leave it out")
         if self.on_damage == "quarantine" and self.damage_ledger is None:
             raise ValueError("on_damage=quarantine without damage_ledger: name a file to write lost shards into")
+
+    def _require_one_kind(self) -> None:
+        if self.tokenizer is not None:
+            for dataset in self.datasets:
+                dataset.require_tokenizer(self.tokenizer)
+        first, *others = self.datasets
+        for other in others:
+            if other.tokenizer_sha256 != first.tokenizer_sha256:
+                raise ValueError(
+                    f"{first.url} has tokens of tokenizer {first.tokenizer_fingerprint}, {other.url} of {other.tokenizer_fingerprint}: "
+                    "a mixture has one tokenizer; pretokenize one of them again"
+                )
+            if other.streams != first.streams:
+                raise ValueError(f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike")
 
     def order(self) -> Mixture:
         """Return the order of the sources."""
@@ -114,7 +123,7 @@ class Samples:
         return lost
 
     def captions_lost_at_first(self, places: Places) -> Flags:
-        """Return whose captions the ledger named as lost when the run began: the same on all ranks."""
+        """Return whose captions the ledger named as lost when the run began: the same on all ranks that began together."""
         return (
             self._lost(self._quarantine, places, captions=True, at_first=True) if self._quarantine else np.zeros(len(places.numbers), bool)
         )

@@ -67,8 +67,8 @@ class TokenLoader(RankLoader[TokenBatch]):
         self.samples = 0
         """Where the next iteration begins."""
 
-    def state_dict(self, last: TokenBatch | None = None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, as JSON values; the same on all ranks."""
+    def state_dict(self, last: TokenBatch | None) -> dict[str, Any]:
+        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
         return {"version": STATE_VERSION, "samples": self.samples if last is None else last.samples, "plan": self.plan.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ def _tensor(codes: Ids | None) -> Tensor | None:
 
 
 def iterate(loader: RankLoader[Batch], *, num_workers: int = 0, stall_seconds: float = 300.0) -> Iterator[Batch]:
-    """Yield a loader's batches, made by worker processes; raises TimeoutError where none comes for `stall_seconds`.
+    """Yield a loader's batches, made by worker processes; raises what they raise, and TimeoutError where none comes for `stall_seconds`.
 
     Without worker processes nobody watches: a store that never answers is waited for.
     """
@@ -129,4 +129,5 @@ def iterate(loader: RankLoader[Batch], *, num_workers: int = 0, stall_seconds: f
         # What a worker raises begins with other words.
         if not str(error).startswith(_STALLED):
             raise
-        raise TimeoutError(f"no batch came for {stall_seconds:g} s: look at the storage of {loader.plan.datasets[0].url}") from error
+        urls = ", ".join(dataset.url for dataset in loader.plan.datasets)
+        raise TimeoutError(f"no batch came for {stall_seconds:g} s: look at the storage of {urls}") from error

@@ -18,7 +18,7 @@ import numpy as np
 BLOCK = 4096
 """Samples that are shuffled among themselves; phases of a schedule begin at multiples of it."""
 _FINEST = 10**6
-"""Weights are taken as fractions of at most this denominator."""
+"""Weights are taken as fractions of at most this denominator, of the largest one where any is smaller than the least of these."""
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -52,6 +52,12 @@ class Mixture:
         for one in self.phases:
             if min(one.weights) < 0 or not any(one.weights):
                 raise ValueError(f"weights={list(one.weights)} from sample {one.first}: give weights of at least 0, one of them more")
+            for weight, whole in zip(one.weights, _whole_weights(one.weights), strict=True):
+                if weight and not whole:
+                    raise ValueError(
+                        f"weights={list(one.weights)} from sample {one.first}: {weight} is too small a share beside {max(one.weights)}, "
+                        f"under half of 1/{_FINEST}: raise it, or give 0 to leave its source out"
+                    )
 
     def choose(self, numbers: Numbers) -> Chosen:
         """Return where the samples of these numbers come from."""
@@ -93,8 +99,10 @@ def whole_epochs(rows: Sequence[int], seed: int = 0) -> Mixture:
     return Mixture((Phase(0, tuple(rows)),), seed, sum(rows))
 
 
-def _whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    parts = [Fraction(weight).limit_denominator(_FINEST) for weight in weights]
+@lru_cache(maxsize=256)
+def _whole_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
+    largest = max(weights) if min(weight for weight in weights if weight) * _FINEST < 1 else 1
+    parts = [(Fraction(weight) / Fraction(largest)).limit_denominator(_FINEST) for weight in weights]
     common = np.lcm.reduce([part.denominator for part in parts], dtype=object)
     return tuple(int(part * common) for part in parts)
 

@@ -19,6 +19,7 @@ from pipelines.load_plan import Places, Samples, by_source, require_same_plan
 from pipelines.loader import RankLoader
 from pipelines.mapped_shards import Rows
 from pipelines.packing import Document, Pack, Packer
+from pipelines.quarantine import Flags
 
 STATE_VERSION = 1
 BLOCK = 256
@@ -63,11 +64,13 @@ class PackedLoader(RankLoader[PackedBatch]):
     def __init__(self, plan: PackPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(plan.load, batch_size, rank, world_size)
         self.packing = plan
+        # Here and not where an iteration begins: all workers of this process know of the same damage.
+        self._samples = Samples(plan.load)
         self.position = 0
         self.waiting: tuple[Document, ...] = ()
 
-    def state_dict(self, last: PackedBatch | None = None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, as JSON values; the same on all ranks."""
+    def state_dict(self, last: PackedBatch | None) -> dict[str, Any]:
+        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
         position, waiting = (self.position, self.waiting) if last is None else (last.position, _unpacked(last.waiting))
         return {
             "version": STATE_VERSION,
@@ -87,7 +90,7 @@ class PackedLoader(RankLoader[PackedBatch]):
 
     def __iter__(self) -> Iterator[PackedBatch]:
         number, every = self.turn
-        desk = _Desk(self.packing, self.position)
+        desk = _Desk(self.packing, self._samples, self.position)
         packer = Packer(self.packing.capacity, self.packing.pool_size, waiting=list(self.waiting))
         packs = packer.packs(desk.documents())
         for step in itertools.count():
@@ -107,8 +110,8 @@ class PackedLoader(RankLoader[PackedBatch]):
 class _Desk:
     """Where samples become documents, and packs become batches."""
 
-    def __init__(self, plan: PackPlan, position: int) -> None:
-        self.plan, self.position, self.samples = plan, position, Samples(plan.load)
+    def __init__(self, plan: PackPlan, samples: Samples, position: int) -> None:
+        self.plan, self.samples, self.position = plan, samples, position
         self.lost: list[int] = []
         """Numbers of samples whose captions are in quarantine, since last cleared."""
         self._texts: dict[int, Rows] = {}
@@ -120,7 +123,7 @@ class _Desk:
         while end is None or self.position < end:
             last = self.position + BLOCK if end is None else min(self.position + BLOCK, end)
             places = self.samples.find(np.arange(self.position, last))
-            lost = self.samples.captions_lost_at_first(places)
+            lost = self._lost_at_first(places)
             words = iter(self._words(places.at(~lost)))
             for number, is_lost in zip(places.numbers.tolist(), lost.tolist(), strict=True):
                 self.position = number + 1
@@ -128,6 +131,12 @@ class _Desk:
                     self.lost.append(number)
                 else:
                     yield Document(number, self.plan.length(next(words)))
+
+    def _lost_at_first(self, places: Places) -> Flags:
+        """Return which samples are in no sequence: none where lengths were given, and a process may begin when others met damage."""
+        if self.plan.lengths is not None:
+            return np.zeros(len(places.numbers), bool)
+        return self.samples.captions_lost_at_first(places)
 
     def forget(self, packs: Sequence[Pack]) -> None:
         """Let go of the texts of documents that are done with."""

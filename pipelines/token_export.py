@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from infra.digests import digest
 from infra.local_files import scratch_folder
 from infra.storage import Store
 from pipelines.errors import UserError
 from pipelines.export_formats import FORMATS, Shape, ShardRows
-from pipelines.receipts import FileRecord, Record, read_manifest
+from pipelines.receipts import FileRecord, Record
 from pipelines.shard_cache import ShardCache
 from pipelines.token_reader import TokenDataset
 from pipelines.token_shards import STREAMS
@@ -82,12 +81,6 @@ def export_tokens(
 
 def open_tokens(dataset: str, streams: Sequence[str], scratch: Path, tokenizer: str | None = None) -> TokenDataset:
     """Open a finished token dataset; raises `UserError` for anything else."""
-    try:
-        manifest = read_manifest(Store(dataset))
-    except ValidationError:
-        raise UserError(f"{dataset}/manifest.json is none of ours: give the folder of a token dataset") from None
-    if manifest and manifest.stage != "pretokenize":
-        raise UserError(f"{dataset} is a folder of the stage {manifest.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
     try:
         tokens = TokenDataset(dataset, streams=streams, cache=ShardCache(scratch / "cache", CACHE_BYTES))
         if tokenizer is not None:

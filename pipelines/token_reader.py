@@ -94,11 +94,12 @@ class TokenDataset:
         """Return the shards' names and rows, in the order of the rows."""
         return list(zip(self._index["shard"].to_pylist(), self._index["rows"].to_pylist(), strict=True))
 
-    def require_tokenizer(self, fingerprint: str) -> None:
-        """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint."""
-        if fingerprint != self.tokenizer_fingerprint:
+    def require_tokenizer(self, tokenizer: str) -> None:
+        """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
+        ours = self.tokenizer_sha256 if len(tokenizer) == len(self.tokenizer_sha256) else self.tokenizer_fingerprint
+        if tokenizer != ours:
             raise ValueError(
-                f"{self.url} has tokens of tokenizer {self.tokenizer_fingerprint}, the model reads those of {fingerprint}: "
+                f"{self.url} has tokens of tokenizer {ours}, the model reads those of {tokenizer}: "
                 "pretokenize the corpus with the model's tokenizer, or name the other tokenizer's model"
             )
 
@@ -182,9 +183,9 @@ class TokenDataset:
 
     def _require_own(self, shard: MappedShard, file: FileRecord, rows: int) -> None:
         if shard.rows != rows:
-            raise DamagedShardError(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
+            raise DamagedShardError.of(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
         if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
-            raise DamagedShardError(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+            raise DamagedShardError.of(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
 
     def _read_captions(self, number: int) -> pa.Array:
         with self._blaming(number):
@@ -200,10 +201,10 @@ class TokenDataset:
             folder, file = meta_record(Store(self.url), entry["meta_path"], entry["shard"])
         except FileNotFoundError:
             folder, _ = meta_place(Store(self.url), entry["meta_path"])
-            raise DamagedShardError(folder.url, receipt_name(entry["shard"]), "missing") from None
+            raise DamagedShardError.of(folder.url, receipt_name(entry["shard"]), "missing") from None
         table = self._files_of(folder.url).open(file, lambda path: _read_columns(path, columns))
         if len(table) != entry["rows"]:
-            raise DamagedShardError(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
+            raise DamagedShardError.of(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table
 
 

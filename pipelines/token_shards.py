@@ -9,6 +9,7 @@ The IPC file format fails loudly when it is cut (the stream format loses rows si
 contiguous read or a view of a memory map. Neither notices a flipped byte, hence the checksums.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from infra.digests import DigestingFile, FileDigest
 from infra.storage import Store
 from model.config import TokenizerConfig
 from pipelines.captions import meta_path
 from pipelines.ledger import KEY_BYTES
-from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem, read_manifest
+from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
 
 SCHEMA_VERSION, BORROWING_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
@@ -192,12 +194,32 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
 
 
 def require_finished(store: Store) -> Manifest:
-    """Return a token dataset's manifest; raises ValueError when it is unfinished, newer than this reader, or finished in times to come."""
-    manifest = read_manifest(store)
-    if manifest is None:
-        raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again")
-    if (version := manifest.details["schema_version"]) > BORROWING_VERSION:
-        raise ValueError(f"{store.url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")
+    """Return a token dataset's manifest; raises ValueError for an unfinished, newer or foreign one, or one finished in times to come."""
+    try:
+        data = store.read(MANIFEST_FILE)
+    except FileNotFoundError:
+        raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again") from None
+    _require_known(store.url, data)
+    try:
+        manifest = Manifest.from_bytes(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy") from None
     if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
         raise ValueError(f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`")
     return manifest
+
+
+def _require_known(url: str, data: bytes) -> None:
+    """Look at stage and version before any other field: what a newer version has, nobody knows here."""
+    try:
+        said = json.loads(data)
+        stage = said["stage"]
+        version = said["details"]["schema_version"] if stage == "pretokenize" else 0
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset") from None
+    if stage != "pretokenize":
+        raise ValueError(f"{url} is a folder of the stage {stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
+    if not isinstance(version, int) or version > BORROWING_VERSION:
+        raise ValueError(f"{url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")

@@ -136,7 +136,7 @@ def test_a_batch_that_is_held_stays_as_it_is(datasets: tuple[TokenDataset, ...])
 
 
 def test_a_worker_that_hangs_is_told_within_the_time_given(datasets: tuple[TokenDataset, ...]) -> None:
-    with pytest.raises(TimeoutError, match=r"no batch came for 1 s: look at the storage of .*/a"):
+    with pytest.raises(TimeoutError, match=r"no batch came for 1 s: look at the storage of .*/a, .*/b$"):
         list(iterate(_Hanging(LoadPlan(datasets=datasets), 64), num_workers=1, stall_seconds=1))
 
 
@@ -199,7 +199,7 @@ def test_a_loader_goes_to_processes_of_either_kind(datasets: tuple[TokenDataset,
 
 
 def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
-    state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict()
+    state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict(None)
     for plan, said in (
         (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
         (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
@@ -211,7 +211,22 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
         TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})
 
 
+def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+    loader = TokenLoader(LoadPlan(datasets=datasets), 8)
+    next(iter(loader))
+    state_dict: Any = loader.state_dict
+    with pytest.raises(TypeError, match="last"):
+        state_dict()
+
+
 def test_a_mixture_of_two_tokenizers_is_refused(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
     other = TokenDataset(write_tokens(tmp_path / "other", 10, tokenizer="e" * 12), streams=["semantic"])
     with pytest.raises(ValueError, match=r"tokens of tokenizer ffffffffffff, .* of eeeeeeeeeeee: a mixture has one tokenizer"):
         LoadPlan(datasets=(datasets[0], other))
+
+
+@pytest.mark.parametrize(("ours", "other"), [("f" * 12, "e" * 12), ("f" * 60, "e" * 60)], ids=["fingerprint", "weights"])
+def test_tokens_of_another_tokenizer_than_the_models_are_refused(datasets: tuple[TokenDataset, ...], ours: str, other: str) -> None:
+    LoadPlan(datasets=datasets, tokenizer=ours)
+    with pytest.raises(ValueError, match=f"/a has tokens of tokenizer {ours}, the model reads those of {other}: pretokenize"):
+        LoadPlan(datasets=datasets, tokenizer=other)

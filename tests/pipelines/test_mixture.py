@@ -1,5 +1,6 @@
 """Mixtures: shares hold everywhere, every sample of a source comes once, and any sample is found by its number alone."""
 
+import hashlib
 from fractions import Fraction
 
 import numpy as np
@@ -76,9 +77,24 @@ def test_sources_are_mixed_within_a_block() -> None:
     assert 1900 < runs < 2200  # 2,048 expected; 4,096 were a pattern, 2 no mixture
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9, 1e-300])
+def test_shares_are_of_the_weights_however_small_all_of_them_are(scale: float) -> None:
+    assert mixture({0: [3 * scale, scale, 0]}).counts(BLOCK) == [3 * BLOCK // 4, BLOCK // 4, 0]
+
+
+def test_weights_of_before_give_the_samples_of_before() -> None:
+    chosen = mixture({0: [3.14159, 0.4142, 1e-5], BLOCK: [0.1, 0.2, 2e-6]}, seed=6).choose(np.arange(3 * BLOCK))
+    assert [hashlib.sha256(column.tobytes()).hexdigest()[:12] for column in chosen] == PINNED
+
+
+PINNED = ["6179a3657d39", "423f18d8e1fe"]
+
+
 @pytest.mark.parametrize(
     ("schedule", "line"),
     [
+        ({0: [1, 1e-7]}, r"weights=\[1, 1e-07\] from sample 0: 1e-07 is too small a share beside 1, under half of 1/1000000: raise it"),
+        ({0: [1, 1], 9: [1e-3, 4e-10]}, "from sample 4096: 4e-10 is too small a share beside 0.001"),
         ({0: [1, -1]}, r"weights=\[1, -1\] from sample 0: give weights of at least 0"),
         ({0: [0, 0]}, "give weights of at least 0, one of them more"),
         ({5: [1]}, "the schedule begins at sample 5: give the weights from 0 on"),

@@ -103,12 +103,15 @@ def expected(plan: PackPlan, numbers: range) -> Counter[Any]:
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch_size=st.integers(1, 9), world_size=st.integers(1, 4), image_first=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 9))
+@given(
+    batch_size=st.integers(1, 9), world_size=st.integers(1, 4), workers=st.integers(1, 3), image_first=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 9),
+)  # fmt: skip
 def test_an_epoch_has_every_document_once_and_whole_over_any_number_of_ranks(
-    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, image_first: float, seed: int
+    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, image_first: float, seed: int
 ) -> None:
     plan = plan_of(LoadPlan(datasets=datasets, seed=seed), image_first=image_first)
-    found, state = spread(plan, batch_size, world_size)
+    found, state = spread(plan, batch_size, world_size, workers=workers)
     assert found == expected(plan, range(sum(ROWS.values())))
     assert (state["position"], state["waiting"]) == (sum(ROWS.values()), [])
 
@@ -125,13 +128,12 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_un
         LoadPlan(datasets=datasets, weights=weights, seed=3),
     ]
     plan, found, state = plan_of(data.draw(st.sampled_from(loads))), Counter[Any](), None
+    batch_sizes, ranks, steps, workers = (st.integers(*ends) for ends in ((1, 9), (1, 4), (0, 3), (1, 3)))
     for _ in range(data.draw(st.integers(1, 3))):
-        part, state = spread(
-            plan, data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4)), steps=data.draw(st.integers(0, 3)), state=state
-        )
+        part, state = spread(plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), state, data.draw(workers))
         found += part
     if plan.load.weights is None:
-        rest, state = spread(plan, 4, 2, state=state, workers=2)
+        rest, state = spread(plan, 4, 2, state=state, workers=data.draw(workers))
         assert found + rest == expected(plan, range(state["position"]))
         assert not state["waiting"]
     elif state is not None:
@@ -185,7 +187,7 @@ def test_a_view_of_one_stream_has_no_other(datasets: tuple[TokenDataset, ...], s
 
 def test_a_state_of_other_sequences_or_another_text_tokenizer_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
     plan = plan_of(LoadPlan(datasets=datasets))
-    state = PackedLoader(plan, 2).state_dict()
+    state = PackedLoader(plan, 2).state_dict(None)
     for changed, said in (
         ({"capacity": 128}, "loader state has capacity=64, this run 128"),
         ({"caption_dropout": 0.0}, "loader state has caption_dropout=0.3, this run 0.0"),

@@ -1,12 +1,14 @@
 """Damaged shards under quarantine: fetched again, then named in a ledger and counted; all other samples come, once and exactly."""
 
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infra.storage import Store
@@ -108,6 +110,20 @@ def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[Tok
 
 
 @pytest.mark.parametrize("kind", LOADERS)
+def test_a_worker_process_ends_the_run_with_the_same_error(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+    dataset, name, _ = damaged
+    with pytest.raises(DamagedShardError, match=rf"{name} is damaged \(.*\): run `dualtoken verify"):
+        list(iterate(LOADERS[kind](LoadPlan(datasets=(dataset,), with_captions=True)), num_workers=1))
+
+
+def test_the_error_goes_to_other_processes_whole() -> None:
+    error = DamagedShardError.of("s3://a/tokens", "data/00001.arrow", "missing")
+    error.shard = ("s3://a/tokens", 1)
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
 def test_a_stopped_run_loses_the_same_samples_under_other_ranks(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
     dataset, name, ledger = damaged
     load = quarantined(dataset, ledger)
@@ -202,6 +218,30 @@ def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens:
     flip(tmp_path / "copy/meta/00002.parquet")  # whole for the other rank, which goes by the ledger all the same
     assert [(batch.position, batch.waiting) for batch in rank(0)] == [(batch.position, batch.waiting) for batch in rank(1)]
     assert not keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
+
+
+def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    ledger = tmp_path / "ledger.jsonl"
+
+    def rank(number: int) -> Batches:
+        # Opened anew, as by a process that begins when the other's damage stands in the ledger.
+        load = quarantined(TokenDataset(str(tmp_path / "copy")), ledger)
+        plan = PackPlan(
+            load=load, capacity=40, tokenize=lambda text: [7] * len(text), markers=Markers(image_start=1, image_end=2), pool_size=16,
+            lengths=lambda _, rows: np.array([len(f"a {row}") for row in rows]),
+        )  # fmt: skip
+        return list(iterate(PackedLoader(plan, 3, rank=number, world_size=2), num_workers=2))
+
+    whole = [rank(0), rank(1)]
+    flip(tmp_path / "copy/meta/00001.parquet")
+    holed = [rank(0), rank(1)]
+    (entry,) = read_quarantine(ledger)
+    assert (entry["file"], entry["captions"]) == ("meta/00001.parquet", True)
+    for ours, theirs in zip(holed, whole, strict=True):
+        assert [(batch.position, batch.waiting) for batch in ours] == [(batch.position, batch.waiting) for batch in theirs]
+    assert keys(holed[0] + holed[1]) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert sum(batch.lost for batch in holed[0] + holed[1]) == len(LOST)
 
 
 @pytest.mark.parametrize("kind", LOADERS)

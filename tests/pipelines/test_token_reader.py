@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import json
 import mmap
 import multiprocessing
 import os
@@ -103,9 +104,20 @@ def test_an_unfinished_newer_or_foreign_dataset_is_refused_by_name(tokens: str, 
     manifest = read_manifest(store)
     assert manifest is not None
     newer = manifest.model_copy(update={"details": {**manifest.details, "schema_version": 99}})
-    store.put_bytes(newer.to_bytes(), MANIFEST_FILE)
+    with_more = json.dumps({**json.loads(newer.to_bytes()), "of_times_to_come": 1}).encode()
+    store.put_bytes(with_more, MANIFEST_FILE)
     with pytest.raises(ValueError, match="has schema version 99, this reader knows"):
         TokenDataset(store.url)
+    ours = manifest.to_bytes().replace(b'"rows_in"', b'"rows_inn"')
+    for content, said in (
+        (ours, r"copy/manifest\.json is not as it was written \(rows_in: Field required\): take it from a copy$"),
+        (b'{"name": "an app"}', r"copy/manifest\.json is none of ours: give the folder of a token dataset"),
+        (b"[]", "is none of ours"),
+        (b"\x00", "is none of ours"),
+    ):
+        store.put_bytes(content, MANIFEST_FILE)
+        with pytest.raises(ValueError, match=said):
+            TokenDataset(store.url)
     store.remove(MANIFEST_FILE)
     with pytest.raises(ValueError, match="is unfinished"):
         TokenDataset(store.url)

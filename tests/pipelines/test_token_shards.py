@@ -146,6 +146,13 @@ def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> No
     assert codes_of(read_data_shard(tmp_path / "a.arrow"), "pixel").shape == (0, 32)
 
 
+def test_a_reader_refuses_another_stages_folder_by_the_stages_name(finished: Recipe) -> None:
+    scores = planned(finished, "score", "tiny-train").job
+    assert scores is not None
+    with pytest.raises(ValueError, match=r"is a folder of the stage score: give one of pretokenize, <corpus>/tokens/<fingerprint>$"):
+        require_finished(scores.store())
+
+
 def test_a_reader_refuses_what_is_unfinished(tmp_path: Path, tokens: Store) -> None:
     assert require_finished(tokens).details["schema_version"] == 1
     with pytest.raises(ValueError, match="unfinished"):
