@@ -12,7 +12,7 @@ from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOpt
 from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
-from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_table
+from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
 from jobs.token_commands import card, export_tokens, inspect
 from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
@@ -92,8 +92,9 @@ def status(
     root: RootOption = None,
     exact: Annotated[bool, typer.Option("--exact", help="Read every receipt of an unfinished stage, however many.")] = False,
 ) -> None:
-    """Print what each stage has done: units, samples by status and reason, bytes, seconds of work."""
-    show(status_table(Planner(open_recipe(recipe, overrides, root)).plan(), None if exact else SAMPLED_RECEIPTS))
+    """Print what each stage has done: units, samples by status and reason, bytes, seconds of work; and what encoding waited for."""
+    for table in status_tables(Planner(open_recipe(recipe, overrides, root)).plan(), None if exact else SAMPLED_RECEIPTS):
+        show(table)
 
 
 @app.command()

@@ -1,13 +1,14 @@
 """The tables that `plan` and `status` print."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.plan import Planned
 from pipelines.totals import Totals, add_up
+from pipelines.work_parts import PARTS, WorkParts
 
 PIPE_WIDTH = 200
 """Columns where the output is no terminal, so that a log keeps a row on a line."""
@@ -48,15 +49,36 @@ def _state(one: Planned) -> str:
     return "done" if one.manifest else "begun" if one.done else "ready"
 
 
-def status_table(plan: Iterable[Planned], most: int | None = None) -> Table:
-    """Tabulate what the receipts of unfinished stages say, `most` of each read, and the manifests of finished ones."""
+def status_tables(plan: Iterable[Planned], most: int | None = None) -> list[Table]:
+    """Tabulate what the receipts of unfinished stages say, `most` of each read, and the manifests of finished ones.
+
+    A second table tells where the time of encoding went, once a receipt does.
+    """
+    known = [(one, _totals(one, most) if one.job else None) for one in plan]
+    timed = [(one, totals) for one, totals in known if totals and totals.parts]
+    return [_status_table(known), *([_parts_table(timed)] if timed else [])]
+
+
+def _status_table(known: Sequence[tuple[Planned, Totals | None]]) -> Table:
     table = Table("stage", "corpus", box=None, pad_edge=False)
     for heading in ("units", "written", "work", "rows/s"):
         table.add_column(heading, justify="right")
     table.add_column("last unit")
     table.add_column("samples")
-    for one in plan:
-        table.add_row(one.step, one.corpus or "", *(_status_cells(one, _totals(one, most)) if one.job else ["", "", "", "", "", "waiting"]))
+    for one, totals in known:
+        table.add_row(one.step, one.corpus or "", *(_status_cells(one, totals) if totals else ["", "", "", "", "", "waiting"]))
+    return table
+
+
+def _parts_table(timed: Sequence[tuple[Planned, Totals]]) -> Table:
+    table = Table("seconds of", "corpus", box=None, pad_edge=False)
+    for heading in (*PARTS, "encoder waits"):
+        table.add_column(heading, justify="right")
+    table.add_column("most for")
+    for one, totals in timed:
+        parts, about = WorkParts(corpus=one.corpus or "", seconds=totals.parts), "≈ " if totals.estimated else ""
+        cells = [f"{about}{parts.seconds[name]:,.1f}" if name in parts.seconds else "" for name in PARTS]
+        table.add_row(one.step, parts.corpus, *cells, f"{parts.encoder_waits:.0%}", parts.longest_wait)
     return table
 
 

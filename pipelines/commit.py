@@ -74,7 +74,7 @@ def commit_unit(
     Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
     Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and leaves the unit to be done again.
     """
-    names = list(output.files)
+    names, began = list(output.files), time.monotonic()
     counts: dict[str, int] = {}
     if output.ledger is not None:
         check_closed(output.ledger, unit.rows)
@@ -102,7 +102,7 @@ def commit_unit(
         rows=unit.rows,
         counts=counts,
         files=tuple(files),
-        facts=dict(output.facts),
+        facts=_facts(output, began),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.monotonic() - started, 3),
     )
@@ -143,6 +143,11 @@ def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], e
     for name, content in made.items():
         if stored.get(name) != content.sha256:
             store.put(scratch / name, name)
+
+
+def _facts(output: UnitOutput, began: float) -> dict[str, Any]:
+    timed = {"seconds": {**output.seconds, "commit": round(time.monotonic() - began, 3)}} if output.seconds else {}
+    return {**output.facts, **timed}
 
 
 def _asked(job: StageJob) -> tuple[Tombstones, ...]:

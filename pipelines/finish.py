@@ -12,6 +12,7 @@ from pipelines.receipts import FileRecord, Manifest, read_manifest, read_receipt
 from pipelines.stage import StageJob
 from pipelines.token_audit import Alarm, DatasetAudit, stopped
 from pipelines.token_shards import BORROWING_VERSION, SCHEMA_VERSION, write_index
+from pipelines.work_parts import PARTS_DETAIL
 
 WEIGHTS = "model.safetensors"
 
@@ -48,6 +49,7 @@ def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileReco
             "rows": sum(index["rows"].to_pylist()),
             "shards": index.num_rows,
             "audit": summary,
+            PARTS_DETAIL: {name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
         }
         (Path(scratch) / CARD).write_text(card(job, details, content.totals), encoding="utf-8")
         return details, [upload(job.store(), Path(scratch), name) for name in ("index.parquet", CARD)]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from pipelines.work_parts import WorkParts
+
 Stream = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
 
@@ -238,6 +240,8 @@ class ReportData:
     stages: tuple[StageTime, ...]
     audits: tuple[TokenAudit, ...] = ()
     """Of the corpora whose token shards were audited."""
+    parts: tuple[WorkParts, ...] = ()
+    """Of the corpora whose token shards tell where their time went."""
 
 
 def to_json(data: ReportData) -> str:

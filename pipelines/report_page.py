@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines.charts import Bar, bar_chart, line_chart
 from pipelines.report_data import CodebookUsage, Curve, FunnelStep, Reconstruction, ReportData, Retrieval, ZeroShot
+from pipelines.work_parts import PARTS
 
 TEMPLATE = "report.html.jinja"
 STEP_NAMES = {
@@ -90,6 +91,7 @@ def render(data: ReportData) -> str:
         alt_characters=ALT_CHARACTERS,
         reasons_shown=REASONS_SHOWN,
         alarms_shown=ALARMS_SHOWN,
+        part_names=PARTS,
     )
 
 

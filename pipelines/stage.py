@@ -82,6 +82,8 @@ class UnitOutput:
     """JSON values for the receipt: code usage, throughput, whatever a later stage or the report reads."""
     digests: Mapping[str, FileDigest] = field(default_factory=dict)
     """Of those files whose checksums were taken while they were written; the others are read once more."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of the parts of the work, where it is timed; with `commit` they become the receipt's fact `seconds`."""
 
 
 class Worker(Protocol):

@@ -11,6 +11,7 @@ from typing import Self
 
 from infra.storage import Store
 from pipelines.receipts import Manifest, Receipt, iter_receipts
+from pipelines.work_parts import PARTS_DETAIL, parts_of
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Totals:
     first_started_at: str = ""
     """UTC, ISO 8601; "" where there are no units."""
     last_finished_at: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds by part of the work (`pipelines.work_parts`), of those receipts that tell."""
     estimated: bool = False
     """Scaled up from a sample of the receipts."""
 
@@ -37,6 +40,8 @@ class Totals:
         self.counts.update(receipt.counts)
         self.bytes += sum(file.bytes for file in receipt.files)
         self.seconds += receipt.seconds
+        for name, seconds in parts_of(receipt.facts, receipt.seconds).items():
+            self.parts[name] = self.parts.get(name, 0.0) + seconds
         started = _moment(datetime.fromisoformat(receipt.finished_at).timestamp() - receipt.seconds)
         self.first_started_at = min(self.first_started_at or started, started)
         self.last_finished_at = max(self.last_finished_at, receipt.finished_at)
@@ -45,14 +50,16 @@ class Totals:
     def of_manifest(cls, manifest: Manifest, units: int) -> Self:
         """Return what a finished stage's manifest says its receipts add up to."""
         first, last = manifest.first_started_at, manifest.last_finished_at
-        return cls(units, manifest.rows_in, Counter(manifest.counts), manifest.bytes, manifest.seconds, first, last)
+        parts = dict(manifest.details.get(PARTS_DETAIL, {}))
+        return cls(units, manifest.rows_in, Counter(manifest.counts), manifest.bytes, manifest.seconds, first, last, parts)
 
     def scaled(self, units: int) -> "Totals":
         """Return an estimate for `units` units, of which these are an even sample."""
         share = units / self.units
         counts = Counter({status: round(count * share) for status, count in self.counts.items()})
         rows, size, seconds = round(self.rows * share), round(self.bytes * share), self.seconds * share
-        return replace(self, units=units, rows=rows, counts=counts, bytes=size, seconds=seconds, estimated=True)
+        parts = {name: part * share for name, part in self.parts.items()}
+        return replace(self, units=units, rows=rows, counts=counts, bytes=size, seconds=seconds, parts=parts, estimated=True)
 
 
 def add_up(store: Store, done: Iterable[str], most: int | None = None) -> Totals:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.config import TokenizerConfig
+from pipelines.beside import Beside
 from pipelines.captions import BORROWED, lender_of, require_same_rows
 from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.crops import CROP_FIELDS, Crop, crop_columns
@@ -39,33 +41,50 @@ UNDECODABLE = "undecodable"
 class Worker:
     """Encodes one image shard per unit; only the layers that codes need are run."""
 
-    def __init__(self, job: StageJob) -> None:
+    def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
+        """Open the tokenizer; by default one batch is written beside the next ones' encoding where that is a GPU's work."""
         self._job, self._lender, config = job, lender_of(job), job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
         self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
-        self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=self._tokenizer.device.type == "cuda")
+        beside_gpu = self._tokenizer.device.type == "cuda"
+        self._write_beside = beside_gpu if write_beside is None else write_beside
+        self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=beside_gpu)
         self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), self._preprocessing())
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
         data, watch = f"data/{unit.id}.arrow", Stopwatch()
+        with watch.timed("fetch"):
+            shard, rows = self._open(unit, scratch)
+        done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
+        with ShardWriter(scratch / data, self._schema) as writer:
+            self._encode(shard, rows, done, writer, watch)
+        with watch.timed("audit"):
+            ratios = done.ratios(scratch / data, self._tokenizer)
+        with watch.timed("captions"):
+            meta, borrowed = self._captions(unit, shard, done, scratch)
+        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}}
+        ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
+        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
+
+    def _open(self, unit: Unit, scratch: Path) -> tuple[ImageShard, list[KeptRow]]:
+        """Open the unit's image shard, and see before the work that its rows can be written."""
         shard = open_shard(self._job.input("download"), unit.id, scratch)
         rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         self._require_free_names(shard)
         self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
-        done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
-        with ShardWriter(scratch / data, self._schema) as writer, closing(self._images.batches(shard, rows)) as stream:
+        return shard, rows
+
+    def _encode(self, shard: ImageShard, rows: Sequence[KeptRow], done: "_Done", writer: ShardWriter, watch: Stopwatch) -> None:
+        """Write the rows' codes, by batch; `beside` the encoder a batch is counted, hashed and written while it does the next ones."""
+        with closing(self._images.batches(shard, rows)) as stream, Beside(threaded=self._write_beside) as beside:
             for batch in watch.waiting("wait", stream):
                 with watch.timed("encode"):
                     codes = self._encoder.encode(batch.levels)
-                with watch.timed("write"):
-                    writer.append(*done.take(batch, codes))
-        with watch.timed("audit"):
-            ratios = done.ratios(scratch / data, self._tokenizer)
-        meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}, "seconds": watch.seconds()}
-        ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest})
+                with watch.timed("write"):  # of the time that this thread waits
+                    beside.submit(partial(done.write, writer, batch, codes))
+            with watch.timed("write"):
+                beside.finish()
 
     def _preprocessing(self) -> str:
         cropped = self._job.recipe.pretokenize.crops != WHOLE_IMAGE
@@ -122,6 +141,10 @@ class _Done:
         self._tallies = {stream: CodeTally(book.depth, book.num_codes) for stream, book in books.items()}
         self._audited, self._places_seen, self._rows_out = audited, 0, 0
         self._seen: dict[int, Levels] = {}
+
+    def write(self, writer: ShardWriter, batch: ImageBatch, codes: Sequence[Ids]) -> None:
+        """Take a batch, and add its rows to the shard."""
+        writer.append(*self.take(batch, codes))
 
     def take(self, batch: ImageBatch, codes: Sequence[Ids]) -> tuple[list[bytes], Ids, Ids]:
         """Return the rows that a batch adds to the shard: keys, semantic and pixel codes."""

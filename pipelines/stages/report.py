@@ -13,6 +13,7 @@ from pipelines.run_log import read_metrics
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.token_audit import Alarm
 from pipelines.token_shards import STREAMS
+from pipelines.work_parts import PARTS_DETAIL, WorkParts
 
 FUNNEL = ("download", "score", "filter", "pretokenize")
 TIMED = ("scenes", "download", "teacher", "score", "filter", "targets", "train", "pretokenize")
@@ -50,6 +51,11 @@ class Worker:
             retrieval=evaluation.retrieval(),
             stages=tuple(_time(manifest) for step in TIMED for manifest in self._manifests.values() if manifest.stage == step),
             audits=tuple(_audit(one) for one in self._manifests.values() if "audit" in one.details),
+            parts=tuple(
+                WorkParts(corpus=one.corpus or "", seconds=parts)
+                for one in self._manifests.values()
+                if (parts := one.details.get(PARTS_DETAIL))
+            ),
         )
         (scratch / "report.html").write_text(render(data), encoding="utf-8")
         (scratch / "report.json").write_text(to_json(data), encoding="utf-8")

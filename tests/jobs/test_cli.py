@@ -65,10 +65,13 @@ def test_a_finished_run_says_so_and_names_its_report(finished: Recipe) -> None:
 def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
     for command in ("plan", "status"):
         lines = dualtoken(command, TINY, "--root", finished.root).stdout.splitlines()
-        assert [line.split()[0] for line in lines[1:]] == [
+        assert [line.split()[0] for line in lines[1:16]] == [
             *("scenes", "scenes", "download", "download", "teacher", "score", "score", "filter", "filter"),
             *("targets", "targets", "train", "pretokenize", "pretokenize", "report"),
         ]
+    assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder waits +most for", lines[16])
+    assert [line.split()[:2] for line in lines[17:]] == [["pretokenize", "tiny-train"], ["pretokenize", "tiny-heldout"]]
+    assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[17:])
 
 
 def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,10 @@ from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.samples import KeptRow, decode, open_shard
 from pipelines.stage import StageJob, UnitOutput
+from pipelines.stages import pretokenize
 from pipelines.stages.pretokenize import Worker
 from pipelines.token_reader import TokenDataset
-from pipelines.token_shards import codes_of, read_data_shard
+from pipelines.token_shards import Ids, ShardWriter, codes_of, read_data_shard
 from pipelines.token_stream import ImageStream, PixelRoom
 from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
@@ -282,5 +283,25 @@ def test_the_report_measures_each_held_out_image_once(cropped: Recipe, finished:
 
 def test_receipts_say_where_a_units_time_went(finished: Recipe) -> None:
     for receipt in read_receipts(Store(job_of(finished, "pretokenize").folder)).values():
-        assert set(receipt.facts["seconds"]) == {"wait", "encode", "write", "audit"}
+        assert set(receipt.facts["seconds"]) == {"fetch", "wait", "encode", "write", "captions", "audit", "commit"}
         assert sum(receipt.facts["seconds"].values()) <= receipt.seconds + 0.01
+
+
+def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    job = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=1"), "pretokenize")
+    output = Worker(job, write_beside=True).run(job.units[0], tmp_path)
+    before = read_receipts(Store(job.folder))[job.units[0].id]
+    for name in output.files:
+        assert (tmp_path / name).read_bytes() == (Path(job.folder) / name).read_bytes()
+    assert output.facts == {name: fact for name, fact in before.facts.items() if name != "seconds"}
+
+
+def test_a_full_disk_met_beside_the_encoder_fails_its_unit(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk(ShardWriter):
+        def append(self, keys: Sequence[bytes], semantic: Ids, pixel: Ids) -> None:
+            raise OSError(28, f"no room for {len(keys)} rows of {semantic.shape} and {pixel.shape}")
+
+    monkeypatch.setattr(pretokenize, "ShardWriter", FullDisk)
+    job = job_of(finished, "pretokenize")
+    with pytest.raises(OSError, match="no room for"):
+        Worker(job, write_beside=True).run(job.units[0], tmp_path)

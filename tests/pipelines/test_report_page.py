@@ -30,6 +30,7 @@ from pipelines.report_data import (
     to_json,
 )
 from pipelines.report_page import count, decimal, duration, percent, render, short_count, shorten, size
+from pipelines.work_parts import WorkParts
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 
@@ -137,6 +138,7 @@ AUDITS = (
         perplexity={"semantic": (8.0,), "pixel": (4.0,)}, alarms=(),
     ),
 )  # fmt: skip
+PARTS = (WorkParts(corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}),)
 EMPTY = replace(DATA, funnels=(), curves=(), pairs=(), reconstruction=None, usage=(), zero_shot=None, stages=())
 
 
@@ -370,3 +372,11 @@ def test_an_audits_alarms_stand_at_the_top_and_beside_its_figures() -> None:
     assert page.texts("ul", "faults") == ["shard 00003: drift: PSNR <9> dB"]
     assert "#audit" in {link["href"] for link in page.attributes("a")}
     assert "#audit" not in {link["href"] for link in Page(render(DATA)).attributes("a")}
+
+
+def test_a_report_says_what_share_of_the_time_the_encoder_waits_and_for_what() -> None:
+    found = rows(Page(render(replace(DATA, parts=PARTS))))
+    assert "Corpus Fetch Wait Encode Write Captions Audit Commit Rest Encoder waits Most for" in found
+    assert "web 1.2 60.0 30.0 – – 5.0 – 3.8 70.0% wait" in found
+    assert json.loads(to_json(replace(DATA, parts=PARTS)))["parts"][0]["encoder_waits"] == pytest.approx(0.7)
+    assert "Encoder waits" not in render(DATA)
