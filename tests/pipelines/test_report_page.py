@@ -30,6 +30,7 @@ from pipelines.report_data import (
     to_json,
 )
 from pipelines.report_page import count, decimal, duration, percent, render, short_count, shorten, size
+from pipelines.stages.report import curves
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 
@@ -370,3 +371,11 @@ def test_an_audits_alarms_stand_at_the_top_and_beside_its_figures() -> None:
     assert page.texts("ul", "faults") == ["shard 00003: drift: PSNR <9> dB"]
     assert "#audit" in {link["href"] for link in page.attributes("a")}
     assert "#audit" not in {link["href"] for link in Page(render(DATA)).attributes("a")}
+
+
+def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
+    lines = [{"step": 0, "loss": 3.0}, {"step": 10, "loss": 2.0, "balance": 0.5}, {"step": 20, "loss": 1.0, "balance": 0.4}]
+    assert {curve.name: curve.points for curve in curves("train", lines)} == {
+        "loss": ((0, 3.0), (10, 2.0), (20, 1.0)),
+        "balance": ((10, 0.5), (20, 0.4)),
+    }
