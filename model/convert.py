@@ -56,7 +56,7 @@ def _not_in_reference(config: TokenizerConfig) -> str | None:
         if not isinstance(quantizer, QuantizerConfig) or not quantizer.shared:
             return f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook shared by all depths"
     others = {"shared_codebook": False, "pixel_encoder": None, "causal_pixel": True, "causal_semantic": True}
-    differ = [name for name, value in others.items() if getattr(config, name, value) != value]
+    differ = [name for name, value in others.items() if getattr(config, name) != value]
     return f"{differ[0]}={getattr(config, differ[0])!r}, where the released code has {others[differ[0]]!r}" if differ else None
 
 

@@ -135,13 +135,13 @@ def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], e
     """
     with scratch_folder() as copies:
         stored = {name: digest(store.local_copy(name, Path(copies))).sha256 for name in made if store.exists(name)}
-    was = {file.name: file.sha256 for file in earlier.files} if earlier else stored
-    expected = was if earlier else {name: was.get(name, content.sha256) for name, content in made.items()}
-    if changed := sorted(set(expected.items()) ^ {(name, content.sha256) for name, content in made.items()}):
+    sums = {name: content.sha256 for name, content in made.items()}
+    expected = {file.name: file.sha256 for file in earlier.files} if earlier else sums | stored
+    if changed := sorted(expected.items() ^ sums.items()):
         name = changed[0][0]
         raise UserError(f"{join(store.url, name)}: done again, its unit gives other bytes than it did first; what is stored stays as it is")
-    for name, content in made.items():
-        if stored.get(name) != content.sha256:
+    for name, content in sums.items():
+        if stored.get(name) != content:
             store.put(scratch / name, name)
 
 

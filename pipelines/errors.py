@@ -1,12 +1,12 @@
 """The errors that a command ends with, and its exit codes."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
-
 
 _OF_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """No file comes or goes by trying again."""
@@ -26,6 +26,15 @@ class ExitCode(IntEnum):
 
 class UserError(ValueError):
     """What a user can fix: the message is one line that names the key, the value and what to set."""
+
+
+@contextmanager
+def telling_divergence() -> Iterator[None]:
+    """Raise what a training says of values that are no numbers, with the key to lower, as the user's mistake."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(str(error)) from None
 
 
 class UnitsFailed(Exception):

@@ -10,7 +10,7 @@ import os
 import tarfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -242,11 +242,18 @@ class SourceShard(NamedTuple):
     rows: int
 
 
+def numbered(files: Iterable[str]) -> list[str]:
+    """Return the names of shards whose NNNNN.parquet is among files, in the order of their numbers."""
+    suffix = ".parquet"
+    names = (file.removesuffix(suffix) for file in files if file.endswith(suffix))
+    return sorted((name for name in names if name.isdecimal()), key=int)
+
+
 def find_shards(folder: str) -> list[SourceShard]:
-    """List a folder's shards in order of name, with their rows; raises `UserError` where one is incomplete."""
+    """List a folder's shards in the order of their numbers, with their rows; raises `UserError` where one is incomplete."""
     store = Store(folder)
     files = {name for name, _ in store.files()}
-    names = sorted((name[:-8] for name in files if name.endswith(".parquet") and name[:-8].isdecimal()), key=int)
+    names = numbered(files)
     if not names:
         raise UserError(f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset")
     shards, first = [], 0

@@ -20,7 +20,7 @@ from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.corpus_config import ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
-from pipelines.image_shards import SHARD_COLUMNS, find_shards
+from pipelines.image_shards import SHARD_COLUMNS, find_shards, numbered
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
 
@@ -168,8 +168,8 @@ def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTabl
     assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
     assert scenes_folder is not None, f"{corpus} needs its scenes"
     store = Store(scenes_folder)
-    shards = sorted((name[:-8] for name, _ in store.files() if name.endswith(".parquet") and name[:-8].isdecimal()), key=int)
-    return UrlTable([_address(store, f"{shard}.parquet") for shard in shards], keep_columns=("description", "questions"))
+    tables = [_address(store, f"{shard}.parquet") for shard in numbered(name for name, _ in store.files())]
+    return UrlTable(tables, keep_columns=("description", "questions"))
 
 
 def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:

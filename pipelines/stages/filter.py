@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipelines.filter_config import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
 from pipelines.ledger import KEY_BYTES, LEDGER_SCHEMA, Status
+from pipelines.receipts import read_manifest
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.tables import read_input
 
@@ -34,8 +35,9 @@ class Worker:
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a decision file per shard."""
         scores_store = self._job.input("score")
-        shards = sorted((name.removesuffix(".parquet") for name, _ in scores_store.files() if _is_scores(name)), key=int)
-        tables = {shard: read_input(scores_store, f"{shard}.parquet") for shard in shards}
+        manifest = read_manifest(scores_store)
+        assert manifest is not None, "a filter follows its scores"
+        tables = {shard: read_input(scores_store, f"{shard}.parquet") for shard in sorted(manifest.units, key=int)}
         scores = pa.concat_tables(tables.values())
         reasons = decide(scores, self._job.recipe.filter.rules)
         start, kept = 0, {}
@@ -48,10 +50,6 @@ class Worker:
         assert len(scores) == unit.rows
         files = tuple(f"{shard}.parquet" for shard in tables)
         return UnitOutput(files, _ledger(scores["key"], reasons), {"rows_out_by_shard": kept})
-
-
-def _is_scores(name: str) -> bool:
-    return name.endswith(".parquet") and name.removesuffix(".parquet").isdecimal()
 
 
 def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:

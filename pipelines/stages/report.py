@@ -1,6 +1,8 @@
 """Report: measures the tokenizer on held-out samples and writes one page of the whole run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,7 +45,7 @@ class Worker:
             recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
             facts=_facts(self._tokenizer, self._manifests["train"]),
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
-            curves=(*self._curves("teacher"), *self._curves("train")),
+            curves=tuple(curve for step in ("teacher", "train") for curve in curves(step, read_metrics(self._job.input(step)))),
             pairs=tuple(evaluation.pairs),
             reconstruction=evaluation.reconstruction(),
             usage=evaluation.usage(),
@@ -66,20 +68,20 @@ class Worker:
         steps = tuple(FunnelStep(stage=one.stage, rows_in=one.rows_in, counts=one.counts) for one in manifests)
         return Funnel(corpus=corpus, rows_in=manifests[0].rows_in, steps=steps)
 
-    def _curves(self, step: str) -> list[Curve]:
-        lines = read_metrics(self._job.input(step))
-        # Some begin later than others, as a discriminator's do.
-        names = [name for name in dict.fromkeys(name for line in lines for name in line) if name != "step"]
-        return [
-            Curve(
-                stage=step,
-                name=name.replace("_", " "),
-                unit=CURVE_UNITS.get(name, ""),
-                points=tuple((line["step"], line[name]) for line in lines if name in line),
-                stream=CURVE_STREAMS.get(name),
-            )
-            for name in names
-        ]
+
+def curves(step: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return a curve for each value that a training logged; some begin later than others, as a discriminator's do."""
+    names = [name for name in dict.fromkeys(name for line in lines for name in line) if name != "step"]
+    return [
+        Curve(
+            stage=step,
+            name=name.replace("_", " "),
+            unit=CURVE_UNITS.get(name, ""),
+            points=tuple((line["step"], line[name]) for line in lines if name in line),
+            stream=CURVE_STREAMS.get(name),
+        )
+        for name in names
+    ]
 
 
 def _facts(tokenizer: OpenTokenizer, manifest: Manifest) -> TokenizerFacts:

@@ -14,7 +14,7 @@ from model.images import to_tensor
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
 from model.towers import build_any_tower, encoder_state, names_that_differ, tower_depth, tower_width
-from pipelines.errors import UserError
+from pipelines.errors import UserError, telling_divergence
 from pipelines.models import stage_device, use_threads
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
@@ -94,10 +94,8 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
 
         started = time.monotonic()
         for step, (images, tokens) in ahead(batch, range(settings.steps)):
-            try:
+            with telling_divergence():
                 metrics = trainer.train_step(images.to(device), tokens.to(device))
-            except FloatingPointError as error:
-                raise UserError(str(error)) from None
             if step % LOG_EVERY == 0 or step == settings.steps - 1:
                 rate = (step + 1) * settings.batch_size / (time.monotonic() - started)
                 log.write(step, {**metrics._asdict(), "images_per_second": round(rate, 1)})

@@ -27,7 +27,7 @@ from model.stages import freeze
 from model.teacher import TeacherTargets, load_teacher
 from model.tokenizer import DualTokenizer
 from model.training import TrainState, train_step
-from pipelines.errors import UserError
+from pipelines.errors import UserError, telling_divergence
 from pipelines.models import stage_device, use_threads
 from pipelines.perceptual import open_perceptual
 from pipelines.run_log import RunLog
@@ -92,10 +92,8 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
-            try:
+            with telling_divergence():
                 metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch)).present()
-            except FloatingPointError as error:
-                raise UserError(str(error)) from None
             last = step == train.steps - 1
             if log and (step % train.log_every == 0 or last):
                 speed = (step + 1 - first) * train.batch_size / (time.monotonic() - started)

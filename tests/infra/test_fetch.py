@@ -5,108 +5,13 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
 from infra import fetch
-from infra.addresses import is_public
-from infra.fetch import Fetched, Fetcher, FetchFailed, FetchLimits, user_agent
-
-Answer = Callable[[socket.socket, str, int], None]
-"""Gets the connection, the whole request head, and how many requests came before."""
-LIMITS = FetchLimits(max_bytes=100_000, deadline_seconds=2.0, max_redirects=3, retries=2, concurrency=4, allow_private_addresses=True)
-
-
-class Served:
-    """A server that answers each request as told, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.requests: list[str] = []
-        self.times: list[float] = []
-        self.base = ""
-
-
-def _head(connection: socket.socket) -> str:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = connection.recv(65536)
-        if not chunk:
-            return ""
-        data += chunk
-    return data.decode()
-
-
-@contextmanager
-def serving(answer: Answer) -> Iterator[Served]:
-    served, listener = Served(), socket.create_server(("127.0.0.1", 0))
-    served.base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    def one(connection: socket.socket) -> None:
-        with connection:
-            if head := _head(connection):
-                number = len(served.requests)
-                served.requests.append(head)
-                served.times.append(time.monotonic())
-                try:
-                    answer(connection, head, number)
-                except OSError:
-                    return  # The client had enough.
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=one, args=(connection,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:
-    lines = {"Content-Length": str(len(body)), "Connection": "close"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    head = f"HTTP/1.1 {status}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
-    return lambda connection, _head, _number: connection.sendall(head.encode() + b"\r\n" + body)
-
-
-def in_turn(*answers: Answer) -> Answer:
-    return lambda connection, head, number: answers[min(number, len(answers) - 1)](connection, head, number)
-
-
-def drip(connection: socket.socket, _head: str, _number: int) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        connection.sendall(b"x")
-        time.sleep(0.02)
-
-
-def endless(connection: socket.socket, _head: str, _number: int) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        connection.sendall(b"x" * 65536)
-
-
-def get(url: str, limits: FetchLimits = LIMITS) -> Fetched | FetchFailed:
-    async def once() -> Fetched | FetchFailed:
-        async with Fetcher(limits) as fetcher:
-            return await fetcher.fetch(url)
-
-    return asyncio.run(once())
-
-
-def reason(result: Fetched | FetchFailed) -> str:
-    assert isinstance(result, FetchFailed), result
-    return result.reason
+from infra.fetch import Fetched, Fetcher, FetchFailed, user_agent
+from tests.scripted_server import LIMITS, drip, endless, get, in_turn, reason, reply, serving
 
 
 def test_a_body_comes_back_whole_and_the_agent_is_honest() -> None:
@@ -246,49 +151,6 @@ def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
         assert reason(get(server.base)) == "not_http"
 
 
-def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first hop stands for a public server: only its address passes the check.
-    monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
-    hidden = []
-    strict = replace(LIMITS, allow_private_addresses=False)
-    for target in ("http://127.0.0.2:{}/", "http://[::1]:{}/", "http://169.254.169.254/latest/meta-data/", "http://[::ffff:127.0.0.1]:{}/"):
-        with serving(lambda *_: hidden.append(1)) as inner:
-            location = target.format(inner.base.rpartition(":")[2])
-            with serving(reply(status="302 Found", Location=location)) as server:
-                assert reason(get(server.base, strict)) == "private_address", target
-    assert not hidden
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.1", "[::1]", "100.64.0.1", "169.254.169.254", "[fe80::1]"])
-def test_private_hosts_are_refused_by_number_and_by_name(host: str) -> None:
-    assert reason(get(f"http://{host}:9/", replace(LIMITS, allow_private_addresses=False))) == "private_address"
-
-
-@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1"])
-def test_odd_spellings_of_loopback_do_not_reach_it(host: str) -> None:
-    with serving(reply(b"secret")) as server:
-        port = server.base.rpartition(":")[2]
-        assert reason(get(f"http://{host}:{port}/", replace(LIMITS, allow_private_addresses=False))) in {"private_address", "bad_url"}
-    assert not server.requests
-
-
-def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address checked is the one connected to: a second look-up would say another, and there is none."""
-    looked_up = []
-
-    def rebinding(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
-        looked_up.append(host)
-        address = "127.0.0.1" if len(looked_up) == 1 else "127.0.0.9"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
-
-    with serving(reply(b"ok")) as server:
-        monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
-        url = f"http://rebinding.test:{server.base.rpartition(':')[2]}/"
-        assert isinstance(get(url, replace(LIMITS, allow_private_addresses=False)), Fetched)
-    assert looked_up == ["rebinding.test"]
-
-
 @pytest.mark.parametrize(
     ("url", "expected"),
     [("file:///etc/passwd", "not_http"), ("data:image/png,x", "not_http"), ("/no/host.png", "bad_url"), ("http://", "bad_url"),
@@ -338,17 +200,3 @@ def test_no_more_fetches_are_under_way_than_allowed() -> None:
     with serving(count) as server:
         asyncio.run(many(server.base))
     assert most == LIMITS.concurrency
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
-def test_public_addresses_are_public(address: str) -> None:
-    assert is_public(address)
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.16.0.1", "192.0.0.8", "192.168.0.1", "224.0.0.1",
-     "255.255.255.255", "::", "::1", "fc00::1", "fe80::1%eth0", "ff02::1", "::ffff:8.8.8.8", "64:ff9b::7f00:1", "2002:7f00:1::"],
-)  # fmt: skip
-def test_private_addresses_are_not_public(address: str) -> None:
-    assert not is_public(address)

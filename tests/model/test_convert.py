@@ -1,6 +1,7 @@
 """The released code's checkpoints and ours: keys accounted for, mistakes named, old layouts told apart."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import NamedTower, TokenizerConfig
+from model.config import NamedTower, QuantizerConfig, ScalarQuantizerConfig, TokenizerConfig
 from model.convert import from_reference, to_reference
 from model.reference_config import reference_config
 from model.tokenizer import DualTokenizer
@@ -141,6 +142,22 @@ def tiny_reference_config() -> dict:
         "vq_sem": dict(quantizer),
         "siglip": {"vision": {"num_attention_heads": 2}},
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"causal_pixel": False}, "causal_pixel=False"),
+        ({"causal_semantic": False}, "causal_semantic=False"),
+        ({"shared_codebook": True}, "shared_codebook=True"),
+        ({"pixel": QuantizerConfig(num_codes=8, depth=2, width=8, shared=False)}, "pixel=QuantizerConfig"),
+        ({"semantic": ScalarQuantizerConfig(kind="scalar", levels=(4, 4), depth=2)}, "semantic=ScalarQuantizerConfig"),
+    ],
+)
+def test_what_the_released_code_has_no_like_of_is_refused(change: dict[str, object], named: str) -> None:
+    other = CONFIG.model_copy(update=change)
+    with pytest.raises(ValueError, match=f"{re.escape(named)}.*cannot be written as the released code's checkpoint"):
+        to_reference({}, other)
 
 
 def test_a_tower_by_name_has_no_place_in_the_released_code() -> None:

@@ -49,6 +49,17 @@ def test_a_finished_file_that_is_gone_is_named_with_how_to_bring_it_back(
     assert error.value.code == ExitCode.CONFIGURATION
 
 
+def test_scores_that_are_gone_are_named_by_the_decision(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")))
+    scores, decision = (planned(recipe, step, "tiny-train").job for step in ("score", "filter"))
+    assert scores is not None
+    assert decision is not None
+    shutil.rmtree(decision.folder)
+    (Path(scores.folder) / "00003.parquet").unlink()
+    with pytest.raises(UnitsFailed, match=f"filter tiny-train all: {scores.folder}/00003.parquet is gone"):
+        run_command("filter", recipe, LocalExecutor(), lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("command", "key", "override"),
     [

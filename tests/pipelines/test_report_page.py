@@ -30,6 +30,7 @@ from pipelines.report_data import (
     to_json,
 )
 from pipelines.report_page import count, decimal, duration, percent, render, short_count, shorten, size
+from pipelines.stages.report import curves
 from pipelines.work_parts import WorkParts
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
@@ -380,3 +381,11 @@ def test_a_report_says_what_share_of_the_time_the_encoder_waits_and_for_what() -
     assert "web 1.2 60.0 30.0 – – 5.0 – 3.8 70.0% wait" in found
     assert json.loads(to_json(replace(DATA, parts=PARTS)))["parts"][0]["encoder_waits"] == pytest.approx(0.7)
     assert "Encoder waits" not in render(DATA)
+
+
+def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
+    lines = [{"step": 0, "loss": 3.0}, {"step": 10, "loss": 2.0, "balance": 0.5}, {"step": 20, "loss": 1.0, "balance": 0.4}]
+    assert {curve.name: curve.points for curve in curves("train", lines)} == {
+        "loss": ((0, 3.0), (10, 2.0), (20, 1.0)),
+        "balance": ((10, 0.5), (20, 0.4)),
+    }
