@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from infra.storage import Store
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
 from pipelines.documents import Markers, PackPlan
 from pipelines.load_plan import LoadPlan
-from pipelines.loader import TokenLoader, iterate
+from pipelines.loader import RankLoader, TokenLoader, iterate
 from pipelines.packed_loader import PackedLoader
 from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
 from pipelines.stage import StageJob
@@ -80,8 +79,10 @@ def loaded_keys(url: str, num_workers: int = 0, **how: Any) -> list[Counter[byte
     """Read an epoch of single samples, and one of sequences; return the keys of each."""
     load = LoadPlan(datasets=(TokenDataset(url, **how),), with_captions=True)
     packing = PackPlan(load=load, capacity=1024, tokenize=lambda text: [len(text)], markers=Markers(image_start=1, image_end=2))
-    epochs: list[Iterator[Any]] = [iterate(loader, num_workers=num_workers) for loader in (TokenLoader(load, 16), PackedLoader(packing, 2))]
-    return [Counter(key.tobytes() for batch in batches for key in batch.keys.numpy()) for batches in epochs]
+    loaders: list[RankLoader[Any]] = [TokenLoader(load, 16), PackedLoader(packing, 2)]
+    return [
+        Counter(key.tobytes() for batch in iterate(loader, num_workers=num_workers) for key in batch.keys.numpy()) for loader in loaders
+    ]
 
 
 def _record(folder: Path, file: str) -> FileRecord:
