@@ -94,6 +94,10 @@ class TokenDataset:
         """Return the shards' names and rows, in the order of the rows."""
         return list(zip(self._index["shard"].to_pylist(), self._index["rows"].to_pylist(), strict=True))
 
+    def bounds(self) -> Rows:
+        """Return where each shard's rows begin, and the end."""
+        return np.append(0, self._ends)
+
     def require_tokenizer(self, tokenizer: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
         ours = self.tokenizer_sha256 if len(tokenizer) == len(self.tokenizer_sha256) else self.tokenizer_fingerprint
