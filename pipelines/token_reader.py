@@ -20,6 +20,7 @@ from pipelines.caption_columns import CaptionColumns
 from pipelines.captions import meta_place, meta_record
 from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
+from pipelines.lookahead import THREADS, map_missing
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from pipelines.open_shards import OpenShards
 from pipelines.receipts import FileRecord, Manifest, receipt_name
@@ -75,9 +76,13 @@ class TokenDataset:
         self._close()
 
     def _close(self) -> None:
-        copies = None if Store(self.url).is_local else self._cache
+        copies, self._threads = None if Store(self.url).is_local else self._cache, THREADS
+        if self._cache:
+            # Copies under way are a quarter of the cache at most, or they would push out one another.
+            largest = int(self._index["bytes"].to_numpy().max(initial=1))
+            self._threads = max(1, min(THREADS, self._cache.max_bytes // (4 * largest)))
         self._open = OpenShards(len(self._index), self._batches, ("key", *self.streams), copies)
-        self._captions = CaptionColumns(self.fingerprint, self._cache)
+        self._captions = CaptionColumns(self.fingerprint, self._cache, self._threads)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -119,7 +124,7 @@ class TokenDataset:
         """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
         shards = self.shards_of(rows)
         batches, places = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
-        begins = self._open.begins(shards, batches, self._map)
+        begins = self._open.begins(shards, batches, self._map_all)
         return {name: begins[name] + places * (2 * self.width(name)) for name in ("key", *self.streams)}
 
     def width(self, name: str) -> int:
@@ -134,9 +139,10 @@ class TokenDataset:
     def captions(self, rows: Rows) -> list[str]:
         """Return the captions of rows, empty where there is none; raises as `read`."""
         out = [""] * len(rows)
-        for number, mine, local in self._by_shard(rows):
-            captions = self._captions.get(number, self._read_captions).take(pa.array(local)).to_pylist()
-            for place, caption in zip(mine.tolist(), captions, strict=True):
+        parts = {number: part for number, *part in self._by_shard(rows)}
+        for number, column in self._captions.get(list(parts), self._read_captions):
+            mine, local = parts[number]
+            for place, caption in zip(mine.tolist(), column.take(pa.array(local)).to_pylist(), strict=True):
                 out[place] = caption or ""
         return out
 
@@ -175,9 +181,13 @@ class TokenDataset:
                 number = int(shards[mine[0]])
                 yield number, mine, rows[mine] - self._starts[number]
 
+    def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:
+        # Side by side: a batch shuffled over all shards lacks as many as it has rows at first.
+        return map_missing(self._map, numbers, lambda number: self._files.is_at_hand(_data_file(self._entry(number))), self._threads)
+
     def _map(self, number: int) -> MappedShard:
         entry = self._entry(number)
-        file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
+        file = _data_file(entry)
         codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
         types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
         with self._blaming(number):
@@ -210,6 +220,10 @@ class TokenDataset:
         if len(table) != entry["rows"]:
             raise DamagedShardError.of(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table
+
+
+def _data_file(entry: Mapping[str, Any]) -> FileRecord:
+    return FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
 
 
 def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:
