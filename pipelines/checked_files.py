@@ -50,9 +50,8 @@ class CheckedFiles:
         is_here = self._is_local or (self.cache is not None and self.cache.find(file.xxh3_128) is not None)
         return is_here and (self.check == "never" or file.name in self._checked)
 
-    def open(self, file: FileRecord, read: Callable[[Path], T]) -> T:
-        """Read a file that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
-        store = Store(self.url)
+    def open(self, store: Store, file: FileRecord, read: Callable[[Path], T]) -> T:
+        """Read a file of the dataset's folder that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
         for _ in range(_TRIES):
             try:
                 return read(self._whole(store, file))
