@@ -123,6 +123,19 @@ def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tupl
     assert batch.captions == [f"a {row}" for row in range(700)]
 
 
+@pytest.mark.parametrize("world_size", [3, 4, 7])
+def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(datasets: tuple[TokenDataset, ...], world_size: int) -> None:
+    plan = LoadPlan(datasets=datasets[:1], shuffle=False, with_captions=True)
+    ranks = [[batch.captions for batch in TokenLoader(plan, 16, rank=rank, world_size=world_size)] for rank in range(world_size)]
+    taken: list[str] = []
+    for parts in zip(*ranks, strict=True):
+        lengths = [len(part or ()) for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+        assert set(lengths) == {16} or parts == [*zip(*ranks, strict=True)][-1]
+        taken += itertools.chain.from_iterable(part or () for part in parts)
+    assert taken == [f"a {row}" for row in range(700)]
+
+
 def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
     dataset = TokenDataset(write_tokens(tmp_path / "a", 200, rows_per_shard=10))
     batches = list(TokenLoader(LoadPlan(datasets=(dataset,), shuffle_shards=4, with_captions=True), 40))
