@@ -6,7 +6,7 @@ machine or a peer's waiting changes nothing; wall seconds stand beside. A peer t
 extra `bench`; mosaicml-streaming asks for an older huggingface_hub than ours, so it needs an environment of its own) is run by
 PYTHON, or else left out by name. See `loader_peers.py` for how each peer is set up.
 
-Then: seconds to resume at a random point, and the share of positions that packed sequences use.
+Then: seconds to resume at a random point, of few shards and of 1,024, and the share of positions that packed sequences use.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import loader_peers
-from benchmarks.loader_data import captioned, write_codes, write_dataset
+from benchmarks.loader_data import captioned, write_codes, write_dataset, write_links
 from pipelines.documents import Markers, PackPlan
 from pipelines.load_plan import LoadPlan
 from pipelines.loader import TokenLoader
@@ -34,6 +34,8 @@ from pipelines.token_reader import TokenDataset
 
 MODES = ("sequential", "shuffled")
 BATCH = loader_peers.BATCH
+MANY = 1024
+"""Shards of the larger dataset that a run is resumed on: a batch shuffled over them is of about as many as it has rows."""
 
 
 def main() -> None:
@@ -166,17 +168,25 @@ def _has(python: str, name: str) -> bool:
 
 
 def resume(folder: Path) -> None:
-    """Print the seconds from a state to its first batch, everything opened anew, checksums included."""
-    random, seconds = np.random.default_rng(0), []
-    for _ in range(5):
-        plan = LoadPlan(datasets=(TokenDataset(str(folder / "ours")),), weights={0: [1]}, seed=1)
-        state = {**TokenLoader(plan, BATCH).state_dict(None), "samples": int(random.integers(10**9))}
-        start = time.perf_counter()
-        loader = TokenLoader(LoadPlan(datasets=(TokenDataset(str(folder / "ours")),), weights={0: [1]}, seed=1), BATCH)
-        loader.load_state_dict(state)
-        next(iter(loader))
-        seconds.append(time.perf_counter() - start)
-    print(f"resume at a random one of 10^9 samples: median {statistics.median(seconds):.3f} s, at most {max(seconds):.3f} s")
+    """Print the seconds from a state to its first batch, everything opened anew, checksums included, of few shards and of many."""
+    for url in (str(folder / "ours"), write_links(folder, MANY)):
+        random, seconds, num_shards = np.random.default_rng(0), [], 0
+        for _ in range(5):
+            plan = LoadPlan(datasets=(TokenDataset(url),), weights={0: [1]}, seed=1)
+            state = {**TokenLoader(plan, BATCH).state_dict(None), "samples": int(random.integers(10**9))}
+            start = time.perf_counter()
+            dataset = TokenDataset(url)
+            loader = TokenLoader(LoadPlan(datasets=(dataset,), weights={0: [1]}, seed=1), BATCH)
+            loader.load_state_dict(state)
+            next(iter(loader))
+            seconds.append(time.perf_counter() - start)
+            num_shards = len(dataset.shards())
+        size = (Path(url) / "data/00000.arrow").stat().st_size
+        print(
+            f"resume at a random one of 10^9 samples of {num_shards:,} shards of {size / 1e6:.0f} MB, "
+            f"in the page cache, checksums of those that the first batch is of included: median {statistics.median(seconds):.3f} s, "
+            f"at most {max(seconds):.3f} s"
+        )
 
 
 def packing(folder: Path) -> None:

@@ -12,7 +12,7 @@ from benchmarks.loader_peers import SHAPE, SHARD, codes
 from infra.digests import digest
 from infra.storage import Store
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
-from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
+from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, read_receipts, receipt_name, root_hash
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 _TOKENIZER = {"fingerprint": "f" * 12, "sha256": "f" * 64}
@@ -40,6 +40,27 @@ def write_dataset(folder: Path, rows: int) -> None:
     data = codes(folder)
     captions = [f"image {row}" for row in range(rows)]
     _write(folder / "ours", 27, [data[:, 0].reshape(rows, -1), data[:, 1].reshape(rows, -1)], captions)
+
+
+def write_links(folder: Path, num_shards: int) -> str:
+    """Write a dataset of so many shards below `many`, hard links of those below `ours`, and return its folder."""
+    ours, out = Store(str(folder / "ours")), folder / "many"
+    receipts = [*read_receipts(ours).values()]
+    names = [f"{number:05d}" for number in range(num_shards)]
+    linked = [_linked(receipts[number % len(receipts)], name) for number, name in enumerate(names)]
+    if not (out / MANIFEST_FILE).exists():
+        for number, one in enumerate(linked):
+            for before, after in zip(receipts[number % len(receipts)].files, one.files, strict=True):
+                (out / after.name).parent.mkdir(parents=True, exist_ok=True)
+                (out / after.name).hardlink_to(ours.path(before.name))
+        write_index(out / "index.parquet", linked)
+        _write_manifest(Store(str(out)), linked, _config(27, SHAPE[-1]), sum(one.rows for one in linked))
+    return str(out)
+
+
+def _linked(receipt: Receipt, unit: str) -> Receipt:
+    files = tuple(file.model_copy(update={"name": file.name.replace(receipt.unit, unit)}) for file in receipt.files)
+    return receipt.model_copy(update={"unit": unit, "files": files})
 
 
 def captioned(folder: Path, grid: int, rows: int) -> str:

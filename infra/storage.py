@@ -4,6 +4,7 @@ No rename is assumed. A file is written to local scratch, closed, hashed, upload
 small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
 """
 
+import copy
 import os
 import shutil
 import uuid
@@ -65,6 +66,12 @@ class Store:
     def at(self, name: str) -> "Store":
         """Return a folder below this one."""
         return Store(join(self.url, name))
+
+    def beside(self, name: str) -> "Store":
+        """Return a folder beside this one, with the same client."""
+        other = copy.copy(self)
+        other.root, other.url = (f"{place.rsplit('/', 1)[0]}/{name}" for place in (self.root, self.url))
+        return other
 
     def exists(self, name: str) -> bool:
         """Tell whether a file is there; of a store that does not answer, raise its error."""

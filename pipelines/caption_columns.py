@@ -6,7 +6,7 @@ each row's text begins, and the end (int32 each), the texts in UTF-8. An Arrow f
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipelines.lookahead import THREADS, map_missing
 from pipelines.shard_cache import ShardCache
 
 CAPTION_BYTES = 1 << 28
@@ -25,27 +26,47 @@ ReadColumn = Callable[[int], pa.Array]
 class CaptionColumns:
     """The caption columns of a dataset by number of shard."""
 
-    def __init__(self, fingerprint: str, cache: ShardCache | None) -> None:
-        """Hold none yet; `fingerprint` is that of the dataset's content."""
-        self._fingerprint, self._cache = fingerprint, cache
+    def __init__(self, fingerprint: str, cache: ShardCache | None, threads: int = THREADS) -> None:
+        """Hold none yet; `fingerprint` is that of the dataset's content, `threads` read columns."""
+        self._fingerprint, self._cache, self._threads = fingerprint, cache, threads
         self._held: OrderedDict[int, pa.Array] = OrderedDict()
         self._bytes = 0
+        self._seen = set[int]()
+        """Numbers of shards whose column this process read before."""
         self._whole = dict[int, int]()
         """Bytes of the copies that this process found whole."""
 
-    def get(self, number: int, read: ReadColumn) -> pa.Array:
-        """Return a shard's column; `read` reads it from the dataset."""
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
-        column = self._held[number] = self._copied(self._cache, number, read) if self._cache else read(number)
-        self._bytes += column.nbytes
+    def get(self, numbers: Sequence[int], read: ReadColumn) -> Iterator[tuple[int, pa.Array]]:
+        """Yield different shards' columns by number; those that are not held are read by `read`, for the first time side by side."""
+        held = {number: self._held[number] for number in numbers if number in self._held}
+        for number, column in held.items():
+            yield number, self._used(number, column)
+        missing = [number for number in numbers if number not in held]
+        columns = map_missing(lambda number: self._read(number, read), missing, self._is_at_hand, self._threads)
+        for number, column in zip(missing, columns, strict=True):
+            self._seen.add(number)
+            yield number, self._used(number, column)
+
+    def _is_at_hand(self, number: int) -> bool:
+        return number in self._seen and (self._cache is None or self._cache.find(self._name(number)) is not None)
+
+    def _name(self, number: int) -> str:
+        return xxhash.xxh3_128_hexdigest(f"{self._fingerprint} captions {number}".encode())
+
+    def _used(self, number: int, column: pa.Array) -> pa.Array:
+        """Hold a column as the one used last."""
+        if self._held.pop(number, None) is None:
+            self._bytes += column.nbytes
+        self._held[number] = column
         while self._bytes > CAPTION_BYTES and len(self._held) > 1:
             self._bytes -= self._held.popitem(last=False)[1].nbytes
         return column
 
+    def _read(self, number: int, read: ReadColumn) -> pa.Array:
+        return self._copied(self._cache, number, read) if self._cache else read(number)
+
     def _copied(self, cache: ShardCache, number: int, read: ReadColumn) -> pa.Array:
-        name = xxhash.xxh3_128_hexdigest(f"{self._fingerprint} captions {number}".encode())
+        name = self._name(number)
         if (path := cache.find(name)) and (column := self._mapped(path, number)) is not None:
             return column
         # Before the cache is asked to make a copy: reading may itself ask it for one.

@@ -33,7 +33,7 @@ def meta_place(store: Store, path: str) -> tuple[Store, str]:
     if not path.startswith("../"):
         return store, path
     lender, name = path.removeprefix("../").split("/", 1)
-    return _beside(store, lender), name
+    return store.beside(lender), name
 
 
 def meta_record(store: Store, path: str, shard: str) -> tuple[Store, FileRecord]:
@@ -113,10 +113,6 @@ def _read(lender: Store, name: str, scratch: Path) -> pa.Table:
     except FileNotFoundError:
         pass
     raise UserError(f"{join(lender.url, name)} is missing or not as committed: run `dualtoken verify {lender.url} --repair` first")
-
-
-def _beside(store: Store, fingerprint: str) -> Store:
-    return Store(f"{store.url.rsplit('/', 1)[0]}/{fingerprint}")
 
 
 def _said(lender: Store, corpus: str | None) -> str:

@@ -40,14 +40,18 @@ class CheckedFiles:
     """The files of one dataset, as its records say they are; goes to other processes by fork or pickle."""
 
     def __init__(self, url: str, check: Check, cache: ShardCache | None) -> None:
-        self.url, self.cache = url, cache
+        self.url, self.cache, self._is_local = url, cache, Store(url).is_local
         self.check: Check = check
         self._checked: dict[str, tuple[int, int]] = {}
         """By name, change and inode of the file that was found whole."""
 
-    def open(self, file: FileRecord, read: Callable[[Path], T]) -> T:
-        """Read a file that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
-        store = Store(self.url)
+    def is_at_hand(self, file: FileRecord) -> bool:
+        """Tell whether a file can be opened without a look at all of it, and without a copy from afar."""
+        is_here = self._is_local or (self.cache is not None and self.cache.find(file.xxh3_128) is not None)
+        return is_here and (self.check == "never" or file.name in self._checked)
+
+    def open(self, store: Store, file: FileRecord, read: Callable[[Path], T]) -> T:
+        """Read a file of the dataset's folder that is as recorded; raises `DamagedShardError` where it is not, or `read` finds it cut."""
         for _ in range(_TRIES):
             try:
                 return read(self._whole(store, file))

@@ -17,6 +17,7 @@ from pipelines.mixture import Mixture, mixture, whole_epochs
 from pipelines.permutation import Permutation
 from pipelines.quarantine import Flags, Quarantine
 from pipelines.token_reader import TokenDataset, TokenRows
+from pipelines.windows import WindowedOrder
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ class LoadPlan:
     """How often each dataset is read, such as (1, 2.5), evenly over the run: a run of so many samples. By default once each."""
     seed: int = 0
     shuffle: bool = True
+    shuffle_shards: int | None = None
+    """Shuffle rows among so many shards at a time, which come in the seed's order: what is read from afar, or for the first time, is
+    fetched a few shards at a time. By default rows of all shards are shuffled, so that each batch touches about as many as it has rows."""
     with_captions: bool = False
     on_damage: Literal["raise", "quarantine"] = "raise"
     """A damaged shard, fetched again where it is remote, ends the run, or is left out of it and written into `damage_ledger`."""
@@ -51,6 +55,8 @@ class LoadPlan:
                 raise ValueError(f"{name}={list(given)} for {len(self.datasets)} datasets: give one each")
         if empty := [dataset.url for dataset in self.datasets if not len(dataset)]:
             raise ValueError(f"{empty[0]} has no rows: leave it out")
+        if self.shuffle_shards is not None and (self.shuffle_shards < 1 or not self.shuffle):
+            raise ValueError(f"shuffle_shards={self.shuffle_shards}, shuffle={self.shuffle}: give at least 1 shard, and shuffle")
         if self.on_damage == "quarantine" and self.damage_ledger is None:
             raise ValueError("on_damage=quarantine without damage_ledger: name a file to write lost shards into")
 
@@ -83,6 +89,7 @@ class LoadPlan:
             "epochs": list(self.epochs) if self.epochs else None,
             "seed": self.seed,
             "shuffle": self.shuffle,
+            "shuffle_shards": self.shuffle_shards,
         }
 
 
@@ -106,6 +113,8 @@ class Samples:
 
     def __init__(self, plan: LoadPlan) -> None:
         self.plan, self.order, self._buffers = plan, plan.order(), Buffers()
+        self._windowed: dict[tuple[int, int], WindowedOrder] = {}
+        """By dataset and epoch."""
         self._quarantine = Quarantine(plan.damage_ledger, plan.datasets) if plan.on_damage == "quarantine" and plan.damage_ledger else None
 
     def find(self, numbers: Rows) -> Places:
@@ -113,8 +122,30 @@ class Samples:
         source, number = self.order.choose(numbers)
         rows = np.empty_like(numbers)
         for one, mine in by_source(source):
-            rows[mine] = _rows_of(self.plan, one, number[mine])
+            rows[mine] = self._rows_of(one, number[mine])
         return Places(numbers, source, rows)
+
+    def _rows_of(self, source: int, numbers: Rows) -> Rows:
+        """Return the rows of a source's samples, which are counted on over its epochs."""
+        epochs, positions = np.divmod(numbers, len(self.plan.datasets[source]))
+        if not self.plan.shuffle:
+            return positions
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = self._epoch(source, epoch)(positions[here])
+        return rows
+
+    def _epoch(self, source: int, epoch: int) -> Callable[[Rows], Rows]:
+        plan, dataset = self.plan, self.plan.datasets[source]
+        if plan.shuffle_shards is None:
+            return _permutation(len(dataset), plan.seed, epoch, dataset.fingerprint)
+        if (source, epoch) not in self._windowed:
+            if len(self._windowed) >= 2 * len(plan.datasets):
+                self._windowed.pop(next(iter(self._windowed)))
+            order = WindowedOrder(dataset.bounds(), plan.shuffle_shards, plan.seed, epoch, dataset.fingerprint)
+            self._windowed[source, epoch] = order
+        return self._windowed[source, epoch]
 
     def _lost(self, quarantine: Quarantine, places: Places, **which: bool) -> Flags:
         lost = np.zeros(len(places.numbers), bool)
@@ -187,19 +218,6 @@ class Samples:
 def by_source(source: Rows) -> list[tuple[int, Rows]]:
     """Part samples into (dataset, places)."""
     return [(int(one), np.flatnonzero(source == one)) for one in np.unique(source)]
-
-
-def _rows_of(plan: LoadPlan, source: int, numbers: Rows) -> Rows:
-    """Return the rows of a source's samples, which are counted on over its epochs."""
-    size = len(plan.datasets[source])
-    epochs, positions = np.divmod(numbers, size)
-    if not plan.shuffle:
-        return positions
-    rows = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = _permutation(size, plan.seed, int(epoch), plan.datasets[source].fingerprint)(positions[here])
-    return rows
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,9 @@
 """The loader that the MLLM stage trains from: exact, elastic, and resumed from one integer.
 
 Sample number n of a run is a pure function of (datasets, seed, n): the mixture says which corpus, a permutation which row. A step
-of R ranks takes the next R * batch_size numbers, rank r every R-th of them; worker w of W makes every W-th step. So a run goes
-on under another number of ranks or workers, or another batch size, with the samples that an uninterrupted one would have taken.
+of R ranks takes the next R * batch_size numbers, each rank an R-th of them, side by side, so that a rank's are of few blocks of the
+mixture however many ranks there are; worker w of W makes every W-th step. So a run goes on under another number of ranks or workers,
+or another batch size, with the samples that an uninterrupted one would have taken.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipelines.load_plan import LoadPlan, Places, Samples, require_same_plan
+from pipelines.mapped_shards import Rows
 from pipelines.token_shards import Ids
 
 __all__ = ["LoadPlan", "RankLoader", "TokenBatch", "TokenLoader", "iterate"]
@@ -90,11 +92,16 @@ class TokenLoader(RankLoader[TokenBatch]):
             if not firsts:
                 return
             afters = [first + step_size if end is None else min(first + step_size, end) for first in firsts]
-            numbers = [np.arange(first + self.rank, after, self.world_size) for first, after in zip(firsts, afters, strict=True)]
+            numbers = [self._mine(first, after) for first, after in zip(firsts, afters, strict=True)]
             places, taken = self._samples.find(np.concatenate(numbers)), 0
             for mine, after in zip(numbers, afters, strict=True):
                 yield self._batch(places.at(slice(taken, taken + len(mine))), after)
                 taken += len(mine)
+
+    def _mine(self, first: int, after: int) -> Rows:
+        """Return this rank's part of a step; parts of the last step, too, are of one size or one less."""
+        begin, end = (first + (after - first) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return np.arange(begin, end)
 
     def _batch(self, places: Places, after: int) -> TokenBatch:
         wanted, captions = len(places.numbers), None

@@ -61,11 +61,14 @@ class Mixture:
 
     def choose(self, numbers: Numbers) -> Chosen:
         """Return where the samples of these numbers come from."""
+        if len(self.phases[0].weights) == 1:
+            return Chosen(np.zeros_like(numbers), numbers.copy())
         source, number = np.empty_like(numbers), np.empty_like(numbers)
-        blocks = numbers // BLOCK
-        for block in np.unique(blocks):
-            here, whole = blocks == block, _block(self, int(block))
-            source[here], number[here] = (column[numbers[here] % BLOCK] for column in whole)
+        blocks, places = np.divmod(numbers, BLOCK)
+        order = np.argsort(blocks, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1) if len(order) else ():
+            whole = _block(self, int(blocks[here[0]]))
+            source[here], number[here] = (column[places[here]] for column in whole)
         return Chosen(source, number)
 
     def counts(self, samples: int) -> list[int]:

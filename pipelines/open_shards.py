@@ -4,7 +4,7 @@ B rows. No more maps than `OPEN_SHARDS` stay, and none of a copy that its cache 
 on disk for as long as somebody maps them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -28,13 +28,14 @@ class OpenShards:
         self._free: list[int] = []
         """Slots that no shard has."""
 
-    def begins(self, shards: Rows, batches: Rows, open_shard: Callable[[int], MappedShard]) -> dict[str, Rows]:
+    def begins(self, shards: Rows, batches: Rows, open_shards: Callable[[list[int]], Iterable[MappedShard]]) -> dict[str, Rows]:
         """Return by column where batches of shards, (B,) each, begin in memory; valid until the next call."""
         self._let_go_of_evicted()
         slots = self._slots[shards]
         if (closed := slots < 0).any():
-            for number in np.unique(shards[closed]).tolist():
-                self._add(number, open_shard(number))
+            missing = np.unique(shards[closed]).tolist()
+            for number, shard in zip(missing, open_shards(missing), strict=True):
+                self._add(number, shard)
             self._let_go_of_oldest(shards)
             slots = self._slots[shards]
         return {name: table[slots, batches] for name, table in self._tables.items()}

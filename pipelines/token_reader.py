@@ -6,6 +6,7 @@ are copied into a bounded folder first.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.caption_columns import CaptionColumns
 from pipelines.captions import meta_place, meta_record
 from pipelines.checked_files import Check, CheckedFiles, DamagedShardError
 from pipelines.ledger import KEY_BYTES
+from pipelines.lookahead import THREADS, map_missing
 from pipelines.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from pipelines.open_shards import OpenShards
 from pipelines.receipts import FileRecord, Manifest, receipt_name
@@ -75,16 +77,22 @@ class TokenDataset:
         self._close()
 
     def _close(self) -> None:
-        copies = None if Store(self.url).is_local else self._cache
+        copies, self._threads = None if Store(self.url).is_local else self._cache, THREADS
+        if self._cache:
+            # Copies under way are a quarter of the cache at most, or they would push out one another.
+            largest = int(self._index["bytes"].to_numpy().max(initial=1))
+            self._threads = max(1, min(THREADS, self._cache.max_bytes // (4 * largest)))
+        self._stores: dict[int, Store] = {}
+        """By process, which may be a fork of the one that opened the dataset."""
         self._open = OpenShards(len(self._index), self._batches, ("key", *self.streams), copies)
-        self._captions = CaptionColumns(self.fingerprint, self._cache)
+        self._captions = CaptionColumns(self.fingerprint, self._cache, self._threads)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_captions")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_captions", "_stores")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -93,6 +101,10 @@ class TokenDataset:
     def shards(self) -> list[tuple[str, int]]:
         """Return the shards' names and rows, in the order of the rows."""
         return list(zip(self._index["shard"].to_pylist(), self._index["rows"].to_pylist(), strict=True))
+
+    def bounds(self) -> Rows:
+        """Return where each shard's rows begin, and the end."""
+        return np.append(0, self._ends)
 
     def require_tokenizer(self, tokenizer: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
@@ -115,7 +127,7 @@ class TokenDataset:
         """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
         shards = self.shards_of(rows)
         batches, places = np.divmod(rows - self._starts[shards], ROWS_PER_BATCH)
-        begins = self._open.begins(shards, batches, self._map)
+        begins = self._open.begins(shards, batches, self._map_all)
         return {name: begins[name] + places * (2 * self.width(name)) for name in ("key", *self.streams)}
 
     def width(self, name: str) -> int:
@@ -130,9 +142,11 @@ class TokenDataset:
     def captions(self, rows: Rows) -> list[str]:
         """Return the captions of rows, empty where there is none; raises as `read`."""
         out = [""] * len(rows)
-        for number, mine, local in self._by_shard(rows):
-            captions = self._captions.get(number, self._read_captions).take(pa.array(local)).to_pylist()
-            for place, caption in zip(mine.tolist(), captions, strict=True):
+        parts = {number: part for number, *part in self._by_shard(rows)}
+        store = self._store()
+        for number, column in self._captions.get(list(parts), lambda number: self._read_captions(store, number)):
+            mine, local = parts[number]
+            for place, caption in zip(mine.tolist(), column.take(pa.array(local)).to_pylist(), strict=True):
                 out[place] = caption or ""
         return out
 
@@ -171,13 +185,18 @@ class TokenDataset:
                 number = int(shards[mine[0]])
                 yield number, mine, rows[mine] - self._starts[number]
 
-    def _map(self, number: int) -> MappedShard:
+    def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:
+        # Side by side: a batch shuffled over all shards lacks as many as it has rows at first.
+        store, is_at_hand = self._store(), lambda number: self._files.is_at_hand(_data_file(self._entry(number)))
+        return map_missing(lambda number: self._map(store, number), numbers, is_at_hand, self._threads)
+
+    def _map(self, store: Store, number: int) -> MappedShard:
         entry = self._entry(number)
-        file = FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
+        file = _data_file(entry)
         codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self.width("codes"))
         types = {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self.streams, codes)}
         with self._blaming(number):
-            shard = self._files.open(file, lambda path: map_shard(path, types))
+            shard = self._files.open(store, file, lambda path: map_shard(path, types))
             self._require_own(shard, file, entry["rows"])
         return shard
 
@@ -187,25 +206,39 @@ class TokenDataset:
         if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
             raise DamagedShardError.of(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
 
-    def _read_captions(self, number: int) -> pa.Array:
+    def _read_captions(self, store: Store, number: int) -> pa.Array:
         with self._blaming(number):
-            return self.read_meta(number, ["caption"])["caption"].combine_chunks()
+            return self._meta(store, number, ["caption"])["caption"].combine_chunks()
+
+    def _store(self) -> Store:
+        """Return the folder for all threads of this process: fsspec makes a client for each thread that opens it, slowly."""
+        process = os.getpid()
+        if process not in self._stores:
+            self._stores = {process: Store(self.url)}
+        return self._stores[process]
 
     def _files_of(self, url: str) -> CheckedFiles:
         return self._files if url == self.url else self._others.setdefault(url, CheckedFiles(url, self._files.check, self._files.cache))
 
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, which may lie in another dataset's folder; raises as `read`."""
+        return self._meta(self._store(), number, columns)
+
+    def _meta(self, store: Store, number: int, columns: list[str] | None) -> pa.Table:
         entry = self._entry(number)
         try:
-            folder, file = meta_record(Store(self.url), entry["meta_path"], entry["shard"])
+            folder, file = meta_record(store, entry["meta_path"], entry["shard"])
         except FileNotFoundError:
-            folder, _ = meta_place(Store(self.url), entry["meta_path"])
+            folder, _ = meta_place(store, entry["meta_path"])
             raise DamagedShardError.of(folder.url, receipt_name(entry["shard"]), "missing") from None
-        table = self._files_of(folder.url).open(file, lambda path: _read_columns(path, columns))
+        table = self._files_of(folder.url).open(folder, file, lambda path: _read_columns(path, columns))
         if len(table) != entry["rows"]:
             raise DamagedShardError.of(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
         return table
+
+
+def _data_file(entry: Mapping[str, Any]) -> FileRecord:
+    return FileRecord(name=entry["path"], **{name: entry[name] for name in ("bytes", "sha256", "xxh3_128")})
 
 
 def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:

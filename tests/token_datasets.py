@@ -1,8 +1,10 @@
 """Token datasets of any size, written by the real writer, whose codes say which row they are of."""
 
 import hashlib
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,14 @@ import pyarrow.parquet as pq
 from infra.digests import digest
 from infra.storage import Store
 from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
+from pipelines.documents import Markers, PackPlan
+from pipelines.load_plan import LoadPlan
+from pipelines.loader import RankLoader, TokenLoader, iterate
+from pipelines.packed_loader import PackedLoader
 from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
+from pipelines.stage import StageJob
+from pipelines.tables import read_table
+from pipelines.token_reader import TokenDataset
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 GRID, DEPTH = 2, 2
@@ -58,6 +67,22 @@ def write_tokens(
     write_index(folder / "index.parquet", receipts)
     _write_manifest(folder, receipts, rows, shape, tokenizer)
     return str(folder)
+
+
+def ok_keys(job: StageJob) -> Counter[bytes]:
+    """Return the keys that the ledger of a corpus's tokens calls ok."""
+    tables = [read_table(job.store(), f"ledger/{unit.id}.parquet", ["key", "status"]).to_pylist() for unit in job.units]
+    return Counter(row["key"] for rows in tables for row in rows if row["status"] == "ok")
+
+
+def loaded_keys(url: str, num_workers: int = 0, **how: Any) -> list[Counter[bytes]]:
+    """Read an epoch of single samples, and one of sequences; return the keys of each."""
+    load = LoadPlan(datasets=(TokenDataset(url, **how),), with_captions=True)
+    packing = PackPlan(load=load, capacity=1024, tokenize=lambda text: [len(text)], markers=Markers(image_start=1, image_end=2))
+    loaders: list[RankLoader[Any]] = [TokenLoader(load, 16), PackedLoader(packing, 2)]
+    return [
+        Counter(key.tobytes() for batch in iterate(loader, num_workers=num_workers) for key in batch.keys.numpy()) for loader in loaders
+    ]
 
 
 def _record(folder: Path, file: str) -> FileRecord:

@@ -1,5 +1,6 @@
 """Images that nobody here drew, from a URL table to token shards: every row is accounted for by its right name."""
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipelines.token_shards import read_data_shard
 from pipelines.verify import verify
 from tests.conftest import planned
 from tests.emoji import BAD, FOLDER, MISSING, served_emoji
+from tests.token_datasets import loaded_keys, ok_keys
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=MISSING)
 LIMIT = 300
@@ -41,6 +43,7 @@ def test_every_row_of_a_real_table_is_kept_or_named(tmp_path: Path) -> None:
         stored += read_data_shard(Path(tokens.job.folder) / f"data/{unit.id}.arrow")["key"].to_pylist()
     assert len(stored) == len(set(stored)) == len(kept)
     assert set(stored) == kept
+    assert loaded_keys(tokens.job.folder) == [ok_keys(tokens.job)] * 2 == [Counter(stored)] * 2
     assert [finding for checked in verify(recipe.root) for finding in checked.findings] == []
     assert download.job is not None
     shards = [read_table(download.job.store(), f"{unit.id}.parquet", ["url", "reason"]) for unit in download.job.units]

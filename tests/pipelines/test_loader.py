@@ -76,6 +76,7 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
             [
                 LoadPlan(datasets=datasets, seed=1),
                 LoadPlan(datasets=datasets, epochs=(1, 2.5), seed=2),
+                LoadPlan(datasets=datasets, epochs=(2, 1.5), seed=4, shuffle_shards=2),
                 LoadPlan(datasets=datasets, weights=weights, seed=3),
             ]
         )
@@ -120,6 +121,30 @@ def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tupl
     (batch,) = TokenLoader(in_order, 2000)
     assert batch.captions is not None
     assert batch.captions == [f"a {row}" for row in range(700)]
+
+
+@pytest.mark.parametrize("world_size", [3, 4, 7])
+def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(datasets: tuple[TokenDataset, ...], world_size: int) -> None:
+    plan = LoadPlan(datasets=datasets[:1], shuffle=False, with_captions=True)
+    ranks = [[batch.captions for batch in TokenLoader(plan, 16, rank=rank, world_size=world_size)] for rank in range(world_size)]
+    taken: list[str] = []
+    for parts in zip(*ranks, strict=True):
+        lengths = [len(part or ()) for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+        assert set(lengths) == {16} or parts == [*zip(*ranks, strict=True)][-1]
+        taken += itertools.chain.from_iterable(part or () for part in parts)
+    assert taken == [f"a {row}" for row in range(700)]
+
+
+def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
+    dataset = TokenDataset(write_tokens(tmp_path / "a", 200, rows_per_shard=10))
+    batches = list(TokenLoader(LoadPlan(datasets=(dataset,), shuffle_shards=4, with_captions=True), 40))
+    assert keys(batches) == Counter(key_of("a", row) for row in range(200))
+    opened = [{int(caption.split()[1]) // 10 for caption in batch.captions or ()} for batch in batches]
+    assert [len(shards) for shards in opened] == [4] * 5
+    for num_shards, shuffle in ((0, True), (3, False)):
+        with pytest.raises(ValueError, match=f"shuffle_shards={num_shards}, shuffle={shuffle}: give at least 1 shard, and shuffle"):
+            LoadPlan(datasets=datasets, shuffle_shards=num_shards, shuffle=shuffle)
 
 
 def test_a_batch_that_is_held_stays_as_it_is(datasets: tuple[TokenDataset, ...]) -> None:
@@ -204,11 +229,14 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
         (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
         (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
         (LoadPlan(datasets=datasets, seed=1, epochs=(1, 2)), "loader state has epochs=None"),
+        (LoadPlan(datasets=datasets, seed=1, shuffle_shards=8), "loader state has shuffle_shards=None, this run 8"),
     ):
         with pytest.raises(ValueError, match=said):
             TokenLoader(plan, 8).load_state_dict(state)
     with pytest.raises(ValueError, match="loader state has version 99"):
         TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})
+    del state["plan"]["shuffle_shards"]  # as states were before there were windows
+    TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).load_state_dict(state)
 
 
 def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datasets: tuple[TokenDataset, ...]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.mixture import BLOCK, _before, mixture, whole_epochs
+from pipelines.mixture import BLOCK, _before, _block, mixture, whole_epochs
 
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1e3)), min_size=1, max_size=5).filter(any)
 
@@ -59,6 +59,17 @@ def test_a_sample_is_found_by_its_number_alone() -> None:
     whole = order.choose(np.arange(5 * BLOCK))
     some = np.array([0, 17_000, 4095, 4096, 12_288, 17_000])
     assert [column.tolist() for column in order.choose(some)] == [column[some].tolist() for column in whole]
+
+
+def test_a_single_source_is_read_in_order_as_its_blocks_say() -> None:
+    for order in (mixture({0: [0.3], 5000: [2]}, seed=4), whole_epochs([2 * BLOCK + 7], seed=1)):
+        numbers = np.arange(order.samples or 3 * BLOCK)[::-3]
+        chosen = order.choose(numbers)
+        assert (chosen.source.tolist(), chosen.number.tolist()) == ([0] * len(numbers), numbers.tolist())
+        for block in range(3):
+            source, number = _block(order, block)
+            assert set(source.tolist()) == {0}
+            assert number.tolist() == list(range(BLOCK * block, BLOCK * block + len(number)))
 
 
 def test_a_far_block_is_found_at_once() -> None:

@@ -18,6 +18,7 @@ from pipelines.receipts import read_manifest, read_receipts
 from pipelines.samples import decode, open_shard
 from pipelines.token_shards import ROWS_PER_BATCH, ShardWriter, codes_of, read_data_shard, require_finished, token_schema, write_data_shard
 from tests.conftest import planned
+from tests.token_datasets import loaded_keys, ok_keys
 
 CORPUS = "tiny-train"
 
@@ -144,6 +145,14 @@ def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> No
     none = np.zeros((0, 32), np.uint16)
     write_data_shard(tmp_path / "a.arrow", token_schema(finished.tokenizer, TOKENIZER, "as it is"), [], none, none)
     assert codes_of(read_data_shard(tmp_path / "a.arrow"), "pixel").shape == (0, 32)
+
+
+@pytest.mark.parametrize("corpus", ["tiny-train", "tiny-heldout"])
+def test_loaders_give_each_scene_that_the_ledger_calls_ok_once(corpus: str, finished: Recipe) -> None:
+    job = planned(finished, "pretokenize", corpus).job
+    assert job is not None
+    assert (ok := ok_keys(job))
+    assert loaded_keys(job.folder) == [ok, ok]
 
 
 def test_a_reader_refuses_another_stages_folder_by_the_stages_name(finished: Recipe) -> None:
