@@ -79,6 +79,8 @@ class DownloadConfig(Config):
 class PretokenizeConfig(Config):
     """Corpora to token shards."""
 
+    precision: Literal["float32", "bfloat16"] = if_set(default="float32")
+    """Of the tower; codes are searched for in float32. bfloat16 is faster where hardware has it, and changes some codes."""
     batch_size: PositiveInt = 64
     """Images encoded at once; halved where the device's memory does not hold them."""
     decode_threads: int | None = run_only(default=None, ge=0)

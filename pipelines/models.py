@@ -12,6 +12,7 @@ from torch import Tensor
 from infra.local_files import scratch_folder
 from model.config import TokenizerConfig
 from model.images import to_tensor
+from model.precision import Precision, forbid_tf32, tower_precision
 from model.teacher import Teacher, load_teacher
 from model.tokenizer import DualTokenizer
 from pipelines.stage import StageJob
@@ -77,11 +78,13 @@ class OpenTeacher:
 
 
 class OpenTokenizer:
-    """A trained tokenizer that looks at pictures."""
+    """A trained tokenizer that looks at pictures; `precision` is that of encoding, less the code search, which is always float32."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, precision: Precision = "float32") -> None:
+        forbid_tf32()
         self.network = DualTokenizer.from_pretrained(folder, device)
         self.device = device
+        self.precision: Precision = precision
 
     @property
     def config(self) -> TokenizerConfig:
@@ -95,7 +98,8 @@ class OpenTokenizer:
     def encode_levels(self, levels: Tensor) -> StreamCodes:
         """Return the codes of pictures as the network sees them, uint8 (B, 3, S, S), of any device; only codes come back."""
         levels = levels.to(self.device, non_blocking=True)
-        codes = self.network.encode(self.network.transform.normalize(levels))
+        with tower_precision(self.device, self.precision):
+            codes = self.network.encode(self.network.transform.normalize(levels))
         return StreamCodes(*(stream.to(torch.uint16).cpu().numpy() for stream in codes))
 
     def decode(self, pixel: Array) -> Tensor:
@@ -119,7 +123,7 @@ def open_teacher(job: StageJob) -> OpenTeacher:
 
 
 def open_tokenizer(job: StageJob) -> OpenTokenizer:
-    """Open the tokenizer that a job reads, on one thread."""
+    """Open the tokenizer that a job reads, on one thread, to encode as its recipe pretokenizes."""
     use_threads(1)
     with scratch_folder() as scratch:
-        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), choose_device())
+        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), choose_device(), job.recipe.pretokenize.precision)

@@ -50,10 +50,11 @@ INDEX_SCHEMA = pa.schema(
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
-def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str) -> pa.Schema:
+def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32") -> pa.Schema:
     """Return the schema of a data shard.
 
-    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures.
+    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures, `precision` how they
+    were encoded.
     """
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
     metadata = {
@@ -66,7 +67,7 @@ def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preproce
         "dualtoken.semantic_codes": str(config.semantic.num_codes),
         "dualtoken.pixel_codes": str(config.pixel.num_codes),
         "dualtoken.order": "position-major, depth-minor",
-        "dualtoken.precision": "float32",
+        "dualtoken.precision": precision,
     }
     key = pa.field("key", pa.binary(KEY_BYTES), nullable=False)
     return pa.schema([key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata)

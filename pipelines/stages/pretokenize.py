@@ -49,7 +49,8 @@ class Worker:
         beside_gpu = self._tokenizer.device.type == "cuda"
         self._write_beside = beside_gpu if write_beside is None else write_beside
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=beside_gpu)
-        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), self._preprocessing())
+        identity = tokenizer_identity(job.input("train"))
+        self._schema = token_schema(self._tokenizer.config, identity, self._preprocessing(), config.precision)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""

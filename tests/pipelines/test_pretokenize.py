@@ -31,7 +31,7 @@ from pipelines.stage import StageJob, UnitOutput
 from pipelines.stages import pretokenize
 from pipelines.stages.pretokenize import Worker
 from pipelines.token_reader import TokenDataset
-from pipelines.token_shards import Ids, ShardWriter, codes_of, read_data_shard
+from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, said_of
 from pipelines.token_stream import ImageStream, PixelRoom
 from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
@@ -294,6 +294,24 @@ def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(tmp_path
     for name in output.files:
         assert (tmp_path / name).read_bytes() == (Path(job.folder) / name).read_bytes()
     assert output.facts == {name: fact for name, fact in before.facts.items() if name != "seconds"}
+
+
+def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    whole, job = (job_of(recipe, "pretokenize") for recipe in (finished, load_tiny(Path(finished.root), "pretokenize.precision=bfloat16")))
+    assert job.fingerprint != whole.fingerprint
+    (data, _) = first_unit(job, tmp_path / "half").files
+    before, after = read_data_shard(Path(whole.folder) / data), read_data_shard(tmp_path / "half" / data)
+    assert [said_of(table.schema)["dualtoken.precision"] for table in (before, after)] == ["float32", "bfloat16"]
+    agreement = np.mean([(codes_of(before, stream) == codes_of(after, stream)).mean() for stream in STREAMS])
+    assert 0.8 < agreement < 1
+
+
+def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(tokenizer: OpenTokenizer) -> None:
+    assert tokenizer.precision == "float32"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_full_disk_met_beside_the_encoder_fails_its_unit(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
