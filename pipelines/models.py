@@ -25,6 +25,13 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Return what may round in its own way, for a receipt: the GPU's or the CPU's kind, and PyTorch's version."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": name, "torch": str(torch.__version__)}
+
+
 def use_threads(count: int) -> None:
     """Fix the number of CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
     torch.set_num_threads(count)

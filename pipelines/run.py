@@ -11,7 +11,7 @@ from pipelines.config import Recipe
 from pipelines.corpus_config import ScenesSource
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
-from pipelines.finish import finish
+from pipelines.finish import finish, problem_of_devices
 from pipelines.plan import Planned, Planner
 from pipelines.stage import StageJob
 from pipelines.stages.scenes import SceneImages
@@ -70,7 +70,8 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
             collect(watched(executor.run(work), work, say), work, say)
     for one in jobs:
         assert one.job is not None
-        finish(one.job)
+        if problem := problem_of_devices(finish(one.job)):
+            say(f"{one.label}: {problem}")
 
 
 def _say_of_store(store: Store, say: Say) -> None:

@@ -20,7 +20,7 @@ from pipelines.finish import tokenizer_identity
 from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
-from pipelines.models import OpenTokenizer, open_tokenizer
+from pipelines.models import OpenTokenizer, describe_device, open_tokenizer
 from pipelines.receipts import LEDGERS
 from pipelines.samples import KeptRow, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
@@ -64,7 +64,7 @@ class Worker:
             ratios = done.ratios(scratch / data, self._tokenizer)
         with watch.timed("captions"):
             meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}}
+        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}} | describe_device(self._tokenizer.device)
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
         return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
 

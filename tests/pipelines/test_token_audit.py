@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, TokenAlarm, exit_code
 from pipelines.executor import Outcome, Work
@@ -134,6 +135,29 @@ def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_
         shown = tokenizer.decode(codes_of(table, "pixel")[row].reshape(1, 4, 4, 2))[0].numpy()
         seen = tokenizer.levels([decode(shard.image(place))])[0].numpy()
         assert ratio == round(psnr(shown, seen), 2)
+
+
+def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    job, recipe, said = planned(finished, "pretokenize", CORPUS).job, load_tiny(tmp_path / "copy"), list[str]()
+    assert job is not None
+    before = read_manifest(job.store())
+    assert before is not None
+    assert len(before.details["devices"]) == 1
+    assert before.details["devices"][0].startswith("cpu ")
+    folder = tmp_path / "copy" / Path(job.folder).relative_to(finished.root)
+    receipt = json.loads((folder / "receipts/00001.json").read_text())
+    receipt["facts"]["device"] = "NVIDIA H100"
+    (folder / "receipts/00001.json").write_text(json.dumps(receipt))
+    (folder / MANIFEST_FILE).unlink()
+    run_command("pretokenize", recipe, LocalExecutor(), said.append)
+    after = read_manifest(Store(str(folder)))
+    assert after is not None
+    assert after.root_hash == before.root_hash
+    assert len(after.details["devices"]) == 2
+    (line,) = said
+    assert line.startswith("pretokenize tiny-train: its shards were made by devices that may round otherwise")
+    assert "NVIDIA H100, torch " in line
 
 
 @pytest.fixture
