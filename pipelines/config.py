@@ -91,8 +91,10 @@ class PretokenizeConfig(Config):
     """By corpus, a finished token dataset of the same decision and crops: codes alone are written, beside its captions."""
     audit_rows: int = run_only(default=4, ge=0)
     """Of a shard, chosen by chance: decoded again from their stored codes, and compared with what was encoded."""
+    min_psnr: float | None = run_only(default=None, ge=0)
+    """dB that a shard's audited rows must have in the mean; a lower one is an alarm, be all other shards as bad."""
     on_alarm: Literal["report", "stop"] = run_only(default="report")
-    """When a shard's codes collapse, or drift from the dataset's: say so, or also end the run, its dataset unfinished."""
+    """When a shard's codes collapse, drift from the dataset's or are under `min_psnr`: say so, or also end the run, unfinished."""
 
     @property
     def num_variants(self) -> int:

@@ -51,7 +51,7 @@ def _noting_devices(receipts: Iterable[Receipt], devices: set[str]) -> Iterator[
 
 
 def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecord]]:
-    job, audit, devices = content.job, DatasetAudit(), set[str]()
+    job, audit, devices = content.job, DatasetAudit(content.job.recipe.pretokenize.min_psnr), set[str]()
     config = job.recipe.tokenizer
     with scratch_folder() as scratch:
         index = write_index(Path(scratch) / "index.parquet", audit.seen(_noting_devices(content.receipts(), devices)))
