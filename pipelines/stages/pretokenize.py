@@ -78,6 +78,7 @@ class Worker:
 
     def _encode(self, shard: ImageShard, rows: Sequence[KeptRow], done: "_Done", writer: ShardWriter, watch: Stopwatch) -> None:
         """Write the rows' codes, by batch; `beside` the encoder a batch is counted, hashed and written while it does the next ones."""
+        self._encoder.begin()
         with closing(self._images.batches(shard, rows)) as stream, Beside(threaded=self._write_beside) as beside:
             for batch in watch.waiting("wait", stream):
                 with watch.timed("encode"):

@@ -20,7 +20,7 @@ from pipelines.config import PretokenizeConfig, Recipe
 from pipelines.crops import CROP_FIELDS
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.errors import UserError
-from pipelines.halving import HalvingEncoder, NoRoomForOneImageError
+from pipelines.halving import HalvingEncoder, NoRoomForOneImageError, is_out_of_memory
 from pipelines.image_shards import ImageShard, index_tar
 from pipelines.models import OpenTokenizer, StreamCodes, choose_device
 from pipelines.receipts import read_manifest, read_receipts
@@ -86,7 +86,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
     assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
     encoder.encode(levels[:4])
-    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again"
+    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again within a unit"
+
+
+def test_a_unit_begins_with_the_whole_batch_again(
+    finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, sizes = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=4"), "pretokenize"), list[int]()
+
+    class OnceFull(OpenTokenizer):
+        """Had no room for the first batch, as beside another process that is gone by now."""
+
+        def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
+            sizes.append(len(levels))
+            if len(sizes) == 1:
+                raise RuntimeError("CUDA error: out of memory")
+            return super().encode_levels(levels)
+
+    folder = Path(job_of(finished, "train", None).folder)
+    monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, choose_device()))
+    worker = Worker(job)
+    for unit in job.units[:2]:
+        (tmp_path / unit.id).mkdir()
+        worker.run(unit, tmp_path / unit.id)
+    rows = job.units[0].rows
+    assert sizes == [rows, *[rows // 2] * 2, *[1] * (rows % 2), job.units[1].rows]
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory. Tried to allocate 2 GiB"]
+)
+def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: OpenTokenizer) -> None:
