@@ -118,7 +118,9 @@ def _resources(job: StageJob) -> tuple[float, float]:
     """Return the CPUs and GPUs that a worker of the stage needs."""
     if job.stage == "teacher":
         return job.recipe.train.cpus_per_worker, float(job.recipe.train.use_gpu)
-    if job.stage in {"score", "targets", "pretokenize", "report"}:
+    if job.stage == "pretokenize":
+        return job.recipe.pretokenize.cpus(job.recipe.cluster.gpus_per_worker), job.recipe.cluster.gpus_per_worker
+    if job.stage in {"score", "targets", "report"}:
         return 1, job.recipe.cluster.gpus_per_worker
     return 1, 0
 

@@ -70,3 +70,11 @@ def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
         {"image_size": 384, "tower": tower, "pixel_block": 6, "semantic_block": 26, "pixel": {}, "semantic": {}, "decoder": {}}
     )
     assert config.grid_size == 27
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cpus"), [((), 0, 1), ((), 1, 5), ((), 0.5, 5), (("decode_threads=7",), 1, 8), (("decode_threads=7",), 0, 1)]
+)
+def test_a_worker_with_a_gpu_asks_for_the_cpus_that_its_decoding_keeps_busy(settings: tuple[str, ...], gpus: float, cpus: int) -> None:
+    config = load_recipe("scenes", [f"pretokenize.{one}" for one in settings]).pretokenize
+    assert config.cpus(gpus) == cpus
