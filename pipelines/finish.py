@@ -12,7 +12,7 @@ from pipelines.data_card import CARD, card
 from pipelines.receipts import FileRecord, Manifest, Receipt, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_audit import Alarm, DatasetAudit, stopped
-from pipelines.token_shards import BORROWING_VERSION, SCHEMA_VERSION, write_index
+from pipelines.token_shards import BORROWING_VERSION, INDEX, SCHEMA_VERSION, write_index
 from pipelines.work_parts import PARTS_DETAIL
 
 WEIGHTS = "model.safetensors"
@@ -54,7 +54,7 @@ def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileReco
     job, audit, devices = content.job, DatasetAudit(content.job.recipe.pretokenize.min_psnr), set[str]()
     config = job.recipe.tokenizer
     with scratch_folder() as scratch:
-        index = write_index(Path(scratch) / "index.parquet", audit.seen(_noting_devices(content.receipts(), devices)))
+        index = write_index(Path(scratch) / INDEX, audit.seen(_noting_devices(content.receipts(), devices)))
         summary = audit.summary()
         if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
             raise stopped(job.label, Alarm(**summary["alarms"][0]))
@@ -71,4 +71,4 @@ def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileReco
             PARTS_DETAIL: {name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
         }
         (Path(scratch) / CARD).write_text(card(job, details, content.totals), encoding="utf-8")
-        return details, [upload(job.store(), Path(scratch), name) for name in ("index.parquet", CARD)]
+        return details, [upload(job.store(), Path(scratch), name) for name in (INDEX, CARD)]

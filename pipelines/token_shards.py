@@ -29,6 +29,7 @@ from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem, 
 SCHEMA_VERSION, BORROWING_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
 ROWS_PER_BATCH = 256
+INDEX = "index.parquet"
 STREAMS = ("semantic", "pixel")
 
 INDEX_SCHEMA = pa.schema(
@@ -148,7 +149,7 @@ def _fixed_lists(ids: Ids, kind: pa.DataType) -> pa.Array:
 
 
 def read_data_shard(path: Path) -> pa.Table:
-    """Map a data shard into memory; a cut file raises `pa.ArrowInvalid`."""
+    """Map a data shard, or any other table in an Arrow file, into memory; a cut file raises `pa.ArrowInvalid`."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
@@ -170,6 +171,11 @@ def write_index(path: Path, receipts: Iterable[Receipt]) -> pa.Table:
     return index
 
 
+def data_path(unit: str) -> str:
+    """Name a unit's data shard in its dataset's folder."""
+    return f"data/{unit}.arrow"
+
+
 def rows_of(receipt: Receipt) -> int:
     """Return the rows of a unit's shard: of a sample there are as many as the recipe has crops."""
     return int(receipt.facts.get("rows_out_by_shard", {}).get(receipt.unit, receipt.rows_out))
@@ -177,7 +183,7 @@ def rows_of(receipt: Receipt) -> int:
 
 def _index_row(receipt: Receipt) -> dict[str, Any]:
     files = {file.name: file for file in receipt.files}
-    data = files[f"data/{receipt.unit}.arrow"]
+    data = files[data_path(receipt.unit)]
     return {
         "shard": receipt.unit,
         "path": data.name,

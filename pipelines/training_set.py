@@ -20,6 +20,7 @@ from pipelines.receipts import read_manifest
 from pipelines.samples import decode, is_heldout, kept_rows, open_shard
 from pipelines.stage import StageJob
 from pipelines.tables import read_table
+from pipelines.token_shards import read_data_shard
 
 Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]
@@ -68,7 +69,7 @@ class TrainingSet:
             shard = open_shard(images, name, scratch)
             if with_targets:
                 rows = [row.row for row in kept_rows(shard, read_table(job.input("filter", corpus), f"{name}.parquet"))]
-                targets = _map_table(job.input("targets", corpus).local_copy(f"{name}.arrow", scratch / "targets"))
+                targets = read_data_shard(job.input("targets", corpus).local_copy(f"{name}.arrow", scratch / "targets"))
                 assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets and decision name other samples"
             else:
                 rows, targets = list(range(len(shard.keys))), None
@@ -98,11 +99,6 @@ class TrainingSet:
         assert table is not None, "opened without targets"
         names = [name for name in ("pooled", "dense") if name in table.column_names]
         return {name: table[name][place.target_row].values.to_numpy().astype(np.float32) for name in names}
-
-
-def _map_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 def batch_numbers(num_samples: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -27,7 +27,7 @@ from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
 from pipelines.tables import read_table
 from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
-from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
+from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, data_path, read_data_shard, token_schema
 from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
 
 SCORES = {"similarity": "teacher_similarity"}
@@ -54,7 +54,7 @@ class Worker:
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
-        data, watch = f"data/{unit.id}.arrow", Stopwatch()
+        data, watch = data_path(unit.id), Stopwatch()
         with watch.timed("fetch"):
             shard, rows = self._open(unit, scratch)
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
