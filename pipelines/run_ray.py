@@ -28,7 +28,7 @@ from pipelines.executor import Outcome, Work, WorkerSlot, attempt
 from pipelines.stage import StageJob, Unit, UnitOutput
 
 MAX_BLOCKS = 4096
-"""Ray Data keeps a record per block; more units than this share blocks."""
+"""Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of them are done."""
 
 
 class RayExecutor:
