@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.digests import digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from pipelines.errors import UserError
 from pipelines.finish import WEIGHTS
 from pipelines.receipts import MANIFEST_FILE, Manifest

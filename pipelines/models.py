@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from model.config import TokenizerConfig
 from model.images import to_tensor
 from model.precision import Precision, forbid_tf32, tower_precision

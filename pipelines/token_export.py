@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from infra.digests import digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from pipelines.errors import UserError
 from pipelines.export_formats import FORMATS, Shape, ShardRows
