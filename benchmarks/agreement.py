@@ -10,13 +10,14 @@ import sys
 import torch
 
 from model.image_files import ImageFileError, find_images, open_image
+from model.precision import Precision, forbid_tf32, tower_precision
 from model.tokenizer import Codes, DualTokenizer
 
 
-def encode(tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, *, bfloat16: bool = False) -> Codes:
+def encode(tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, precision: Precision = "float32") -> Codes:
     """Return the codes of images on the CPU, computed where the tokenizer is."""
     device = next(tokenizer.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+    with tower_precision(device, precision):
         parts = [tokenizer.encode(batch.to(device)) for batch in images.split(batch_size)]
     return Codes(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in Codes._fields))
 
@@ -46,12 +47,13 @@ def main(arguments: list[str]) -> int:
     reference = encode(tokenizer, images, 32)
     print(f"{len(images)} images; % of codes as with float32, CPU, batch 32; semantic depths | pixel depths")
     print(row("batch 1", encode(tokenizer, images, 1), reference))
-    print(row("bfloat16 tower", encode(tokenizer, images, 32, bfloat16=True), reference))
+    print(row("bfloat16 tower", encode(tokenizer, images, 32, "bfloat16"), reference))
     if torch.cuda.is_available():
+        forbid_tf32()
         tokenizer.to("cuda")
         print(row("GPU float32", encode(tokenizer, images, 32), reference))
         print(row("GPU float32, batch 1", encode(tokenizer, images, 1), reference))
-        print(row("GPU bfloat16 tower", encode(tokenizer, images, 32, bfloat16=True), reference))
+        print(row("GPU bfloat16 tower", encode(tokenizer, images, 32, "bfloat16"), reference))
     return 0
 
 

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -71,8 +70,13 @@ def replace(target: str, write: Callable[[Path], object]) -> None:
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, write).replace(path)
+    sync_folder(path.parent)
 
 
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a fresh local folder that goes with its `with` block."""
-    return tempfile.TemporaryDirectory(prefix="dualtoken-")
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to disk: without it, a power failure may take a rename back though the file itself is there."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

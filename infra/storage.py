@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.local_files import PART, list_files, move_or_copy, replace, write_durably
+from infra.local_files import PART, list_files, move_or_copy, replace, sync_folder, write_durably
 
 PROBE = ".probe-"
 READ_AT_ONCE = 1024
@@ -210,6 +210,7 @@ class Store:
             return target.read_bytes() == data
         finally:
             part.unlink()
+        sync_folder(target.parent)
         return True
 
     def local_copy(self, name: str, scratch: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from jobs.session import say
 from pipelines.errors import ExitCode, UserError
 

@@ -1,10 +1,25 @@
-"""Where full precision is a must, whatever the caller's autocast."""
+"""The precision of the networks' arithmetic: chosen for a block, and full where it is a must, whatever the caller's autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Turn autocast off for a block on a device; the device `meta`, which has shapes alone, has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def tower_precision(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which networks compute in a precision; code searches stay in float32 (`without_autocast`)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def forbid_tf32() -> None:
+    """Make float32 mean float32 on a GPU in this process: cuDNN's convolutions round to TF32 by default, 10 bits in place of 23."""
+    # By the older names: set by the newer ones alone, cuDNN's older ones, which PyTorch itself still reads, raise an error.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

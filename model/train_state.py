@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from model.adversary import Adversary
 from model.losses import Perceptual
 from model.optimizer import build_optimizer
+from model.precision import tower_precision
 from model.settings import TrainSettings
 from model.stages import freeze, trained_streams
 from model.tokenizer import DualTokenizer
@@ -93,7 +94,7 @@ class TrainState:
 
     def autocast(self) -> torch.autocast:
         """Return the context of the networks' arithmetic."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+        return tower_precision(self.device, self.settings.precision)
 
 
 def _trained(model: nn.Module) -> list[bool]:

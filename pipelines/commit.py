@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from infra.digests import FileDigest, digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store, join
 from pipelines.errors import UserError
 from pipelines.ledger import Status, check_closed, count_statuses

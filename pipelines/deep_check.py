@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from pipelines.captions import meta_path, meta_place
 from pipelines.encode_again import DeepSettings, differences
@@ -24,11 +24,9 @@ from pipelines.ledger import KEY_BYTES, Status, count_statuses
 from pipelines.receipts import LEDGERS, MANIFEST_FILE, STAGE_FILE, Manifest, Receipt, done_units, iter_receipts, read_manifest
 from pipelines.stage_folder import read_stage, stage_job
 from pipelines.tables import read_table
-from pipelines.token_shards import SCHEMA_VERSION, STREAMS, codes_of, read_data_shard, rows_of, said_of
+from pipelines.token_shards import INDEX, SCHEMA_VERSION, STREAMS, codes_of, data_path, read_data_shard, rows_of, said_of
 from pipelines.totals import Totals
 from pipelines.verify import Finding, Verified
-
-INDEX = "index.parquet"
 
 
 class _Shard(NamedTuple):
@@ -61,7 +59,7 @@ def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]
     if record.stage == "pretokenize":
         found += tokens.keys_twice()
         again = differences(stage_job(store, record, ()), manifest, rows, settings, say)
-        found += [_wrong(store, f"data/{unit}.arrow", unit, problem) for unit, problem in again]
+        found += [_wrong(store, data_path(unit), unit, problem) for unit, problem in again]
     if not checked.findings and manifest and (manifest.counts, manifest.rows_in) != (totals.counts, totals.rows):
         found.append(_wrong(store, MANIFEST_FILE, None, "its counts are not the sum of the receipts'"))
     return replace(checked, findings=(*checked.findings, *found))
@@ -93,7 +91,7 @@ class _Tokens:
 
     def check(self, receipt: Receipt) -> Iterator[Finding]:
         """Yield what is wrong with one shard."""
-        unit, name = receipt.unit, f"data/{receipt.unit}.arrow"
+        unit, name = receipt.unit, data_path(receipt.unit)
         with scratch_folder() as scratch:
             table = read_data_shard(self._store.local_copy(name, Path(scratch)))
             shard = _Shard(receipt, table, said_of(table.schema))
@@ -147,7 +145,7 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
     if row is None:
         yield f"shard {unit} is not in it"
         return
-    record = next(file for file in shard.receipt.files if file.name == f"data/{unit}.arrow")
+    record = next(file for file in shard.receipt.files if file.name == data_path(unit))
     theirs = {
         "path": record.name,
         "meta_path": meta_path(shard.receipt),

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from infra.digests import digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from pipelines.errors import UserError
 from pipelines.finish import WEIGHTS
 from pipelines.receipts import MANIFEST_FILE, Manifest
 from pipelines.samples import KeptRow, open_shard
 from pipelines.stage import StageJob
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard
+from pipelines.token_shards import STREAMS, codes_of, data_path, read_data_shard
 
 
 class DeepSettings(NamedTuple):
@@ -70,7 +70,7 @@ def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
 def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], tolerance: float) -> Iterator[str]:  # noqa: ANN401
     with scratch_folder() as name:
         scratch = Path(name)
-        table = read_data_shard(job.store().local_copy(f"data/{unit}.arrow", scratch / "tokens")).take(pa.array(rows, pa.int64()))
+        table = read_data_shard(job.store().local_copy(data_path(unit), scratch / "tokens")).take(pa.array(rows, pa.int64()))
         try:
             parts = _encode_rows(job, tokenizer, unit, dict(zip(rows, table["key"].to_pylist(), strict=True)), scratch)
         except (KeyError, OSError, UserError) as error:

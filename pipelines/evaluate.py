@@ -23,7 +23,7 @@ from pipelines.report_data import AttributeAccuracy, CodebookUsage, Pair, Recons
 from pipelines.samples import batches, decode, is_heldout, open_shard
 from pipelines.scenes import Attribute, attribute_choices
 from pipelines.stage import StageJob
-from pipelines.token_shards import Ids, codes_of, read_data_shard
+from pipelines.token_shards import Ids, codes_of, data_path, read_data_shard
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
 CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
@@ -52,7 +52,7 @@ def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[Heldout
         manifest = read_manifest(tokens)
         assert manifest is not None, "a report is planned on finished inputs"
         for name in manifest.units:
-            table = read_data_shard(tokens.local_copy(f"data/{name}.arrow", scratch / corpus))
+            table = read_data_shard(tokens.local_copy(data_path(name), scratch / corpus))
             shard = open_shard(images, name, scratch / corpus)
             keys = table["key"].to_pylist()
             # Of the variants of a sample the first.

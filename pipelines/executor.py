@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+from infra.scratch import remove_abandoned
 from pipelines.commit import run_unit
 from pipelines.errors import ExitCode, UnitsFailed, exit_code
 from pipelines.stage import StageJob, Unit, Worker
@@ -57,6 +58,7 @@ class WorkerSlot:
     def open(self, job: StageJob) -> Worker:
         """Return the job's worker, opened on first use."""
         if self._worker is None or self._job is not job:
+            remove_abandoned()  # of processes that were killed, as where machines are taken away: they would fill the disk
             self._worker = None  # frees the last job's models before the next ones are loaded
             stage = importlib.import_module(f"pipelines.stages.{job.stage}")
             self._worker, self._job = cast("Worker", stage.Worker(job)), job

@@ -1,17 +1,18 @@
 """What a stage adds once every unit has its receipt: a corpus's token index and card, and details for its manifest."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from pipelines.captions import lender_of
 from pipelines.commit import StageContent, commit_manifest, upload
 from pipelines.data_card import CARD, card
-from pipelines.receipts import FileRecord, Manifest, read_manifest, read_receipts
+from pipelines.receipts import FileRecord, Manifest, Receipt, read_manifest, read_receipts
 from pipelines.stage import StageJob
 from pipelines.token_audit import Alarm, DatasetAudit, stopped
-from pipelines.token_shards import BORROWING_VERSION, SCHEMA_VERSION, write_index
+from pipelines.token_shards import BORROWING_VERSION, INDEX, SCHEMA_VERSION, write_index
 from pipelines.work_parts import PARTS_DETAIL
 
 WEIGHTS = "model.safetensors"
@@ -32,11 +33,28 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
     return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
 
 
+def problem_of_devices(manifest: Manifest) -> str | None:
+    """Say so where a dataset's codes come from several kinds of device, or None."""
+    devices = manifest.details.get("devices", [])
+    if len(devices) < 2:
+        return None
+    said = "its shards were made by devices that may round otherwise, so that equal images may have other codes"
+    return f"{said}: {'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
+
+
+def _noting_devices(receipts: Iterable[Receipt], devices: set[str]) -> Iterator[Receipt]:
+    """Pass receipts on; from before there were such facts they name none."""
+    for receipt in receipts:
+        if "device" in receipt.facts:
+            devices.add(f"{receipt.facts['device']}, torch {receipt.facts['torch']}")
+        yield receipt
+
+
 def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecord]]:
-    job, audit = content.job, DatasetAudit()
+    job, audit, devices = content.job, DatasetAudit(content.job.recipe.pretokenize.min_psnr), set[str]()
     config = job.recipe.tokenizer
     with scratch_folder() as scratch:
-        index = write_index(Path(scratch) / "index.parquet", audit.seen(content.receipts()))
+        index = write_index(Path(scratch) / INDEX, audit.seen(_noting_devices(content.receipts(), devices)))
         summary = audit.summary()
         if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
             raise stopped(job.label, Alarm(**summary["alarms"][0]))
@@ -48,8 +66,9 @@ def _finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileReco
             "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
             "rows": sum(index["rows"].to_pylist()),
             "shards": index.num_rows,
+            "devices": sorted(devices),
             "audit": summary,
             PARTS_DETAIL: {name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
         }
         (Path(scratch) / CARD).write_text(card(job, details, content.totals), encoding="utf-8")
-        return details, [upload(job.store(), Path(scratch), name) for name in ("index.parquet", CARD)]
+        return details, [upload(job.store(), Path(scratch), name) for name in (INDEX, CARD)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store, join
 from pipelines.captions import borrows
 from pipelines.commit import upload

@@ -21,7 +21,7 @@ from pipelines.receipts import LEDGERS, Receipt, StageRecord
 from pipelines.stage import StageJob
 from pipelines.tables import read_table
 from pipelines.token_audit import CodeTally
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of, write_data_shard
+from pipelines.token_shards import STREAMS, codes_of, data_path, read_data_shard, said_of, write_data_shard
 from pipelines.tombstones import FORGOTTEN
 
 Keys = frozenset[bytes]
@@ -117,7 +117,7 @@ class _Codes:
         return _ledger_keys(store, shard)
 
     def files(self, shard: str) -> Sequence[str]:
-        return (f"data/{shard}.arrow",)
+        return (data_path(shard),)
 
     def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
         (shard,), store = shards, job.store()

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipelines.errors import UserError
 from pipelines.models import StreamCodes
 
-NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What PyTorch says where it has no class of its own: its allocator of a CPU's memory, and cuBLAS."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+"""What PyTorch says where it has no class of its own, in lower case: the driver, its allocator of a CPU's memory, cuBLAS and cuDNN."""
 
 
 class NoRoomForOneImageError(UserError):
@@ -31,12 +31,16 @@ class Encoder(Protocol):
 
 
 class HalvingEncoder:
-    """An encoder whose batches shrink until they fit, and stay as small as they had to become."""
+    """An encoder whose batches shrink until they fit, and stay as small as they had to become until `begin` is called."""
 
     def __init__(self, encoder: Encoder, batch_size: int) -> None:
         self._encoder, self._largest = encoder, batch_size
         self.batch_size = batch_size
         """Images encoded at once, so far."""
+
+    def begin(self) -> None:
+        """Try the whole batch again: what took the memory, such as another process, may be gone."""
+        self.batch_size = self._largest
 
     def encode(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
         """Return the codes of any number of images, encoded in batches.
@@ -74,4 +78,5 @@ class HalvingEncoder:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error says that a device's memory, or this machine's, ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from model.config import TokenizerConfig
 from model.images import to_tensor
+from model.precision import Precision, forbid_tf32, tower_precision
 from model.teacher import Teacher, load_teacher
 from model.tokenizer import DualTokenizer
 from pipelines.errors import UserError
@@ -35,6 +36,13 @@ def stage_device(job: StageJob) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: run where there is one, or change it")
     return torch.device("cuda")
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Return what may round in its own way, for a receipt: the GPU's or the CPU's kind, and PyTorch's version."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": name, "torch": str(torch.__version__)}
 
 
 def use_threads(count: int) -> None:
@@ -90,11 +98,13 @@ class OpenTeacher:
 
 
 class OpenTokenizer:
-    """A trained tokenizer that looks at pictures."""
+    """A trained tokenizer that looks at pictures; `precision` is that of encoding, less the code search, which is always float32."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, precision: Precision = "float32") -> None:
+        forbid_tf32()
         self.network = DualTokenizer.from_pretrained(folder, device)
         self.device = device
+        self.precision: Precision = precision
 
     @property
     def config(self) -> TokenizerConfig:
@@ -108,7 +118,8 @@ class OpenTokenizer:
     def encode_levels(self, levels: Tensor) -> StreamCodes:
         """Return the codes of pictures as the network sees them, uint8 (B, 3, S, S), of any device; only codes come back."""
         levels = levels.to(self.device, non_blocking=True)
-        codes = self.network.encode(self.network.transform.normalize(levels))
+        with tower_precision(self.device, self.precision):
+            codes = self.network.encode(self.network.transform.normalize(levels))
         return StreamCodes(*(stream.to(torch.uint16).cpu().numpy() for stream in codes))
 
     def decode(self, pixel: Array) -> Tensor:
@@ -132,7 +143,7 @@ def open_teacher(job: StageJob) -> OpenTeacher:
 
 
 def open_tokenizer(job: StageJob, device: torch.device | None = None) -> OpenTokenizer:
-    """Open the tokenizer that a job reads, on one thread, and on the stage's device unless one is given."""
+    """Open the tokenizer that a job reads, on one thread, on the stage's device unless one is given, to encode as its recipe pretokenizes."""
     use_threads(1)
     with scratch_folder() as scratch:
-        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), device or stage_device(job))
+        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), device or stage_device(job), job.recipe.pretokenize.precision)

@@ -23,17 +23,18 @@ def per_worker(recipe: Recipe, stage: str) -> tuple[float, float]:
     """Return the CPUs and GPUs that one worker of a stage needs."""
     if stage in {"train", "teacher"}:
         return recipe.train.cpus_per_worker, float(recipe.train.use_gpu)
-    return 1, recipe.cluster.gpus_per_worker if stage in ON_GPU else 0
+    gpus = recipe.cluster.gpus_per_worker if stage in ON_GPU else 0
+    return recipe.pretokenize.cpus(gpus) if stage == "pretokenize" else 1, gpus
 
 
 def demands(recipe: Recipe, stage: str) -> tuple[Demand, Demand]:
     """Return what must be there at once for a stage to begin: all workers of a training, one of any other stage."""
     cpus, gpus = per_worker(recipe, stage)
     if stage not in {"train", "teacher"}:
-        return (
-            Demand("CPU", cpus, "a worker", "add a node with one"),
-            Demand("GPU", gpus, f"cluster.gpus_per_worker={gpus:g}", "lower it"),
-        )
+        cpu = Demand("CPU", cpus, "a worker", "add a node with one")
+        if cpus > 1:
+            cpu = Demand("CPU", cpus, f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}", "lower it")
+        return cpu, Demand("GPU", gpus, f"cluster.gpus_per_worker={gpus:g}", "lower it")
     together = recipe.train.num_workers if stage == "train" else 1
     times, lower = (f"train.num_workers={together} times ", "train.num_workers or ") if together > 1 else ("", "")
     return (

@@ -7,7 +7,7 @@ from pipelines.commit import describe_stage
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
-from pipelines.finish import finish
+from pipelines.finish import finish, problem_of_devices
 from pipelines.plan import Planned, Planner
 from pipelines.steps import COMMANDS
 from pipelines.token_audit import watched
@@ -56,7 +56,8 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
     run_units([Work(one.job, one.units_to_do) for one in jobs if one.job and one.units_to_do], executor, say)
     for one in jobs:
         assert one.job is not None
-        finish(one.job)
+        if problem := problem_of_devices(finish(one.job)):
+            say(f"{one.label}: {problem}")
 
 
 def run_units(work: Sequence[Work], executor: Executor, say: Say) -> None:

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 TASK_RETRIES = 3
 """Of a unit whose process died. The processes themselves are started anew without end: a cluster of spot machines loses many."""
 MAX_BLOCKS = 4096
-"""Ray Data keeps a record per block; more units than this share blocks."""
+"""Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of them are done."""
 
 
 class RayExecutor:

@@ -21,7 +21,7 @@ from pipelines.receipts import Receipt, receipt_name
 from pipelines.stage_folder import input_folders, read_stage
 from pipelines.tables import read_table
 from pipelines.token_audit import perplexity_of
-from pipelines.token_shards import STREAMS, codes_of, read_data_shard, said_of
+from pipelines.token_shards import STREAMS, codes_of, data_path, read_data_shard, said_of
 from pipelines.verify import check_file
 
 
@@ -57,11 +57,11 @@ def open_shard(location: str, scratch: Path) -> ShardView:
     if (folder and not dataset and data != "data") or data != "data" or not name.endswith(".arrow"):
         raise UserError(f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow")
     store, unit = Store(dataset or "."), name.removesuffix(".arrow")
-    if (size := store.size(f"data/{name}")) is None:
+    if (size := store.size(data_path(unit))) is None:
         raise UserError(f"{location} is not there: `dualtoken plan` names the datasets of a recipe")
     state, meta = _receipt(store, unit, size)
     try:
-        table = read_data_shard(store.local_copy(f"data/{name}", scratch))
+        table = read_data_shard(store.local_copy(data_path(unit), scratch))
         said = said_of(table.schema)
         rows, columns = (int(side) for side in said["dualtoken.grid"].split("x"))
         return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state, meta)
@@ -79,7 +79,7 @@ def _receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
         return "unknown: the unit has no receipt, so it is unfinished", own
     except ValidationError:
         return "unknown: the receipt cannot be read", own
-    record = next((file for file in receipt.files if file.name == f"data/{unit}.arrow"), None)
+    record = next((file for file in receipt.files if file.name == data_path(unit)), None)
     if record is None:
         return "unknown: the receipt does not name it", own
     return check_file(store, record, size) or f"as its receipt says, sha256 {record.sha256}", meta_path(receipt)

@@ -185,7 +185,9 @@ def _token_bytes(recipe: Recipe) -> float:
 def _token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
     crops = recipe.pretokenize.crops
     # Said only where they differ from the default, so that datasets from before there were such keys keep their fingerprints.
-    settings = {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
+    settings: dict[str, Any] = {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
+    if recipe.pretokenize.precision != "float32":
+        settings["precision"] = recipe.pretokenize.precision
     return settings | ({BORROWED: lender} if (lender := _lender(recipe, corpus)) else {})
 
 

@@ -1,7 +1,8 @@
 """Watches over token shards: how evenly codes are used, whether stored codes still give the images, which shard is unlike the rest.
 
 A unit records what it saw in its receipt, as `audit`. Shards are judged against the median shard of their dataset: while they come, against
-those of the run so far, and once more against all of them when the dataset is finished.
+those of the run so far, and once more against all of them when the dataset is finished. As a whole bad dataset has a bad median, its
+recipe may also set a PSNR that no shard may be under.
 """
 
 import hashlib
@@ -71,7 +72,10 @@ def sample_places(seed: str, rows: int, count: int) -> frozenset[int]:
 
 
 def psnr(shown: Levels, seen: Levels) -> float:
-    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`."""
+    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`.
+
+    `model.metrics` has one too, whose library takes seconds to import: more than all audits of a short run.
+    """
     error = float(np.square(shown.astype(np.float64) - seen).mean())
     return min(MAX_PSNR, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR
 
@@ -81,7 +85,7 @@ class Alarm:
     """A shard that is unlike its dataset."""
 
     shard: str
-    kind: Literal["collapse", "drift"]
+    kind: Literal["collapse", "drift", "low"]
     problem: str
     """What was found, beside what the others have."""
 
@@ -130,9 +134,15 @@ class Norm:
         return cls(len(shards), median(one.rows for one in shards), middle, spread, perplexity)
 
 
-def judge(one: Figures, norm: Norm) -> Alarm | None:
+def judge(one: Figures, norm: Norm, min_psnr: float | None = None) -> Alarm | None:
     """Return what is wrong with a shard, the worst first; `norm` is its dataset's, itself taken into it or not."""
-    return _collapse(one, norm) or _drift(one, norm)
+    return _collapse(one, norm) or _low(one, min_psnr) or _drift(one, norm)
+
+
+def _low(one: Figures, min_psnr: float | None) -> Alarm | None:
+    if one.psnr is None or min_psnr is None or one.psnr >= min_psnr:
+        return None
+    return Alarm(one.shard, "low", f"PSNR {one.psnr:.1f} dB, pretokenize.min_psnr={min_psnr:g}")
 
 
 def _collapse(one: Figures, norm: Norm) -> Alarm | None:
@@ -174,7 +184,8 @@ def _depths(perplexity: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, in
 class DatasetAudit:
     """What a finished dataset's shards are like, taken from their receipts as these pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_psnr: float | None = None) -> None:
+        self._min_psnr = min_psnr
         self._shards: list[Figures] = []
         self._ratios: list[float] = []
 
@@ -189,7 +200,7 @@ class DatasetAudit:
     def summary(self) -> dict[str, Any]:
         """Return what the dataset's manifest says of them."""
         norm = Norm.of(self._shards) if self._shards else None
-        alarms = [alarm for one in self._shards if norm and (alarm := judge(one, norm))]
+        alarms = [alarm for one in self._shards if norm and (alarm := judge(one, norm, self._min_psnr))]
         return {
             "rows": len(self._ratios),
             "psnr_median": round(median(self._ratios), 2) if self._ratios else None,
@@ -201,7 +212,7 @@ class DatasetAudit:
 
 def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iterator[Outcome]:
     """Pass outcomes on, and say which shards are unlike those before them; raises `TokenAlarm` where the recipe stops at that."""
-    stops = work[0].job.recipe.pretokenize.on_alarm == "stop"
+    config = work[0].job.recipe.pretokenize
     before: dict[str, deque[Figures]] = {}
     for outcome in outcomes:
         yield outcome
@@ -210,9 +221,9 @@ def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iter
         seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
         one = Figures.of(outcome.unit, outcome.audit)
         seen.append(one)
-        if alarm := judge(one, Norm.of(seen if len(seen) >= MANY else [one])):
+        if alarm := judge(one, Norm.of(seen if len(seen) >= MANY else [one]), config.min_psnr):
             say(f"{outcome.label} {alarm}")
-            if stops:
+            if config.on_alarm == "stop":
                 raise stopped(outcome.label, alarm)
 
 

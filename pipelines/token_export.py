@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from infra.digests import digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from pipelines.errors import UserError
 from pipelines.export_formats import FORMATS, Shape, ShardRows

@@ -27,9 +27,9 @@ from pipelines.open_shards import OpenShards
 from pipelines.receipts import FileRecord, Manifest, receipt_name
 from pipelines.shard_cache import ShardCache
 from pipelines.tables import read_table
-from pipelines.token_shards import ROWS_PER_BATCH, STREAMS, Ids, require_finished
+from pipelines.token_shards import INDEX, ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
-_INDEX, _INDEX_COLUMNS = "index.parquet", ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
+_INDEX_COLUMNS = ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
 
 class TokenRows(NamedTuple):
@@ -69,7 +69,7 @@ class TokenDataset:
         self._others: dict[str, CheckedFiles] = {}
         """Of datasets that captions are borrowed from."""
         _require_index(store, manifest)
-        self._index = read_table(store, _INDEX, _INDEX_COLUMNS).sort_by("shard").combine_chunks()
+        self._index = read_table(store, INDEX, _INDEX_COLUMNS).sort_by("shard").combine_chunks()
         rows = self._index["rows"].to_numpy()
         self._ends = np.cumsum(rows, dtype=np.int64)
         self._starts = self._ends - rows
@@ -249,10 +249,10 @@ def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:
-    recorded = next((file.sha256 for file in manifest.files if file.name == _INDEX), None)
+    recorded = next((file.sha256 for file in manifest.files if file.name == INDEX), None)
     if recorded is None:
-        raise ValueError(f"{store.url}/manifest.json names no {_INDEX}: run `dualtoken pretokenize` again")
-    if store.exists(_INDEX) and recorded == hashlib.sha256(store.read(_INDEX)).hexdigest():
+        raise ValueError(f"{store.url}/manifest.json names no {INDEX}: run `dualtoken pretokenize` again")
+    if store.exists(INDEX) and recorded == hashlib.sha256(store.read(INDEX)).hexdigest():
         return
-    state = "is stale: it is not the one that the manifest names" if store.exists(_INDEX) else "is missing"
-    raise ValueError(f"{store.url}/{_INDEX} {state}; run `dualtoken verify {store.url} --repair`")
+    state = "is stale: it is not the one that the manifest names" if store.exists(INDEX) else "is missing"
+    raise ValueError(f"{store.url}/{INDEX} {state}; run `dualtoken verify {store.url} --repair`")

@@ -31,6 +31,7 @@ from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
 SCHEMA_VERSION, BORROWING_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
 ROWS_PER_BATCH = 256
+INDEX = "index.parquet"
 STREAMS = ("semantic", "pixel")
 
 INDEX_SCHEMA = pa.schema(
@@ -52,10 +53,11 @@ INDEX_SCHEMA = pa.schema(
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
-def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str) -> pa.Schema:
+def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32") -> pa.Schema:
     """Return the schema of a data shard.
 
-    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures.
+    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures, `precision` how they
+    were encoded.
     """
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
     metadata = {
@@ -68,7 +70,7 @@ def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preproce
         "dualtoken.semantic_codes": str(config.semantic.num_codes),
         "dualtoken.pixel_codes": str(config.pixel.num_codes),
         "dualtoken.order": "position-major, depth-minor",
-        "dualtoken.precision": "float32",
+        "dualtoken.precision": precision,
     }
     key = pa.field("key", pa.binary(KEY_BYTES), nullable=False)
     return pa.schema([key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata)
@@ -149,7 +151,7 @@ def _fixed_lists(ids: Ids, kind: pa.DataType) -> pa.Array:
 
 
 def read_data_shard(path: Path) -> pa.Table:
-    """Map a data shard into memory; a cut file raises `pa.ArrowInvalid`."""
+    """Map a data shard, or any other table in an Arrow file, into memory; a cut file raises `pa.ArrowInvalid`."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
@@ -171,6 +173,11 @@ def write_index(path: Path, receipts: Iterable[Receipt]) -> pa.Table:
     return index
 
 
+def data_path(unit: str) -> str:
+    """Name a unit's data shard in its dataset's folder."""
+    return f"data/{unit}.arrow"
+
+
 def rows_of(receipt: Receipt) -> int:
     """Return the rows of a unit's shard: of a sample there are as many as the recipe has crops."""
     return int(receipt.facts.get("rows_out_by_shard", {}).get(receipt.unit, receipt.rows_out))
@@ -178,7 +185,7 @@ def rows_of(receipt: Receipt) -> int:
 
 def _index_row(receipt: Receipt) -> dict[str, Any]:
     files = {file.name: file for file in receipt.files}
-    data = files[f"data/{receipt.unit}.arrow"]
+    data = files[data_path(receipt.unit)]
     return {
         "shard": receipt.unit,
         "path": data.name,

@@ -26,7 +26,6 @@ from pipelines.samples import KeptRow, batches, decode
 Result = TypeVar("Result")
 BATCHES_AHEAD = 2
 """Decoded, or being decoded, while one is encoded."""
-THREADS_BESIDE_GPU = 4
 PIXELS_AT_ONCE = 2**26
 """Of all images that a worker's threads are decoding: 200 MB as RGB. A larger image is decoded alone."""
 
@@ -74,7 +73,7 @@ class ImageStream:
 
     def __init__(self, config: PretokenizeConfig, transform: Transform, *, beside_gpu: bool) -> None:
         self._config, self._transform, self._pinned = config, transform, beside_gpu
-        self._threads = (THREADS_BESIDE_GPU if beside_gpu else 0) if config.decode_threads is None else config.decode_threads
+        self._threads = config.threads(beside_gpu=beside_gpu)
         self._room = PixelRoom(PIXELS_AT_ONCE)
 
     def batches(self, shard: ImageShard, rows: Sequence[KeptRow]) -> Generator[ImageBatch]:

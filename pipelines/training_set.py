@@ -20,6 +20,7 @@ from pipelines.receipts import read_manifest
 from pipelines.samples import decode, is_heldout, kept_rows, open_shard
 from pipelines.stage import StageJob
 from pipelines.tables import finished_files, read_input
+from pipelines.token_shards import read_data_shard
 
 Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]
@@ -70,7 +71,7 @@ class TrainingSet:
                 rows = [row.row for row in kept_rows(shard, read_input(job.input("filter", corpus), f"{name}.parquet"))]
                 stored = job.input("targets", corpus)
                 with finished_files(stored, f"{name}.arrow"):
-                    targets = _map_table(stored.local_copy(f"{name}.arrow", scratch / "targets"))
+                    targets = read_data_shard(stored.local_copy(f"{name}.arrow", scratch / "targets"))
                 assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets and decision name other samples"
             else:
                 rows, targets = list(range(len(shard.keys))), None
@@ -100,11 +101,6 @@ class TrainingSet:
         assert table is not None, "opened without targets"
         names = [name for name in ("pooled", "dense") if name in table.column_names]
         return {name: table[name][place.target_row].values.to_numpy().astype(np.float32) for name in names}
-
-
-def _map_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 def batch_numbers(num_samples: int, batch_size: int, seed: int, step: int) -> list[int]:

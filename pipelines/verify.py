@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from infra.digests import digest
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store, join
 from pipelines.captions import meta_path, meta_place, meta_record
 from pipelines.config import Recipe

@@ -20,14 +20,14 @@ from pipelines.finish import tokenizer_identity
 from pipelines.halving import HalvingEncoder
 from pipelines.image_shards import ImageShard
 from pipelines.ledger import KEY_BYTES, Status, ledger_table
-from pipelines.models import OpenTokenizer, open_tokenizer
+from pipelines.models import OpenTokenizer, describe_device, open_tokenizer
 from pipelines.receipts import LEDGERS
 from pipelines.samples import KeptRow, kept_rows, open_shard
 from pipelines.stage import StageJob, Unit, UnitOutput
 from pipelines.stopwatch import Stopwatch
 from pipelines.tables import read_input
 from pipelines.token_audit import CodeTally, Levels, psnr, sample_places
-from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, token_schema
+from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, data_path, read_data_shard, token_schema
 from pipelines.token_stream import ImageBatch, ImageStream, Undecodable
 
 SCORES = {"similarity": "teacher_similarity"}
@@ -49,11 +49,12 @@ class Worker:
         beside_gpu = self._tokenizer.device.type == "cuda"
         self._write_beside = beside_gpu if write_beside is None else write_beside
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=beside_gpu)
-        self._schema = token_schema(self._tokenizer.config, tokenizer_identity(job.input("train")), self._preprocessing())
+        identity = tokenizer_identity(job.input("train"))
+        self._schema = token_schema(self._tokenizer.config, identity, self._preprocessing(), config.precision)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `data/<shard>.arrow` and, unless captions are borrowed, `meta/<shard>.parquet`."""
-        data, watch = f"data/{unit.id}.arrow", Stopwatch()
+        data, watch = data_path(unit.id), Stopwatch()
         with watch.timed("fetch"):
             shard, rows = self._open(unit, scratch)
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
@@ -63,7 +64,7 @@ class Worker:
             ratios = done.ratios(scratch / data, self._tokenizer)
         with watch.timed("captions"):
             meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}}
+        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}} | describe_device(self._tokenizer.device)
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
         return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
 
@@ -77,6 +78,7 @@ class Worker:
 
     def _encode(self, shard: ImageShard, rows: Sequence[KeptRow], done: "_Done", writer: ShardWriter, watch: Stopwatch) -> None:
         """Write the rows' codes, by batch; `beside` the encoder a batch is counted, hashed and written while it does the next ones."""
+        self._encoder.begin()
         with closing(self._images.batches(shard, rows)) as stream, Beside(threaded=self._write_beside) as beside:
             for batch in watch.waiting("wait", stream):
                 with watch.timed("encode"):

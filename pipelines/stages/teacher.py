@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from model.config import NamedTower, TokenizerConfig
 from model.images import to_tensor

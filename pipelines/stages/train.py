@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from infra.local_files import scratch_folder
+from infra.scratch import scratch_folder
 from infra.storage import Store
 from model.augment import random_crop
 from model.hub import FILES

@@ -55,7 +55,7 @@ def test_the_first_error_is_raised_and_no_later_call_begins() -> None:
         waiting.wait(30)
         raise OSError("no disk")
 
-    with pytest.raises(OSError, match="no disk"), Beside(threaded=True) as beside:
+    with pytest.raises(OSError, match="no disk"), Beside(threaded=True) as beside:  # noqa: PT012  (raised when the block ends)
         beside.submit(fail)
         beside.submit(appender(made, 1))
         waiting.set()

@@ -1,12 +1,14 @@
 """What units come to is told one by one; where what all of them need is gone, not all of them are waited for."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, UnitsFailed
-from pipelines.executor import GIVE_UP_AFTER, Outcome, Work, collect
+from pipelines.executor import GIVE_UP_AFTER, Outcome, Work, WorkerSlot, collect
 from tests.conftest import planned
 
 DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY)
@@ -34,3 +36,15 @@ def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(outcomes: list[
         collect(come(), [Work(job, job.units)], lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
     assert len(seen) == looked_at
+
+
+def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
+    tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "dualtoken-killed").mkdir()
+    (tmp_path / "dualtoken-killed.lock").touch()
+    job = planned(finished, "filter", "tiny-train").job
+    assert job is not None
+    WorkerSlot().open(job)
+    assert list(tmp_path.iterdir()) == []

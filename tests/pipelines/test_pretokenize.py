@@ -20,7 +20,7 @@ from pipelines.config import PretokenizeConfig, Recipe
 from pipelines.crops import CROP_FIELDS
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.errors import UserError
-from pipelines.halving import HalvingEncoder, NoRoomForOneImageError
+from pipelines.halving import HalvingEncoder, NoRoomForOneImageError, is_out_of_memory
 from pipelines.image_shards import ImageShard, index_tar
 from pipelines.models import OpenTokenizer, StreamCodes, any_device
 from pipelines.receipts import read_manifest, read_receipts
@@ -31,7 +31,7 @@ from pipelines.stage import StageJob, UnitOutput
 from pipelines.stages import pretokenize
 from pipelines.stages.pretokenize import Worker
 from pipelines.token_reader import TokenDataset
-from pipelines.token_shards import Ids, ShardWriter, codes_of, read_data_shard
+from pipelines.token_shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, said_of
 from pipelines.token_stream import ImageStream, PixelRoom
 from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
@@ -86,7 +86,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
     assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
     encoder.encode(levels[:4])
-    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again"
+    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again within a unit"
+
+
+def test_a_unit_begins_with_the_whole_batch_again(
+    finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, sizes = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=4"), "pretokenize"), list[int]()
+
+    class OnceFull(OpenTokenizer):
+        """Had no room for the first batch, as beside another process that is gone by now."""
+
+        def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
+            sizes.append(len(levels))
+            if len(sizes) == 1:
+                raise RuntimeError("CUDA error: out of memory")
+            return super().encode_levels(levels)
+
+    folder = Path(job_of(finished, "train", None).folder)
+    monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, any_device()))
+    worker = Worker(job)
+    for unit in job.units[:2]:
+        (tmp_path / unit.id).mkdir()
+        worker.run(unit, tmp_path / unit.id)
+    rows = job.units[0].rows
+    assert sizes == [rows, *[rows // 2] * 2, *[1] * (rows % 2), job.units[1].rows]
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory. Tried to allocate 2 GiB"]
+)
+def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: OpenTokenizer) -> None:
@@ -294,6 +326,24 @@ def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(tmp_path
     for name in output.files:
         assert (tmp_path / name).read_bytes() == (Path(job.folder) / name).read_bytes()
     assert output.facts == {name: fact for name, fact in before.facts.items() if name != "seconds"}
+
+
+def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    whole, job = (job_of(recipe, "pretokenize") for recipe in (finished, load_tiny(Path(finished.root), "pretokenize.precision=bfloat16")))
+    assert job.fingerprint != whole.fingerprint
+    (data, _) = first_unit(job, tmp_path / "half").files
+    before, after = read_data_shard(Path(whole.folder) / data), read_data_shard(tmp_path / "half" / data)
+    assert [said_of(table.schema)["dualtoken.precision"] for table in (before, after)] == ["float32", "bfloat16"]
+    agreement = np.mean([(codes_of(before, stream) == codes_of(after, stream)).mean() for stream in STREAMS])
+    assert 0.8 < agreement < 1
+
+
+def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(tokenizer: OpenTokenizer) -> None:
+    assert tokenizer.precision == "float32"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_full_disk_met_beside_the_encoder_fails_its_unit(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

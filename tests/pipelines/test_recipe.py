@@ -157,3 +157,11 @@ def test_a_relative_root_is_refused_in_a_ray_job(monkeypatch: pytest.MonkeyPatch
             load_recipe("scenes", settings)
     for place in ("/runs/a", "s3://bucket/runs"):
         assert load_recipe("scenes", [f"root={place}"]).root == place
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cpus"), [((), 0, 1), ((), 1, 5), ((), 0.5, 5), (("decode_threads=7",), 1, 8), (("decode_threads=7",), 0, 1)]
+)
+def test_a_worker_with_a_gpu_asks_for_the_cpus_that_its_decoding_keeps_busy(settings: tuple[str, ...], gpus: float, cpus: int) -> None:
+    config = load_recipe("scenes", [f"pretokenize.{one}" for one in settings]).pretokenize
+    assert config.cpus(gpus) == cpus

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, TokenAlarm, exit_code
 from pipelines.executor import Outcome, Work
@@ -87,6 +88,28 @@ def test_a_corpus_whose_images_differ_much_needs_a_larger_drop() -> None:
     assert judge(figures(99, ratio=12.0), Norm.of(mixed)) is None
 
 
+def test_a_dataset_that_is_bad_as_a_whole_is_told_by_the_recipes_lowest_psnr() -> None:
+    bad = [figures(shard, ratio=9.0 + shard % 3 / 10) for shard in range(12)]
+    assert {judge(one, Norm.of(bad)) for one in bad} == {None}
+    assert [str(judge(one, Norm.of(bad), 15)) for one in bad][:1] == ["shard 00000: low: PSNR 9.0 dB, pretokenize.min_psnr=15"]
+    assert all(judge(one, Norm.of(bad), 15) for one in bad)
+    assert judge(figures(1, ratio=15.0), Norm.of(bad), 15) is judge(figures(1, ratio=None), Norm.of(bad), 15) is None
+
+
+def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    settings, said = ("pretokenize.on_alarm=stop", "pretokenize.min_psnr=60"), list[str]()
+    job, usual = (planned(recipe, "pretokenize", CORPUS).job for recipe in (load_tiny(Path(finished.root), *settings), finished))
+    assert job is not None
+    assert usual is not None
+    assert job.folder == usual.folder, "what an audit asks for changes no fingerprint"
+    with pytest.raises(TokenAlarm, match=r"shard 00000: low: PSNR 22.0 dB, pretokenize.min_psnr=60"):
+        list(watched(outcomes(OTHERS[0]), [Work(job, ())], said.append))
+    shutil.copytree(finished.root, tmp_path / "copy")
+    (tmp_path / "copy" / Path(job.folder).relative_to(finished.root) / MANIFEST_FILE).unlink()
+    with pytest.raises(TokenAlarm, match=r"pretokenize tiny-train shard 00000: low: PSNR \d+\.\d dB"):
+        run_command("pretokenize", load_tiny(tmp_path / "copy", *settings), LocalExecutor(), said.append)
+
+
 def outcomes(*shards: Figures) -> list[Outcome]:
     audits = [
         {"rows": one.rows, "psnr": [one.psnr], "looked_at": [0]} | {f"{stream}_perplexity": of for stream, of in one.perplexity.items()}
@@ -134,6 +157,29 @@ def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_
         shown = tokenizer.decode(codes_of(table, "pixel")[row].reshape(1, 4, 4, 2))[0].numpy()
         seen = tokenizer.levels([decode(shard.image(place))])[0].numpy()
         assert ratio == round(psnr(shown, seen), 2)
+
+
+def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    job, recipe, said = planned(finished, "pretokenize", CORPUS).job, load_tiny(tmp_path / "copy"), list[str]()
+    assert job is not None
+    before = read_manifest(job.store())
+    assert before is not None
+    assert len(before.details["devices"]) == 1
+    assert before.details["devices"][0].startswith("cpu ")
+    folder = tmp_path / "copy" / Path(job.folder).relative_to(finished.root)
+    receipt = json.loads((folder / "receipts/00001.json").read_text())
+    receipt["facts"]["device"] = "NVIDIA H100"
+    (folder / "receipts/00001.json").write_text(json.dumps(receipt))
+    (folder / MANIFEST_FILE).unlink()
+    run_command("pretokenize", recipe, LocalExecutor(), said.append)
+    after = read_manifest(Store(str(folder)))
+    assert after is not None
+    assert after.root_hash == before.root_hash
+    assert len(after.details["devices"]) == 2
+    (line,) = said
+    assert line.startswith("pretokenize tiny-train: its shards were made by devices that may round otherwise")
+    assert "NVIDIA H100, torch " in line
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""Scratch folders go with their block, or with the next process where theirs was killed; names of files reach the disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from infra.scratch import remove_abandoned, scratch_folder
+from infra.storage import Store
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from infra.scratch import scratch_folder
+with scratch_folder() as folder:
+    (Path(folder) / "half.arrow").write_bytes(b"rows")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_scratch_folder_goes_with_its_block_whatever_is_in_it(temporary: Path) -> None:
+    with pytest.raises(ValueError, match="of the block"), scratch_folder() as folder:  # noqa: PT012  (the folder is looked at within)
+        assert Path(folder).parent == temporary
+        assert list(Path(folder).iterdir()) == []
+        (Path(folder) / "deep").mkdir()
+        (Path(folder) / "deep/file").write_bytes(b"1")
+        raise ValueError("of the block")
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED], check=False, env={**os.environ, "TMPDIR": str(temporary)})
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = temporary.glob("dualtoken-*/half.arrow")
+    (temporary / "dualtoken-of-somebody-else").mkdir()
+    with scratch_folder() as folder:
+        (Path(folder) / "file").write_bytes(b"1")
+        assert remove_abandoned() == 1
+        assert not left.parent.exists()
+        assert (Path(folder) / "file").exists()
+        assert remove_abandoned() == 0
+    assert [path.name for path in temporary.iterdir()] == ["dualtoken-of-somebody-else"]
+
+
+def test_a_link_in_place_of_a_folder_or_lock_is_not_followed(temporary: Path) -> None:
+    theirs = temporary / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_bytes(b"1")
+    (temporary / "dualtoken-a").symlink_to(theirs)
+    (temporary / "dualtoken-b.lock").symlink_to(theirs / "file")
+    remove_abandoned()
+    assert (theirs / "file").exists()
+
+
+def test_a_receipt_is_reported_once_its_name_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = list[tuple[str, list[str]]](), os.fsync
+
+    def noting(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name, sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    store = Store(str(tmp_path))
+    assert store.put_if_absent(b"receipt", "receipts/00000.json")
+    assert synced[-1] == ("receipts", ["00000.json"])
+    store.put_bytes(b"manifest", "made/manifest.json")
+    assert synced[-1] == ("made", ["manifest.json"])
