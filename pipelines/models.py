@@ -143,7 +143,7 @@ def open_teacher(job: StageJob) -> OpenTeacher:
 
 
 def open_tokenizer(job: StageJob, device: torch.device | None = None) -> OpenTokenizer:
-    """Open the tokenizer that a job reads, on one thread, on the stage's device unless one is given, to encode as its recipe pretokenizes."""
+    """Open the tokenizer that a job reads, on the device given or else the stage's, to encode as its recipe pretokenizes."""
     use_threads(1)
     with scratch_folder() as scratch:
         return OpenTokenizer(job.input("train").local_folder(Path(scratch)), device or stage_device(job), job.recipe.pretokenize.precision)
