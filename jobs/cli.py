@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from infra.storage import Store
 from jobs.convert import convert
 from jobs.exits import typed_exit
 from jobs.model_commands import export, reconstruct, tokenize
 from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
-from jobs.session import open_recipe, say
+from jobs.session import counted, open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
@@ -18,9 +19,10 @@ from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
 from pipelines.errors import ExitCode, UnitsFailed, UserError
 from pipelines.executors import open_executor
+from pipelines.findings import Verified
 from pipelines.plan import Planner
-from pipelines.verify import Verified, in_order_of_work
-from pipelines.verify import repair as repair_stage
+from pipelines.repair import in_order_of_work
+from pipelines.repair import repair as repair_stage
 from pipelines.verify import verify as verify_folders
 
 Look = Callable[[str], Iterable[Verified]]
@@ -57,9 +59,11 @@ def run(
 ) -> None:
     """Run every stage that is not done, in order, as one Dagster job in this process."""
     settings = open_recipe(recipe, overrides, root, address)
-    if all(planned.manifest for planned in Planner(settings).plan()):
+    planner = Planner(settings)
+    if all(planned.manifest for planned in planner.plan()):
         say("nothing to do: every stage is done")
     else:
+        planner.require_enough_rows()
         from pipelines.workflow.run import run_workflow  # noqa: PLC0415  (importing Dagster takes a second)
 
         with open_executor(settings.cluster, in_process=in_process) as executor:
@@ -82,7 +86,9 @@ for _command in (explain, forget, gc):
 @app.command()
 def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
     """Print the stages, their units done and to do, and the bytes expected; runs nothing."""
-    show(plan_table(Planner(open_recipe(recipe, overrides, root)).plan()))
+    planner = Planner(open_recipe(recipe, overrides, root))
+    show(plan_table(planner.plan()))
+    planner.require_enough_rows()
 
 
 @app.command()
@@ -109,9 +115,13 @@ def verify(
     ] = 0.0,
     in_process: InProcessOption = False,
 ) -> None:
-    """Read datasets against their receipts and name every missing, extra, truncated or altered file."""
+    """Read datasets against their receipts and name every missing, extra, truncated or altered file.
+
+    Folders that are unfinished, and as committed so far, are named and no failure, unless PATH is one.
+    """
     look = _deep(sample, seed, tolerance) if deep else verify_folders
-    damaged = [checked for checked in look(path) if not _report(checked)]
+    here = Store(path).url
+    damaged = [checked for checked in look(path) if not _report(checked) and not (checked.is_sound and checked.folder != here)]
     if damaged and repair:
         damaged = _repair_all(path, damaged, look, in_process=in_process)
     if damaged:
@@ -129,7 +139,7 @@ def _report(checked: Verified) -> bool:
     for finding in checked.findings:
         say(str(finding))
     if not checked.findings:
-        say(f"{checked.folder}: {checked.files} files, {checked.bytes:,} bytes, all as committed")
+        say(f"{checked.folder}: {counted(checked.files, 'file')}, {checked.bytes:,} bytes, all as committed")
     return not checked.findings
 
 

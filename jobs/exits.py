@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code
+from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code, lacks_keys
+
+_KEYS = " for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
 
 @contextmanager
@@ -24,7 +26,8 @@ def typed_exit() -> Iterator[None]:
     except Exception as error:
         if (code := exit_code(error)) == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
             raise
-        _end(f"{error}{'; try again' if code == ExitCode.TEMPORARY else ''}", code)
+        fix = "; try again" if code == ExitCode.TEMPORARY else _KEYS if lacks_keys(error) else ""
+        _end(f"{error}{fix}", code)
 
 
 def _preempt(_signal: int, _frame: FrameType | None) -> None:

@@ -1,13 +1,14 @@
 """The commands that use a saved tokenizer on its own: `tokenize`, `reconstruct`, `export`."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.session import say
+from jobs.session import counted, say
 from pipelines.errors import ExitCode, UserError
 
 ModelArgument = Annotated[
@@ -29,23 +30,25 @@ class ExportFormat(StrEnum):
 def tokenize(
     model: ModelArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="The safetensors file to write.")],
     batch_size: BatchOption = 16,
 ) -> None:
     """Write the codes of images, both streams, into one safetensors file."""
+    _check_places(model, images)
     from pipelines.picture_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
 
     done = tokenize_files(open_model(model), images, out, batch_size, _complain)
-    _end(f"{done.images} images, {out}" if done.images else f"no image, so {out} is not written", done.bad)
+    _end(f"{counted(done.images, 'image')}, {out}" if done.images else f"no image, so {out} is not written", done.bad)
 
 
 def reconstruct(
     model: ModelArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option("--out", help="The folder for the PNGs.")],
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder for the PNGs.")],
     batch_size: BatchOption = 16,
 ) -> None:
     """Write each image beside what its pixel codes say of it, and print the PSNR."""
+    _check_places(model, images)
     from pipelines.picture_files import open_model, reconstruct_files  # noqa: PLC0415
 
     done = reconstruct_files(open_model(model), images, out, batch_size, say, _complain)
@@ -54,10 +57,11 @@ def reconstruct(
 
 def export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("--out", help="The folder for the two graphs.")],
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder for the two graphs.")],
     format: Annotated[ExportFormat, typer.Option("--format", help="For which runtime.")] = ExportFormat.ONNX,  # noqa: A002
 ) -> None:
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
+    _check_places(model)
     from model.export import export as export_graphs  # noqa: PLC0415
     from pipelines.picture_files import open_model  # noqa: PLC0415
 
@@ -68,6 +72,17 @@ def export(
         raise UserError(str(error)) from error
     for path in paths:
         say(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _check_places(model: str, images: Sequence[str] = ()) -> None:
+    """Raise `UserError` at once for what is surely not there: bringing PyTorch to find out takes seconds."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{model}: has no config.json: name a folder that save_pretrained wrote")
+    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or model.count("/") != 1):
+        raise UserError(f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name")
+    if images and not any(Path(image).exists() for image in images):
+        raise UserError(f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}")
 
 
 def _complain(line: str) -> None:

@@ -1,7 +1,9 @@
 """Turns arguments into a recipe."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from model.config import is_url
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
@@ -14,7 +16,16 @@ def open_recipe(location: str, overrides: Sequence[str] | None, root: str | None
         settings.append(f"root={root}")
     if address is not None:
         settings.append(f"cluster.address={address}")
-    return load_recipe(location, settings)
+    recipe = load_recipe(location, settings)
+    _check_root(recipe.root)
+    return recipe
+
+
+def _check_root(root: str) -> None:
+    """Raise `UserError` for a local root that no folder can be made of; one that is not there yet is made by a run."""
+    there = next((place for place in (Path(root), *Path(root).parents) if place.exists()), None)
+    if not is_url(root) and there and not there.is_dir():
+        raise UserError(f"root={root}: {there} is a file: set --root to a folder or a URL")
 
 
 def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
@@ -22,6 +33,11 @@ def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
     for name in corpora or ():
         if name not in recipe.corpora:
             raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 file`, `2 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def say(line: str) -> None:

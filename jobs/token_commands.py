@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infra.scratch import scratch_folder
-from jobs.session import say
+from jobs.session import counted, say
 from pipelines.errors import ExitCode, UserError
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
@@ -73,7 +73,8 @@ def export_tokens(
     except DamagedShardError as error:
         typer.echo(f"dualtoken: {error}", err=True)
         raise typer.Exit(ExitCode.BUG) from None
-    say(f"{out}: {done.rows:,} rows in {len(done.files)} files, {sum(file.bytes for file in done.files):,} bytes, as {done.format}")
+    size = sum(file.bytes for file in done.files)
+    say(f"{out}: {counted(done.rows, 'row')} in {counted(len(done.files), 'file')}, {size:,} bytes, as {done.format}")
 
 
 def card(

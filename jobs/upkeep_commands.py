@@ -36,6 +36,10 @@ def gc(
         say(f"{store.path(one.name)}: kept, it changed since it was listed")
     found = [one for one in found if one not in left]
     done = "deleted" if delete else "to delete; nothing is changed without --delete"
+    if is_root:
+        say("old fingerprints are looked for where recipes are given, in place of the root")
+    for label in garbage.undecided(recipes):
+        say(f"{label}: its inputs are unfinished, so every fingerprint of it may still be needed and is kept")
     for kind, (files, size) in garbage.totals(found).items():
         say(f"{kind}: {files:,} files, {size:,} bytes {done}")
     if not found:

@@ -20,13 +20,12 @@ from infra.storage import Store
 from pipelines.captions import meta_path, meta_place
 from pipelines.encode_again import DeepSettings, differences
 from pipelines.errors import UserError
+from pipelines.findings import Finding, Kind, Problem, Verified
 from pipelines.ledger import KEY_BYTES, Status, count_statuses
-from pipelines.receipts import LEDGERS, MANIFEST_FILE, STAGE_FILE, Manifest, Receipt, done_units, iter_receipts, read_manifest
+from pipelines.receipts import LEDGERS, MANIFEST_FILE, Manifest, Receipt, done_units, iter_receipts, read_manifest
 from pipelines.stage_folder import read_stage, stage_job
 from pipelines.tables import read_table
 from pipelines.token_shards import INDEX, SCHEMA_VERSION, STREAMS, codes_of, data_path, read_data_shard, rows_of, said_of
-from pipelines.totals import Totals
-from pipelines.verify import Finding, Verified
 
 
 class _Shard(NamedTuple):
@@ -43,16 +42,15 @@ def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]
     store, names = Store(checked.folder), {finding.name for finding in checked.findings}
     try:
         record = read_stage(store)
-    except UserError as error:
-        return replace(checked, findings=(*checked.findings, Finding(store.url, STAGE_FILE, f"unreadable: {error}", None)))
+    except UserError:
+        return checked  # which says so already
     units = sorted(done_units(store) - {finding.unit for finding in checked.findings})
     manifest = None if MANIFEST_FILE in names else read_manifest(store)
     index = read_table(store, INDEX) if manifest and record.stage == "pretokenize" and INDEX not in names else None
-    totals, tokens = Totals(), _Tokens(store, manifest, index)
+    tokens = _Tokens(store, manifest, index)
     rows: list[tuple[str, int]] = []
     found: list[Finding] = []
     for receipt in iter_receipts(store, units):
-        totals.add(receipt)
         problems = [*_check_ledger(store, receipt), *(tokens.check(receipt) if record.stage == "pretokenize" else ())]
         found += problems
         rows += [] if any(one.unit for one in problems) else [(receipt.unit, rows_of(receipt))]
@@ -60,13 +58,11 @@ def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]
         found += tokens.keys_twice()
         again = differences(stage_job(store, record, ()), manifest, rows, settings, say)
         found += [_wrong(store, data_path(unit), unit, problem) for unit, problem in again]
-    if not checked.findings and manifest and (manifest.counts, manifest.rows_in) != (totals.counts, totals.rows):
-        found.append(_wrong(store, MANIFEST_FILE, None, "its counts are not the sum of the receipts'"))
     return replace(checked, findings=(*checked.findings, *found))
 
 
 def _wrong(store: Store, name: str, unit: str | None, problem: str) -> Finding:
-    return Finding(store.url, name, f"wrong: {problem}", unit, as_committed=True)
+    return Finding(store.url, name, Problem(Kind.WRONG, problem), unit)
 
 
 def _check_ledger(store: Store, receipt: Receipt) -> Iterator[Finding]:

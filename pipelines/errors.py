@@ -8,6 +8,9 @@ from enum import IntEnum
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
 
+_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
+"""Of botocore: nothing was asked, for this process has no keys to ask with."""
+
 _OF_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 """No file comes or goes by trying again."""
 _NO_BUCKET = "specified bucket does not exist"
@@ -66,11 +69,16 @@ class TokenAlarm(StageFailed):
         super().__init__(message, ExitCode.BUG)
 
 
+def lacks_keys(error: BaseException) -> bool:
+    """Tell whether S3 was not even asked, for want of an access key."""
+    return type(error).__name__ in _NO_KEYS and type(error).__module__.startswith(_STORAGE_CLIENTS)
+
+
 def exit_code(error: BaseException) -> ExitCode:
     """Sort an error: the user's, one that may pass when tried again, or a bug of ours."""
     if isinstance(error, (UnitsFailed, StageFailed)):
         return error.code
-    if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
+    if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION or lacks_keys(error):
         return ExitCode.CONFIGURATION
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return ExitCode.CONFIGURATION  # no folder becomes writable by trying again

@@ -16,6 +16,7 @@ from pipelines.token_shards import BORROWING_VERSION, INDEX, SCHEMA_VERSION, wri
 from pipelines.work_parts import PARTS_DETAIL
 
 WEIGHTS = "model.safetensors"
+PRIVATE = "failed:private_address"
 
 
 def finish(job: StageJob) -> Manifest:
@@ -33,13 +34,15 @@ def tokenizer_identity(store: Store) -> dict[str, str]:
     return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
 
 
-def problem_of_devices(manifest: Manifest) -> str | None:
-    """Say so where a dataset's codes come from several kinds of device, or None."""
+def problems(manifest: Manifest) -> Iterator[str]:
+    """Yield what a user should know of a stage that is finished all the same."""
     devices = manifest.details.get("devices", [])
-    if len(devices) < 2:
-        return None
-    said = "its shards were made by devices that may round otherwise, so that equal images may have other codes"
-    return f"{said}: {'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
+    if len(devices) > 1:
+        said = "its shards were made by devices that may round otherwise, so that equal images may have other codes"
+        yield f"{said}: {'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
+    if private := manifest.counts.get(PRIVATE):
+        said = f"{private} of {manifest.rows_in} URLs lead into a private network, which a table of the web's must not reach"
+        yield f"{said}: if the servers are yours, set download.allow_private_addresses=true and run again"
 
 
 def _noting_devices(receipts: Iterable[Receipt], devices: set[str]) -> Iterator[Receipt]:

@@ -104,6 +104,11 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
     return needed
 
 
+def undecided(recipes: Iterable[Recipe]) -> list[str]:
+    """Return the steps whose fingerprint is not known before their inputs are finished."""
+    return list(dict.fromkeys(planned.label for recipe in recipes for planned in Planner(recipe).plan() if planned.job is None))
+
+
 _NAMED: dict[str, Callable[[Mapping[str, Any], str | None], list[str | None]]] = {
     "download": lambda recipe, corpus: [one["source"].get("folder") for name, one in recipe["corpora"].items() if corpus in {None, name}],
     "teacher": lambda recipe, _: [recipe["teacher"].get("folder")],

@@ -116,13 +116,13 @@ def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size:
     if ratios:
         config = model.network.config
         bits = bits_per_image(config.pixel, config.grid_size) / config.image_size**2
-        say(f"{len(ratios)} images, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits per pixel, in {out}")
+        say(f"{len(ratios)} images, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits of pixel codes per pixel, in {out}")
     return Done(len(ratios), pictures.bad)
 
 
 def _png_name(name: str, taken: set[str]) -> str:
     """Return a name of its own for an image's PNG: folders become part of it, so that two a.jpg do not meet."""
-    base = "_".join(part for part in Path(name).parts if part not in {"/", "..", "."})
+    base = "_".join(part for part in Path(name).with_suffix("").parts if part not in {"/", "..", "."})
     chosen, number = f"{base}.png", 2
     while chosen in taken:
         chosen, number = f"{base}-{number}.png", number + 1

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from infra.storage import Store, join
 from pipelines.captions import require_lender, require_same_samples
 from pipelines.config import Recipe
+from pipelines.errors import UserError
 from pipelines.receipts import Manifest, done_units, fingerprint, read_manifest
 from pipelines.stage import StageJob, Unit
 from pipelines.steps import COMMANDS, STEPS, Step, input_name
+from pipelines.teacher_config import TrainedTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,14 @@ class Planner:
         rows = sum(unit.rows for unit in units)
         size = manifest.bytes if manifest else step.row_bytes(self.recipe) * rows or None
         return Planned(step.name, corpus, job, identity, (), len(units), rows, done, manifest, size)
+
+    def require_enough_rows(self) -> None:
+        """Raise `UserError` where the sources have too few rows to train a teacher on, before any is downloaded."""
+        teacher = self.recipe.teacher
+        rows = sum(planned.num_rows for planned in self.step("download", self.recipe.training_corpora))
+        if isinstance(teacher, TrainedTeacher) and rows < teacher.batch_size:
+            corpora = ", ".join(f"corpora.{name}" for name in self.recipe.training_corpora)
+            raise UserError(f"teacher.batch_size={teacher.batch_size} is over the {rows} rows of {corpora}: lower it, or give more rows")
 
     def _lender(self, step: Step, corpus: str | None) -> Store | None:
         lender = step.borrows(self.recipe, corpus)

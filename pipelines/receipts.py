@@ -111,6 +111,11 @@ class Manifest(Record):
     lineage: str | None = None
     """The root hash of version 1, where this is a later one."""
 
+    files: tuple[FileRecord, ...]
+    """Of the stage as a whole, such as an index; those of units stand in their receipts."""
+    details: dict[str, Any]
+    """What the stage itself adds."""
+
     @property
     def stands_for(self) -> str:
         """What later steps' fingerprints are made from: samples that are forgotten change no fingerprint."""
@@ -121,11 +126,6 @@ class Manifest(Record):
         """From the first unit's start to the last one's end; pauses between two runs count too."""
         first, last = (datetime.fromisoformat(moment) for moment in (self.first_started_at, self.last_finished_at))
         return (last - first).total_seconds()
-
-    files: tuple[FileRecord, ...]
-    """Of the stage as a whole, such as an index; those of units stand in their receipts."""
-    details: dict[str, Any]
-    """What the stage itself adds."""
 
 
 def receipt_name(unit: str) -> str:

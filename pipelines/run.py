@@ -7,9 +7,9 @@ from pipelines.commit import describe_stage
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
-from pipelines.finish import finish, problem_of_devices
+from pipelines.finish import finish, problems
 from pipelines.plan import Planned, Planner
-from pipelines.steps import COMMANDS
+from pipelines.steps import COMMANDS, STEPS
 from pipelines.token_audit import watched
 
 
@@ -21,8 +21,12 @@ def run_command(command: str, recipe: Recipe, executor: Executor, say: Say, corp
     finished: list[Planned] = []
     for step in COMMANDS[command]:
         require_inputs(command, recipe, corpora)
-        open_steps = [one for one in Planner(recipe).step(step, corpora) if not one.manifest]
+        planned = list(Planner(recipe).step(step, corpora))
+        open_steps = [one for one in planned if not one.manifest]
         _check_budget(recipe, open_steps)
+        for one in planned:
+            if one.job and one.manifest:
+                describe_stage(one.job, one.identity)  # in case the file was lost
         run_planned(open_steps, executor, say)
         finished += Planner(recipe).step(step, corpora)
     return finished
@@ -53,11 +57,22 @@ def run_planned(planned: Sequence[Planned], executor: Executor, say: Say) -> Non
     for one in jobs:
         assert one.job is not None
         describe_stage(one.job, one.identity)
-    run_units([Work(one.job, one.units_to_do) for one in jobs if one.job and one.units_to_do], executor, say)
+    work = [Work(one.job, one.units_to_do) for one in jobs if one.job and one.units_to_do]
+    if work:
+        say(_heading(work))
+    run_units(work, executor, say)
     for one in jobs:
         assert one.job is not None
-        if problem := problem_of_devices(finish(one.job)):
+        for problem in problems(finish(one.job)):
             say(f"{one.label}: {problem}")
+
+
+def _heading(work: Sequence[Work]) -> str:
+    """Return the line that a step begins with, so that one that takes minutes is not silent."""
+    recipe, name = work[0].job.recipe, work[0].job.stage
+    steps = [step for command in COMMANDS.values() for step in command if STEPS[step].corpora(recipe)]
+    units = sum(len(one.units) for one in work)
+    return f"{name} (step {steps.index(name) + 1} of {len(steps)}): {units} unit{'' if units == 1 else 's'} to do"
 
 
 def run_units(work: Sequence[Work], executor: Executor, say: Say) -> None:

@@ -1,6 +1,10 @@
-"""A training run's own records, beside its output: `logs/metrics.jsonl` and TensorBoard events; they outlive the cluster."""
+"""A training run's own records, beside its output: `logs/metrics.jsonl` and TensorBoard events; they outlive the cluster.
+
+How far it is goes to the terminal too.
+"""
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,13 +16,16 @@ from infra.storage import Store
 
 METRICS = "logs/metrics.jsonl"
 EVENTS = "logs/tensorboard"
+SAY_EVERY = 15.0
+"""Seconds between lines for the terminal."""
 
 
 class RunLog:
     """Writes a line per logged step; a run that goes on from a step drops what was logged after it."""
 
-    def __init__(self, store: Store, scratch: Path, first_step: int = 0) -> None:
-        self._store = store
+    def __init__(self, store: Store, scratch: Path, label: str, steps: int, first_step: int = 0) -> None:
+        self._store, self._label, self._steps = store, label, steps
+        self._said_at = float("-inf")
         self._folder = Path(store.root) if store.is_local else scratch / "run log"
         kept = [json.dumps(line) + "\n" for line in read_metrics(store) if line["step"] < first_step]
         (self._folder / EVENTS).mkdir(parents=True, exist_ok=True)
@@ -43,6 +50,9 @@ class RunLog:
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        if time.monotonic() >= self._said_at + SAY_EVERY:
+            self._said_at = time.monotonic()
+            print(f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}", flush=True)
 
     def save(self) -> None:
         """Bring the records to storage, where that is not a local folder."""

@@ -82,7 +82,8 @@ def _receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
     record = next((file for file in receipt.files if file.name == data_path(unit)), None)
     if record is None:
         return "unknown: the receipt does not name it", own
-    return check_file(store, record, size) or f"as its receipt says, sha256 {record.sha256}", meta_path(receipt)
+    problem = check_file(store, record, size)
+    return str(problem) if problem else f"as its receipt says, sha256 {record.sha256}", meta_path(receipt)
 
 
 def describe(shard: ShardView) -> Iterator[str]:

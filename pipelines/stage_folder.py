@@ -8,18 +8,26 @@ from infra.storage import Store, join
 from pipelines.captions import borrows
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.receipts import STAGE_FILE, StageRecord, iter_receipts
+from pipelines.receipts import RECEIPTS, STAGE_FILE, StageRecord, iter_receipts
 from pipelines.stage import StageJob, Unit
 from pipelines.steps import STEPS
 
 
-def stage_folders(top: Store, below: str = "") -> Iterator[str]:
-    """Yield the URLs of the stages' folders at or below a folder, in order of name, without a look into any."""
+def stage_folders(top: Store, below: str = "", *, nameless: bool = False) -> Iterator[str]:
+    """Yield the URLs of the stages' folders at or below a folder, in order of name, without a look into any.
+
+    With `nameless` those too that have receipts but lost the file that says what they are.
+    """
+    url = join(top.url, below) if below else top.url
     if top.exists(f"{below}/{STAGE_FILE}".lstrip("/")):
-        yield join(top.url, below) if below else top.url
-    else:
-        for folder in top.folders(below):
-            yield from stage_folders(top, folder)
+        yield url
+        return
+    folders = top.folders(below)
+    if nameless and join(below, RECEIPTS).lstrip("/") in folders:
+        yield url
+        return
+    for folder in folders:
+        yield from stage_folders(top, folder, nameless=nameless)
 
 
 def read_stage(store: Store) -> StageRecord:

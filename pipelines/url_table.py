@@ -5,6 +5,7 @@ Imports pyarrow and fsspec only, so that a plan is made at once.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,17 +37,29 @@ class UrlTable:
     """One table in one or several files, whose rows are numbered across them in the files' order."""
 
     def __init__(
-        self, files: Sequence[str], url_column: str = "url", caption_column: str = "caption", keep_columns: Sequence[str] = ()
+        self,
+        files: Sequence[str],
+        url_column: str = "url",
+        caption_column: str = "caption",
+        keep_columns: Sequence[str] = (),
+        *,
+        keys: str = "",
     ) -> None:
-        """Name the files, paths or fsspec URLs; raises `UserError` for a file or column that is not there."""
+        """Name the files, paths or fsspec URLs; `keys`, such as `corpora.web.source.`, is where a recipe has its own.
+
+        Raises `UserError` for a file or column that is not there.
+        """
+        self._keys = keys
         self._files, self._keep = tuple(files), tuple(keep_columns)
         self._url, self._caption = url_column, caption_column
         for file in self._files:
             if not file.lower().endswith(SUFFIXES):
-                raise UserError(f"table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file")
+                raise UserError(f"{keys}table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file")
         # url and caption under other names would be hidden by ours too.
         if taken := [name for name in self._keep if name in SHARD_COLUMNS]:
-            raise UserError(f"keep_columns has {taken[0]!r}, which the shards use themselves: rename it in the table, or leave it out")
+            raise UserError(
+                f"{keys}keep_columns has {taken[0]!r}, which the shards use themselves: rename it in the table, or leave it out"
+            )
         self._last: tuple[tuple[str, int], pa.Table] | None = None
 
     @property
@@ -78,7 +91,7 @@ class UrlTable:
             part = _Part(file, 0, 0)
             yield part._replace(rows=self._read(part).num_rows)
             return
-        with _reading(file) as stream:
+        with self._reading(file) as stream:
             table = pq.ParquetFile(stream)
             self._check_columns(file, table.schema_arrow.names)
             for group in range(table.num_row_groups):
@@ -92,17 +105,36 @@ class UrlTable:
         return self._last[1]
 
     def _read_group(self, part: _Part) -> pa.Table:
-        with _reading(part.file) as stream:
+        with self._reading(part.file) as stream:
             return pq.ParquetFile(stream).read_row_group(part.group, columns=list(self._columns))
 
     def _read_csv(self, file: str) -> pa.Table:
         parse = csv.ParseOptions(delimiter="\t" if file.lower().endswith(".tsv") else ",", newlines_in_values=True)
-        with _reading(file) as stream:
-            self._check_columns(file, csv.open_csv(stream, parse_options=parse).schema.names)
+        # One thread: where a file breaks off, others may still read as the process ends, which aborts it.
+        read = csv.ReadOptions(use_threads=False)
+        with self._reading(file) as stream:
+            self._check_columns(file, csv.open_csv(stream, read, parse).schema.names)
         # All as strings: a guessed type would depend on the rows that happen to be there.
         kinds = csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string()), include_columns=list(self._columns))
-        with _reading(file) as stream:
-            return csv.read_csv(stream, parse_options=parse, convert_options=kinds)
+        with self._reading(file) as stream:
+            return csv.read_csv(stream, read, parse, kinds)
+
+    @contextmanager
+    def _reading(self, file: str) -> Iterator[Any]:
+        """Open a table's file; what makes it unreadable becomes one line that names it."""
+        try:
+            fs, path = fsspec.url_to_fs(file)
+            stream = fs.open(path, "rb")
+        except FileNotFoundError:
+            raise UserError(f"{self._keys}table={file!r} is not there: set it to a .parquet, .csv or .tsv file") from None
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{self._keys}table={file!r}: {error}; set it to a path or a URL that fsspec knows") from error
+        with stream:
+            try:
+                yield stream
+            except pa.ArrowInvalid as error:
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"{self._keys}table={file!r} cannot be read: {reason}; give a sound file") from error
 
     def _read_empty(self) -> pa.Table:
         return pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
@@ -115,7 +147,7 @@ class UrlTable:
         for key, name in (("url_column", self._url), ("caption_column", self._caption), *(("keep_columns", name) for name in self._keep)):
             if name not in found:
                 shown = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
-                raise UserError(f"{key}={name!r} is no column of {file}, which has {shown}: set it to one of them")
+                raise UserError(f"{self._keys}{key}={name!r} is no column of {file}, which has {shown}: set it to one of them")
 
     def _named(self, file: str, table: pa.Table) -> pa.Table:
         texts = []
@@ -125,7 +157,7 @@ class UrlTable:
             if not (
                 pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value) or pa.types.is_null(value)
             ):
-                raise UserError(f"{key}={name!r} of {file} is of type {kind}: set it to a column of text")
+                raise UserError(f"{self._keys}{key}={name!r} of {file} is of type {kind}: set it to a column of text")
             texts.append(table[name].cast(pa.string()))
         named = pa.table({"url": texts[0], "caption": pc.fill_null(texts[1], pa.scalar(""))})
         for name in self._keep:
@@ -137,34 +169,12 @@ def _is_parquet(file: str) -> bool:
     return file.lower().endswith(".parquet")
 
 
-class _reading:  # noqa: N801  (used as a function)
-    """Open a table's file; what makes it unreadable becomes one line that names it."""
-
-    def __init__(self, file: str) -> None:
-        self._name = file
-
-    def __enter__(self) -> Any:  # noqa: ANN401  (any file that fsspec opens)
-        try:
-            fs, path = fsspec.url_to_fs(self._name)
-            self._stream = fs.open(path, "rb")
-        except FileNotFoundError:
-            raise UserError(f"table={self._name!r} is not there: set it to a .parquet, .csv or .tsv file") from None
-        except (ValueError, ImportError) as error:
-            raise UserError(f"table={self._name!r}: {error}; set it to a path or a URL that fsspec knows") from error
-        return self._stream
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._stream.close()
-        if isinstance(error, pa.ArrowInvalid):
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"table={self._name!r} cannot be read: {reason}; give a sound file") from error
-
-
 def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTable:
     """Open the table of a corpus that is fetched: the recipe's, or the generator's output in order."""
     source = recipe.corpora[corpus].source
     if isinstance(source, UrlsSource):
-        return UrlTable([source.table], source.url_column, source.caption_column, source.keep_columns)
+        keys = f"corpora.{corpus}.source."
+        return UrlTable([source.table], source.url_column, source.caption_column, source.keep_columns, keys=keys)
     assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
     assert scenes_folder is not None, f"{corpus} needs its scenes"
     store = Store(scenes_folder)
@@ -188,19 +198,19 @@ def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
     for place in {"table", "folder"} & identity.keys():
         del identity[place]  # the content counts, not where it is
     if isinstance(source, UrlsSource):
-        identity["content"] = _content(source.table)
+        identity["content"] = _content(source.table, f"corpora.{corpus}.source.")
     if isinstance(source, ShardsSource):
         store = Store(source.folder)
         identity["files"] = {name: size for name, size in store.files() if name.endswith((".tar", ".parquet"))}
     return identity
 
 
-def _content(table: str) -> dict[str, Any]:
+def _content(table: str, keys: str) -> dict[str, Any]:
     """Identify a table's file: by its hash where it is local, else by the store's own checksum and size."""
     folder, _, name = table.replace("\\", "/").rpartition("/")
     store = Store(folder or ".")
     if store.size(name) is None:
-        raise UserError(f"table={table!r} is not there: set it to a .parquet, .csv or .tsv file")
+        raise UserError(f"{keys}table={table!r} is not there: set it to a .parquet, .csv or .tsv file")
     if store.is_local:
         stat = Path(store.path(name)).stat()
         return {"sha256": _sha256(store.path(name), stat.st_mtime_ns, stat.st_size)}

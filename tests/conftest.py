@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import jobs  # noqa: F401  (sets what must be set before torch is imported)
 from pipelines.config import Recipe
@@ -38,10 +39,14 @@ def load_tiny() -> LoadTiny:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> Recipe:
-    """A run of the tiny recipe that went through every stage in this process; tests must not change it."""
-    recipe = load_tiny(tmp_path_factory.mktemp("finished"))
-    for command in COMMANDS:
-        run_command(command, recipe, LocalExecutor(), lambda _: None)
+    """A run of the tiny recipe that went through every stage, made by one of pytest's processes for all; tests must not change it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    recipe = load_tiny(shared / "finished")
+    with FileLock(shared / "finished.lock"):
+        for command in COMMANDS:
+            run_command(command, recipe, LocalExecutor(), lambda _: None)
     return recipe
 
 

@@ -81,7 +81,7 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
     """Train on all that was downloaded and is not held out, and save the model into `folder`."""
     use_threads(job.recipe.train.cpus_per_worker)
     device = stage_device(job)
-    with scratch_folder() as scratch, RunLog(job.store(), Path(scratch)) as log:
+    with scratch_folder() as scratch, RunLog(job.store(), Path(scratch), job.label, settings.steps) as log:
         samples = TrainingSet(job, Path(scratch), with_targets=False)
         if len(samples) < settings.batch_size:
             raise UserError(f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it")

@@ -89,7 +89,7 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         scratch = Path(name)
         batches = Batches(job, run, scratch)
         state = _start(job, run, scratch)
-        log = records.enter_context(RunLog(job.store(), scratch, state.step)) if run.rank == 0 else None
+        log = records.enter_context(RunLog(job.store(), scratch, job.label, train.steps, state.step)) if run.rank == 0 else None
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
             with telling_divergence():

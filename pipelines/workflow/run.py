@@ -1,5 +1,6 @@
-"""Runs a recipe's whole Dagster job in this process, with no server and no database."""
+"""Runs a recipe's whole Dagster job in this process, with no server; Dagster's records go to DAGSTER_HOME, if it is set."""
 
+import os
 from contextlib import nullcontext
 
 import dagster as dg
@@ -20,7 +21,7 @@ def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
     job = recipe_definitions(recipe, lambda: nullcontext(executor), say).resolve_job_def(JOB)
     corpora = list(recipe.corpora)
     whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
         try:
             job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
         except DagsterExecutionInterruptedError:  # its own handlers of SIGINT and SIGTERM stand in a step

@@ -77,6 +77,7 @@ def test_only_what_may_pass_is_tried_again(dashboard: str, tmp_path: Path, statu
     assert (outcome.exit_code, outcome.submission_id) == (exit_code, f"again{status}-{last}")
 
 
+@pytest.mark.slow
 def test_dropped_connections_lose_and_double_no_line(dashboard: str, tmp_path: Path) -> None:
     receipt = tmp_path / "receipt"
     proxy = _Proxy(int(dashboard.rpartition(":")[2]))

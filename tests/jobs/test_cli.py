@@ -33,6 +33,7 @@ def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
         (("convert", "nowhere.pt", "out"), "dualtoken: nowhere.pt does not exist: give a checkpoint or a folder"),
         (("download", TINY, "--corpus", "webb"), "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout"),
         (("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"), "dualtoken: submit downlaod: no such stage: use one of "),
+        (("plan", TINY, "--root", f"{TINY}/data"), f"dualtoken: root={TINY}/data: {TINY} is a file: set --root to a folder or a URL"),
         (("run", TINY, "--set", "teacher.tower.width=33"), "is no multiple of num_heads=2: change one of them"),
     ],
 )
@@ -72,6 +73,25 @@ def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
     assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder waits +most for", lines[16])
     assert [line.split()[:2] for line in lines[17:]] == [["pretokenize", "tiny-train"], ["pretokenize", "tiny-heldout"]]
     assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[17:])
+
+
+def test_a_table_too_small_for_a_batch_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    ended = dualtoken("run", TINY, "--root", tmp_path / "run", "--set", "teacher.batch_size=1000")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("dualtoken: teacher.batch_size=1000 is over the ")
+    assert ended.stderr.endswith(" rows of corpora.tiny-train: lower it, or give more rows\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    job = planned(load_tiny(tmp_path / "copy"), "targets", "tiny-train").job
+    assert job is not None
+    Path(job.folder, "manifest.json").unlink()
+    for path, code in ((tmp_path / "copy/tiny-train", 0), (job.folder, 1)):
+        ended = dualtoken("verify", path)
+        assert ended.returncode == code
+        assert f"{job.folder}/manifest.json: unfinished: some units have no receipt yet" in ended.stdout.splitlines()
 
 
 def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_reconstruct_shows_both_and_their_distance(
     error = np.square((pair[:, :16].astype(float) - drawn) / 255).mean()
     assert first.startswith(f"{files}/a.png: {-10 * np.log10(error):.2f} dB")
     assert last.startswith("3 images, mean PSNR ")
-    assert "0.5273 bits per pixel" in last
+    assert "0.5273 bits of pixel codes per pixel" in last
+    assert first.endswith("_a.png")
 
 
 def test_a_call_without_one_good_image_writes_nothing(dualtoken: Command, model: Path, tmp_path: Path) -> None:
@@ -144,9 +145,31 @@ def test_a_call_without_one_good_image_writes_nothing(dualtoken: Command, model:
 def test_a_model_that_is_none_is_one_line(dualtoken: Command, tmp_path: Path) -> None:
     ended = dualtoken("tokenize", tmp_path, "a.png", "--out", tmp_path / "codes.safetensors")
     assert ended.returncode == 2
-    assert ended.stderr == f"dualtoken: {tmp_path} has no config.json: name a folder that DualTokenizer.save_pretrained wrote\n"
+    assert ended.stderr == f"dualtoken: {tmp_path}: has no config.json: name a folder that save_pretrained wrote\n"
 
 
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_name_that_no_model_can_have_is_refused_before_pytorch_is_brought(name: str) -> None:
+    lines = [
+        "import sys; from jobs.cli import main",
+        f"sys.argv = ['dualtoken', 'tokenize', {name!r}, 'a.png', '--out', 'codes.safetensors']",
+        "try: main()",
+        "except SystemExit as end: sys.exit(9 if 'torch' in sys.modules else end.code)",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"dualtoken: {name}: no such folder: name a folder")
+
+
+def test_an_out_of_the_wrong_kind_is_refused(dualtoken: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command, out, said in (("tokenize", tmp_path, "is a directory"), ("reconstruct", tmp_path / "file", "is a file")):
+        ended = dualtoken(command, model, tmp_path, "--out", out)
+        assert ended.returncode == 2
+        assert said in " ".join(ended.stderr.split())
+
+
+@pytest.mark.slow
 def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
     ended = export(model, "--format", "onnx", "--out", tmp_path)

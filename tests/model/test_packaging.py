@@ -53,6 +53,7 @@ print("fine")
     assert fresh_python(code) == "fine"
 
 
+@pytest.mark.slow
 def test_the_compiler_loads_at_its_first_use() -> None:
     code = """
 import sys

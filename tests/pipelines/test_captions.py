@@ -21,11 +21,13 @@ from pipelines.deep_check import DeepSettings, deepen
 from pipelines.errors import ExitCode, UserError
 from pipelines.executor import attempt
 from pipelines.explain import explain
+from pipelines.findings import Finding
 from pipelines.forget import forget
 from pipelines.forget_plan import plan_forget
 from pipelines.garbage import find_garbage
 from pipelines.plan import Planner
 from pipelines.receipts import MANIFEST_FILE, done_units, read_manifest
+from pipelines.repair import repair
 from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.shard_cache import ShardCache
@@ -35,7 +37,7 @@ from pipelines.stages.pretokenize import Worker
 from pipelines.token_export import export_tokens
 from pipelines.token_reader import TokenDataset
 from pipelines.tombstones import Tombstones
-from pipelines.verify import Finding, repair, verify
+from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 from tests.s3_servers import s3_server
 
@@ -203,7 +205,7 @@ def test_verify_names_a_caption_file_of_the_other_dataset_once(damage: Callable[
     damage(copy.lender / SHARD)
     for where in (copy.borrower, copy.recipe.root):
         (finding,) = findings(where)
-        assert (finding.folder, finding.name, finding.problem.split()[0].rstrip(":")) == (str(copy.lender), SHARD, problem)
+        assert (finding.folder, finding.name, str(finding.problem).split()[0].rstrip(":")) == (str(copy.lender), SHARD, problem)
     (checked,) = verify(str(copy.borrower))
     with pytest.raises(UserError, match=rf"run `dualtoken verify {copy.lender} --repair` first"):
         repair(checked, LocalExecutor(), lambda _: None)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from infra.ray_errors import ProcessesDied
 from pipelines.config import Recipe
@@ -20,7 +21,8 @@ from tests.conftest import LoadTiny, planned
         (NotADirectoryError("x"), ExitCode.BUG), (FileExistsError("x"), ExitCode.BUG), (KeyError("x"), ExitCode.BUG),
         (FileNotFoundError("The specified bucket does not exist"), ExitCode.CONFIGURATION), (UserError("x"), ExitCode.CONFIGURATION),
         (OSError(28, "No space left"), ExitCode.TEMPORARY), (ConnectionError("x"), ExitCode.TEMPORARY),
-        (ProcessesDied("x"), ExitCode.TEMPORARY),
+        (ProcessesDied("x"), ExitCode.TEMPORARY), (NoCredentialsError(), ExitCode.CONFIGURATION),
+        (EndpointConnectionError(endpoint_url="http://x"), ExitCode.TEMPORARY),
     ],
     ids=repr,
 )  # fmt: skip

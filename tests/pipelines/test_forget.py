@@ -20,6 +20,7 @@ from pipelines.config import Recipe
 from pipelines.deep_check import DeepSettings, deepen
 from pipelines.drop_images import drop_images
 from pipelines.errors import TokenAlarm, UserError
+from pipelines.findings import Finding
 from pipelines.forget import forget
 from pipelines.forget_plan import Plan, plan_forget
 from pipelines.ledger import sample_key
@@ -32,7 +33,7 @@ from pipelines.stages.score import Worker
 from pipelines.token_reader import TokenDataset
 from pipelines.token_shards import read_data_shard
 from pipelines.tombstones import Tombstones, url_hash
-from pipelines.verify import Finding, verify
+from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"

@@ -1,5 +1,6 @@
 """Verify names every file that is not as committed; repair restores its bytes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from infra.digests import digest
 from infra.storage import Store
 from pipelines.config import Recipe
 from pipelines.errors import UnitsFailed, UserError
+from pipelines.findings import Finding, Kind
 from pipelines.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name
+from pipelines.repair import in_order_of_work, repair
+from pipelines.run import run_command
 from pipelines.run_local import LocalExecutor
 from pipelines.steps import STEPS
 from pipelines.token_reader import TokenDataset
-from pipelines.verify import Finding, in_order_of_work, repair, verify
+from pipelines.verify import verify
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"
@@ -33,7 +37,7 @@ def findings(folder: Path) -> list[Finding]:
 
 
 def described(folder: Path) -> list[tuple[str, str]]:
-    return [(finding.name, finding.problem.split(":")[0]) for finding in findings(folder)]
+    return [(finding.name, str(finding.problem).split(":")[0]) for finding in findings(folder)]
 
 
 def flip_a_byte(file: Path, at: int) -> None:
@@ -117,7 +121,7 @@ def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(t
     store.put_bytes(receipt.model_copy(update={"finished_at": later}).to_bytes(), receipt_name("00001"))
     store.put_bytes(before.model_copy(update={"last_finished_at": later}).to_bytes(), MANIFEST_FILE)
     said = f"misdated: finished at {later}, which is yet to come by this machine's clock"
-    assert [(finding.name, finding.problem) for finding in findings(tokens)] == [(MANIFEST_FILE, said), ("receipts/00001.json", said)]
+    assert [(finding.name, str(finding.problem)) for finding in findings(tokens)] == [(MANIFEST_FILE, said), ("receipts/00001.json", said)]
     with pytest.raises(
         ValueError, match=rf"^{tokens} was finished at 2999.*: set the clock right, or, where it was wrong then, run `dualtoken"
     ):
@@ -135,6 +139,34 @@ def test_a_stage_finished_before_it_was_started_is_named_and_not_trained_from(to
     assert described(tokens) == [(MANIFEST_FILE, "misdated")]
     with pytest.raises(ValueError, match=r"was finished at 2001-.*, before it was started at 20"):
         TokenDataset(str(tokens))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "problem"),
+    [
+        ("stage.json", "fingerprint", "0123456789ab", "altered: its identity has the fingerprint"),
+        ("stage.json", "identity", {"stage": "report"}, "altered: its identity has the fingerprint"),
+        ("receipts/00001.json", "unit", "00002", "altered: it is of the unit 00002 of "),
+        ("receipts/00001.json", "fingerprint", "0123456789ab", "altered: it is of the unit 00001 of 0123456789ab"),
+        ("manifest.json", "fingerprint", "0123456789ab", "altered: it is of 0123456789ab"),
+        ("manifest.json", "rows_in", 7, "altered: its counts are not the sum of the receipts'"),
+        ("manifest.json", "counts", {"ok": 7}, "altered: its counts are not the sum of the receipts'"),
+    ],
+)
+def test_records_that_contradict_each_other_are_named(tokens: Path, file: str, key: str, value: object, problem: str) -> None:
+    record = json.loads((tokens / file).read_text())
+    (tokens / file).write_text(json.dumps(record | {key: value}))
+    assert any(finding.name == file and str(finding.problem).startswith(problem) for finding in findings(tokens))
+
+
+def test_a_folder_that_lost_what_it_is_is_named_and_told_by_its_command(tokens: Path, load_tiny: LoadTiny) -> None:
+    before = (tokens / "stage.json").read_bytes()
+    (tokens / "stage.json").unlink()
+    root = tokens.parents[2]
+    named = [(finding.folder, finding.name, finding.kind) for finding in findings(root)]
+    assert named == [(str(tokens), "stage.json", Kind.MISSING)]
+    run_command("pretokenize", load_tiny(root), LocalExecutor(), lambda _: None)
+    assert (tokens / "stage.json").read_bytes() == before
 
 
 def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from pipelines.config import Recipe
@@ -46,6 +47,14 @@ def test_the_workflow_makes_what_is_missing_on_all_corpora_in_one_run(load_tiny:
     del ours["report"], theirs["report"]
     assert ours == theirs
     assert len(ours) == 14
+
+
+def test_with_a_home_dagster_remembers_what_was_made(finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    run_workflow(finished, LocalExecutor(), lambda _: None)
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_latest_materialization_event(dg.AssetKey("report")) is not None
 
 
 def test_a_failed_unit_ends_the_run_with_its_own_error(load_tiny: LoadTiny, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Restores what a check of a stage's folder found damaged, by doing the units that made it again."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from infra.storage import Store
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.executor import Executor, Say, Work
+from pipelines.findings import Kind, Verified
+from pipelines.finish import finish
+from pipelines.plan import Planner
+from pipelines.receipts import MANIFEST_FILE, Receipt, clock_problem, done_units, receipt_name
+from pipelines.run import run_units
+from pipelines.stage import StageJob
+from pipelines.stage_folder import in_order, read_stage, root_of
+
+
+def in_order_of_work(damaged: Iterable[Verified]) -> list[Verified]:
+    """Sort folders so that what others are made from is restored before them; those that do not say what they are come last."""
+    return sorted(damaged, key=_place)
+
+
+def _place(one: Verified) -> tuple[bool, tuple[int, bool]]:
+    try:
+        return False, in_order(read_stage(Store(one.folder)))
+    except UserError:
+        return True, (0, False)
+
+
+def repair(damaged: Verified, executor: Executor, say: Say) -> None:
+    """Do the damaged units of a stage again, put what is missing or altered, and write a finished stage's manifest anew.
+
+    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the stage's inputs are no longer
+    what it was made from, `UnitsFailed` where a unit failed or gave other bytes.
+    """
+    store = Store(damaged.folder)
+    if damaged.is_sound:
+        say(f"{store.url} is unfinished, not damaged: `dualtoken run` goes on with it")
+        return
+    if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
+        raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
+    job = _job_of(store)
+    ended = Kind.UNFINISHED not in {finding.kind for finding in damaged.findings}
+    again = _units(damaged, *(kind for kind in Kind if kind != Kind.MISDATED))
+    if ended:
+        again |= {unit.id for unit in job.units} - done_units(store)
+    restores = {unit: _committed(store, unit) for unit in again}
+    if replaced := _units(damaged, Kind.WRONG):
+        store.remove(MANIFEST_FILE)  # first, so that the stage is known to be unfinished if this is cut short
+    for unit in replaced:
+        store.remove(receipt_name(unit))
+        del restores[unit]
+    units = tuple(unit for unit in job.units if unit.id in again)
+    run_units([Work(replace(job, restores=restores), units)] if units else [], executor, say)
+    _redate(store, damaged)
+    if ended:
+        finish(job)
+    for unit in sorted(again):
+        say(f"restored unit {unit} of {damaged.folder}")
+
+
+def _units(damaged: Verified, *kinds: Kind) -> set[str]:
+    return {finding.unit for finding in damaged.findings if finding.unit and finding.kind in kinds}
+
+
+def _job_of(store: Store) -> StageJob:
+    record = read_stage(store)
+    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
+    job = Planner(recipe).one(record.stage, record.corpus).job
+    if job is None or job.fingerprint != record.fingerprint:
+        raise UserError(f"{store.url} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead")
+    return job
+
+
+def _redate(store: Store, damaged: Verified) -> None:
+    """Set receipts that are of times to come to now; what they say of the files stays."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    for unit in sorted(_units(damaged, Kind.MISDATED)):
+        receipt = _committed(store, unit)
+        if receipt and clock_problem(receipt.finished_at):
+            store.put_bytes(receipt.model_copy(update={"finished_at": now}).to_bytes(), receipt_name(unit))
+
+
+def _committed(store: Store, unit: str) -> Receipt | None:
+    try:
+        return Receipt.from_bytes(store.read(receipt_name(unit)))
+    except (FileNotFoundError, ValidationError):
+        return None
