@@ -45,7 +45,7 @@ def validate(values: Mapping[str, Any], location: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"{location}: {_explain(item)}" for item in error.errors(include_url=False) if item["type"] != _NOT_COMPUTED]
+        lines = [f"{location}: {_explain(item, values)}" for item in error.errors(include_url=False) if item["type"] != _NOT_COMPUTED]
         raise UserError("\n".join(lines)) from None
     check_own_cluster(recipe)  # no rule of the model: what was made in one process, whatever the cluster, must stay readable
     return recipe
@@ -63,8 +63,9 @@ def _read(location: str) -> str:
         fs, path = fsspec.url_to_fs(location)
         return bytes(fs.cat_file(path)).decode()
     except (FileNotFoundError, IsADirectoryError):
-        names = ", ".join(shipped_recipes())
-        raise UserError(f"recipe {location!r} is no file: give a path, or one of the shipped recipes: {names}") from None
+        names = shipped_recipes()
+        hint = f"did you mean {close[0]}? Else " if (close := difflib.get_close_matches(location, names, n=1)) else ""
+        raise UserError(f"recipe {location!r} is no file: {hint}give a path, or one of the shipped recipes: {', '.join(names)}") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"recipe {location!r} cannot be read: {error}") from None
 
@@ -129,7 +130,7 @@ def _index(target: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _explain(item: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
+def _explain(item: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
     place = list(_spell_out(item["loc"]))
     key, value = ".".join(place), item["input"]
     if item["type"] == "extra_forbidden":
@@ -144,8 +145,17 @@ def _explain(item: Any) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
         context = item["ctx"]
         tag = f"{key}.{context['discriminator'].strip(chr(39))}"
         kinds = context.get("expected_tags")
-        return f"{tag}={_short(context['tag'])}: set it to one of {kinds}" if kinds else f"{tag} is missing: set it"
+        return f"{tag}={_short(context['tag'])}: set it to one of {kinds}" if kinds else f"{tag} is missing: set it{_other(place, values)}"
+    if item["type"] == "model_type":
+        return f"{key}={_short(value)} is no group of keys: set one of {', '.join(f'{key}.{name}' for name in _fields_at(place)[:3])}, ..."
     return f"{key}={_short(value)}: {item['msg'].removeprefix('Input ')}"
+
+
+def _other(place: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Ask whether a corpus that lacks its source is another one, misspelt."""
+    others = [name for name in values.get("corpora", {}) if name not in place] if place[0] == "corpora" else []
+    close = difflib.get_close_matches(place[1], others, n=1) if others else []
+    return f", or did you mean corpora.{close[0]}?" if close else ""
 
 
 def _short(value: Any) -> str:  # noqa: ANN401

@@ -4,23 +4,16 @@ A command (`dualtoken filter`) runs one or two steps; a step runs once per corpu
 Imports neither torch nor ray, so that `plan` and `status` answer at once.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
-from infra.digests import CHUNK_BYTES
-from model.training_config import LpipsConfig
-from pipelines.captions import BORROWED
 from pipelines.config import Recipe
-from pipelines.corpus_config import HeldoutFraction, ScenesSource, ShardsSource, UrlsSource
-from pipelines.crop_config import WHOLE_IMAGE
+from pipelines.corpus_config import ScenesSource, ShardsSource, UrlsSource
 from pipelines.errors import UserError
 from pipelines.receipts import Manifest
 from pipelines.stage import Unit
-from pipelines.teacher_config import LocalTeacher
+from pipelines.step_settings import lender, score_settings, teacher_settings, token_settings, train_settings
 from pipelines.url_table import count_source_rows, source_identity
 
 Manifests = Mapping[str, Manifest]
@@ -112,63 +105,8 @@ def _training_inputs(*steps: str) -> Callable[[Recipe, str | None], list[tuple[s
     return lambda recipe, _: [(step, corpus) for corpus in recipe.training_corpora for step in steps]
 
 
-def _heldout(recipe: Recipe) -> dict[str, Any]:
-    return recipe.heldout.identity() if isinstance(recipe.heldout, HeldoutFraction) else {"kind": "corpus"}
-
-
 def _teacher_reads(recipe: Recipe, _: str | None) -> list[tuple[str, str | None]]:
     return _training_inputs("download")(recipe, None) if recipe.teacher.kind == "train" else []
-
-
-def _teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
-    settings = {"teacher": recipe.teacher.identity()}
-    if recipe.teacher.kind == "train":
-        settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
-    if isinstance(recipe.teacher, LocalTeacher):
-        files = ("open_clip_config.json", "open_clip_model.safetensors")
-        hashes = _folder_identity("teacher.folder", recipe.teacher.folder, files, "an open_clip checkpoint")
-        settings["teacher"] = {"kind": "local", "files": hashes}
-    return settings
-
-
-def _folder_identity(key: str, folder: str, names: tuple[str, ...], kind: str) -> dict[str, str]:
-    """Hash a folder's files, so that changed weights are a changed input."""
-    fs, root = fsspec.url_to_fs(folder)
-    hashes = {}
-    for name in names:
-        try:
-            hashes[name] = _sha256(fs, f"{root.rstrip('/')}/{name}")
-        except FileNotFoundError:
-            raise UserError(f"{key}={folder!r} has no {name}: give {kind} folder") from None
-    return hashes
-
-
-def _sha256(fs: Any, path: str) -> str:  # noqa: ANN401  (fsspec has no types)
-    sha = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
-
-
-def _train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
-    settings = {"tokenizer": recipe.tokenizer.identity(), "train": recipe.train.identity(), "heldout": _heldout(recipe)}
-    if isinstance(perceptual := recipe.train.perceptual, LpipsConfig):
-        # The files that libraries bring are the same everywhere, so only those that a recipe names are hashed.
-        settings["perceptual"] = {key: _file_identity(key, getattr(perceptual, key)) for key in ("backbone", "heads")}
-    if (folder := recipe.train.start_from) is not None:
-        settings["start_from"] = _folder_identity("train.start_from", folder, ("config.json", "model.safetensors"), "a tokenizer's")
-    return settings
-
-
-def _file_identity(key: str, location: str | None) -> str | None:
-    if location is None:
-        return None
-    fs, path = fsspec.url_to_fs(location)
-    try:
-        return _sha256(fs, path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"train.perceptual.{key}={location!r} is no file: give one with the weights, or leave it out") from None
 
 
 def _target_bytes(recipe: Recipe) -> float:
@@ -180,19 +118,6 @@ def _target_bytes(recipe: Recipe) -> float:
 def _token_bytes(recipe: Recipe) -> float:
     config = recipe.tokenizer
     return (config.grid_size**2 * config.pixel.depth * 2 * 2 + 16) * recipe.pretokenize.num_variants
-
-
-def _token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
-    crops = recipe.pretokenize.crops
-    # Said only where they differ from the default, so that datasets from before there were such keys keep their fingerprints.
-    settings: dict[str, Any] = {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
-    if recipe.pretokenize.precision != "float32":
-        settings["precision"] = recipe.pretokenize.precision
-    return settings | ({BORROWED: lender} if (lender := _lender(recipe, corpus)) else {})
-
-
-def _lender(recipe: Recipe, corpus: str | None) -> str | None:
-    return recipe.pretokenize.captions_of.get(corpus or "")
 
 
 def _image_bytes(recipe: Recipe) -> float:
@@ -237,7 +162,7 @@ STEPS = {
             version=1,
             folder="models/teacher",
             reads=_teacher_reads,
-            settings=_teacher_settings,
+            settings=teacher_settings,
             units=_one("model"),
             per_corpus=False,
         ),
@@ -246,7 +171,7 @@ STEPS = {
             version=1,
             folder="{corpus}/scores",
             reads=lambda _recipe, corpus: [("download", corpus), ("teacher", None)],
-            settings=lambda _recipe, _corpus: {},
+            settings=score_settings,
             units=_units_of("download"),
             row_bytes=lambda _recipe: 90,
         ),
@@ -277,7 +202,7 @@ STEPS = {
             version=1,
             folder="models/tokenizer",
             reads=lambda recipe, _: [*_training_inputs("download", "filter", "targets")(recipe, None), ("teacher", None)],
-            settings=_train_settings,
+            settings=train_settings,
             units=_one("model"),
             per_corpus=False,
         ),
@@ -286,8 +211,8 @@ STEPS = {
             version=1,
             folder="{corpus}/tokens",
             reads=lambda _recipe, corpus: [("download", corpus), ("score", corpus), ("filter", corpus), ("train", None)],
-            settings=_token_settings,
-            borrows=_lender,
+            settings=token_settings,
+            borrows=lender,
             units=_units_of("filter"),
             row_bytes=_token_bytes,
         ),

@@ -9,6 +9,7 @@ import pytest
 from pipelines.config import Recipe
 from pipelines.errors import ExitCode, UnitsFailed
 from pipelines.executor import GIVE_UP_AFTER, Outcome, Work, WorkerSlot, collect
+from pipelines.finish import problems
 from tests.conftest import planned
 
 DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY)
@@ -48,3 +49,12 @@ def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
     assert job is not None
     WorkerSlot().open(job)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_that_were_refused_are_told_with_the_key_that_allows_them(finished: Recipe) -> None:
+    manifest = planned(finished, "download", "tiny-train").manifest
+    assert manifest is not None
+    assert list(problems(manifest)) == []
+    (said,) = problems(manifest.model_copy(update={"counts": {"ok": 1, "failed:private_address": 34}, "rows_in": 35}))
+    assert said.startswith("34 of 35 URLs lead into a private network")
+    assert said.endswith("set download.allow_private_addresses=true and run again")

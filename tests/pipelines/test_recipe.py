@@ -45,6 +45,10 @@ MISTAKES = {
     "tokenizer.tower={model: ViT-L-16-SigLIP-265}": (
         "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: did you mean ViT-L-16-SigLIP-256?"
     ),
+    "train=3": "train=3 is no group of keys: set one of train.accumulate_steps, train.batch_size, train.betas, ...",
+    "corpora.scenes-trian.source.num_images=3": (
+        "corpora.scenes-trian.source.kind is missing: set it, or did you mean corpora.scenes-train?"
+    ),
     "download.encode_quality=50": "download: encode_quality=50 with encode_format=png: PNG takes a compression of 0 to 9",
 }
 
@@ -66,6 +70,8 @@ def test_an_override_that_cannot_apply_says_how_to_write_it(override: str) -> No
 def test_a_missing_recipe_names_the_shipped_ones() -> None:
     with pytest.raises(UserError, match=r"paper-256, .*paper-384, .*scenes, urls"):
         load_recipe("nowhere.yaml")
+    with pytest.raises(UserError, match=r"^recipe 'scnes' is no file: did you mean scenes\?"):
+        load_recipe("scnes")
 
 
 def test_what_only_changes_how_a_stage_runs_is_no_part_of_its_identity() -> None:
