@@ -1,18 +1,22 @@
 """Images a second and peak memory of a recipe's tokenizer: `python -m benchmarks.throughput [RECIPE] [--device cuda] [--batch-size 64]`.
 
-Encoding, decoding, and a training step with the recipe's own settings, of random pictures; fresh weights.
+Encoding, decoding, and a training step with the recipe's own settings, of random pictures; fresh weights. Encoding is timed in
+float32 and in bfloat16, and beside it stands the share of the matrix products' rate of the same precision and run that it reaches.
 """
 
 import argparse
 import datetime as dt
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
+from benchmarks.encode import count
 from benchmarks.memory import peak_memory
 from benchmarks.models import hardware, seconds
 from model.losses import TeacherTargets
+from model.precision import Precision, forbid_tf32, tower_precision
 from model.stages import freeze
 from model.tokenizer import DualTokenizer
 from model.train_state import TrainState
@@ -20,9 +24,21 @@ from model.training import train_step
 from pipelines.config import Recipe
 from pipelines.recipe import load_recipe
 
+SHARE = "of the matrix products' rate"
 
-def work(recipe: Recipe, device: torch.device, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name."""
+
+class Row(NamedTuple):
+    """One thing that is timed."""
+
+    name: str
+    precision: Precision
+    run: Callable[[], object]
+    gflop: float | None = None
+    """An image, where it is counted."""
+
+
+def work(recipe: Recipe, device: torch.device, batch_size: int) -> list[Row]:
+    """Return what is timed."""
     torch.manual_seed(0)
     config = recipe.tokenizer
     train = recipe.train.model_copy(update={"gan": None, "warmup_steps": 0})
@@ -33,11 +49,26 @@ def work(recipe: Recipe, device: torch.device, batch_size: int) -> dict[str, Cal
     dense = torch.randn(batch_size, config.grid_size**2, config.tower.width, device=device)
     targets = TeacherTargets(dense.mean(1), dense)
     codes = tokenizer.encode(images).pixel
-    return {
-        "encode": lambda: tokenizer.encode(images),
-        "decode": lambda: tokenizer.decode(codes),
-        "training step": lambda: train_step(state, images, targets),
-    }
+
+    def encode(precision: Precision) -> object:
+        with tower_precision(device, precision):
+            return tokenizer.encode(images)
+
+    gflop = count(config)["encode"]
+    return [
+        Row("encode", "float32", lambda: encode("float32"), gflop),
+        Row("encode", "bfloat16", lambda: encode("bfloat16"), gflop),
+        Row("decode", "float32", lambda: tokenizer.decode(codes)),
+        Row("training step", train.precision, lambda: train_step(state, images, targets)),
+    ]
+
+
+def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> float:
+    """Return the GFLOP/s of a square matrix product, the most that a device gives in a precision; float32 is never TF32."""
+    size = 8192 if device.type == "cuda" else 1024
+    one = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    one @ one
+    return 2e-9 * size**3 / statistics.median(seconds(lambda: one @ one, device) for _ in range(rounds))
 
 
 def main() -> None:
@@ -50,12 +81,14 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe, device = load_recipe(arguments.recipe, ["train.perceptual=none"]), torch.device(arguments.device)
     print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}; {recipe.name}, ", end="")
-    print(f"{recipe.tokenizer.image_size} px, batch {arguments.batch_size}, {recipe.train.precision}")
-    print(f"{'':16}{'images/s':>10}{'peak MB':>10}")
-    for name, run in work(recipe, device, arguments.batch_size).items():
-        peak = _peak(run, device)
-        taken = statistics.median(seconds(run, device) for _ in range(arguments.rounds))
-        print(f"{name:16}{arguments.batch_size / taken:10.1f}{peak:10.0f}", flush=True)
+    print(f"{recipe.tokenizer.image_size} px, batch {arguments.batch_size}")
+    forbid_tf32()
+    print(f"{'':16}{'precision':>10}{'images/s':>10}{'peak MB':>10}{SHARE:>32}")
+    for row in work(recipe, device, arguments.batch_size):
+        peak = _peak(row.run, device)
+        rate = arguments.batch_size / statistics.median(seconds(row.run, device) for _ in range(arguments.rounds))
+        share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if row.gflop else ""
+        print(f"{row.name:16}{row.precision:>10}{rate:10.1f}{peak:10.0f}{share:>32}", flush=True)
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> float:

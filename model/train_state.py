@@ -83,13 +83,16 @@ class TrainState:
         return {name: part for name, part in parts.items() if part is not None}
 
     def compiled(self, function: Function) -> Function:
-        """Return a function of the step as the settings want it run: as it stands, or by torch.compile, whole."""
+        """Return a function of the step as the settings want it run: as it stands, or by torch.compile.
+
+        One graph, or, among several workers, one for each part between two places where DistributedDataParallel steps in.
+        """
         if not self.settings.compile:
             return function
         if function not in self._compiled:
             # The adaptive weight of a GAN goes through a graph twice, whose buffers may not be given away then.
             functorch_config.donated_buffer = False
-            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=True)
+            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=self.model is self.tokenizer)
         return self._compiled[function]
 
     def autocast(self) -> torch.autocast:

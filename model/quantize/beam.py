@@ -3,7 +3,7 @@
 M vectors, P sums kept, C codes tried for each, W channels, D depths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from model.quantize.nearest import CodeSearch
 
 
 @torch.no_grad()
-def beam_codes(vectors: Float[Tensor, "M W"], books: Sequence[CodeSearch], beam: int) -> Int[Tensor, "M D"]:
+def beam_codes(vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam: int) -> Int[Tensor, "M D"]:
     """Return the codes of the best sum found, one per book; a beam of 1 takes the nearest code each time.
 
     At each depth the `beam` sums nearest to the vector are kept, by exact distances. Of equal ones, that which extends the

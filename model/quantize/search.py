@@ -5,6 +5,7 @@ S streams, M vectors each, G codebooks (one, or one per depth), K codes, W chann
 
 from functools import cache
 from importlib.util import find_spec
+from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +47,8 @@ def _(vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _residual_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"], depth: int, beam: int) -> Int[Tensor, "M D"]:
-    books = [CodeSearch(book) for book in codes] * (depth // len(codes))
+    # Of several codebooks one at a time: what is worked out for each takes memory.
+    books = repeat(CodeSearch(codes[0]), depth) if len(codes) == 1 else map(CodeSearch, codes)
     if beam > 1:
         return beam_codes(vectors, books, beam)
     ids = []

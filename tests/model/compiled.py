@@ -1,17 +1,19 @@
 """Compiles encoding, and a training step's forward, loss and backward, as one graph each; test_compile.py runs it."""
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 import torch._dynamo  # noqa: E402
-from training_steps import Settings, assert_same_steps, batch, fresh_state, run  # noqa: E402
+from training_steps import Settings, assert_same_steps, batch, fresh_state, fresh_tokenizer, run  # noqa: E402
 
 from model import train_state  # noqa: E402
 from model.config import (  # noqa: E402
@@ -25,6 +27,7 @@ from model.config import (  # noqa: E402
 )
 from model.lpips import Lpips  # noqa: E402
 from model.quantize import build_quantizer  # noqa: E402
+from model.train_state import TrainState  # noqa: E402
 from model.training import forward_losses  # noqa: E402
 from model.training_config import GanConfig, LpipsConfig  # noqa: E402
 
@@ -103,6 +106,22 @@ def switch(perceptual: Lpips) -> None:
     print("train.compile")
 
 
+def wrapped() -> None:
+    """One worker of several compiles the parts of a step, and its steps are those of a run without it."""
+    settings = Settings(learning_rate=1e-4)
+    with tempfile.NamedTemporaryFile() as meeting:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1)
+        expected, found = (
+            TrainState(DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one)
+            for one in (settings, settings._replace(compile=True))
+        )
+        for state in (expected, found):
+            run(state, 2)
+        assert_same_steps(found, expected)
+        torch.distributed.destroy_process_group()
+    print("workers")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(3)
@@ -114,3 +133,4 @@ if __name__ == "__main__":
     quantisers()
     torch._dynamo.utils.counters.clear()
     switch(network)
+    wrapped()

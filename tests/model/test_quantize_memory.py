@@ -12,10 +12,11 @@ from model.quantize import ResidualQuantizer, nearest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.fixture(params=["ordinary", "crowded"])
+@pytest.fixture(params=["ordinary", "crowded", "a codebook for each depth"])
 def quantizer(request: pytest.FixtureRequest) -> ResidualQuantizer:
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=16384, depth=8, width=32))
+    shared = request.param != "a codebook for each depth"
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=16384, depth=8, width=32, shared=shared))
     if request.param == "crowded":  # so that all are candidates, and float64 products are made too
         quantizer.codes.copy_(quantizer.codes[:1] + 1e-7 * quantizer.codes)
     return quantizer
