@@ -67,8 +67,8 @@ def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> floa
     """Return the GFLOP/s of a square matrix product, the most that a device gives in a precision; float32 is never TF32."""
     size = 8192 if device.type == "cuda" else 1024
     one = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-    one @ one
-    return 2e-9 * size**3 / statistics.median(seconds(lambda: one @ one, device) for _ in range(rounds))
+    torch.mm(one, one)
+    return 2e-9 * size**3 / statistics.median(seconds(lambda: torch.mm(one, one), device) for _ in range(rounds))
 
 
 def main() -> None:
@@ -87,7 +87,9 @@ def main() -> None:
     for row in work(recipe, device, arguments.batch_size):
         peak = _peak(row.run, device)
         rate = arguments.batch_size / statistics.median(seconds(row.run, device) for _ in range(arguments.rounds))
-        share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if row.gflop else ""
+        # A CPU without bfloat16 products has no rate of them to speak of.
+        compared = row.gflop and (device.type == "cuda" or row.precision == "float32")
+        share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if compared else ""
         print(f"{row.name:16}{row.precision:>10}{rate:10.1f}{peak:10.0f}{share:>32}", flush=True)
 
 
