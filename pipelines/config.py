@@ -8,6 +8,7 @@ from model.config import Config, Location, PositiveInt, TokenizerConfig, if_set,
 from pipelines.corpus_config import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from pipelines.crop_config import MAX_VARIANTS, WHOLE_IMAGE, AnyCrops
 from pipelines.filter_config import FilterConfig
+from pipelines.load_config import LoadConfig
 from pipelines.teacher_config import LocalTeacher, OpenClipTeacher, TargetsConfig, TrainedTeacher
 from pipelines.train_config import TrainConfig
 
@@ -150,6 +151,7 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     pretokenize: PretokenizeConfig = PretokenizeConfig()
     report: ReportConfig = ReportConfig()
+    load: LoadConfig = run_only(default=LoadConfig())
 
     @property
     def training_corpora(self) -> tuple[str, ...]:
@@ -168,6 +170,14 @@ class Recipe(Config):
             raise ValueError(f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}")
         if not self.training_corpora:
             raise ValueError("heldout.corpus holds out the only corpus: add a second one, or hold out a fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _loads_its_corpora(self) -> "Recipe":
+        if unknown := sorted(self.load.named() - {*(self.load.corpora or self.training_corpora)} & self.corpora.keys()):
+            raise ValueError(
+                f"load names {unknown[0]}: set load.corpora to some of {', '.join(self.corpora)}, and weights or epochs of these"
+            )
         return self
 
     @model_validator(mode="after")

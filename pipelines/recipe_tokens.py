@@ -1,0 +1,48 @@
+"""From a recipe to what a training run reads: its finished token datasets, in the order and under the checks of its `load` keys."""
+
+from pathlib import Path
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.load_plan import LoadPlan
+from pipelines.plan import Planner
+from pipelines.shard_cache import ShardCache
+from pipelines.token_reader import TokenDataset
+
+
+def load_plan(recipe: Recipe) -> LoadPlan:
+    """Open the token datasets of a recipe's corpora, those of its own tokenizer alone.
+
+    Raises `UserError` where one is unfinished, or is none that may be trained from.
+    """
+    load, planner = recipe.load, Planner(recipe)
+    corpora = load.corpora or recipe.training_corpora
+    cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9)) if load.cache else None
+    try:
+        return LoadPlan(
+            datasets=tuple(TokenDataset(_folder(planner, name), streams=load.streams, check=load.check, cache=cache) for name in corpora),
+            tokenizer=_tokenizer(planner),
+            weights={first: [shares.get(name, 0) for name in corpora] for first, shares in load.weights.items()} if load.weights else None,
+            epochs=tuple(load.epochs.get(name, 0) for name in corpora) if load.epochs else None,
+            seed=load.seed,
+            shuffle=load.shuffle,
+            shuffle_shards=load.shuffle_shards,
+            with_captions=load.with_captions,
+            on_damage=load.on_damage,
+            damage_ledger=Path(load.damage_ledger) if load.damage_ledger else None,
+        )
+    except ValueError as error:
+        raise UserError(f"load: {error}") from None
+
+
+def _folder(planner: Planner, corpus: str) -> str:
+    planned = planner.one("pretokenize", corpus)
+    if planned.job is None or planned.manifest is None:
+        raise UserError(f"the tokens of {corpus} are unfinished: run `dualtoken run` first")
+    return planned.job.folder
+
+
+def _tokenizer(planner: Planner) -> str:
+    job = planner.one("train", None).job
+    assert job is not None, "finished tokens have a finished tokenizer"
+    return job.fingerprint
