@@ -138,8 +138,11 @@ def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], e
     sums = {name: content.sha256 for name, content in made.items()}
     expected = {file.name: file.sha256 for file in earlier.files} if earlier else sums | stored
     if changed := sorted(expected.items() ^ sums.items()):
-        name = changed[0][0]
-        raise UserError(f"{join(store.url, name)}: done again, its unit gives other bytes than it did first; what is stored stays as it is")
+        name, facts = changed[0][0], earlier.facts if earlier else {}
+        where = f" on {facts['device']}, torch {facts['torch']}" if "device" in facts else ""
+        raise UserError(
+            f"{join(store.url, name)}: done again, its unit gives other bytes than it did first{where}; what is stored stays as it is"
+        )
     for name, content in sums.items():
         if stored.get(name) != content:
             store.put(scratch / name, name)
