@@ -23,12 +23,17 @@ class FileDigest:
 
 def digest(path: Path) -> FileDigest:
     """Read a local file once and return its size and checksums."""
-    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-            xxh.update(chunk)
-            size += len(chunk)
+        return digest_stream(file)
+
+
+def digest_stream(file: Any) -> FileDigest:  # noqa: ANN401  (any file that fsspec opens)
+    """Read what is left of a file, near or far, once, and return its size and checksums."""
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    while chunk := file.read(CHUNK_BYTES):
+        sha.update(chunk)
+        xxh.update(chunk)
+        size += len(chunk)
     return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
 
 

@@ -10,13 +10,14 @@ from jobs.convert import convert
 from jobs.exits import typed_exit
 from jobs.model_commands import export, reconstruct, tokenize
 from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
-from jobs.session import counted, open_recipe, say
+from jobs.session import open_recipe, say
 from jobs.stage import stage_command
 from jobs.submit import submit
 from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
 from jobs.token_commands import card, export_tokens, inspect
 from jobs.upkeep_commands import explain, forget, gc
 from pipelines.config import ClusterConfig
+from pipelines.counted import counted
 from pipelines.errors import ExitCode, UnitsFailed, UserError
 from pipelines.executors import open_executor
 from pipelines.findings import Verified

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.session import counted, say
+from jobs.session import say
+from pipelines.counted import counted
 from pipelines.errors import ExitCode, UserError
 
 ModelArgument = Annotated[
@@ -79,7 +80,9 @@ def _check_places(model: str, images: Sequence[str] = ()) -> None:
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{model}: has no config.json: name a folder that save_pretrained wrote")
-    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or model.count("/") != 1):
+    if folder.is_file():
+        raise UserError(f"{model}: is a file: name its folder, which save_pretrained wrote")
+    if not folder.is_dir() and (folder.is_absolute() or model.count("/") != 1):
         raise UserError(f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name")
     if images and not any(Path(image).exists() for image in images):
         raise UserError(f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}")

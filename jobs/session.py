@@ -35,11 +35,6 @@ def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
             raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
 
 
-def counted(number: int, noun: str) -> str:
-    """Return `1 file`, `2 files`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def say(line: str) -> None:
     """Print a line at once, so that a log shows it when it happens."""
     print(line, flush=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from infra.scratch import scratch_folder
-from jobs.session import counted, say
+from jobs.session import say
+from pipelines.counted import counted
 from pipelines.errors import ExitCode, UserError
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]

@@ -8,6 +8,7 @@ import typer
 from infra.storage import Store
 from jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
 from jobs.session import check_corpora, open_recipe, say
+from pipelines.counted import counted
 from pipelines.errors import UserError
 
 DeleteOption = Annotated[bool, typer.Option("--delete", help="Do it; without this nothing is changed.")]
@@ -28,22 +29,24 @@ def gc(
         raise UserError(f"gc {where[0]} is a run's root, which takes no --set and no --root: leave them out, or give recipes")
     recipes = [] if is_root else [open_recipe(one, overrides, root) for one in where]
     store = Store(where[0]) if is_root else garbage.common_root(recipes)
+    undecided = garbage.undecided(recipes)
     found = list(garbage.find_garbage(store, recipes, older_than * 3600))
     for one in found:
-        say(f"{store.path(one.name)}: {one.kind}, {one.bytes:,} bytes{f' in {len(one.files)} files' if one.name.endswith('/') else ''}")
+        inside = f" in {counted(len(one.files), 'file')}" if one.name.endswith("/") else ""
+        say(f"{store.path(one.name)}: {one.kind}, {one.bytes:,} bytes{inside}")
     left = garbage.delete(store, found) if delete else []
     for one in left:
         say(f"{store.path(one.name)}: kept, it changed since it was listed")
     found = [one for one in found if one not in left]
     done = "deleted" if delete else "to delete; nothing is changed without --delete"
-    if is_root:
-        say("old fingerprints are looked for where recipes are given, in place of the root")
-    for label in garbage.undecided(recipes):
-        say(f"{label}: its inputs are unfinished, so every fingerprint of it may still be needed and is kept")
     for kind, (files, size) in garbage.totals(found).items():
-        say(f"{kind}: {files:,} files, {size:,} bytes {done}")
+        say(f"{kind}: {counted(files, 'file')}, {size:,} bytes {done}")
     if not found:
         say(f"{store.url}: nothing that is older than {older_than:g} hours and not needed")
+    for label in undecided:
+        say(f"{label}: its inputs are unfinished, so each fingerprint of it may be needed and is kept")
+    if is_root:
+        say("old fingerprints are found where recipes are given, in place of a root")
 
 
 def explain(

@@ -16,7 +16,6 @@ from model.tokenizer import DualTokenizer
 
 _TEXT = re.compile(r"siglip_model\.(text_model\.|logit_(scale|bias)$)")
 _CODEBOOK = re.compile(r"(quantizer_(?:pix|sem)\.codebooks)\.(\d+)\.(.+)")
-"""Of a list of wrong keys."""
 
 
 def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:

@@ -82,17 +82,17 @@ class TrainState:
         parts = {"model": self.tokenizer, "optimizer": self.optimizer, "adversary": self.adversary, "average": self.average}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def compiled(self, function: Function) -> Function:
+    def compiled(self, function: Function, *, calls_model: bool = False) -> Function:
         """Return a function of the step as the settings want it run: as it stands, or by torch.compile.
 
-        One graph, or, among several workers, one for each part between two places where DistributedDataParallel steps in.
+        It becomes one graph; if it calls the model, which among several workers DistributedDataParallel wraps, a few.
         """
         if not self.settings.compile:
             return function
         if function not in self._compiled:
             # The adaptive weight of a GAN goes through a graph twice, whose buffers may not be given away then.
             functorch_config.donated_buffer = False
-            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=self.model is self.tokenizer)
+            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=self.model is self.tokenizer or not calls_model)
         return self._compiled[function]
 
     def autocast(self) -> torch.autocast:

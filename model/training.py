@@ -109,7 +109,7 @@ def _backward(state: TrainState, batch: _Batch, share: float, balance: Tensor | 
     adversary, losses = _adversary(state), {}
     waits = isinstance(state.model, DistributedDataParallel) and not last
     with cast("DistributedDataParallel", state.model).no_sync() if waits else nullcontext():
-        output, loss = state.compiled(forward_losses)(state, batch.images, batch.targets)
+        output, loss = state.compiled(forward_losses, calls_model=True)(state, batch.images, batch.targets)
         total = loss.total
         if adversary:
             generator = _generator_loss(state, adversary, output)

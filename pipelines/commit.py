@@ -47,7 +47,9 @@ def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
         inputs=dict(job.inputs),
         recipe=job.recipe.model_dump(mode="json"),
     )
-    job.store().put_if_absent(record.to_bytes(), STAGE_FILE)
+    store = job.store()
+    if not store.exists(STAGE_FILE):  # looked for first: a finished folder may be read-only, and another store may replace it
+        store.put_if_absent(record.to_bytes(), STAGE_FILE)
 
 
 def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
@@ -88,7 +90,13 @@ def commit_unit(
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     _require_unforgotten(job, unit, output.ledger, asked)
     if restores:
-        restore_files(store, scratch, {name: output.digests.get(name) or digest(scratch / name) for name in names}, job.restores[unit.id])
+        restore_files(
+            store,
+            scratch,
+            {name: output.digests.get(name) or digest(scratch / name) for name in names},
+            job.restores[unit.id],
+            output.facts,
+        )
         if earlier := job.restores[unit.id]:
             return earlier
         store.remove(receipt_name(unit.id))
@@ -128,7 +136,7 @@ def _lost_race(job: StageJob, receipt: Receipt) -> Receipt:
     return winner
 
 
-def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], earlier: Receipt | None) -> None:
+def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], earlier: Receipt | None, facts: Mapping[str, Any]) -> None:
     """Put those files that are missing or altered in the store, once all are known to be what they were.
 
     Without a receipt that says so, they must be what is stored. Raises `UserError` where they are not, and then touches nothing.
@@ -138,14 +146,17 @@ def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], e
     sums = {name: content.sha256 for name, content in made.items()}
     expected = {file.name: file.sha256 for file in earlier.files} if earlier else sums | stored
     if changed := sorted(expected.items() ^ sums.items()):
-        name, facts = changed[0][0], earlier.facts if earlier else {}
-        where = f" on {facts['device']}, torch {facts['torch']}" if "device" in facts else ""
         raise UserError(
-            f"{join(store.url, name)}: done again, its unit gives other bytes than it did first{where}; what is stored stays as it is"
+            f"{join(store.url, changed[0][0])}: done again{_device(facts)}, its unit gives other bytes than it did first"
+            f"{_device(earlier.facts if earlier else {})}; what is stored stays as it is"
         )
     for name, content in sums.items():
         if stored.get(name) != content:
             store.put(scratch / name, name)
+
+
+def _device(facts: Mapping[str, Any]) -> str:
+    return f" on {facts['device']}, torch {facts['torch']}" if "device" in facts else ""
 
 
 def _facts(output: UnitOutput, began: float) -> dict[str, Any]:

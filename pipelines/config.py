@@ -174,7 +174,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _loads_its_corpora(self) -> "Recipe":
-        if unknown := sorted(self.load.named() - {*(self.load.corpora or self.training_corpora)} & self.corpora.keys()):
+        if unknown := sorted(self.load.named() - ({*(self.load.corpora or self.training_corpora)} & self.corpora.keys())):
             raise ValueError(
                 f"load names {unknown[0]}: set load.corpora to some of {', '.join(self.corpora)}, and weights or epochs of these"
             )

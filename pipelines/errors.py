@@ -8,7 +8,7 @@ from enum import IntEnum
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
 
-_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
+_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 """Of botocore: nothing was asked, for this process has no keys to ask with."""
 
 _OF_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)

@@ -168,7 +168,9 @@ class Evaluation:
     def _attribute(self, name: Attribute, images: tuple[Tensor, ...]) -> AttributeAccuracy:
         asked = [attribute_choices(description, thing, name) for description in self._descriptions for thing in range(2)]
         captions = [caption for choices, _ in asked for caption in choices]
-        texts = torch.cat([self._teacher.texts(batch) for batch in batches(captions, 512)]).unflatten(0, (len(asked), -1))
+        places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}  # few of them differ
+        distinct = torch.cat([self._teacher.texts(batch) for batch in batches(list(places), 512)])
+        texts = distinct[[places[caption] for caption in captions]].unflatten(0, (len(asked), -1))
         right = torch.tensor([right for _, right in asked], device=texts.device)
         teacher, quantised = (choice_accuracy(embeddings, texts, right).item() for embeddings in images)
         return AttributeAccuracy(name=name, teacher=teacher, quantised=quantised, chance=CHANCE[name])

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 def plan_forget(root: Store, corpus: str, wanted: Tombstones) -> Plan:
     """Find what holds a corpus's samples to forget, those of earlier calls included; changes nothing."""
     wanted = read_tombstones(root, corpus) | wanted
-    stages = [(store, read_stage(store)) for store in map(Store, stage_folders(root))]
+    stages = [(store, read_stage(store)) for store in map(Store, stage_folders(root, nameless=True))]
     stages.sort(key=lambda pair: in_order(pair[1]))
     mine = [(store, record) for store, record in stages if record.corpus == corpus and record.stage in REWRITERS]
     keys = frozenset(bytes.fromhex(key) for key in wanted.keys)

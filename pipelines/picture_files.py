@@ -15,8 +15,10 @@ from safetensors.numpy import save_file
 
 from model.card import bits_per_image
 from model.hub import find_folder, fingerprint
-from model.image_files import ImageFileError, find_images, open_image
+from model.image_files import SUFFIXES, ImageFileError, find_images, open_image
+from model.metrics import psnr
 from model.tokenizer import Codes, DualTokenizer
+from pipelines.counted import counted
 from pipelines.errors import UserError
 
 CODES_FORMAT, CODES_VERSION = "dualtoken-codes", 1
@@ -100,8 +102,6 @@ def _said(model: Model, names: list[str]) -> str:
 
 def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, say: Say, complain: Say) -> Done:
     """Write a PNG per image file, what the tokenizer sees beside what its pixel codes say, and tell each one's PSNR."""
-    from model.metrics import psnr  # noqa: PLC0415  (torchmetrics takes seconds)
-
     pictures, ratios, taken = _Pictures(paths, complain), [], set()
     out.mkdir(parents=True, exist_ok=True)
     for names, batch in pictures.batches(batch_size):
@@ -116,13 +116,15 @@ def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size:
     if ratios:
         config = model.network.config
         bits = bits_per_image(config.pixel, config.grid_size) / config.image_size**2
-        say(f"{len(ratios)} images, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits of pixel codes per pixel, in {out}")
+        say(f"{counted(len(ratios), 'image')}, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits of pixel codes per pixel, in {out}")
     return Done(len(ratios), pictures.bad)
 
 
 def _png_name(name: str, taken: set[str]) -> str:
     """Return a name of its own for an image's PNG: folders become part of it, so that two a.jpg do not meet."""
-    base = "_".join(part for part in Path(name).with_suffix("").parts if part not in {"/", "..", "."})
+    path = Path(name)
+    whole = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    base = "_".join(part for part in whole.parts if part not in {"/", "..", "."})
     chosen, number = f"{base}.png", 2
     while chosen in taken:
         chosen, number = f"{base}-{number}.png", number + 1

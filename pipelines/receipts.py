@@ -181,6 +181,15 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def contradiction(receipt: Receipt, unit: str, print_: str | None) -> str | None:
+    """Return why a receipt is not that of a unit of the folder with a fingerprint, if this is known, or None."""
+    if receipt.unit != unit or (print_ is not None and receipt.fingerprint != print_):
+        return f"it is of the unit {receipt.unit} of {receipt.fingerprint}"
+    if receipt.counts and (total := sum(receipt.counts.values())) != receipt.rows:
+        return f"it counts {total} samples, {receipt.rows} came in"
+    return None
+
+
 def clock_problem(finished_at: str, started_at: str | None = None) -> str | None:
     """Return what is wrong with the moments of something finished, of which this machine's clock may be the cause, or None."""
     finished = datetime.fromisoformat(finished_at)

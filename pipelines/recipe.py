@@ -153,7 +153,7 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401  (pyd
 
 def _other(place: Sequence[str], values: Mapping[str, Any]) -> str:
     """Ask whether a corpus that lacks its source is another one, misspelt."""
-    others = [name for name in values.get("corpora", {}) if name not in place] if place[0] == "corpora" else []
+    others = [str(name) for name in values.get("corpora", {}) if name not in place] if place[0] == "corpora" else []
     close = difflib.get_close_matches(place[1], others, n=1) if others else []
     return f", or did you mean corpora.{close[0]}?" if close else ""
 

@@ -13,7 +13,7 @@ from pipelines.executor import Executor, Say, Work
 from pipelines.findings import Kind, Verified
 from pipelines.finish import finish
 from pipelines.plan import Planner
-from pipelines.receipts import MANIFEST_FILE, Receipt, clock_problem, done_units, receipt_name
+from pipelines.receipts import MANIFEST_FILE, STAGE_FILE, Receipt, clock_problem, contradiction, done_units, receipt_name
 from pipelines.run import run_units
 from pipelines.stage import StageJob
 from pipelines.stage_folder import in_order, read_stage, root_of
@@ -41,14 +41,16 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
     if damaged.is_sound:
         say(f"{store.url} is unfinished, not damaged: `dualtoken run` goes on with it")
         return
+    if (STAGE_FILE, Kind.MISSING) in {(finding.name, finding.kind) for finding in damaged.findings}:
+        raise UserError(f"{store.url} lost its {STAGE_FILE}: run the stage's command with its recipe, which writes it again")
     if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
         raise UserError(f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first")
     job = _job_of(store)
     ended = Kind.UNFINISHED not in {finding.kind for finding in damaged.findings}
-    again = _units(damaged, *(kind for kind in Kind if kind != Kind.MISDATED))
+    again = {finding.unit for finding in damaged.findings if finding.unit and finding.kind != Kind.MISDATED}
     if ended:
         again |= {unit.id for unit in job.units} - done_units(store)
-    restores = {unit: _committed(store, unit) for unit in again}
+    restores = {unit: _committed(store, unit, job.fingerprint) for unit in again}
     if replaced := _units(damaged, Kind.WRONG):
         store.remove(MANIFEST_FILE)  # first, so that the stage is known to be unfinished if this is cut short
     for unit in replaced:
@@ -63,8 +65,8 @@ def repair(damaged: Verified, executor: Executor, say: Say) -> None:
         say(f"restored unit {unit} of {damaged.folder}")
 
 
-def _units(damaged: Verified, *kinds: Kind) -> set[str]:
-    return {finding.unit for finding in damaged.findings if finding.unit and finding.kind in kinds}
+def _units(damaged: Verified, kind: Kind) -> set[str]:
+    return {finding.unit for finding in damaged.findings if finding.unit and finding.kind == kind}
 
 
 def _job_of(store: Store) -> StageJob:
@@ -80,13 +82,15 @@ def _redate(store: Store, damaged: Verified) -> None:
     """Set receipts that are of times to come to now; what they say of the files stays."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     for unit in sorted(_units(damaged, Kind.MISDATED)):
-        receipt = _committed(store, unit)
+        receipt = _committed(store, unit, None)
         if receipt and clock_problem(receipt.finished_at):
             store.put_bytes(receipt.model_copy(update={"finished_at": now}).to_bytes(), receipt_name(unit))
 
 
-def _committed(store: Store, unit: str) -> Receipt | None:
+def _committed(store: Store, unit: str, print_: str | None) -> Receipt | None:
+    """Return a unit's receipt; None where it is lost, unreadable, or another one's."""
     try:
-        return Receipt.from_bytes(store.read(receipt_name(unit)))
+        receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
     except (FileNotFoundError, ValidationError):
         return None
+    return None if contradiction(receipt, unit, print_) else receipt

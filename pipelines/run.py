@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from infra.storage import Store
 from pipelines.commit import describe_stage
 from pipelines.config import Recipe
+from pipelines.counted import counted
 from pipelines.errors import UserError
 from pipelines.executor import Executor, Say, Work, collect
 from pipelines.finish import finish, problems
@@ -71,8 +72,8 @@ def _heading(work: Sequence[Work]) -> str:
     """Return the line that a step begins with, so that one that takes minutes is not silent."""
     recipe, name = work[0].job.recipe, work[0].job.stage
     steps = [step for command in COMMANDS.values() for step in command if STEPS[step].corpora(recipe)]
-    units = sum(len(one.units) for one in work)
-    return f"{name} (step {steps.index(name) + 1} of {len(steps)}): {units} unit{'' if units == 1 else 's'} to do"
+    units = counted(sum(len(one.units) for one in work), "unit")
+    return f"{name} (step {steps.index(name) + 1} of {len(steps)}): {units} to do"
 
 
 def run_units(work: Sequence[Work], executor: Executor, say: Say) -> None:

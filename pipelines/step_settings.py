@@ -1,17 +1,17 @@
 """What decides a step's output beside its inputs, as the JSON values that go into its fingerprint; files count by their content."""
 
-import hashlib
 from typing import Any
 
 import fsspec
 
-from infra.digests import CHUNK_BYTES
+from infra.digests import digest_stream
 from model.training_config import LpipsConfig
 from pipelines.captions import BORROWED
-from pipelines.config import FilterConfig, Recipe
+from pipelines.config import Recipe
 from pipelines.corpus_config import HeldoutFraction
 from pipelines.crop_config import WHOLE_IMAGE
 from pipelines.errors import UserError
+from pipelines.filter_config import FilterConfig
 from pipelines.teacher_config import LocalTeacher
 
 
@@ -44,11 +44,8 @@ def _folder_identity(key: str, folder: str, names: tuple[str, ...], kind: str) -
 
 
 def _sha256(fs: Any, path: str) -> str:  # noqa: ANN401  (fsspec has no types)
-    sha = hashlib.sha256()
     with fs.open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return digest_stream(file).sha256
 
 
 def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Reads datasets against their receipts, and names every file that is not as committed."""
 
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra.digests import digest
-from infra.scratch import scratch_folder
+from infra.digests import digest_stream
 from infra.storage import Store
 from pipelines.captions import meta_path, meta_place, meta_record
 from pipelines.errors import UserError
@@ -23,11 +21,12 @@ from pipelines.receipts import (
     StageRecord,
     clock_problem,
     content_line,
+    contradiction,
     fingerprint,
     hash_lines,
     receipt_name,
 )
-from pipelines.stage_folder import stage_folders
+from pipelines.stage_folder import input_folders, read_stage, stage_folders
 from pipelines.tombstones import FORGOTTEN_FILE
 from pipelines.totals import Totals
 
@@ -42,25 +41,36 @@ def verify(location: str) -> Iterator[Verified]:
         raise UserError(
             f"{location} holds no finished or begun stage (no {STAGE_FILE} below it): give a run's root, a corpus or a stage folder"
         )
+    finished = {place for folder in folders for place in _inputs(Store(folder))}
     for folder in folders:
-        yield verify_stage(Store(folder), folders)
+        yield verify_stage(Store(folder), folders, was_finished=folder in finished)
 
 
-def verify_stage(store: Store, apart: Collection[str] = ()) -> Verified:
+def _inputs(store: Store) -> Iterable[str]:
+    """Return the folders that a stage's was made from, as far as it says so; only finished ones are made something from."""
+    try:
+        return input_folders(store, read_stage(store)).values()
+    except UserError:
+        return ()
+
+
+def verify_stage(store: Store, apart: Collection[str] = (), *, was_finished: bool = False) -> Verified:
     """Check one stage's folder; what a billion images need is a name and a size per file, and a line per checksum.
 
     Captions that it borrows from another folder are checked with it, unless that is one of those `apart`, which are verified on their own.
+    Without a manifest it is unfinished, unless it is known to have been finished.
     """
     present = {name: size for name, size in store.files() if not name.startswith(UNTRACKED)}
-    check = _StageCheck(store, present, apart)
+    without = Problem(Kind.MISSING, "a later stage was made from it") if was_finished else Problem(Kind.UNFINISHED, "no manifest yet")
+    check = _StageCheck(store, present, apart, without)
     return Verified(store.url, len(present), sum(present.values()), tuple(check.findings()))
 
 
 class _StageCheck:
     """One look at a stage's folder; `present` has its files' sizes by name."""
 
-    def __init__(self, store: Store, present: dict[str, int], apart: Collection[str]) -> None:
-        self._store, self._present, self._apart = store, present, apart
+    def __init__(self, store: Store, present: dict[str, int], apart: Collection[str], without: Problem) -> None:
+        self._store, self._present, self._apart, self._without = store, present, apart, without
         self._totals, self._lines = Totals(), list[bytes]()
         self._fingerprint: str | None = None
         """Of all in the folder; None where no `stage.json` tells."""
@@ -108,8 +118,8 @@ class _StageCheck:
         yield from ((file, None) for file in of_stage)
 
     def _receipt_problems(self, receipt: Receipt, unit: str) -> Iterator[Problem]:
-        if receipt.unit != unit or self._is_other(receipt.fingerprint):
-            yield Problem(Kind.ALTERED, f"it is of the unit {receipt.unit} of {receipt.fingerprint}")
+        if problem := contradiction(receipt, unit, self._fingerprint):
+            yield Problem(Kind.ALTERED, problem)
         if problem := clock_problem(receipt.finished_at):
             yield Problem(Kind.MISDATED, problem)
 
@@ -121,19 +131,17 @@ class _StageCheck:
         except ValidationError:
             yield Problem(Kind.UNREADABLE, "damaged, or of another version of dualtoken")
         else:
-            self._fingerprint = record.fingerprint
-            if self._is_other(found := fingerprint(record.identity)):
+            if (found := fingerprint(record.identity)) != record.fingerprint:
                 yield Problem(Kind.ALTERED, f"its identity has the fingerprint {found}, it says {record.fingerprint}")
-
-    def _is_other(self, found: str) -> bool:
-        return self._fingerprint is not None and found != self._fingerprint
+            else:
+                self._fingerprint = found
 
     def _manifest(self) -> Manifest | Problem:
         """Return the stage's manifest, or why there is none."""
         try:
             return Manifest.from_bytes(self._store.read(MANIFEST_FILE))
         except FileNotFoundError:
-            return Problem(Kind.UNFINISHED, "some units have no receipt yet")
+            return self._without
         except ValidationError:
             return Problem(Kind.UNREADABLE, "no manifest")
 
@@ -141,12 +149,12 @@ class _StageCheck:
         if isinstance(manifest, Problem):
             yield manifest
             return
-        if self._is_other(manifest.fingerprint):
+        if self._fingerprint not in {None, manifest.fingerprint}:
             yield Problem(Kind.ALTERED, f"it is of {manifest.fingerprint}")
         if hash_lines(self._lines) != manifest.root_hash:
             yield Problem(Kind.ALTERED, "its root hash differs from the receipts'")
         elif (manifest.counts, manifest.rows_in) != (self._totals.counts, self._totals.rows):
-            yield Problem(Kind.ALTERED, "its counts are not the sum of the receipts'")
+            yield Problem(Kind.ALTERED, "its counts are not the sum of the receipts', which `--deep` compares with the ledgers")
         if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
             yield Problem(Kind.MISDATED, problem)
 
@@ -163,8 +171,8 @@ def _check_borrowed(store: Store, receipt: Receipt, apart: Collection[str]) -> I
     except (FileNotFoundError, ValidationError):
         name = receipt_name(receipt.unit)
     if problem:
-        said = problem._replace(seen=f"{problem.seen} (the captions of {store.url})".lstrip())
-        yield Finding(lender.url, name, said, receipt.unit)
+        seen = "; ".join(filter(None, (problem.seen, f"the captions of {store.url}")))
+        yield Finding(lender.url, name, Problem(problem.kind, seen), receipt.unit)
 
 
 def check_file(store: Store, file: FileRecord, size: int | None) -> Problem | None:
@@ -173,8 +181,8 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> Problem | No
         return Problem(Kind.MISSING)
     if size != file.bytes:
         return Problem(Kind.TRUNCATED if size < file.bytes else Kind.ALTERED, f"{size} bytes, its receipt says {file.bytes}")
-    with scratch_folder() as scratch:
-        found = digest(store.local_copy(file.name, Path(scratch)))
+    with store.fs.open(store.path(file.name), "rb") as stream:
+        found = digest_stream(stream)
     if found.sha256 == file.sha256:
         return None
     return Problem(Kind.ALTERED, f"sha256 {found.sha256[:12]}, its receipt says {file.sha256[:12]}")

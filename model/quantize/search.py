@@ -47,6 +47,7 @@ def _(vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ARG001
 
 
 def _residual_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"], depth: int, beam: int) -> Int[Tensor, "M D"]:
+    assert len(codes) in (1, depth), f"{len(codes)} codebooks for {depth} depths"
     # Of several codebooks one at a time: what is worked out for each takes memory.
     books = repeat(CodeSearch(codes[0]), depth) if len(codes) == 1 else map(CodeSearch, codes)
     if beam > 1:

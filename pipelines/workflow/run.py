@@ -2,13 +2,14 @@
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from pipelines.config import Recipe
-from pipelines.errors import Preempted
+from pipelines.errors import Preempted, UserError
 from pipelines.executor import Executor, Say
 from pipelines.workflow.assets import JOB, recipe_definitions
 
@@ -21,8 +22,17 @@ def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
     job = recipe_definitions(recipe, lambda: nullcontext(executor), say).resolve_job_def(JOB)
     corpora = list(recipe.corpora)
     whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
-    with dg.DagsterInstance.get() if os.environ.get("DAGSTER_HOME") else dg.DagsterInstance.ephemeral() as instance:
+    with _instance() as instance:
         try:
             job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
         except DagsterExecutionInterruptedError:  # its own handlers of SIGINT and SIGTERM stand in a step
             raise Preempted from None
+
+
+def _instance() -> dg.DagsterInstance:
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        return dg.DagsterInstance.ephemeral()
+    if not Path(home).is_absolute() or not Path(home).is_dir():
+        raise UserError(f"DAGSTER_HOME={home} is no folder by its full path: make one and name it so, or unset it")
+    return dg.DagsterInstance.get()

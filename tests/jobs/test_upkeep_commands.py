@@ -59,7 +59,7 @@ def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(garbage, "find_garbage", list_and_go_on)
         assert said("gc", root, "--older-than", 0, "--delete")[1] == f"{stray}: kept, it changed since it was listed"
-    assert said("gc", root, "--older-than", 0, "--delete")[-1] == "left over by a killed write: 1 files, 2 bytes deleted"
+    assert said("gc", root, "--older-than", 0, "--delete")[-2] == "left over by a killed write: 1 file, 2 bytes deleted"
     assert not stray.exists()
 
 

@@ -1,4 +1,4 @@
-"""Compiles encoding, and a training step's forward, loss and backward, as one graph each; test_compile.py runs it."""
+"""Compiles encoding, and a training step's forward, loss and backward, as one graph each, but among workers; test_compile.py runs it."""
 
 import sys
 import tempfile
@@ -111,14 +111,16 @@ def wrapped() -> None:
     settings = Settings(learning_rate=1e-4)
     with tempfile.NamedTemporaryFile() as meeting:
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1)
-        expected, found = (
-            TrainState(DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one)
-            for one in (settings, settings._replace(compile=True))
-        )
-        for state in (expected, found):
-            run(state, 2)
-        assert_same_steps(found, expected)
-        torch.distributed.destroy_process_group()
+        try:
+            expected, found = (
+                TrainState(DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one)
+                for one in (settings, settings._replace(compile=True))
+            )
+            for state in (expected, found):
+                run(state, 2)
+            assert_same_steps(found, expected)
+        finally:
+            torch.distributed.destroy_process_group()
     print("workers")
 
 

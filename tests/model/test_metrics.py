@@ -26,6 +26,19 @@ def test_ssim_falls_with_noise_per_image() -> None:
     assert 0.5 < noisy < 0.99
 
 
+def test_ssim_is_that_of_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415  (its import takes seconds)
+
+    generator = torch.Generator().manual_seed(0)
+    references = torch.randint(0, 256, (4, 3, 24, 31), dtype=torch.uint8, generator=generator)
+    references[0] = 128  # flat, and the picture of it nearly so: the variances that rounding makes negative count as none
+    images = (references + torch.randint(-20, 21, references.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+    images[0] = 128
+    images[0, :, 5, 5] = 130
+    expected = structural_similarity_index_measure(images / 255, references / 255, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(images, references), expected, atol=1e-5, rtol=0)
+
+
 def test_counts_of_batches_add_up() -> None:
     ids = torch.randint(0, 7, (4, 5, 3), generator=torch.Generator().manual_seed(0))
     assert torch.equal(count_codes(ids, 7), count_codes(ids[:1], 7) + count_codes(ids[1:], 7))

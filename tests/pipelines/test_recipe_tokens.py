@@ -24,7 +24,7 @@ def folder(recipe: Recipe, corpus: str) -> str:
 def test_by_default_each_row_that_training_may_see_is_read_once(finished: Recipe) -> None:
     plan = load_plan(finished)
     assert [dataset.url for dataset in plan.datasets] == [folder(finished, "tiny-train")]
-    keys = [key.tobytes() for batch in TokenLoader(plan, 7) for key in batch.keys]
+    keys = [bytes(key.tolist()) for batch in TokenLoader(plan, 7) for key in batch.keys]
     assert len(keys) == len(set(keys)) == len(plan.datasets[0])
 
 
@@ -53,6 +53,14 @@ def test_unfinished_tokens_name_what_to_run(tmp_path: Path, load_tiny: LoadTiny)
     [
         ("load.epochs={tiny-heldout: 1}", "load names tiny-heldout: set load.corpora to some of tiny-train, tiny-heldout"),
         ("load.corpora=[photos]", "load names photos"),
+        ("load.epochs={photos: 1}", "load names photos"),
+        ("load.weights={0: {tiny-train: 1, photos: 1}}", "load names photos"),
+        ("load.weights={5: {tiny-train: 1}}", "load: weights do not begin at sample 0"),
+        ("load.weights={0: {tiny-train: 0}}", "no corpus has a share over 0"),
+        ("load.epochs={}", "no corpus has a share over 0"),
+        ("load.cache=s3://bucket/cache", "s3://bucket/cache is a URL: give a folder or file of this machine's disks"),
+        ("load={shuffle: false, shuffle_shards: 3}", "load: shuffle_shards=3 with shuffle=false"),
+        ("load.seed=-1", "load.seed=-1: should be greater than or equal to 0"),
         ("load.on_damage=quarantine", "load: on_damage=quarantine without damage_ledger"),
         ("load={weights: {0: {tiny-train: 1}}, epochs: {tiny-train: 1}}", "load: weights and epochs are both set"),
     ],

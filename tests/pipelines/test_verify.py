@@ -148,15 +148,34 @@ def test_a_stage_finished_before_it_was_started_is_named_and_not_trained_from(to
         ("stage.json", "identity", {"stage": "report"}, "altered: its identity has the fingerprint"),
         ("receipts/00001.json", "unit", "00002", "altered: it is of the unit 00002 of "),
         ("receipts/00001.json", "fingerprint", "0123456789ab", "altered: it is of the unit 00001 of 0123456789ab"),
+        ("receipts/00001.json", "rows", 7, "altered: it counts "),
         ("manifest.json", "fingerprint", "0123456789ab", "altered: it is of 0123456789ab"),
         ("manifest.json", "rows_in", 7, "altered: its counts are not the sum of the receipts'"),
         ("manifest.json", "counts", {"ok": 7}, "altered: its counts are not the sum of the receipts'"),
     ],
 )
 def test_records_that_contradict_each_other_are_named(tokens: Path, file: str, key: str, value: object, problem: str) -> None:
-    record = json.loads((tokens / file).read_text())
-    (tokens / file).write_text(json.dumps(record | {key: value}))
-    assert any(finding.name == file and str(finding.problem).startswith(problem) for finding in findings(tokens))
+    before = (tokens / file).read_bytes()
+    (tokens / file).write_text(json.dumps(json.loads(before) | {key: value}))
+    found = findings(tokens)
+    assert [finding.name for finding in found if not finding.name.startswith("manifest")] == [file] * (not file.startswith("manifest"))
+    assert any(finding.name == file and str(finding.problem).startswith(problem) for finding in found)
+    if file != "stage.json":
+        (damaged,) = verify(str(tokens))
+        repair(damaged, LocalExecutor(), lambda _: None)
+        assert findings(tokens) == []
+        after, first = (json.loads(data) for data in ((tokens / file).read_bytes(), before))
+        assert after[key] == first[key]
+
+
+def test_a_manifest_that_later_stages_were_made_from_is_missing_and_written_again(tokens: Path) -> None:
+    decision = next((tokens.parents[1] / "decision").iterdir())
+    before = (decision / MANIFEST_FILE).read_bytes()
+    (decision / MANIFEST_FILE).unlink()
+    (damaged,) = (checked for checked in verify(str(tokens.parents[2])) if checked.findings)
+    assert [(finding.name, finding.kind) for finding in damaged.findings] == [(MANIFEST_FILE, Kind.MISSING)]
+    repair(damaged, LocalExecutor(), lambda _: None)
+    assert (decision / MANIFEST_FILE).read_bytes() == before
 
 
 def test_a_folder_that_lost_what_it_is_is_named_and_told_by_its_command(tokens: Path, load_tiny: LoadTiny) -> None:
@@ -187,7 +206,7 @@ def test_repair_leaves_all_that_is_stored_where_the_unit_gives_other_bytes(token
     store.put_bytes(receipt.model_copy(update={"files": files}).to_bytes(), receipt_name("00001"))
     before = {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()}
     (damaged,) = verify(str(tokens))
-    with pytest.raises(UnitsFailed, match=r"meta/00001.parquet: done again, its unit gives other bytes .* first on cpu .*, torch 2"):
+    with pytest.raises(UnitsFailed, match=r"meta/00001.parquet: done again on cpu .*, its unit .* first on cpu .*, torch 2"):
         repair(damaged, LocalExecutor(), lambda _: None)
     assert {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()} == before
 
