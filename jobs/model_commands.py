@@ -77,13 +77,13 @@ def export(
 
 def _check_places(model: str, images: Sequence[str] = ()) -> None:
     """Raise `UserError` at once for what is surely not there: bringing PyTorch to find out takes seconds."""
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{model}: has no config.json: name a folder that save_pretrained wrote")
-    if folder.is_file():
-        raise UserError(f"{model}: is a file: name its folder, which save_pretrained wrote")
-    if not folder.is_dir() and (folder.is_absolute() or model.count("/") != 1):
-        raise UserError(f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name")
+    from model.places import local_folder, require_files  # noqa: PLC0415  (the hub's client takes a moment that other commands need not)
+
+    try:
+        if (folder := local_folder(model)) is not None:
+            require_files(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if images and not any(Path(image).exists() for image in images):
         raise UserError(f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}")
 

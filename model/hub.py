@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelHubMixin, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors.torch import save_file
 from torch import Tensor
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+from model.places import CONFIG, WEIGHTS, local_folder, require_files
+
+CARD = "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 FORMAT, FORMAT_VERSION = "dualtoken", 1
 """Of a saved folder. Version 1 may lack `transform` and the card, which came later."""
@@ -112,9 +113,8 @@ def find_folder(
 
     Raises ValueError, at once where there is no network.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    _check_name(model)
+    if (local := local_folder(model)) is not None:
+        return local
     offline = local_files_only or constants.is_offline_mode()
     unreachable = None if offline else _unreachable(model, revision, token)
     try:
@@ -126,16 +126,6 @@ def find_folder(
         why = f"the hub cannot be reached ({unreachable})" if unreachable else "the hub is not asked (offline)"
         raise ValueError(f"{model}: no such folder, not in the hub's cache, and {why}: name a folder of save_pretrained") from error
     return Path(folder)
-
-
-def _check_name(model: str) -> None:
-    try:
-        validate_repo_id(model)
-        named = model.count("/") == 1
-    except HFValidationError:
-        named = False
-    if not named:
-        raise ValueError(f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name")
 
 
 def _unreachable(model: str, revision: str | None, token: str | bool | None) -> str | None:
@@ -168,8 +158,7 @@ class SavedConfig(NamedTuple):
 
 def read_config(folder: Path) -> SavedConfig:
     """Read config.json. Raises ValueError unless the folder is one of ours."""
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} has no {missing[0]}: name a folder that DualTokenizer.save_pretrained wrote")
+    require_files(folder)
     try:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -19,9 +19,10 @@ from model.card import card
 from model.config import NamedTower, TokenizerConfig
 from model.decoder import Decoder, PostQuantBlock
 from model.encoder import ConvEncoder
-from model.hub import CONFIG, WEIGHTS, HubModel, SavedConfig, read_config, write_folder
+from model.hub import HubModel, SavedConfig, read_config, write_folder
 from model.images import Transform
 from model.open_clip_names import HALF
+from model.places import CONFIG, WEIGHTS
 from model.projection import AttnProjection
 from model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
 from model.towers import Tap, build_any_tower, encoder_state, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap

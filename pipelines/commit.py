@@ -90,13 +90,8 @@ def commit_unit(
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
     _require_unforgotten(job, unit, output.ledger, asked)
     if restores:
-        restore_files(
-            store,
-            scratch,
-            {name: output.digests.get(name) or digest(scratch / name) for name in names},
-            job.restores[unit.id],
-            output.facts,
-        )
+        made = {name: output.digests.get(name) or digest(scratch / name) for name in names}
+        restore_files(store, scratch, made, job.restores[unit.id], output.facts)
         if earlier := job.restores[unit.id]:
             return earlier
         store.remove(receipt_name(unit.id))

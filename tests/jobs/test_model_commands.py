@@ -145,7 +145,7 @@ def test_a_call_without_one_good_image_writes_nothing(dualtoken: Command, model:
 def test_a_model_that_is_none_is_one_line(dualtoken: Command, tmp_path: Path) -> None:
     ended = dualtoken("tokenize", tmp_path, "a.png", "--out", tmp_path / "codes.safetensors")
     assert ended.returncode == 2
-    assert ended.stderr == f"dualtoken: {tmp_path}: has no config.json: name a folder that save_pretrained wrote\n"
+    assert ended.stderr == f"dualtoken: {tmp_path} has no config.json: name a folder that DualTokenizer.save_pretrained wrote\n"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "a/b/c"])
@@ -166,7 +166,7 @@ def test_an_out_of_the_wrong_kind_is_refused(dualtoken: Command, model: Path, tm
     for command, out, said in (("tokenize", tmp_path, "is a directory"), ("reconstruct", tmp_path / "file", "is a file")):
         ended = dualtoken(command, model, tmp_path, "--out", out)
         assert ended.returncode == 2
-        assert said in " ".join(ended.stderr.split())
+        assert said in " ".join(ended.stderr.replace("│", " ").split())  # in a box, broken where the folder's name is long
 
 
 @pytest.mark.slow
