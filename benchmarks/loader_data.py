@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from benchmarks.loader_peers import SHAPE, SHARD, codes
 from infra.digests import digest
 from infra.storage import Store
-from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, TokenizerConfig, TowerConfig
+from model.quantizer_config import QuantizerConfig
 from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, read_receipts, receipt_name, root_hash
 from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 

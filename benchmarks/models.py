@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.quantizer_config import QuantizerConfig
 
 PAPER_384 = TokenizerConfig(
     image_size=384,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.config import is_url
+from model.base_config import is_url
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe

@@ -3,67 +3,13 @@
 Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
 """
 
-import math
-import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from model.base_config import Config, PositiveInt
 from model.open_clip_names import Channels, Statistics, input_statistics, tower_shape
-
-MAX_CODES = 65536
-"""Codes are stored as uint16."""
-
-
-def run_only(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
-    """Return a field that changes how a stage runs but never what it gives, so it is no part of a fingerprint."""
-    return Field(json_schema_extra={"run_only": True}, **settings)
-
-
-def if_set(**settings: Any) -> Any:  # noqa: ANN401
-    """Return a field that came later: at its default it is no part of a fingerprint, so that what was made before it stays."""
-    return Field(json_schema_extra={"if_set": True}, **settings)
-
-
-class Config(BaseModel):
-    """A frozen model in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the values that decide an output: all but `run_only` and unset `if_set` fields, nested models included."""
-        return {name: _identity(value) for name, field in type(self).model_fields.items() if _counts(field, value := getattr(self, name))}
-
-
-def _counts(field: Any, value: Any) -> bool:  # noqa: ANN401
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return not (extra.get("run_only") or (extra.get("if_set") and value == field.default))
-
-
-def _identity(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, Config):
-        return value.identity()
-    if isinstance(value, dict):
-        return {key: _identity(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_identity(item) for item in value]
-    return value
-
-
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-def _absolute(location: str) -> str:
-    return location if is_url(location) else os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111  (`~nobody` stays)
-
-
-def is_url(location: str) -> bool:
-    """Tell whether a place is one that fsspec finds by its protocol, not a path of this machine."""
-    return "://" in location or "::" in location
-
-
-Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-"""A path or any fsspec URL. A path is made absolute when a recipe is read: workers, and jobs of a cluster, stand in other folders."""
+from model.quantizer_config import AnyQuantizerConfig
 
 
 class TowerConfig(Config):
@@ -153,84 +99,6 @@ class TextConfig(Config):
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
         return self
-
-
-class CodebookConfig(Config):
-    """What quantisers with learnt codes share."""
-
-    num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)] = 16384
-    """Of one codebook."""
-    depth: Annotated[int, Field(ge=1, le=64)] = 8
-    """Codes per token."""
-    width: PositiveInt = 32
-    """Channels of a quantised token."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Of the moving averages that move the codebook."""
-    restart_below: Annotated[float, Field(ge=0)] | None = 1.0
-    """A code used less often than this (moving average of uses per step) restarts at a token of the batch."""
-
-
-class QuantizerConfig(CodebookConfig):
-    """A residual quantiser: each depth takes what the depths before left over (arXiv 2203.01941)."""
-
-    kind: Literal["residual"] = "residual"
-    shared: bool = True
-    """One codebook for all depths, as in the paper; otherwise one for each."""
-    beam: Annotated[int, Field(ge=1, le=64)] = 1
-    """Sums kept per depth while encoding; 1 takes the nearest code each time. Training never searches further."""
-
-
-class SplitQuantizerConfig(CodebookConfig):
-    """Channels split into `depth` parts, each with its own codebook (UniTok, arXiv 2502.20321)."""
-
-    kind: Literal["split"]
-    normalized: bool = True
-    """Parts and codes have length one, so that the nearest code is that of the least angle."""
-
-    @model_validator(mode="after")
-    def _parts_divide_width(self) -> "SplitQuantizerConfig":
-        if self.width % self.depth:
-            raise ValueError(f"width={self.width} is no multiple of depth={self.depth}, the number of parts: change one of them")
-        return self
-
-
-class ScalarQuantizerConfig(Config):
-    """Each channel rounded to a few levels: FSQ, without a codebook to learn (arXiv 2309.15505)."""
-
-    kind: Literal["scalar"]
-    levels: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1)] = (8, 8, 8, 5, 5)
-    """Levels of each channel of a code; their product is the number of codes."""
-    depth: Annotated[int, Field(ge=1, le=64)] = 8
-    """Codes per token."""
-
-    @property
-    def num_codes(self) -> int:
-        """Of each depth."""
-        return math.prod(self.levels)
-
-    @property
-    def width(self) -> int:
-        """Channels of a quantised token."""
-        return self.depth * len(self.levels)
-
-    @model_validator(mode="after")
-    def _codes_are_uint16(self) -> "ScalarQuantizerConfig":
-        if self.num_codes > MAX_CODES:
-            raise ValueError(f"levels={self.levels} give {self.num_codes} codes, over {MAX_CODES}: take fewer levels or channels")
-        return self
-
-
-def _kind(value: Any) -> Any:  # noqa: ANN401
-    return value.get("kind", "residual") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-AnyQuantizerConfig = Annotated[
-    Annotated[QuantizerConfig, Tag("residual")]
-    | Annotated[SplitQuantizerConfig, Tag("split")]
-    | Annotated[ScalarQuantizerConfig, Tag("scalar")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind must be residual, split or scalar"),
-]
-"""The quantiser of a stream, told apart by `kind`; residual where none is said."""
 
 
 class ShortcutConfig(Config):

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from model.config import QuantizerConfig, TokenizerConfig, TowerConfig
+from model.config import TokenizerConfig, TowerConfig
+from model.quantizer_config import QuantizerConfig
 from model.reference_names import rearrange, tokenizer_matches
 from model.tokenizer import DualTokenizer
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from model.config import Config, PositiveInt
+from model.base_config import Config, PositiveInt
 
 _HALF = (0.5, 0.5, 0.5)
 _RESIZED_WHOLE = 2**26

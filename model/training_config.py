@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import Config, Location, PositiveInt, run_only
+from model.base_config import Config, Location, PositiveInt, run_only
 
 Stage = Literal[0, 1, 2]
 """0 starts the new parts beside a frozen tower, 1 trains everything, 2 refines meaning and leaves pictures as they are."""

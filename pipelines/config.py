@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from model.config import Config, Location, PositiveInt, TokenizerConfig, if_set, run_only
+from model.base_config import Config, Location, PositiveInt, if_set, run_only
+from model.config import TokenizerConfig
 from pipelines.corpus_config import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from pipelines.crop_config import MAX_VARIANTS, WHOLE_IMAGE, AnyCrops
 from pipelines.filter_config import FilterConfig

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.config import Config, Location, PositiveInt
+from model.base_config import Config, Location, PositiveInt
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Names a folder, so: lower case, digits, dot, dash, underscore."""

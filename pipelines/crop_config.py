@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config
+from model.base_config import Config
 
 
 class Crops(Config):

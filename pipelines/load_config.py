@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from model.config import Config, Location, PositiveInt, is_url
+from model.base_config import Config, Location, PositiveInt, is_url
 from pipelines.corpus_config import Name
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from infra.current_job import current_job_address
-from model.config import is_url
+from model.base_config import is_url
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.resources import check_own_cluster

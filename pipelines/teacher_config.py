@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.config import Config, Location, PositiveInt, TextConfig, TowerConfig, run_only
+from model.base_config import Config, Location, PositiveInt, run_only
+from model.config import TextConfig, TowerConfig
 
 
 class TrainedTeacher(Config):

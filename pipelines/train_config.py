@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Config, Location, PositiveInt, if_set, run_only
+from model.base_config import Config, Location, PositiveInt, if_set, run_only
 from model.training_config import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, RandomCropConfig, Stage, WeightEmaConfig
 
 

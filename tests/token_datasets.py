@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from infra.digests import digest
 from infra.storage import Store
-from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, TokenizerConfig, TowerConfig
+from model.quantizer_config import QuantizerConfig
 from pipelines.documents import Markers, PackPlan
 from pipelines.load_plan import LoadPlan
 from pipelines.loader import RankLoader, TokenLoader, iterate

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.config import CodebookConfig
 from model.quantize.base import Quantized, Quantizer
+from model.quantizer_config import CodebookConfig
 
 _COUNT_EPSILON = 1e-5
 """Laplace smoothing of the counts, as in VQ-VAE-2's and RQ-VAE's code."""

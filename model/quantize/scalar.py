@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.config import ScalarQuantizerConfig
 from model.quantize.base import Quantized, Quantizer, straight_through
+from model.quantizer_config import ScalarQuantizerConfig
 
 _MARGIN = 1e-3
 """The bound reaches this much further than the outermost levels, so that they can be reached."""

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.config import SplitQuantizerConfig
 from model.quantize.averages import CodebookQuantizer
 from model.quantize.base import Quantized, straight_through
 from model.quantize.nearest import row_sums
 from model.quantize.search import part_codes
+from model.quantizer_config import SplitQuantizerConfig
 
 _SHORTEST = 1e-12
 """Norms are taken to be at least this, as in torch.nn.functional.normalize."""

@@ -11,7 +11,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.session import open_recipe
-from model.config import is_url
+from model.base_config import is_url
 from pipelines.corpus_config import UrlsSource
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from model.config import DecoderConfig, QuantizerConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, TokenizerConfig, TowerConfig
 from model.convert import to_reference
+from model.quantizer_config import QuantizerConfig
 from model.tokenizer import DualTokenizer
 from pipelines.errors import UserError
 

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from jobs.cli import main
-from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.hub import fingerprint
 from model.image_files import open_image
+from model.quantizer_config import QuantizerConfig
 from model.tokenizer import DualTokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -16,17 +16,10 @@ import torch._dynamo  # noqa: E402
 from training_steps import Settings, assert_same_steps, batch, fresh_state, fresh_tokenizer, run  # noqa: E402
 
 from model import train_state  # noqa: E402
-from model.config import (  # noqa: E402
-    DecoderConfig,
-    QuantizerConfig,
-    ScalarQuantizerConfig,
-    ShortcutConfig,
-    SplitQuantizerConfig,
-    TokenizerConfig,
-    TowerConfig,
-)
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
 from model.lpips import Lpips  # noqa: E402
 from model.quantize import build_quantizer  # noqa: E402
+from model.quantizer_config import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig  # noqa: E402
 from model.train_state import TrainState  # noqa: E402
 from model.training import forward_losses  # noqa: E402
 from model.training_config import GanConfig, LpipsConfig  # noqa: E402

@@ -8,7 +8,8 @@ install_import_hook("model", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
+from model.quantizer_config import QuantizerConfig  # noqa: E402
 from model.tokenizer import DualTokenizer  # noqa: E402
 
 # One thread: tiny matrices, and other test processes beside this one.

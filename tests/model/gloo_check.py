@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from model.config import QuantizerConfig, SplitQuantizerConfig
 from model.quantize import build_quantizer
+from model.quantizer_config import QuantizerConfig, SplitQuantizerConfig
 
 CONFIGS = (
     QuantizerConfig(num_codes=48, depth=3, width=6),

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import NamedTower, QuantizerConfig, ScalarQuantizerConfig, TokenizerConfig
+from model.config import NamedTower, TokenizerConfig
 from model.convert import from_reference, to_reference
+from model.quantizer_config import QuantizerConfig, ScalarQuantizerConfig
 from model.reference_config import reference_config
 from model.tokenizer import DualTokenizer
 from tests.model.vectors.make import CONFIG, VECTORS

@@ -2,9 +2,9 @@
 
 import torch
 
-from model.config import QuantizerConfig
 from model.export import PlainQuantizer
 from model.quantize import ResidualQuantizer
+from model.quantizer_config import QuantizerConfig
 
 
 def test_the_plain_search_is_the_exact_one() -> None:

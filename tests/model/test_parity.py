@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import QuantizerConfig, TokenizerConfig
+from model.config import TokenizerConfig
 from model.convert import from_reference, to_reference
 from model.quantize import ResidualQuantizer
+from model.quantizer_config import QuantizerConfig
 from model.reference_config import reference_config
 from model.tokenizer import DualTokenizer
 from model.towers import tap

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import QuantizerConfig
 from model.quantize import Quantized, ResidualQuantizer, nearest, nearest_codes
+from model.quantizer_config import QuantizerConfig
 
 CONFIG = QuantizerConfig(num_codes=16, depth=3, width=4, decay=0.9, restart_below=0.5)
 

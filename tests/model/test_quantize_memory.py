@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.memory import peak_memory
-from model.config import QuantizerConfig
 from model.quantize import ResidualQuantizer, nearest
+from model.quantizer_config import QuantizerConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

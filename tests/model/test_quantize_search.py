@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
 from model.quantize import Quantizer, ResidualQuantizer, build_quantizer, nearest, nearest_codes, products
+from model.quantizer_config import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.projection import AttnProjection
+from model.quantizer_config import QuantizerConfig
 from model.tokenizer import DualTokenizer
 from model.towers import build_any_tower
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from training_steps import Settings, Weights
 
-from model.config import DecoderConfig, NamedTower, QuantizerConfig, TokenizerConfig, TowerConfig, default_pixel_block
+from model.config import DecoderConfig, NamedTower, TokenizerConfig, TowerConfig, default_pixel_block
 from model.open_clip_names import OPENAI, input_statistics, model_config, model_names, tower_shape
+from model.quantizer_config import QuantizerConfig
 from model.stages import freeze
 from model.tokenizer import DualTokenizer
 from model.towers import build_any_tower, finish, num_prefix_tokens, tap, tower_depth

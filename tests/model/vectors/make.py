@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import DecoderConfig, QuantizerConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.convert import to_reference
 from model.quantize import ResidualQuantizer
+from model.quantizer_config import QuantizerConfig
 from model.tokenizer import DualTokenizer, TokenizerOutput
 from model.towers import tap
 
