@@ -22,7 +22,7 @@ from pipelines.token_shards import Ids
 __all__ = ["LoadPlan", "RankLoader", "TokenBatch", "TokenLoader", "iterate"]
 Batch = TypeVar("Batch")
 STATE_VERSION = 1
-AHEAD = 1024
+AHEAD = 4096
 """Samples whose places are computed together."""
 _STALLED = "DataLoader timed out after "
 

@@ -16,22 +16,32 @@ def brute_force(vectors: torch.Tensor, codes: torch.Tensor, depth: int) -> torch
 
 def main() -> None:
     torch.manual_seed(0)
-    shared, separate = torch.randn(2, 1, 100, 8), torch.randn(2, 2, 70, 20)
-    twins = torch.randn(2, 1, 40, 16).repeat(1, 1, 3, 1)  # each code three times, in other lanes
-    same_lane = torch.randn(2, 1, 64, 16).repeat(1, 1, 2, 1)  # twice in one lane
-    crowded = 100 + 1e-5 * torch.randn(2, 1, 100, 16)  # nearer to each other than float32 products show
+    shared, separate = torch.randn(2, 1, 300, 8), torch.randn(2, 2, 70, 20)
+    lengths, along = torch.logspace(-4, 1, 300)[:, None], torch.eye(8)[0]
     cases = {
         "shared": (torch.randn(2, 20, 8), shared),
         "separate": (torch.randn(2, 20, 20), separate),
-        "twins": (torch.randn(2, 17, 16), twins),
-        "same_lane": (torch.randn(2, 16, 16), same_lane),
-        "crowded": (100 + 1e-5 * torch.randn(2, 16, 16), crowded),
+        "wide": (torch.randn(2, 5, 64), torch.randn(2, 1, 130, 64)),
+        "one_code": (torch.randn(2, 3, 8), shared[:, :, :1]),
+        "twins": (torch.randn(2, 17, 16), torch.randn(2, 1, 40, 16).repeat(1, 1, 3, 1)),  # each code three times, in other lanes
+        "same_lane": (torch.randn(2, 16, 16), torch.randn(2, 1, 128, 16).repeat(1, 1, 2, 1)),  # twice in one lane
+        "all_lengths": (0.01 * torch.randn(2, 20, 8), lengths * torch.randn(2, 1, 300, 8)),
+        "close": (1 + 1e-3 * torch.randn(2, 16, 16), 1 + 1e-3 * torch.randn(2, 1, 300, 16)),  # nearer than halves show
+        "crowded": (100 + 1e-5 * torch.randn(2, 16, 16), 100 + 1e-5 * torch.randn(2, 1, 100, 16)),  # nearer than float32 shows
+        "huge": (1e20 * torch.randn(2, 16, 8), 1e20 * shared),
+        "square_too_large": (1e19 * along.expand(2, 3, 8), torch.tensor([-2e19, 2.7e19, -1e19])[:, None] * along.expand(2, 1, 3, 8)),
+        "tiny": (1e-22 * torch.randn(2, 16, 8), 1e-22 * shared),
+        "small_of_large": (1e-12 * torch.randn(2, 16, 8), torch.cat((shared, 1e-12 * shared), dim=2)),
+        "zeros": (torch.zeros(2, 4, 8), torch.zeros(2, 1, 5, 8)),
     }
     for name, (vectors, codes) in cases.items():
         expected = torch.stack([brute_force(*stream, 2) for stream in zip(vectors, codes, strict=True)])
         assert torch.equal(fused_residual_codes(vectors, codes, 2), expected), name
-    not_a_number = torch.tensor([[[float("nan")] * 8, [1.0] * 8]])
-    assert fused_residual_codes(not_a_number, shared[:1], 2)[0, 0].tolist() == [0, 0]
+    for value in (float("nan"), float("inf")):
+        not_finite = torch.tensor([[[value] * 8, [1.0] * 8]])
+        ids = fused_residual_codes(not_finite, shared[:1], 2)[0]
+        assert ids[0].tolist() == [0, 0], value
+        assert torch.equal(ids[1:], brute_force(not_finite[0, 1:], shared[0], 2)), value
     print(*cases)
 
 
