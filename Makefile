@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # A run has a dozen processes and more, each with some 2,500 modules to import. Many container images forbid Python
-# to keep what it compiled of them, which costs each process 5 s and more; what is kept lies in .venv and __pycache__.
+# to keep what it compiled of them, which costs each process 5 s and more (AMD EPYC, 2026-11-25); what is kept lies in
+# .venv and __pycache__.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test slow check setup

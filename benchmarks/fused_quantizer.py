@@ -1,20 +1,25 @@
 """Both streams' codes at the size of the 384-pixel model: `python -m benchmarks.fused_quantizer [--device cuda] [--images 1 8 64]`.
 
-Microseconds an image, medians of interleaved repeats: the operator that encoding calls (on a GPU the fused kernel), all distances
-as one matrix per depth, and the matrix products alone, on a GPU in float16 as in the kernel.
+Microseconds an image, launches included, medians of interleaved repeats: the operator that encoding calls (on a GPU with Triton the
+fused kernel), all distances as one matrix per depth, and the matrix products alone, on a GPU in float16 as in the kernel. Needs the
+`bench` extra.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from benchmarks.models import hardware, seconds
-from benchmarks.quantizer import CHECKED, CODES, DEPTH, TOKENS, WIDTH, agreement, full_distances, trained
+from benchmarks.quantizer import CODES, DEPTH, TOKENS, WIDTH, full_distances, trained
 from model.precision import forbid_tf32
 from model.quantize.search import residual_codes
+
+CHECKED = 32
+"""Vectors at either end of a stream whose ids are compared with float64's."""
 
 
 def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object]]:
@@ -22,19 +27,34 @@ def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object
     kind = torch.float16 if vectors.is_cuda else torch.float32
     streams = [(rows.split(TOKENS), book[0]) for rows, book in zip(vectors, codes, strict=True)]
     rounded = [([part.to(kind) for part in parts], book.to(kind).T) for parts, book in streams]
+    products = rounded[0][0][0].new_empty(TOKENS, codes.shape[2])
     return {
         "ours": lambda: residual_codes(vectors, codes, DEPTH, 1),
         "full distances": lambda: [full_distances(part, book, move=False) for parts, book in streams for part in parts],
-        f"{kind} products alone": lambda: [part @ book for parts, book in rounded for part in parts for _ in range(DEPTH)],
+        f"{kind} products alone": lambda: [
+            torch.mm(part, book, out=products) for parts, book in rounded for part in parts for _ in range(DEPTH)
+        ],
     }
 
 
+def agreement(vectors: Tensor, codes: Tensor) -> float:
+    """Return the share of ids, at both ends of each stream, that differences in float64 give."""
+    ends = torch.cat((torch.arange(CHECKED), torch.arange(-CHECKED, 0))).to(vectors.device)
+    ids, shares = residual_codes(vectors, codes, DEPTH, 1)[:, ends], []
+    for residual, book, found in zip(vectors[:, ends], codes[:, 0], ids, strict=True):
+        for depth in range(DEPTH):
+            exact = torch.stack([(book.double() - row.double()).square().sum(1).argmin() for row in residual])
+            shares.append((exact == found[:, depth]).double().mean().item())
+            residual = residual - book[found[:, depth]]  # noqa: PLW2901  (what the next depth quantises)
+    return statistics.mean(shares)
+
+
 def main() -> None:
-    """Print a table, and the share of codes that float64 gives."""
+    """Print times, ratios and the share of codes that float64 gives, for each number of images at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 8, 64] if torch.cuda.is_available() else [1])
+    parser.add_argument("--repeats", type=int, default=20 if torch.cuda.is_available() else 3)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     forbid_tf32()
@@ -42,9 +62,12 @@ def main() -> None:
     quantizers, tokens = zip(*(trained() for _ in range(2)), strict=True)
     codes = torch.stack([quantizer.codes[None] for quantizer in quantizers]).to(device)
     image = torch.cat(tokens).to(device)
+    fused = device.type == "cuda" and find_spec("triton") is not None
     print(f"{hardware(device)}: 2 streams, {TOKENS} tokens an image, {CODES} codes, {WIDTH} channels, {DEPTH} depths")
+    print("ours is", "the fused kernel" if fused else "the search in PyTorch")
     for images in arguments.images:
-        runs = contestants(image.repeat(1, images, 1), codes)
+        vectors = image.repeat(1, images, 1)
+        runs = contestants(vectors, codes)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for repeat in range(arguments.repeats + 1):
             for name, run in runs.items():
@@ -52,10 +75,8 @@ def main() -> None:
                 if repeat:  # the first compiles
                     times[name].append(taken)
         medians = {name: statistics.median(taken) / images * 1e6 for name, taken in times.items()}
-        print(f"{images} images:", ", ".join(f"{name} {us:.0f} us ({us / medians['ours']:.2f})" for name, us in medians.items()))
-    for quantizer, stream in zip(quantizers, tokens, strict=True):
-        share = agreement(quantizer.to(device), stream[:, :CHECKED].to(device))
-        print(f"ids of {CHECKED} tokens that float64 brute force gives, too: {share:.4%}")
+        line = ", ".join(f"{name} {us:.0f} us ({us / medians['ours']:.2f})" for name, us in medians.items())
+        print(f"{images} images: {line}; {agreement(vectors, codes):.4%} of ids are float64's")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class TowerConfig(Config):
     mlp_width: PositiveInt
     """Channels inside a block's MLP (4,304 in So400m)."""
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """Of the MLPs; SigLIP was trained with the tanh approximation, which timm's entries replace by the exact one."""
+    """Of the MLPs; SigLIP was trained with the tanh approximation, which timm replaces by the exact one in some (So400m/14, L/16-256)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":

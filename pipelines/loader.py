@@ -8,7 +8,7 @@ or another batch size, with the samples that an uninterrupted one would have tak
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -121,15 +121,25 @@ def _tensor(codes: Ids | None) -> Tensor | None:
     return None if codes is None else torch.from_numpy(codes)
 
 
-def iterate(loader: RankLoader[Batch], *, num_workers: int = 0, stall_seconds: float = 300.0) -> Iterator[Batch]:
+def iterate(
+    loader: RankLoader[Batch],
+    *,
+    num_workers: int = 0,
+    stall_seconds: float = 300.0,
+    start_method: Literal["fork", "forkserver", "spawn"] | None = None,
+) -> Iterator[Batch]:
     """Yield a loader's batches, made by worker processes; raises what they raise, and TimeoutError where none comes for `stall_seconds`.
 
-    Without worker processes nobody watches: a store that never answers is waited for.
+    Workers start by `start_method`, the system's own where none is given; but for fork, what the loader holds must pickle. Their
+    batches pass through shared memory without a name, which goes with the last process that holds it. Without worker processes
+    there is none, and nobody watches: a store that never answers is waited for.
     """
     if not num_workers:
         yield from loader
         return
-    batches = DataLoader(loader, batch_size=None, num_workers=num_workers, timeout=stall_seconds, prefetch_factor=4)
+    batches = DataLoader(
+        loader, batch_size=None, num_workers=num_workers, timeout=stall_seconds, prefetch_factor=4, multiprocessing_context=start_method
+    )
     try:
         yield from batches
     except RuntimeError as error:

@@ -120,11 +120,12 @@ def squared_distances(
 
 
 def row_sums(values: Float[Tensor, "P W"]) -> Float[Tensor, " P"]:
-    """Sum each row by halves: elementwise additions, since the order within a reduction may depend on the shape."""
-    while (width := values.shape[1]) > 1:
-        half = width // 2
-        rest = values[:, 2 * half :]
-        values = torch.cat((values[:, :half] + values[:, half : 2 * half], rest), dim=1)
+    """Sum each row by halves of a power of two: elementwise additions, since the order within a reduction may depend on the shape."""
+    half = 1 << (values.shape[1] - 1).bit_length() >> 1
+    while half:
+        low, high = values[:, :half], values[:, half:]
+        values = torch.cat((low[:, : high.shape[1]] + high, low[:, high.shape[1] :]), dim=1)
+        half //= 2
     return values[:, 0]
 
 

@@ -96,11 +96,12 @@ class Products:
         Any order of additions, fused or not: a sum of n terms is wrong by at most n u times the sum of its terms' sizes (Higham,
         Accuracy and Stability of Numerical Algorithms, section 3.1), here at most |v| |c| + |c|²/2; W + 8 leaves room for the
         roundings of the bias and of this bound. The distance is a sum of W squares by halves, half of which is wrong by at most
-        (log2 W + 4) u (|v| + |c|)² / 2. The smallest normal number stands for what underflows.
+        (log2 W + 4) u (|v| + |c|)² / 2. The smallest normal number stands for what underflows; a square that may overflow has no bound.
         """
         unit = (width + 8) * torch.finfo(dtype).eps / 2 + (_input_rounding(longest.device) if dtype == torch.float32 else 0)
         exact = (math.ceil(math.log2(width)) + 4) * torch.finfo(torch.float64).eps / 4
         constant = (unit / 2 + exact) * longest.square() + width * torch.finfo(dtype).tiny
+        constant = constant.where(longest.square() < torch.finfo(dtype).max / 8, math.inf)
         return constant, (unit + 2 * exact) * longest, torch.tensor(exact, device=longest.device)
 
 

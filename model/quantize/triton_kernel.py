@@ -6,7 +6,8 @@ float16, scaled by powers of two, twice as fast as TF32 and as precise. To each 
 by that code's own length, so that no code's value is under its true one; COLUMNS lanes each keep their best and second value.
 The codes of the few lanes that reach the best of the values' lower bounds are weighed by differences in float64. Where those may
 not be all (a lane's second value reaches it too, or there are more than _RANKED such lanes), a second pass over the codes weighs
-every candidate: of Gaussian vectors and 16,384 codes one vector in 1,500. Ties go to the lowest index.
+every candidate: of Gaussian vectors and 16,384 codes one vector in 1,500; more where a single channel of a code is 1,000 times as large
+as usual, since that decides the halves' scale. Ties go to the lowest index.
 
 The logic is tested in Triton's interpreter; it has not run on a GPU yet, so neither its speed nor its tile sizes are measured.
 """
@@ -32,6 +33,8 @@ _SMALL_HALF = tl.constexpr(2.0**-20)
 """Over the largest channel of any code: what is lost of channels too small for a half's exponent, over 64 channels."""
 _SINGLE = tl.constexpr(2.0**-21)
 """Of a square, where sums are rounded to float32."""
+_DOUBLE = tl.constexpr(2.0**-45)
+"""Of a vector's square, where the distances that decide are rounded to float64: a code within it may be the chosen one."""
 _TINY = tl.constexpr(2.0**-118)
 """Products under this may be lost to float32's exponent."""
 _HUGE = tl.constexpr(2.0**100)
@@ -41,6 +44,8 @@ _HUGE = tl.constexpr(2.0**100)
 def fused_residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int) -> Int[Tensor, "S M D"]:
     """Return what `residual_codes` returns with a beam of 1; W is at most 64."""
     streams, num_vectors, width = vectors.shape
+    assert width <= 64, f"{width} channels, of which rounding is bounded for 64"
+    assert codes.shape[1] in (1, depth), f"{codes.shape[1]} codebooks for {depth} depths"
     ids = torch.empty((streams, num_vectors, depth), dtype=torch.int64, device=vectors.device)
     if not ids.numel():
         return ids
@@ -129,11 +134,12 @@ def _nearest(
     # A value is over the true one by at most twice what was added to it; of a square, _SINGLE is under half of the rounding's.
     added = tl.load(rounding + code)
     lower = best - (2 * length[:, None] + added) * added - 2 * _TINY
-    least = tl.max(tl.where(best < float("inf"), lower, -float("inf")), axis=1)[:, None]
+    least = (tl.max(tl.where(best < float("inf"), lower, -float("inf")), axis=1) - length * (length * _DOUBLE))[:, None]
     # Not "at least": where a value is not a number, every code is a candidate.
     near = (best < least) == 0
     doubtful = tl.max(((second < least) == 0).to(tl.int32), axis=1) | (tl.sum(near.to(tl.int32), axis=1) > RANKED).to(tl.int32)
-    doubtful = doubtful & real.to(tl.int32)
+    finite = tl.sum((residual - residual != 0).to(tl.int32), axis=1) == 0
+    doubtful = doubtful & (real & finite).to(tl.int32)
     chosen = tl.full((ROWS,), _NO_CODE, tl.int32)
     distance = tl.full((ROWS,), float("inf"), tl.float64)
     for _ in tl.static_range(RANKED):
@@ -149,7 +155,7 @@ def _nearest(
             while tl.max(tl.max(near.to(tl.int32), axis=1), axis=0) > 0:
                 number = tl.zeros((ROWS, COLUMNS), tl.int32) + step * COLUMNS + lane[None, :]
                 chosen, distance, near = _weigh(residual, codes, num_codes, near, number, chosen, distance, WIDTH, PADDED)
-    return tl.where(chosen < num_codes, chosen, 0)  # a vector with a value that is not a finite number
+    return tl.where(finite & (chosen < num_codes), chosen, 0)
 
 
 @triton.jit
@@ -177,7 +183,16 @@ def _distance(residual, codes, code, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     place = codes + code[:, None] * WIDTH + channel[None, :]
     vector = tl.load(place, mask=(channel < WIDTH)[None, :], other=0.0)
     difference = vector.to(tl.float64) - residual.to(tl.float64)
-    return tl.sum(difference * difference, axis=1)
+    return _row_sums(difference * difference)
+
+
+@triton.jit
+def _row_sums(values):
+    """Add halves to each other, in the order of `nearest.row_sums`: a sum of two numbers has one result, whatever the layout."""
+    for _ in tl.static_range(6):
+        if values.shape[1] > 1:
+            values = tl.sum(tl.reshape(values, (values.shape[0], 2, values.shape[1] // 2)), axis=1)
+    return tl.reshape(values, (values.shape[0],))
 
 
 @triton.jit

@@ -41,6 +41,10 @@ def test_codes_are_exact_with_ties_to_the_lowest(hard: tuple[Tensor, Tensor]) ->
     assert torch.equal(nearest_codes(*hard), exact(*hard))
 
 
+def test_a_code_whose_square_is_beyond_float32_is_found() -> None:
+    assert nearest_codes(torch.tensor([[1e19]]), torch.tensor([[-2e19], [2.7e19], [-1e19]])).tolist() == [1]
+
+
 def test_codes_do_not_depend_on_batch_chunk_or_threads(hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, codes = hard
     whole = nearest_codes(vectors, codes)
@@ -167,6 +171,13 @@ def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
     command = [sys.executable, str(PROJECT / "tests/model/triton_check.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split()[-1:] == ["zeros"], done.stderr  # the last case
+
+
+def test_without_triton_a_cpu_finds_codes_all_the_same() -> None:
+    code = "import sys; sys.modules['triton'] = None; import torch; from model.quantize.search import residual_codes as find"
+    find = "print(find(torch.eye(4)[None], torch.eye(4)[None, None].flip(2), 1, 1).flatten().tolist())"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {find}"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[3, 2, 1, 0]\n", done.stderr
 
 
 def test_two_processes_update_as_one_with_their_batches_joined(tmp_path: Path) -> None:

@@ -36,6 +36,24 @@ def refusal(name: str) -> str | None:
     return None
 
 
+@pytest.mark.parametrize(
+    ("model", "approximate"),
+    [
+        ("ViT-SO400M-14-SigLIP-384", "none"),
+        ("ViT-L-16-SigLIP-256", "none"),
+        ("ViT-B-16-SigLIP2", "none"),
+        ("ViT-SO400M-16-SigLIP2-256", "tanh"),
+    ],
+)
+def test_a_siglip_tower_by_name_has_the_activation_that_the_readme_says(model: str, approximate: str) -> None:
+    with torch.device("meta"):
+        tower = build_any_tower(NamedTower(model=model), 256)
+    values = torch.linspace(-3, 3, 99)
+    found = [module(values) for name, module in tower.named_modules() if name.endswith("mlp.act")]
+    assert found
+    assert all(torch.equal(one, torch.nn.functional.gelu(values, approximate=approximate)) for one in found)
+
+
 def tokenizer_config(model: str, **tower: object) -> TokenizerConfig:
     quantizer = QuantizerConfig(num_codes=32, depth=2, width=8)
     return TokenizerConfig.model_validate(

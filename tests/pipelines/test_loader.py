@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -90,10 +90,11 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
     assert keys(first) + keys(second) == Counter(key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num_workers: int) -> None:
+@pytest.mark.parametrize(("num_workers", "method"), [(1, "fork"), (2, "fork"), (2, "spawn")])
+def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num_workers: int, method: Literal["fork", "spawn"]) -> None:
     plan = LoadPlan(datasets=datasets, seed=5, with_captions=True)
-    alone, together = (list(iterate(TokenLoader(plan, 64), num_workers=workers)) for workers in (0, num_workers))
+    alone = list(iterate(TokenLoader(plan, 64)))
+    together = list(iterate(TokenLoader(plan, 64), num_workers=num_workers, start_method=method))
     assert [batch.samples for batch in together] == [batch.samples for batch in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert np.array_equal(ours.keys, theirs.keys)
@@ -102,6 +103,16 @@ def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num
         assert theirs.semantic is not None
         assert np.array_equal(ours.semantic, theirs.semantic)
         assert ours.pixel is None
+
+
+def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numbers(datasets: tuple[TokenDataset, ...]) -> None:
+    plan = LoadPlan(datasets=datasets, seed=5)
+    first, rest = TokenLoader(plan, 64), TokenLoader(plan, 48)
+    before = list(itertools.islice(iterate(first, num_workers=2), 5))
+    rest.load_state_dict(json.loads(json.dumps(first.state_dict(before[-1]))))
+    after = list(iterate(rest, num_workers=1))
+    assert after
+    assert keys(before) + keys(after) == Counter(key_of(name, row) for name, rows in ROWS.items() for row in range(rows))
 
 
 def test_captions_and_sources_belong_to_their_keys(datasets: tuple[TokenDataset, ...]) -> None:
@@ -237,6 +248,15 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
         TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})
     del state["plan"]["shuffle_shards"]  # as states were before there were windows
     TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).load_state_dict(state)
+
+
+def test_a_state_of_the_same_rows_with_other_codes_is_refused(tmp_path: Path) -> None:
+    ours, theirs = (
+        LoadPlan(datasets=(TokenDataset(write_tokens(tmp_path / tokenizer / "a", 10, tokenizer=tokenizer)),))
+        for tokenizer in ("f" * 12, "e" * 12)
+    )
+    with pytest.raises(ValueError, match="loader state has datasets="):
+        TokenLoader(theirs, 8).load_state_dict(TokenLoader(ours, 8).state_dict(None))
 
 
 def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
