@@ -2,6 +2,7 @@
 
 Encoding, decoding, and a training step with the recipe's own settings, of random pictures; fresh weights. Encoding is timed in
 float32 and in bfloat16, and beside it stands the share of the matrix products' rate of the same precision and run that it reaches.
+J/image is what the whole processor or card used meanwhile, where that can be read.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.encode import count
+from benchmarks.energy import energy_counter
 from benchmarks.memory import peak_memory
 from benchmarks.models import hardware, seconds
 from model.losses import TeacherTargets
@@ -83,14 +85,17 @@ def main() -> None:
     print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}; {recipe.name}, ", end="")
     print(f"{recipe.tokenizer.image_size} px, batch {arguments.batch_size}")
     forbid_tf32()
-    print(f"{'':16}{'precision':>10}{'images/s':>10}{'peak MB':>10}{SHARE:>32}")
+    energy = energy_counter(device)
+    print(f"{'':16}{'precision':>10}{'images/s':>10}{'J/image':>10}{'peak MB':>10}{SHARE:>32}")
     for row in work(recipe, device, arguments.batch_size):
         peak = _peak(row.run, device)
+        before = energy() if energy else 0.0
         rate = arguments.batch_size / statistics.median(seconds(row.run, device) for _ in range(arguments.rounds))
+        joules = f"{(energy() - before) / (arguments.batch_size * arguments.rounds):.2f}" if energy else "unread"
         # A CPU without bfloat16 products has no rate of them to speak of.
         compared = row.gflop and (device.type == "cuda" or row.precision == "float32")
         share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if compared else ""
-        print(f"{row.name:16}{row.precision:>10}{rate:10.1f}{peak:10.0f}{share:>32}", flush=True)
+        print(f"{row.name:16}{row.precision:>10}{rate:10.1f}{joules:>10}{peak:10.0f}{share:>32}", flush=True)
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> float:
