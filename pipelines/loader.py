@@ -7,6 +7,7 @@ or another batch size, with the samples that an uninterrupted one would have tak
 """
 
 import itertools
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -121,6 +122,24 @@ def _tensor(codes: Ids | None) -> Tensor | None:
     return None if codes is None else torch.from_numpy(codes)
 
 
+class _Piped(IterableDataset[bytes]):
+    """A loader's batches as bytes, which go through a pipe. Tensors would go through shared memory, of which containers have 64 MB."""
+
+    def __init__(self, loader: RankLoader[Any]) -> None:
+        super().__init__()
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[bytes]:
+        for batch in self._loader:
+            fields = (field.numpy() if isinstance(field, Tensor) else field for field in batch)
+            yield pickle.dumps(batch._make(fields), pickle.HIGHEST_PROTOCOL)
+
+
+def _from_pipe(piped: bytes) -> Any:  # noqa: ANN401  (a batch of what the loader yields)
+    batch = pickle.loads(piped)  # noqa: S301  (of our own worker)
+    return batch._make(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch)
+
+
 def iterate(
     loader: RankLoader[Batch],
     *,
@@ -130,18 +149,22 @@ def iterate(
 ) -> Iterator[Batch]:
     """Yield a loader's batches, made by worker processes; raises what they raise, and TimeoutError where none comes for `stall_seconds`.
 
-    Workers start by `start_method`, the system's own where none is given; but for fork, what the loader holds must pickle. Their
-    batches pass through shared memory without a name, which goes with the last process that holds it. Without worker processes
-    there is none, and nobody watches: a store that never answers is waited for.
+    Workers start by `start_method`, the system's own where none is given; but for fork, what the loader holds must pickle. Without
+    worker processes nobody watches: a store that never answers is waited for.
     """
     if not num_workers:
         yield from loader
         return
     batches = DataLoader(
-        loader, batch_size=None, num_workers=num_workers, timeout=stall_seconds, prefetch_factor=4, multiprocessing_context=start_method
+        _Piped(loader),
+        batch_size=None,
+        num_workers=num_workers,
+        timeout=stall_seconds,
+        prefetch_factor=4,
+        multiprocessing_context=start_method,
     )
     try:
-        yield from batches
+        yield from map(_from_pipe, batches)
     except RuntimeError as error:
         # What a worker raises begins with other words.
         if not str(error).startswith(_STALLED):

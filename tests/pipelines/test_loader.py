@@ -197,6 +197,13 @@ class _Failing(TokenLoader):
         raise RuntimeError("the store timed out")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
+def test_batches_of_workers_take_no_shared_memory(datasets: tuple[TokenDataset, ...]) -> None:
+    held = list(iterate(TokenLoader(LoadPlan(datasets=datasets), 64), num_workers=1))
+    assert held
+    assert "/torch_" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDataset, ...]) -> None:

@@ -28,6 +28,7 @@ def test_an_override_reaches_mappings_lists_and_new_keys() -> None:
 
 
 MISTAKES = {
+    "cluster.min_workers=3": "cluster: min_workers=3 is over max_workers=2: lower it",
     "train.stepz=4": "train.stepz=4 is no key of a recipe: did you mean steps?",
     "filter.rules.0.pixel=3": "filter.rules.0.pixel=3 is no key of a recipe: did you mean pixels?",
     "corpora.scenes-train.source.spilt=train": "corpora.scenes-train.source.spilt='train' is no key of a recipe: did you mean split?",
