@@ -8,18 +8,14 @@ fused kernel), all distances as one matrix per depth, and the matrix products al
 import argparse
 import statistics
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from benchmarks.models import hardware, seconds
-from benchmarks.quantizer import CODES, DEPTH, TOKENS, WIDTH, full_distances, trained
+from benchmarks.quantizer import CHECKED, CODES, DEPTH, TOKENS, WIDTH, agreement, full_distances, trained
 from model.precision import forbid_tf32
-from model.quantize.search import residual_codes
-
-CHECKED = 32
-"""Vectors at either end of a stream whose ids are compared with float64's."""
+from model.quantize.search import is_fused, residual_codes
 
 
 def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object]]:
@@ -37,18 +33,6 @@ def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object
     }
 
 
-def agreement(vectors: Tensor, codes: Tensor) -> float:
-    """Return the share of ids, at both ends of each stream, that differences in float64 give."""
-    ends = torch.cat((torch.arange(CHECKED), torch.arange(-CHECKED, 0))).to(vectors.device)
-    ids, shares = residual_codes(vectors, codes, DEPTH, 1)[:, ends], []
-    for residual, book, found in zip(vectors[:, ends], codes[:, 0], ids, strict=True):
-        for depth in range(DEPTH):
-            exact = torch.stack([(book.double() - row.double()).square().sum(1).argmin() for row in residual])
-            shares.append((exact == found[:, depth]).double().mean().item())
-            residual = residual - book[found[:, depth]]  # noqa: PLW2901  (what the next depth quantises)
-    return statistics.mean(shares)
-
-
 def main() -> None:
     """Print times, ratios and the share of codes that float64 gives, for each number of images at once."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -62,9 +46,8 @@ def main() -> None:
     quantizers, tokens = zip(*(trained() for _ in range(2)), strict=True)
     codes = torch.stack([quantizer.codes[None] for quantizer in quantizers]).to(device)
     image = torch.cat(tokens).to(device)
-    fused = device.type == "cuda" and find_spec("triton") is not None
     print(f"{hardware(device)}: 2 streams, {TOKENS} tokens an image, {CODES} codes, {WIDTH} channels, {DEPTH} depths")
-    print("ours is", "the fused kernel" if fused else "the search in PyTorch")
+    print("ours is", "the fused kernel" if is_fused(image, 1) else "the search in PyTorch")
     for images in arguments.images:
         vectors = image.repeat(1, images, 1)
         runs = contestants(vectors, codes)
@@ -76,7 +59,9 @@ def main() -> None:
                     times[name].append(taken)
         medians = {name: statistics.median(taken) / images * 1e6 for name, taken in times.items()}
         line = ", ".join(f"{name} {us:.0f} us ({us / medians['ours']:.2f})" for name, us in medians.items())
-        print(f"{images} images: {line}; {agreement(vectors, codes):.4%} of ids are float64's")
+        ends = torch.cat((torch.arange(CHECKED), torch.arange(-CHECKED, 0))).to(device)
+        found = zip(vectors[:, ends], codes[:, 0], residual_codes(vectors, codes, DEPTH, 1)[:, ends], strict=True)
+        print(f"{images} images: {line}; of ids at both ends {statistics.mean(agreement(*stream) for stream in found):.4%} are float64's")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def main() -> None:
     rate_floor = 2 * TOKENS * CODES * WIDTH * DEPTH / (2 * 1024**3 / medians["(product of 1024 by 1024 by 1024)"])
     print(f"ours, encode, over the floor: {encode / tiles:.2f} by this shape's product,", end=" ")
     print(f"{encode / rate_floor:.2f} by the 1024-cube's rate ({rate_floor * 1e3:.1f} ms)")
-    print(f"ids of {CHECKED} tokens that float64 brute force gives, too: {agreement(quantizer, tokens[:, :CHECKED]):.4%}")
+    checked = tokens[:, :CHECKED]
+    share = agreement(checked[0], quantizer.codes, quantizer.encode(checked)[0])
+    print(f"ids of {CHECKED} tokens that float64 brute force gives, too: {share:.4%}")
 
 
 def trained() -> tuple[ResidualQuantizer, Tensor]:
@@ -109,13 +111,13 @@ def full_distances(vectors: Tensor, codes: Tensor, *, move: bool) -> Tensor:
 
 
 @torch.no_grad()
-def agreement(quantizer: ResidualQuantizer, tokens: Tensor) -> float:
-    """Return the share of ids that differences in float64 give."""
-    ids, residual, same = quantizer.encode(tokens)[0], tokens[0], 0
-    for depth in range(DEPTH):
-        exact = torch.cat([(quantizer.codes.double() - row.double()).square().sum(1).argmin()[None] for row in residual])
-        same += int((exact == ids[:, depth]).sum())
-        residual = residual - quantizer.codes[ids[:, depth]]
+def agreement(vectors: Tensor, codes: Tensor, ids: Tensor) -> float:
+    """Return the share of ids, (M, D), that differences in float64 give."""
+    same = 0
+    for found in ids.unbind(dim=1):
+        exact = torch.cat([(codes.double() - row.double()).square().sum(1).argmin()[None] for row in vectors])
+        same += int((exact == found).sum())
+        vectors = vectors - codes[found]
     return same / ids.numel()
 
 

@@ -23,7 +23,7 @@ _FUSED_WIDTH = 64
 )
 def residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int, beam: int) -> Int[Tensor, "S M D"]:
     """Return each depth's code of what the depths before left over; with a beam, of the best sums found."""
-    if beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_triton():
+    if is_fused(vectors, beam):
         from model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (only where there is a GPU)
 
         return fused_residual_codes(vectors, codes, depth)
@@ -57,6 +57,11 @@ def _residual_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"]
         ids.append(book.nearest(vectors))
         vectors = vectors - book.codes[ids[-1]]
     return torch.stack(ids, dim=1)
+
+
+def is_fused(vectors: Tensor, beam: int) -> bool:
+    """Tell whether the codes of such vectors are found by the fused kernel."""
+    return beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_triton()
 
 
 @cache
