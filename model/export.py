@@ -1,6 +1,6 @@
 """The tokenizer's two graphs, images to codes and pixel codes to images, for other runtimes: ONNX and torch.export.
 
-B images, N tokens, D depths, W channels of a code, K codes, C candidates. Graphs take any batch size.
+B images, H and W places of the grid, D depths. Graphs take any batch size.
 """
 
 import copy
@@ -10,20 +10,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.quantize import ResidualQuantizer, ScalarQuantizer
+from model.quantize import Quantizer
+from model.quantize.plain import plain
 from model.tokenizer import DualTokenizer
 
 Format = Literal["onnx", "torch-export"]
 SUFFIX = {"onnx": "onnx", "torch-export": "pt2"}
 _NEEDS = ("onnx", "onnxscript")
-_CANDIDATES = 8
-"""Codes that are compared exactly, after a matrix product found them; two at a float32's rounding of each other are rare."""
 _EXAMPLES = 2
 """Images in the example; one would be taken for a constant."""
 
@@ -109,67 +108,12 @@ class _Decode(nn.Module):
         return self.tokenizer.decode(pixel)
 
 
-class PlainQuantizer(nn.Module):
-    """A residual quantiser as a graph: the same codes, by a search whose steps do not depend on the data.
-
-    A matrix product finds the nearest candidates, their differences in float64 decide; ties go to the lowest index.
-    """
-
-    def __init__(self, quantizer: ResidualQuantizer) -> None:
-        super().__init__()
-        self.depth = quantizer.config.depth
-        self.register_buffer("books", quantizer.books.detach().clone())
-        # Where several codes are equal, all may be candidates or none but one: the first of them is meant.
-        self.register_buffer("first", torch.stack([_first_of_equals(book) for book in quantizer.books]))
-
-    def encode(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
-        """Return the codes of tokens."""
-        residual, ids = tokens, []
-        for depth in range(self.depth):
-            ids.append(self._nearest(residual, depth))
-            residual = residual - self._vectors(ids[-1], depth)
-        return torch.stack(ids, -1)
-
-    def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
-        """Return the sum over depth of the codes."""
-        total = self._vectors(ids[..., 0], 0)
-        for depth in range(1, self.depth):
-            total = total + self._vectors(ids[..., depth], depth)
-        return total
-
-    def _of(self, name: str, depth: int) -> Tensor:
-        table = cast("Tensor", getattr(self, name))
-        return table[depth if len(table) > 1 else 0]
-
-    def _vectors(self, ids: Int[Tensor, "*B N"], depth: int) -> Float[Tensor, "*B N W"]:
-        return nn.functional.embedding(ids, self._of("books", depth))
-
-    def _nearest(self, vectors: Float[Tensor, "B N W"], depth: int) -> Int[Tensor, "B N"]:
-        codes = self._of("books", depth)
-        nearness = vectors @ codes.T - codes.square().sum(dim=1) / 2
-        candidates = nearness.topk(min(_CANDIDATES, len(codes)), dim=-1).indices
-        distances = (self._vectors(candidates, depth).double() - vectors[:, :, None].double()).square().sum(dim=-1)
-        least = distances.amin(dim=-1, keepdim=True)
-        beyond = torch.full_like(candidates, len(codes))
-        best = torch.where(distances <= least, candidates, beyond).amin(dim=-1)
-        return self._of("first", depth)[best]
-
-
 def _plain(tokenizer: DualTokenizer) -> DualTokenizer:
     """Return a tokenizer that shares the weights, with searches that a graph can hold."""
     network = copy.copy(tokenizer)
     network._modules = dict(tokenizer._modules)  # noqa: SLF001  (a shallow copy that leaves the original its quantisers)
     for name in ("quantize_pixel", "quantize_semantic"):
         quantizer = network._modules.get(name)  # noqa: SLF001  (a shared codebook is in one place only)
-        if isinstance(quantizer, ResidualQuantizer) and quantizer.config.beam == 1:
-            network._modules[name] = PlainQuantizer(quantizer)  # noqa: SLF001
-        elif quantizer is not None and not isinstance(quantizer, ScalarQuantizer):
-            stream = name.removeprefix("quantize_")
-            raise ValueError(f"{stream}.kind={tokenizer.config.model_dump()[stream]['kind']}: export takes scalar, or residual with beam=1")
+        if isinstance(quantizer, Quantizer):
+            network._modules[name] = plain(quantizer)  # noqa: SLF001
     return network.eval()
-
-
-def _first_of_equals(codes: Float[Tensor, "K W"]) -> Int[Tensor, " K"]:
-    _, group = torch.unique(codes, dim=0, return_inverse=True)
-    least = torch.full_like(group, len(codes)).scatter_reduce(0, group, torch.arange(len(codes), device=codes.device), "amin")
-    return least[group]

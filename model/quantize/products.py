@@ -18,6 +18,8 @@ MAX_PAIRS = 2**18
 """Candidates listed at once, where nearly all codes are equally near."""
 _BLOCK = 64
 """Codes whose maximum is taken first: candidates are looked for only in blocks that hold one."""
+_PART = 8
+"""Codes whose maximum stands for them where several nearest codes are asked for."""
 
 
 class Pairs(NamedTuple):
@@ -87,7 +89,7 @@ class Products:
         blocks = products.view(len(vectors), -1, _BLOCK)
         peaks, size = blocks.amax(dim=2), vectors.square().sum(dim=1).sqrt()[:, None]
         wrong = torch.addcmul(self._length, size, self._both)
-        least = _reached(peaks - wrong, count) - 2 * self._own * size.square() - wrong
+        least = _reached(blocks, peaks, wrong, count) - 2 * self._own * size.square() - wrong
         return Near(blocks, least, (~(peaks < least)).nonzero())
 
     def _rounding(self, longest: Float[Tensor, " B"], width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,13 +107,13 @@ class Products:
         return constant, (unit + 2 * exact) * longest, torch.tensor(exact, device=longest.device)
 
 
-def _reached(peaks: Float[Tensor, "R B"], count: int) -> Float[Tensor, "R 1"]:
-    """Return a value that at least `count` products of a row reach."""
+def _reached(blocks: Float[Tensor, "R B L"], peaks: Float[Tensor, "R B"], wrong: Float[Tensor, "R B"], count: int) -> Float[Tensor, "R 1"]:
+    """Return a value that at least `count` products of a row, less their error, reach."""
     if count == 1:
-        return peaks.amax(dim=1, keepdim=True)
-    if count > peaks.shape[1]:
-        return peaks.new_full((len(peaks), 1), -math.inf)
-    return peaks.topk(count, dim=1).values[:, -1:]
+        return (peaks - wrong).amax(dim=1, keepdim=True)
+    # The nearest few are seldom in one part of a block, often in one block.
+    parts = blocks.unflatten(2, (-1, _PART)).amax(dim=3) if count * _PART <= blocks[0].numel() else blocks
+    return (parts - wrong[:, :, None]).flatten(1).topk(count, dim=1).values[:, -1:]
 
 
 def _input_rounding(device: torch.device) -> float:

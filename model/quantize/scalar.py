@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.precision import without_autocast
 from model.quantize.base import Quantized, Quantizer, straight_through
 from model.quantizer_config import ScalarQuantizerConfig
 
@@ -31,7 +32,7 @@ class ScalarQuantizer(Quantizer):
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             channels = tokens.float().unflatten(2, (self.config.depth, -1))
             thresholds = torch.tensor(self._thresholds, device=tokens.device)
             levels = (channels.detach()[..., None] > thresholds).sum(dim=-1)

@@ -51,7 +51,7 @@ def _residual_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"]
     # Of several codebooks one at a time: what is worked out for each takes memory.
     books = repeat(CodeSearch(codes[0]), depth) if len(codes) == 1 else map(CodeSearch, codes)
     if beam > 1:
-        return beam_codes(vectors, books, beam)
+        return beam_codes(vectors, books, beam, shared=len(codes) == 1)
     ids = []
     for book in books:
         ids.append(book.nearest(vectors))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.precision import without_autocast
 from model.quantize.averages import CodebookQuantizer
 from model.quantize.base import Quantized, straight_through
 from model.quantize.nearest import row_sums
@@ -28,7 +29,7 @@ class SplitQuantizer(CodebookQuantizer[SplitQuantizerConfig]):
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             parts = self._place(tokens.float().unflatten(2, (self.config.depth, -1)))
             ids = part_codes(parts.detach().flatten(0, 1).transpose(0, 1).contiguous(), self.codes).T.unflatten(0, tokens.shape[:2])
             vectors, source = self.lookup(ids), parts.flatten(2)
@@ -42,7 +43,10 @@ class SplitQuantizer(CodebookQuantizer[SplitQuantizerConfig]):
         return quantized.ids.flatten(0, 1).T, quantized.residuals.flatten(0, 1).transpose(0, 1)
 
     def _place(self, codes: Float[Tensor, "*S V"]) -> Float[Tensor, "*S V"]:
-        if not self.config.normalized:
-            return codes
-        squares = row_sums(codes.flatten(0, -2).double().square()).view(*codes.shape[:-1], 1)
-        return codes / squares.sqrt().clamp(min=_SHORTEST).to(codes.dtype)
+        return unit_length(codes) if self.config.normalized else codes
+
+
+def unit_length(vectors: Float[Tensor, "*S V"]) -> Float[Tensor, "*S V"]:
+    """Return vectors of length one, each the same to the bit whatever the others are; a vector of zeros stays."""
+    squares = row_sums(vectors.flatten(0, -2).double().square()).view(*vectors.shape[:-1], 1)
+    return vectors / squares.sqrt().clamp(min=_SHORTEST).to(vectors.dtype)

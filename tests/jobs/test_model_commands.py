@@ -19,7 +19,7 @@ from jobs.cli import main
 from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.hub import fingerprint
 from model.image_files import open_image
-from model.quantizer_config import QuantizerConfig
+from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, SplitQuantizerConfig
 from model.tokenizer import DualTokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -57,21 +57,34 @@ def export(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=300, env=environment)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> DualTokenizer:
-    quantizer = QuantizerConfig(num_codes=32, depth=3, width=8)
+def build(pixel: AnyQuantizerConfig, semantic: AnyQuantizerConfig) -> DualTokenizer:
     config = TokenizerConfig(
         image_size=16,
         tower=TowerConfig(patch_size=5, width=32, depth=4, num_heads=2, mlp_width=48),
         pixel_block=2,
         semantic_block=3,
         shortcut=ShortcutConfig(block=1),
-        pixel=quantizer,
-        semantic=quantizer,
+        pixel=pixel,
+        semantic=semantic,
         decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
     )
     torch.manual_seed(0)
     return DualTokenizer(config).eval()
+
+
+QUANTIZER = QuantizerConfig(num_codes=32, depth=3, width=8)
+EXPORTED = {
+    "residual": (QUANTIZER, QUANTIZER),
+    "beam and split": (
+        QuantizerConfig(num_codes=32, depth=4, width=8, beam=3),
+        SplitQuantizerConfig(kind="split", num_codes=32, depth=4, width=8),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DualTokenizer:
+    return build(QUANTIZER, QUANTIZER)
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +184,11 @@ def test_an_out_of_the_wrong_kind_is_refused(dualtoken: Command, model: Path, tm
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizers", EXPORTED.values(), ids=EXPORTED)
+def test_onnx_gives_the_same_codes_and_pictures(quantizers: tuple[AnyQuantizerConfig, AnyQuantizerConfig], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
-    ended = export(model, "--format", "onnx", "--out", tmp_path)
+    (tokenizer := build(*quantizers)).save_pretrained(tmp_path / "model")
+    ended = export(tmp_path / "model", "--format", "onnx", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("encode", "decode"))
     for count in (1, 2, 5):  # of which the exporter saw one
@@ -187,8 +202,10 @@ def test_onnx_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualToke
 
 
 @pytest.mark.slow
-def test_torch_export_gives_the_same_codes_and_pictures(model: Path, tokenizer: DualTokenizer, tmp_path: Path) -> None:
-    ended = export(model, "--format", "torch-export", "--out", tmp_path)
+@pytest.mark.parametrize("quantizers", EXPORTED.values(), ids=EXPORTED)
+def test_torch_export_gives_the_same_codes_and_pictures(quantizers: tuple[AnyQuantizerConfig, AnyQuantizerConfig], tmp_path: Path) -> None:
+    (tokenizer := build(*quantizers)).save_pretrained(tmp_path / "model")
+    ended = export(tmp_path / "model", "--format", "torch-export", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "decode"))
     for count in (1, 5):

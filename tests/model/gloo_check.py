@@ -1,4 +1,7 @@
-"""One of two processes: moves codebooks by its half of each batch, in two micro-batches, and saves them; rank 0 also does it alone."""
+"""One of two processes: moves codebooks by its half of each batch, in two micro-batches and one all-reduce a step, and saves them.
+
+Rank 0 also does it alone.
+"""
 
 import sys
 from pathlib import Path
@@ -16,12 +19,15 @@ CONFIGS = (
 )
 
 
+STEPS = 4
+
+
 def train(rank: int, ranks: int) -> list[torch.Tensor]:
     codes = []
     for config in CONFIGS:
         torch.manual_seed(0)
         quantizer = build_quantizer(config)
-        for step in range(4):
+        for step in range(STEPS):
             tokens = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(step))
             micro = tokens.chunk(ranks)[rank].chunk(2) if ranks > 1 else [tokens]
             quantizer.update([quantizer(part) for part in micro], torch.Generator().manual_seed(step))
@@ -34,7 +40,10 @@ def main() -> None:
     if rank == 0:
         torch.save(train(0, 1), folder / "alone.pt")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(train(rank, 2), folder / f"{rank}.pt")
+    with torch.profiler.profile() as profile:
+        torch.save(train(rank, 2), folder / f"{rank}.pt")
+    collectives = {event.key: event.count for event in profile.key_averages() if event.key.startswith("c10d::")}
+    assert collectives == {"c10d::allreduce_": STEPS * len(CONFIGS)}, collectives
     dist.destroy_process_group()
 
 

@@ -1,21 +1,34 @@
-"""The search that a graph can hold finds what the exact one finds."""
+"""The searches that a graph can hold find what the exact ones find."""
 
+import pytest
 import torch
 
-from model.export import PlainQuantizer
-from model.quantize import ResidualQuantizer
-from model.quantizer_config import QuantizerConfig
+from model.quantize import build_quantizer
+from model.quantize.averages import CodebookQuantizer
+from model.quantize.plain import plain
+from model.quantizer_config import QuantizerConfig, SplitQuantizerConfig
+
+CONFIGS = {
+    "residual": QuantizerConfig(num_codes=64, depth=4, width=8),
+    "separate": QuantizerConfig(num_codes=64, depth=4, width=8, shared=False),
+    "beam": QuantizerConfig(num_codes=64, depth=4, width=8, beam=5),
+    "wide beam": QuantizerConfig(num_codes=64, depth=2, width=8, shared=False, beam=64),
+    "split": SplitQuantizerConfig(kind="split", num_codes=64, depth=4, width=32),
+    "split, not normalized": SplitQuantizerConfig(kind="split", num_codes=64, depth=4, width=32, normalized=False),
+}
 
 
-def test_the_plain_search_is_the_exact_one() -> None:
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_plain_search_is_the_exact_one(config: QuantizerConfig | SplitQuantizerConfig) -> None:
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8))
-    # Equal codes, more of them than there are candidates, and codes that float32's products cannot tell apart.
-    quantizer.codes[20:40] = quantizer.codes[3]
-    quantizer.codes[40:44] = quantizer.codes[4] + 1e-7
+    quantizer = build_quantizer(config)
+    assert isinstance(quantizer, CodebookQuantizer)
+    for number, codes in enumerate(quantizer.codes.view(-1, 64, 8)):
+        # Equal codes, more of them than there are candidates, and codes that float32's products cannot tell apart.
+        codes[20 + number : 40] = codes[3]
+        codes[40:44] = codes[4] + 1e-7
     quantizer.codes.mul_(100)
-    tokens = torch.cat([torch.randn(2, 50, 8) * 100, quantizer.codes[None].expand(2, -1, -1)], dim=1)
-    plain, exact = PlainQuantizer(quantizer), quantizer(tokens)
-    assert torch.equal(plain.encode(tokens), exact.ids)
-    torch.testing.assert_close(plain.lookup(plain.encode(tokens)), exact.vectors)
-    torch.testing.assert_close(plain.lookup(exact.ids), quantizer.lookup(exact.ids))
+    tokens = torch.cat([torch.randn(2, 50, config.width) * 100, quantizer.codes.view(1, -1, config.width).expand(2, -1, -1)], dim=1)
+    found, exact = plain(quantizer), quantizer.encode(tokens)
+    assert torch.equal(found.encode(tokens), exact)
+    torch.testing.assert_close(found.lookup(exact), quantizer.lookup(exact))

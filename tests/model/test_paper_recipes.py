@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.encode import count
 from model.losses import Perceptual, TeacherTargets, tokenizer_loss
 from model.lpips import Lpips
 from model.quantize import ResidualQuantizer
@@ -23,7 +24,15 @@ MILLIONS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "grid", "depth"), [("paper-384", 27, 8), ("paper-256", 16, 4), ("paper-384-stage-0", 27, 8), ("paper-384-stage-2", 27, 8)]
+    ("name", "grid", "depth"),
+    [
+        ("paper-384", 27, 8),
+        ("paper-256", 16, 4),
+        ("paper-384-stage-0", 27, 8),
+        ("paper-384-stage-2", 27, 8),
+        ("paper-256-stage-0", 16, 4),
+        ("paper-256-stage-2", 16, 4),
+    ],
 )
 def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: int) -> None:
     recipe = load_recipe(name)
@@ -53,6 +62,12 @@ def test_the_384_pixel_model_has_the_measured_sizes() -> None:
     assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
     assert isinstance(model.quantize_pixel, ResidualQuantizer)
     assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52
+
+
+def test_encoding_takes_2_5_times_fewer_operations_than_a_full_forward() -> None:
+    gflop = count(load_recipe("paper-384").tokenizer)
+    assert gflop["encode"] == pytest.approx(679, abs=1)
+    assert gflop["full"] / gflop["encode"] >= 2.5
 
 
 @pytest.mark.parametrize("stage", [0, 2])

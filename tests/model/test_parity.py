@@ -96,10 +96,14 @@ def test_a_codebook_update_is_the_reference_update(expected: dict[str, Tensor], 
         residual = residual - quantized.vectors
         quantizer.update(quantized, torch.Generator())
     assert torch.equal(torch.cat(ids, -1), expected["ema_out_codes"].flatten(1, 2).long())
-    torch.testing.assert_close(expected["ema_in"].flatten(1, 2) - residual, expected["ema_out_quantized"].flatten(1, 2))
-    torch.testing.assert_close(quantizer.counts, expected["ema_out_cluster_size"])
-    torch.testing.assert_close(quantizer.sums, expected["ema_out_embed"])
-    torch.testing.assert_close(quantizer.codes, expected["ema_out_weight"][:-1])
+    for ours, theirs in (
+        (expected["ema_in"].flatten(1, 2) - residual, expected["ema_out_quantized"].flatten(1, 2)),
+        (quantizer.counts, expected["ema_out_cluster_size"]),
+        (quantizer.sums, expected["ema_out_embed"]),
+        (quantizer.codes, expected["ema_out_weight"][:-1]),
+    ):
+        # The last bits are the processor's: whether it rounds a product before it is added.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * torch.finfo(torch.float32).eps * theirs.abs().max().item())
 
 
 def test_there_and_back_changes_no_bit(official: dict[str, Tensor], tokenizer: DualTokenizer) -> None:

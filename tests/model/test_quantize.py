@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.quantize import Quantized, ResidualQuantizer, nearest, nearest_codes
-from model.quantizer_config import QuantizerConfig
+from model.quantize import Quantized, ResidualQuantizer, build_quantizer, nearest, nearest_codes
+from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
 
 CONFIG = QuantizerConfig(num_codes=16, depth=3, width=4, decay=0.9, restart_below=0.5)
 
@@ -48,13 +48,27 @@ def test_codes_do_not_depend_on_the_chunk(quantizer: ResidualQuantizer, tokens: 
     assert torch.equal(quantizer(tokens).ids, whole)
 
 
-def test_autocast_changes_nothing() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizerConfig(num_codes=512, depth=2, width=16),
+        QuantizerConfig(num_codes=512, depth=2, width=16, beam=3),
+        SplitQuantizerConfig(kind="split", num_codes=512, depth=2, width=16),
+        ScalarQuantizerConfig(kind="scalar", depth=3),
+    ],
+    ids=["residual", "beam", "split", "scalar"],
+)
+def test_autocast_changes_nothing(config: AnyQuantizerConfig, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    quantizer, tokens = ResidualQuantizer(QuantizerConfig(num_codes=512, depth=2, width=16)), torch.randn(4, 200, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    quantizer, tokens = build_quantizer(config), torch.randn(4, 200, config.width)
+    alone, kept = quantizer(tokens), quantizer.encode(tokens)
+    with torch.autocast("cpu", dtype=dtype):
         under = quantizer(tokens)
-    assert torch.equal(under.ids, quantizer(tokens).ids)
-    assert under.vectors.dtype == torch.float32
+        assert torch.equal(quantizer.encode(tokens), kept)
+    for ours, exact in zip(under, alone, strict=True):
+        assert torch.equal(ours, exact)
+        assert ours.dtype == exact.dtype
 
 
 def test_each_depth_quantises_what_the_depths_before_left(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
