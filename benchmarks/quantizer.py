@@ -78,10 +78,13 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
     crowded = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, restart_below=1.0))
     for step in range(4):
         crowded.update(crowded(tokens), torch.Generator().manual_seed(step))
+    several = ResidualQuantizer(quantizer.config.model_copy(update={"beam": 4}))
+    several.load_state_dict(quantizer.state_dict())
     vectors, tile = tokens[0], torch.empty(64, CODES)
     large = torch.randn(1024, 1024)
     return {
         "ours, encode": lambda: quantizer.encode(tokens),
+        "ours, encode, beam of 4": lambda: several.encode(tokens),
         "ours, training step": lambda: ours.update(ours(tokens), torch.Generator()),
         "ours, training step, crowded codes": lambda: crowded.update(crowded(tokens), torch.Generator().manual_seed(4)),
         "vector-quantize-pytorch, eval": lambda: peers[0](tokens),

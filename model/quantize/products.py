@@ -19,7 +19,7 @@ MAX_PAIRS = 2**18
 _BLOCK = 64
 """Codes whose maximum is taken first: candidates are looked for only in blocks that hold one."""
 _PART = 8
-"""Codes whose maximum stands for them where several nearest codes are asked for."""
+"""Codes whose maximum stands for them where several nearest are asked for."""
 
 
 class Pairs(NamedTuple):
@@ -87,9 +87,11 @@ class Products:
         with torch.autocast(vectors.device.type, enabled=False):
             products = torch.mm(F.pad(vectors, (0, 1), value=1.0), self._rows.T, out=self._held[: len(vectors)])
         blocks = products.view(len(vectors), -1, _BLOCK)
-        peaks, size = blocks.amax(dim=2), vectors.square().sum(dim=1).sqrt()[:, None]
+        parts = _parts(blocks) if 1 < count <= blocks[0].numel() // _PART else blocks
+        peaks, size = parts.amax(dim=2), vectors.square().sum(dim=1).sqrt()[:, None]
         wrong = torch.addcmul(self._length, size, self._both)
-        least = _reached(blocks, peaks, wrong, count) - 2 * self._own * size.square() - wrong
+        reached = peaks - wrong if count == 1 else (parts - wrong[:, :, None]).flatten(1)
+        least = _reached(reached, count) - 2 * self._own * size.square() - wrong
         return Near(blocks, least, (~(peaks < least)).nonzero())
 
     def _rounding(self, longest: Float[Tensor, " B"], width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,13 +109,17 @@ class Products:
         return constant, (unit + 2 * exact) * longest, torch.tensor(exact, device=longest.device)
 
 
-def _reached(blocks: Float[Tensor, "R B L"], peaks: Float[Tensor, "R B"], wrong: Float[Tensor, "R B"], count: int) -> Float[Tensor, "R 1"]:
-    """Return a value that at least `count` products of a row, less their error, reach."""
-    if count == 1:
-        return (peaks - wrong).amax(dim=1, keepdim=True)
-    # The nearest few are seldom in one part of a block, often in one block.
-    parts = blocks.unflatten(2, (-1, _PART)).amax(dim=3) if count * _PART <= blocks[0].numel() else blocks
-    return (parts - wrong[:, :, None]).flatten(1).topk(count, dim=1).values[:, -1:]
+def _parts(blocks: Float[Tensor, "R B L"]) -> Float[Tensor, "R B _"]:
+    """Return the maximum of every eighth product of a block: the nearest few are seldom in one part, often in one block."""
+    while blocks.shape[2] > _BLOCK // _PART:
+        # By halves, side by side: a reduction over so few numbers takes four times as long.
+        blocks = torch.maximum(*blocks.chunk(2, dim=2))
+    return blocks
+
+
+def _reached(products: Float[Tensor, "R _"], count: int) -> Float[Tensor, "R 1"]:
+    """Return a value that at least `count` of a row reach."""
+    return products.amax(dim=1, keepdim=True) if count == 1 else products.topk(count, dim=1).values[:, -1:]
 
 
 def _input_rounding(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """What the quantiser needs beside its inputs and outputs, at the size of the published 384-pixel model."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,9 @@ def test_no_call_needs_64_mb_beside_inputs_and_outputs(quantizer: ResidualQuanti
     assert peak_memory(lambda: quantizer.update(quantizer(tokens), torch.Generator())) < 64
 
 
-def test_a_codebook_for_each_depth_is_searched_in_the_same_memory() -> None:
+@pytest.mark.parametrize("settings", [{"shared": False}, {"beam": 4}], ids=["separate", "beam"])
+def test_separate_codebooks_and_a_beam_are_searched_in_the_same_memory(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=16384, depth=8, width=32, shared=False))
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=16384, depth=8, width=32, **settings))
     tokens = torch.randn(1, 729, 32)
     assert peak_memory(lambda: quantizer.encode(tokens)) < 64
