@@ -75,20 +75,16 @@ class PlainResidual(_Books):
         """Return the codes of tokens: as `model.quantize.beam` finds them, of which a beam of 1 is the nearest code each time."""
         if self.beam == 1:
             return self._greedy(tokens)
-        residuals, ids, marks = tokens[:, :, None], None, None
+        residuals, ids, marks = tokens[:, :, None], None, torch.zeros_like(tokens[:, :, :1], dtype=torch.int64)
         for depth in range(self.depth):
             found, distances = self.several(residuals, depth, self.beam)
-            tried, kept = found.shape[3], min(self.beam, found.shape[2] * found.shape[3])
-            places = torch.arange(found.shape[2] * tried, device=tokens.device).expand(*tokens.shape[:2], -1)
-            alike = None
-            if self.shared:
-                alike = cast("Tensor", self.marks)[found]
-                alike = (alike if marks is None else alike + marks[..., None]).flatten(2)
-            best, _ = _least(distances.flatten(2), places, kept, alike)
-            chosen, parents = found.flatten(2).gather(2, best), best // tried
+            sums, tried = found.shape[2:]
+            places = torch.arange(sums * tried, device=tokens.device).expand(*tokens.shape[:2], -1)
+            alike = (marks[..., None] + cast("Tensor", self.marks)[found]).flatten(2) if self.shared else places
+            best, _ = _least(distances.flatten(2), places, min(self.beam, sums * tried), alike)
+            chosen, parents, marks = found.flatten(2).gather(2, best), best // tried, alike.gather(2, best)
             residuals = _of_parents(residuals, parents) - self.vectors(chosen, depth)
             ids = chosen[..., None] if ids is None else torch.cat((_of_parents(ids, parents), chosen[..., None]), dim=3)
-            marks = None if alike is None else alike.gather(2, best)
         assert ids is not None
         return ids[:, :, 0]
 
