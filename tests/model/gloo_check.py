@@ -17,8 +17,6 @@ CONFIGS = (
     QuantizerConfig(num_codes=48, depth=3, width=6, shared=False),
     SplitQuantizerConfig(kind="split", num_codes=48, depth=3, width=6),
 )
-
-
 STEPS = 4
 
 
