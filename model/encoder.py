@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import ConvEncoderConfig
-from model.decoder import _AttnBlock, _Middle, _ResBlock
+from model.conv_blocks import AttnBlock, Middle, ResBlock
 
 
 class ConvEncoder(nn.Module):
@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
             )
             for level in range(len(channels))
         )  # fmt: skip
-        self.mid = _Middle(channels[-1], groups)
+        self.mid = Middle(channels[-1], groups)
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], out_width, 3, padding=1)
 
@@ -42,8 +42,8 @@ class ConvEncoder(nn.Module):
 class _Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, downsamples: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(_ResBlock(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(blocks))
-        self.attn = nn.ModuleList(_AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks))
+        self.block = nn.ModuleList(ResBlock(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks))
         self.downsample = nn.Conv2d(out_channels, out_channels, 3, stride=2) if downsamples else None
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O T U"]:

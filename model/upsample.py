@@ -19,12 +19,18 @@ def upsample_conv(grid: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3
     # A zero around the grid, as the 3x3 convolution has around the doubled one: there, a phase sees one row of it.
     padded = F.pad(grid, (1, 1, 1, 1))
     rows = [
-        torch.stack(
-            [F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], _folded(weight, y, x), bias) for x in (0, 1)], dim=-1
-        ).flatten(3)
+        _interleaved([F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], _folded(weight, y, x), bias) for x in (0, 1)], dim=3)
         for y in (0, 1)
     ]
-    return torch.stack(rows, dim=3).flatten(2, 3)
+    return _interleaved(rows, dim=2)
+
+
+def _interleaved(grids: list[Float[Tensor, "B O _ _"]], dim: int) -> Float[Tensor, "B O _ _"]:
+    """Take positions along a dimension from each grid in turn; the result has the grids' memory format."""
+    if grids[0].is_contiguous():
+        return torch.stack(grids, dim=dim + 1).flatten(dim, dim + 1)
+    # Channels stay last: the dimension has moved by one.
+    return torch.stack([grid.movedim(1, 3) for grid in grids], dim=dim).flatten(dim - 1, dim).movedim(3, 1)
 
 
 def _folded(weight: Float[Tensor, "O I 3 3"], y: int, x: int) -> Float[Tensor, "O I 2 2"]:

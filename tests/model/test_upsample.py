@@ -34,6 +34,13 @@ def test_phases_give_the_same_grid_and_the_same_gradients(shape: tuple[int, int,
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
+def test_channels_last_stay_last() -> None:
+    grid, weight, bias = values(8, 4, 6)
+    last = upsample_conv(grid.contiguous(memory_format=torch.channels_last), weight, bias)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, upsample_conv(grid, weight, bias))
+
+
 def test_phases_save_507_gflop_of_a_training_step_of_the_paper_s_decoder() -> None:
     flops = {}
     with torch.device("meta"):
