@@ -39,12 +39,13 @@ def convert(
 def _from_reference(source: Path, config: Path | None, out: Path) -> None:
     if config is None:
         raise UserError("--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json")
-    from model.convert import current_names, from_reference  # noqa: PLC0415  (torch takes seconds to import)
+    from model.convert import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
     from model.reference_config import reference_config  # noqa: PLC0415
     from model.siglip_folder import read_json, read_weights  # noqa: PLC0415
     from model.tokenizer import DualTokenizer  # noqa: PLC0415
 
-    values, state = read_json(config), current_names(read_weights(source))
+    values, state = read_json(config), read_weights(source)
+    refuse_older_layouts(state)
     settings = reference_config(values, state)
     tokenizer = DualTokenizer.from_weights(settings, from_reference(state, settings))
     tokenizer.save_pretrained(out)

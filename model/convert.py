@@ -25,7 +25,8 @@ def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict
     Raises ValueError, a line per key, for keys that are missing, misshapen or unexpected, and for codebooks that differ from
     depth to depth, which ours share.
     """
-    state = {name: tensor for name, tensor in current_names(state).items() if not _TEXT.match(name)}
+    refuse_older_layouts(state)
+    state = {name: tensor for name, tensor in state.items() if not _TEXT.match(name)}
     ours = _on_meta(config)
     _check_keys(state, to_reference(ours, config))
     _check_depths_share_a_codebook(state)
@@ -77,24 +78,23 @@ def _on_meta(config: TokenizerConfig) -> dict[str, Tensor]:
         return DualTokenizer(config).state_dict()
 
 
-def current_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Bring the names of March 2026 to those of April 2026; refuse layouts of other networks by name."""
-    if any(name.startswith(("quantizer.", "prequant_visual.", "postquant_visual.")) for name in state):
-        raise ValueError(
-            "the checkpoint has the layout of 2025 (quantizer.*, prequant_visual.*: convolutions around codes as wide as the tower): "
-            "that network is another one and is not supported; use a checkpoint of April 2026 or later"
-        )
+def refuse_older_layouts(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, by name, for checkpoints of the released code's earlier networks, which are others than that of April 2026."""
     heads = {name.split(".")[0] for name in state}
-    if heads & {"prequant_pixel", "postquant_pixel", "quantizer_pixel", "quantizer_semantic", "postquant_semantic"}:
-        # As the authors' own clean_ckpt.py does.
-        state = {name.replace("semantic", "sem").replace("pixel", "pix"): tensor for name, tensor in state.items()}
-        heads = {name.split(".")[0] for name in state}
-    if "quantizer_sem" in heads and "prequant_sem" not in heads:
-        raise ValueError(
-            "the checkpoint has the layout of March 2026, without prequant_sem (semantic tokens are quantised as they are): "
-            "that network is another one and is not supported; use a checkpoint of April 2026 or later"
-        )
-    return state
+    older = {
+        "2025 (quantizer.*, prequant_visual.*: convolutions around codes as wide as the tower)": bool(
+            heads & {"quantizer", "prequant_visual", "postquant_visual"}
+        ),
+        "March 2026 (semantic tokens are quantised as they are, and seen both ways after it)": bool(
+            heads & {"quantizer_semantic", "quantizer_pixel"} or ("quantizer_sem" in heads and "prequant_sem" not in heads)
+        ),
+    }
+    for layout, found in older.items():
+        if found:
+            raise ValueError(
+                f"the checkpoint has the layout of {layout}: that network is another one and is not supported; "
+                "use a checkpoint of April 2026 or later"
+            )
 
 
 def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
