@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelHubMixin, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.places import CONFIG, WEIGHTS, local_folder, require_files
@@ -154,6 +155,14 @@ class SavedConfig(NamedTuple):
 
     config: dict[str, Any]
     transform: dict[str, Any] | None  # None in folders from before transforms were saved
+
+
+def read_weights(file: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read a file of safetensors; raises ValueError for another one."""
+    try:
+        return load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no file of safetensors, or a damaged one: {error}") from None
 
 
 def read_config(folder: Path) -> SavedConfig:

@@ -91,7 +91,10 @@ def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = No
 def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
     if not file.is_file():
         raise MissingWeightsError(f"LPIPS has no weights at {file}: put them there, or name the file that has them")
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
+        raise MissingWeightsError(f"{file} cannot be read as weights alone: {type(error).__name__}") from None
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from model import hub
 from model.config import TowerConfig
 from model.reference_names import rearrange, siglip_matches
+from model.towers import encoder_weights
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 VISION_DEFAULTS = {
@@ -66,9 +66,9 @@ def tower_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     released DualToken code's; `source` is what errors call the weights.
     """
     if trunk := _below(state, "visual.trunk."):
-        return _without_projection(trunk)
+        return encoder_weights(trunk)
     if native := _below(state, "visual."):
-        return _without_projection(native)
+        return encoder_weights(native)
     for prefix in ("siglip_model.vision_model.", "vision_model.", ""):
         if f"{prefix}embeddings.patch_embedding.weight" in state:
             return _from_siglip(_below(state, prefix), source)
@@ -125,10 +125,7 @@ def activation(hidden_act: str) -> str:
 
 def _read_file(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no file of safetensors, or a damaged one: {error}") from None
+        return hub.read_weights(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
@@ -150,7 +147,3 @@ def _from_siglip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _without_projection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if name != "proj" and not name.startswith("head.")}

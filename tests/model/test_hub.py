@@ -44,6 +44,16 @@ def test_a_folder_from_before_transforms_still_loads(tokenizer: DualTokenizer, t
     assert DualTokenizer.from_pretrained(str(tmp_path)).transform == Transform(image_size=16)
 
 
+def test_damaged_weights_are_named(tokenizer: DualTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"a text"):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors is no file of safetensors, or a damaged one: ") as error:
+            DualTokenizer.from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 def test_saving_twice_gives_the_same_bytes_also_after_loading(tokenizer: DualTokenizer, tmp_path: Path) -> None:
     for name in ("first", "second", "second"):
         tokenizer.save_pretrained(tmp_path / name)

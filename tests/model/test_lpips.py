@@ -98,3 +98,7 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path, backbone: Path) -> N
         load_lpips(tmp_path / "other.pth")
     with pytest.raises(MissingWeightsError, match=r"vgg\.pth holds no heads\.0 of shape \(1, 64, 1, 1\)"):
         load_lpips(backbone, heads=backbone)
+    for damaged in (backbone.read_bytes()[:1000], b"a text"):
+        (tmp_path / "other.pth").write_bytes(damaged)
+        with pytest.raises(MissingWeightsError, match=r"other\.pth cannot be read as weights alone: \w+$"):
+            load_lpips(tmp_path / "other.pth")
