@@ -44,10 +44,10 @@ class Adversary:
         """Return the discriminator's own loss; no gradient reaches the tokenizer."""
         return discriminator_loss(*self.discriminator(torch.cat((images, reconstruction.detach()))).chunk(2))
 
-    def balance(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
+    def adaptive_weight(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
         """Return the adaptive weight, from the gradients of picture and generator loss at the decoder's last layer."""
         picture, generator = (gradient.norm() for gradient in mean_over_ranks(gradients))
-        return (picture / (generator + _EPSILON)).clamp(self.config.min_balance, self.config.max_balance)
+        return (picture / (generator + _EPSILON)).clamp(self.config.min_adaptive_weight, self.config.max_adaptive_weight)
 
     def finish_backward(self) -> Float[Tensor, ""]:
         """Average the gradients over ranks and return their norm."""

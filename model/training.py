@@ -32,7 +32,7 @@ class TrainMetrics(NamedTuple):
     pooled: float | None
     commitment: float
     generator: float | None
-    balance: float | None  # the adaptive weight of the generator's loss
+    adaptive_weight: float | None  # of the generator's loss
     discriminator: float | None
     gradient_norm: float  # over all ranks' mean gradient, before clipping
     discriminator_gradient_norm: float | None
@@ -69,9 +69,9 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     if adversary:
         adversary.optimizer.zero_grad()
     batches = _split(_Batch(images, targets), settings.accumulate_steps)
-    balance = _balance_ahead(state, adversary, batches) if adversary and len(batches) > 1 else None
+    adaptive_weight = _adaptive_weight_ahead(state, adversary, batches) if adversary and len(batches) > 1 else None
     share = 1 / len(batches)
-    done = [_backward(state, batch, share, balance, last=batch is batches[-1]) for batch in batches]
+    done = [_backward(state, batch, share, adaptive_weight, last=batch is batches[-1]) for batch in batches]
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     figures = {name: torch.stack([one.losses[name] for one in done]).mean() for name in done[0].losses}
     figures["gradient_norm"] = nn.utils.get_total_norm(gradients)
@@ -104,7 +104,7 @@ def _split(batch: _Batch, count: int) -> list[_Batch]:
     return [_Batch(images, TeacherTargets(*targets)) for images, *targets in zip(*parts, strict=True)]
 
 
-def _backward(state: TrainState, batch: _Batch, share: float, balance: Tensor | None, *, last: bool) -> _Done:
+def _backward(state: TrainState, batch: _Batch, share: float, adaptive_weight: Tensor | None, *, last: bool) -> _Done:
     """Add a micro-batch's gradients, the tokenizer's and the discriminator's; ranks meet in the last one only."""
     adversary, losses = _adversary(state), {}
     waits = isinstance(state.model, DistributedDataParallel) and not last
@@ -113,10 +113,10 @@ def _backward(state: TrainState, batch: _Batch, share: float, balance: Tensor | 
         total = loss.total
         if adversary:
             generator = _generator_loss(state, adversary, output)
-            if balance is None:
-                balance = adversary.balance(_last_layer_gradients(state.tokenizer, loss, generator))
-            total = total + adversary.config.weight * balance * generator
-            losses = {"generator": generator, "balance": balance}
+            if adaptive_weight is None:
+                adaptive_weight = adversary.adaptive_weight(_last_layer_gradients(state.tokenizer, loss, generator))
+            total = total + adversary.config.weight * adaptive_weight * generator
+            losses = {"generator": generator, "adaptive_weight": adaptive_weight}
         (total * share).backward()
     if adversary and output.reconstruction is not None:
         with state.autocast():
@@ -149,7 +149,7 @@ def _last_layer_gradients(tokenizer: DualTokenizer, loss: TokenizerLoss, generat
     return first, second
 
 
-def _balance_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
+def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
     """Return the adaptive weight of a batch in parts: a ratio of norms, which no mean of the parts' ratios gives.
 
     It costs one more forward pass, without a graph but for the decoder's last layer.
@@ -168,7 +168,7 @@ def _balance_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_B
     finally:
         handle.remove()
     assert sums is not None
-    return adversary.balance((sums[0] / len(batches), sums[1] / len(batches)))
+    return adversary.adaptive_weight((sums[0] / len(batches), sums[1] / len(batches)))
 
 
 def _with_graph(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:

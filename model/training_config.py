@@ -61,8 +61,8 @@ class GanConfig(Config):
     """Times the adaptive weight: of the generator's loss."""
     start_step: Annotated[int, Field(ge=0)] = 0
     """First step in which discriminator and generator loss take part; released: half an epoch, 19,531."""
-    min_balance: Annotated[float, Field(gt=0)] = 0.3
-    max_balance: Annotated[float, Field(gt=0)] = 10.0
+    min_adaptive_weight: Annotated[float, Field(gt=0)] = 0.3
+    max_adaptive_weight: Annotated[float, Field(gt=0)] = 10.0
     """Bounds of the adaptive weight, a ratio of gradient norms at the decoder's last layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 7.2e-5
     """Of the discriminator, at its peak."""
@@ -76,8 +76,9 @@ class GanConfig(Config):
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "GanConfig":
-        if self.min_balance > self.max_balance:
-            raise ValueError(f"min_balance={self.min_balance} is over max_balance={self.max_balance}: lower it")
+        if self.min_adaptive_weight > self.max_adaptive_weight:
+            least, most = self.min_adaptive_weight, self.max_adaptive_weight
+            raise ValueError(f"min_adaptive_weight={least} is over max_adaptive_weight={most}: lower it")
         return self
 
 

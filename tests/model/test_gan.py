@@ -75,7 +75,7 @@ def test_a_discriminator_learns_to_tell_and_a_generator_to_please() -> None:
 
 
 class Parts(NamedTuple):
-    balance: Tensor
+    adaptive_weight: Tensor
     total: Tensor
 
 
@@ -88,17 +88,17 @@ def by_hand(config: TokenizerConfig, gan: GanConfig) -> Parts:
     weight, picture = state.tokenizer.decoder.conv_out.weight, (output.reconstruction - images).square().mean()
     pleased = -state.adversary.discriminator(output.reconstruction).mean()
     norms = [torch.autograd.grad(term, weight, retain_graph=True)[0].norm() for term in (picture, pleased)]
-    balance = (norms[0] / (norms[1] + 1e-4)).clamp(gan.min_balance, gan.max_balance)
+    adaptive_weight = (norms[0] / (norms[1] + 1e-4)).clamp(gan.min_adaptive_weight, gan.max_adaptive_weight)
     plain = train_step(fresh_state(config), images, targets).loss
-    return Parts(balance, plain + gan.weight * balance * pleased)
+    return Parts(adaptive_weight, plain + gan.weight * adaptive_weight * pleased)
 
 
 @pytest.mark.parametrize("bounds", [(1e-3, 1e3), (1e-3, 2e-3), (0.3, 10.0)])
 def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(config: TokenizerConfig, bounds: tuple[float, float]) -> None:
-    gan = GAN.model_copy(update={"min_balance": bounds[0], "max_balance": bounds[1]})
+    gan = GAN.model_copy(update={"min_adaptive_weight": bounds[0], "max_adaptive_weight": bounds[1]})
     metrics = run(fresh_state(config, Settings(gan=gan)), 1)[0]
     expected = by_hand(config, gan)
-    assert metrics.balance == pytest.approx(expected.balance.item(), rel=1e-4)
+    assert metrics.adaptive_weight == pytest.approx(expected.adaptive_weight.item(), rel=1e-4)
     assert metrics.loss == pytest.approx(expected.total.item(), rel=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_the_gan_starts_at_its_step(config: TokenizerConfig) -> None:
     assert run(late, 2) == run(without, 2)
     assert changed(late.adversary.discriminator, before) == set()
     metrics = run(late, 1)[0]
-    assert {"generator", "balance", "discriminator", "discriminator_gradient_norm"} <= set(metrics.present())
+    assert {"generator", "adaptive_weight", "discriminator", "discriminator_gradient_norm"} <= set(metrics.present())
     # Inside the hinge, what is real pushes the last bias as far as what is not pulls it.
     assert changed(late.adversary.discriminator, before) >= set(before) - {"conv_out.bias"}
 
