@@ -50,9 +50,9 @@ def tokenizer_loss(
     stage: Stage = 1,
     perceptual: Perceptual | None = None,
 ) -> TokenizerLoss:
-    """Return the loss of a batch, in float32; images are those that went in, -1 to 1.
+    """Return the loss of a batch, in float32 but for the perceptual network, which runs in the caller's precision.
 
-    Stage 2 compares semantic tokens by their cosine alone. The stages' weights are the recipe's.
+    Images are those that went in, -1 to 1. Stage 2 compares semantic tokens by their cosine alone. The stages' weights are the recipe's.
     """
     reconstruction = shown = semantic = pooled = None
     if output.reconstruction is not None:

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import TextConfig
+from model.config import TextConfig, TowerConfig
 from model.losses import TeacherTargets
 from model.settings import TeacherShape
 from model.tower import register_tower, tower_name
-from model.towers import Tower, check_tower, finish, tap
+from model.towers import Tower, check_tower, finish, tap, tower_differs
 from model.vision_imports import vision_imports
 
 with vision_imports():
@@ -76,17 +76,22 @@ def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> 
     save_open_clip(model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
 
 
-def export_open_clip(model_name: str, pretrained: str, folder: str | Path) -> None:
+def export_open_clip(model_name: str, pretrained: str, folder: str | Path, tower: TowerConfig | None = None) -> None:
     """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
 
-    `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Raises
-    ValueError for a name that open_clip does not know.
+    `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Where the image
+    tower has the shape of `tower`, the folder's computes as that one: SigLIP was trained with the tanh GELU, in place of which timm
+    has the exact one for some models. Raises ValueError for a name that open_clip does not know.
     """
     if (model_config := open_clip.get_model_config(model_name)) is None:
         raise ValueError(f"model={model_name} is unknown to open_clip: set one of open_clip.list_models()")
     model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
     visual = cast("Any", model.visual)
     preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    image_size = int(visual.image_size[0])
+    if tower and not tower_differs(visual.trunk if hasattr(visual, "trunk") else visual, tower, image_size):
+        named = {"timm_model_name": tower_name(tower, image_size), "timm_model_pretrained": False}
+        model_config = model_config | {"vision_cfg": model_config["vision_cfg"] | named}
     save_open_clip(model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
         open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,7 +167,7 @@ class Teacher(nn.Module):
         pooled = finish(self.trunk, dense, block, prefix)
         return TeacherOutput(self.project(pooled), pooled, dense)
 
-    def dense(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+    def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
         """Return what the tokenizer learns to predict; `block` as in `embed_all`."""
         output = self.embed_all(images, block)
         return TeacherTargets(output.pooled, output.dense)

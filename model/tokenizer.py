@@ -12,20 +12,20 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.card import card
 from model.config import NamedTower, TokenizerConfig
-from model.decoder import Decoder, PostQuantBlock
+from model.conv_blocks import ResBlock
+from model.decoder import Decoder
 from model.encoder import ConvEncoder
-from model.hub import HubModel, SavedConfig, read_config, write_folder
+from model.hub import HubModel, SavedConfig, read_config, read_weights, write_folder
 from model.images import Transform
 from model.open_clip_names import HALF
 from model.places import CONFIG, WEIGHTS
 from model.projection import AttnProjection
 from model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
-from model.towers import Tap, build_any_tower, encoder_state, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap
+from model.towers import Tap, build_any_tower, encoder_weights, fill_computed_buffers, finish, names_that_differ, num_prefix_tokens, tap
 
 
 class Codes(NamedTuple):
@@ -85,18 +85,19 @@ class DualTokenizer(nn.Module, HubModel):
             object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
-        self.post_quant = PostQuantBlock(width, config.decoder.latent_width, config.decoder.norm_groups)
+        # To the decoder's width; the released code's first convolution is of single positions.
+        self.post_quant = ResBlock(width, config.decoder.latent_width, config.decoder.norm_groups, first_kernel=1)
         self.decoder = Decoder(config.decoder)
 
     def forward(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> TokenizerOutput:
         """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
         taps = self._tap(images, pixel=pixel, semantic=semantic)
-        shown, meant = self._quantize(images, taps, pixel=pixel, semantic=semantic)
-        reconstruction = None if shown is None else self._decode(shown.vectors)
-        if meant is None:
-            return TokenizerOutput(reconstruction, None, None, shown, None)
-        tokens, pooled = self._semantic_features(meant.vectors, taps[self.config.semantic_block].prefix)
-        return TokenizerOutput(reconstruction, tokens, pooled, shown, meant)
+        pixels, semantics = self._quantize(images, taps, pixel=pixel, semantic=semantic)
+        reconstruction = None if pixels is None else self._decode(pixels.vectors)
+        if semantics is None:
+            return TokenizerOutput(reconstruction, None, None, pixels, None)
+        tokens, pooled = self._semantic_features(semantics.vectors, taps[self.config.semantic_block].prefix)
+        return TokenizerOutput(reconstruction, tokens, pooled, pixels, semantics)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
@@ -178,7 +179,7 @@ class DualTokenizer(nn.Module, HubModel):
 
         Raises ValueError if names or shapes differ.
         """
-        state = encoder_state(weights) if isinstance(weights, nn.Module) else weights
+        state = encoder_weights(weights.state_dict()) if isinstance(weights, nn.Module) else weights
         _load(self.tower, state, f"a tower of {self.config.tower!r}, image_size={self.config.image_size}")
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -192,7 +193,7 @@ class DualTokenizer(nn.Module, HubModel):
     @classmethod
     def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
         saved = read_config(folder)
-        config, state = TokenizerConfig.model_validate(saved.config), load_file(folder / WEIGHTS, device=str(device))
+        config, state = TokenizerConfig.model_validate(saved.config), read_weights(folder / WEIGHTS, device)
         tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
         if saved.transform:
             tokenizer.transform = Transform.model_validate(saved.transform)

@@ -18,6 +18,7 @@ from model.vision_imports import vision_imports
 
 with vision_imports():
     import timm
+    from timm.layers.activations import GELU, GELUTanh
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
@@ -76,6 +77,19 @@ def tower_depth(tower: Tower) -> int:
     return len(_blocks(tower))
 
 
+def activation_of(tower: Tower) -> str | None:
+    """Return our name of what a tower's MLPs compute, `gelu` or `gelu_tanh`; None for another one."""
+    layer = getattr(getattr(_blocks(tower)[0], "mlp", None), "act", None)
+    if isinstance(layer, GELUTanh) or (isinstance(layer, nn.GELU) and layer.approximate == "tanh"):
+        return "gelu_tanh"
+    return "gelu" if isinstance(layer, (nn.GELU, GELU)) else None
+
+
+def checkpoint_gradients(tower: Tower) -> None:
+    """Keep no activations inside blocks: the backward pass computes each block again, with the same results."""
+    tower.set_grad_checkpointing()
+
+
 def num_prefix_tokens(tower: Tower) -> int:
     """Return how many class and register tokens stand before the patches."""
     return 1 if _is_native(tower) else tower.num_prefix_tokens
@@ -111,9 +125,9 @@ def finish(tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Flo
     return tower.forward_head(tower.norm(hidden), pre_logits=True)
 
 
-def encoder_state(tower: nn.Module) -> dict[str, Tensor]:
+def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a tower's weights less its projection into a joint space, which a tokenizer's tower lacks."""
-    return {name: tensor for name, tensor in tower.state_dict().items() if name != "proj" and not name.startswith("head.")}
+    return {name: tensor for name, tensor in state.items() if name != "proj" and not name.startswith("head.")}
 
 
 def fill_computed_buffers(tower: Tower, config: TowerConfig | NamedTower, image_size: int, device: str | torch.device) -> None:
@@ -143,6 +157,13 @@ def _rotary_positions(tower: Tower) -> Sequence[Tensor]:
     # Rotary modules without a grid of their own are told it.
     positions = rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=tower.patch_embed.grid_size)
     return list(positions) if tower.rope_mixed else [positions] * len(tower.blocks)
+
+
+def tower_differs(tower: nn.Module, config: TowerConfig | NamedTower, image_size: int) -> list[str]:
+    """Return the names of weights in which a tower, whatever it projects, is not one of a configuration."""
+    with torch.device("meta"):
+        expected = build_any_tower(config, image_size).state_dict()
+    return names_that_differ(expected, encoder_weights(tower.state_dict()))
 
 
 def names_that_differ(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from infra.scratch import scratch_folder
 from infra.storage import Store
-from model.config import NamedTower, TokenizerConfig
+from model.config import NamedTower, TokenizerConfig, TowerConfig
 from model.images import to_tensor
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
-from model.towers import build_any_tower, encoder_state, names_that_differ, tower_depth, tower_width
+from model.towers import activation_of, tower_depth, tower_differs, tower_width
 from pipelines.errors import UserError, telling_divergence
 from pipelines.models import stage_device, use_threads
 from pipelines.run_log import RunLog
@@ -38,7 +38,7 @@ class Worker:
         if isinstance(teacher, TrainedTeacher):
             train_teacher(self._job, teacher, scratch)
         elif isinstance(teacher, OpenClipTeacher):
-            _fetch(teacher, scratch)
+            _fetch(teacher, self._job.recipe.tokenizer, scratch)
         else:
             shutil.copytree(Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True)
         check_teacher(scratch, self._job.recipe.tokenizer)
@@ -56,11 +56,11 @@ def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
     if wanted != (found := (tower_depth(teacher.trunk), tower_width(teacher.trunk), teacher.image_size)):
         raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
-    with torch.device("meta"):
-        expected = build_any_tower(tokenizer.tower, tokenizer.image_size).state_dict()
-    if differ := names_that_differ(expected, encoder_state(teacher.trunk)):
+    if differ := tower_differs(teacher.trunk, tokenizer.tower, tokenizer.image_size):
         raise UserError(f"tokenizer.tower and the teacher's differ in {len(differ)} weights, such as {differ[0]}: name the same model")
-    if isinstance(tower := tokenizer.tower, NamedTower) and not _same_statistics(tower, teacher):
+    if isinstance(tower := tokenizer.tower, TowerConfig) and tower.activation != (found := activation_of(teacher.trunk)):
+        raise UserError(f"tokenizer.tower.activation={tower.activation}, the teacher computes {found}: make them equal")
+    if isinstance(tower, NamedTower) and not _same_statistics(tower, teacher):
         mean, std = (part.flatten().tolist() for part in (teacher.mean, teacher.std))
         raise UserError(f"tokenizer.tower expects images of mean and std {tower.statistics}: set tower.mean={mean} and tower.std={std}")
 
@@ -70,9 +70,10 @@ def _same_statistics(tower: NamedTower, teacher: Teacher) -> bool:
     return torch.allclose(ours, theirs, atol=1e-4)
 
 
-def _fetch(teacher: OpenClipTeacher, folder: Path) -> None:
+def _fetch(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folder: Path) -> None:
+    tower = tokenizer.tower if isinstance(tokenizer.tower, TowerConfig) else None
     try:
-        export_open_clip(teacher.model, teacher.pretrained, folder)
+        export_open_clip(teacher.model, teacher.pretrained, folder, tower)
     except ValueError as error:
         raise UserError(f"teacher.{error}") from None
 

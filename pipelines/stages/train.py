@@ -23,9 +23,11 @@ from infra.storage import Store
 from model.augment import random_crop
 from model.hub import FILES
 from model.images import normalize, to_tensor
+from model.precision import tower_precision
 from model.stages import freeze
 from model.teacher import TeacherTargets, load_teacher
 from model.tokenizer import DualTokenizer
+from model.towers import checkpoint_gradients
 from model.training import TrainState, train_step
 from pipelines.errors import UserError, telling_divergence
 from pipelines.models import stage_device, use_threads
@@ -93,7 +95,8 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
             with telling_divergence():
-                metrics = train_step(state, normalize(batch.images.to(run.device)), batches.targets(batch)).present()
+                levels = batch.images.to(run.device)
+                metrics = train_step(state, normalize(levels), batches.targets(batch, levels)).present()
             last = step == train.steps - 1
             if log and (step % train.log_every == 0 or last):
                 speed = (step + 1 - first) * train.batch_size / (time.monotonic() - started)
@@ -136,11 +139,12 @@ class Batches:
         generator = np.random.default_rng([recipe.train.seed, step, place])
         return random_crop(picture, recipe.tokenizer.image_size, recipe.train.random_crop, generator)
 
-    def targets(self, batch: _Batch) -> TeacherTargets:
-        """Return the teacher's word on a batch, stored or asked now."""
-        device = self._run.device
+    def targets(self, batch: _Batch, levels: Tensor) -> TeacherTargets:
+        """Return the teacher's word on a batch, stored or asked now: then of `levels`, its images on the device, in the run's precision."""
+        device, recipe = self._run.device, self._job.recipe
         if self._teacher:
-            return self._teacher.dense(batch.images.to(device), self._job.recipe.tokenizer.semantic_block)
+            with tower_precision(device, recipe.train.precision):
+                return self._teacher.targets(levels, recipe.tokenizer.semantic_block)
         assert batch.pooled is not None
         assert batch.dense is not None
         return TeacherTargets(batch.pooled.to(device), batch.dense.to(device))
@@ -152,7 +156,10 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     torch.manual_seed(train.seed)
     model = _first_model(job, scratch)
     if train.memory_format == "channels_last":
-        model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+        for part in (model.post_quant, model.decoder):
+            part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+    if train.checkpoint_tower:
+        checkpoint_gradients(model.tower)
     freeze(model, train)
     wrapped = run.wrap(model.to(run.device))
     assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))

@@ -20,6 +20,7 @@ from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerCo
 from model.lpips import Lpips  # noqa: E402
 from model.quantize import build_quantizer  # noqa: E402
 from model.quantizer_config import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig  # noqa: E402
+from model.towers import checkpoint_gradients  # noqa: E402
 from model.train_state import TrainState  # noqa: E402
 from model.training import forward_losses  # noqa: E402
 from model.training_config import GanConfig, LpipsConfig  # noqa: E402
@@ -86,10 +87,11 @@ def quantisers() -> None:
 
 
 def switch(perceptual: Lpips) -> None:
-    """The setting compiles a step once, LPIPS and GAN and all, and its steps are those of a run without it."""
+    """The setting compiles a step once, LPIPS, GAN, a checkpointed tower and all, and its steps are those of a run without it."""
     train_state.COMPILER = "aot_eager"
     plain = Settings(perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4)
     expected, found = (fresh_state(CONFIG, settings, perceptual) for settings in (plain, plain._replace(compile=True)))
+    checkpoint_gradients(found.tokenizer.tower)
     run(found, 1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
     with torch._dynamo.config.patch(error_on_recompile=True):

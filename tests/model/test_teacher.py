@@ -13,7 +13,8 @@ from torch import Tensor
 from model.config import TextConfig, TowerConfig
 from model.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, build_teacher, export_open_clip, load_teacher, save_teacher, tokenize
 from model.teacher_training import TeacherTrainer
-from model.towers import finish
+from model.tower import register_tower, tower_name
+from model.towers import activation_of, finish
 
 import open_clip  # isort: skip  (after model.teacher, which makes it importable)
 from open_clip.model import set_model_preprocess_cfg  # isort: skip
@@ -78,7 +79,7 @@ def test_open_clip_reads_our_folder_in_another_process(folder: Path, teacher: Te
 
 
 def test_one_pass_gives_embeddings_and_targets(teacher: Teacher, pictures: Tensor) -> None:
-    output, targets = teacher.embed_all(pictures, block=2), teacher.dense(pictures, block=2)
+    output, targets = teacher.embed_all(pictures, block=2), teacher.targets(pictures, block=2)
     assert torch.equal(output.embeddings, teacher.embed_images(pictures))
     assert torch.equal(targets.dense, output.dense)
     assert torch.equal(targets.pooled, output.pooled)
@@ -97,7 +98,7 @@ def test_text_embeddings_do_not_depend_on_the_batch(teacher: Teacher) -> None:
 def test_a_teacher_is_frozen(teacher: Teacher, pictures: Tensor) -> None:
     assert not [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
     assert not teacher.training
-    assert not teacher.dense(pictures, block=1).dense.requires_grad
+    assert not teacher.targets(pictures, block=1).dense.requires_grad
 
 
 def test_images_are_normalised_by_the_model_s_own_figures(folder: Path, pictures: Tensor, tmp_path: Path) -> None:
@@ -119,6 +120,23 @@ def test_an_open_clip_model_is_exported_and_read_back(folder: Path, pictures: Te
     # open_clip's own default figures, since a file of weights brings none.
     assert exported.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
     assert torch.equal(exported.trunk(exported.transform(pictures)), teacher.trunk(exported.transform(pictures)))
+
+
+def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
+    folder: Path, pictures: Tensor, teacher: Teacher, tmp_path: Path
+) -> None:
+    model_config = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
+    tower = Shape().tower.model_copy(update={"activation": "gelu"})
+    register_tower(name := tower_name(tower, Shape().image_size))
+    exact = {"timm_model_name": name}
+    (tmp_path / "tiny-exact-siglip.json").write_text(json.dumps(model_config | {"vision_cfg": model_config["vision_cfg"] | exact}))
+    open_clip.add_model_config(tmp_path / "tiny-exact-siglip.json")
+    for wanted, activation in ((None, "gelu"), (Shape().tower, "gelu_tanh"), (Shape().tower.model_copy(update={"depth": 9}), "gelu")):
+        export_open_clip("tiny-exact-siglip", str(folder / WEIGHTS_FILE), tmp_path / "exported", wanted)
+        exported = load_teacher(tmp_path / "exported")
+        assert activation_of(exported.trunk) == activation
+        images = exported.transform(pictures)
+        assert torch.equal(exported.trunk(images), teacher.trunk(images)) == (activation == "gelu_tanh")
 
 
 def test_a_folder_without_a_siglip_model_is_refused(folder: Path, tmp_path: Path) -> None:

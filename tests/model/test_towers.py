@@ -14,7 +14,7 @@ from model.open_clip_names import OPENAI, input_statistics, model_config, model_
 from model.quantizer_config import QuantizerConfig
 from model.stages import freeze
 from model.tokenizer import DualTokenizer
-from model.towers import build_any_tower, finish, num_prefix_tokens, tap, tower_depth
+from model.towers import build_any_tower, checkpoint_gradients, finish, num_prefix_tokens, tap, tower_depth
 from model.training_config import Stage
 
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model  # isort: skip  (after model.towers)
@@ -141,6 +141,34 @@ def test_a_tap_runs_no_block_behind_it() -> None:
     tap(tower, torch.zeros(1, 3, 64, 64), [2])
     assert "transformer.resblocks.1" in ran
     assert not [name for name in ran if name.startswith(("transformer.resblocks.2", "ln_post"))]
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_checkpointed_tower_keeps_less_and_has_the_same_gradients(model: str) -> None:
+    torch.manual_seed(0)
+    tower, images = build_any_tower(NamedTower(model=model), 64), torch.randn(2, 3, 64, 64)
+    block, runs = tower_depth(tower) - 1, []
+    for _ in range(2):
+        kept = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            tokens = tap(tower, images, [block])[block].tokens
+        gradients = torch.autograd.grad(tokens.square().sum(), list(tower.parameters()), allow_unused=True)
+        runs.append((kept.numbers, [tokens, *(gradient for gradient in gradients if gradient is not None)]))
+        checkpoint_gradients(tower)
+    (all_numbers, expected), (few_numbers, found) = runs
+    assert few_numbers < all_numbers / 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+class Kept:
+    """Counts the numbers that a graph keeps for its backward pass."""
+
+    def __init__(self) -> None:
+        self.numbers = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        self.numbers += tensor.numel()
+        return tensor
 
 
 @pytest.mark.parametrize("model", [CLIP, PE])

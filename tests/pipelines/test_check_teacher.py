@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import TokenizerConfig
+from model.config import TextConfig, TokenizerConfig, TowerConfig
 from model.images import normalize
-from model.teacher import load_teacher, save_open_clip
+from model.teacher import build_teacher, load_teacher, save_open_clip, save_teacher
 from model.tokenizer import DualTokenizer
 from model.towers import tap
 from pipelines.errors import UserError
 from pipelines.stages.teacher import check_teacher
+from pipelines.teacher_config import TrainedTeacher
 
 import open_clip  # isort: skip  (after model.teacher, which makes it importable)
 
@@ -46,8 +47,19 @@ def test_a_tokenizer_that_starts_from_a_clip_model_sees_what_it_sees(clip: Path)
         theirs = tap(teacher.trunk, teacher.transform(levels), [11])[11]
         torch.testing.assert_close(ours.tokens, theirs.tokens)
         torch.testing.assert_close(ours.prefix, theirs.prefix)
-    assert torch.equal(teacher.dense(levels, 11).dense, theirs.tokens)
+    assert torch.equal(teacher.targets(levels, 11).dense, theirs.tokens)
     assert teacher.embed_texts(["a"]).shape == (1, 256)
+
+
+def test_an_activation_that_differs_is_refused(tmp_path: Path) -> None:
+    shape = TowerConfig(patch_size=56, width=32, depth=2, num_heads=2, mlp_width=48)
+    teacher = TrainedTeacher(kind="train", image_size=224, tower=shape, text=TextConfig(context_length=8, width=16, depth=1, num_heads=2))
+    save_teacher(build_teacher(teacher), teacher, tmp_path)
+    decoder = config().decoder.model_copy(update={"norm_groups": 8})
+    own = config().model_copy(update={"tower": shape, "semantic_block": 1, "pixel_block": 1, "decoder": decoder})
+    check_teacher(tmp_path, own)
+    with pytest.raises(UserError, match="activation=gelu, the teacher computes gelu_tanh: make them equal"):
+        check_teacher(tmp_path, own.model_copy(update={"tower": shape.model_copy(update={"activation": "gelu"})}))
 
 
 @pytest.mark.parametrize(

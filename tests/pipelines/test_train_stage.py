@@ -39,9 +39,9 @@ def test_every_part_of_training_runs_from_a_recipe_and_stage_2_goes_on_from_it(r
     first = train(load_tiny(root, *parts, f"train.perceptual={{kind: lpips, backbone: {root / 'vgg.pth'}}}"))
     lines = [json.loads(line) for line in (first / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["perceptual"] > 0 for line in lines)
-    assert ["balance" in line for line in lines] == [False, True, True, True]
+    assert ["adaptive_weight" in line for line in lines] == [False, True, True, True]
 
-    second = train(load_tiny(root, "train.stage=2", f"train.start_from={first}"))
+    second = train(load_tiny(root, "train.stage=2", "train.checkpoint_tower=true", f"train.start_from={first}"))
     before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"tower", "reduce_semantic", "expand_semantic", "quantize_semantic"}
@@ -66,6 +66,20 @@ def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_worker
     picture = Image.linear_gradient("L").rotate(45)
     crops = [alone.crop(picture, step, place) for step, place in ((0, 0), (0, 0), (1, 0), (0, 1))]
     assert [crop == crops[0] for crop in crops] == [True, True, False, False]
+
+
+def test_a_teacher_beside_the_training_computes_in_its_precision(root: Path, load_tiny: LoadTiny, tmp_path: Path) -> None:
+    said = []
+    for precision in ("float32", "bfloat16"):
+        recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
+        run_command("targets", recipe, LocalExecutor(), lambda _: None)
+        job = planned(recipe, "train").job
+        assert job is not None
+        batches = Batches(job, Rank(0, 1), tmp_path / precision)
+        batch = batches.make(0)
+        said.append(batches.targets(batch, batch.images))
+    assert not torch.equal(said[1].dense, said[0].dense)
+    torch.testing.assert_close(said[1].dense.float(), said[0].dense, rtol=0.1, atol=0.1)
 
 
 def test_channels_last_weights_are_saved_as_any_others(finished: Recipe, tmp_path: Path) -> None:
