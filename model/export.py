@@ -38,25 +38,29 @@ class Graph(NamedTuple):
 
 
 def export(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]:  # noqa: A002  (the command's word)
-    """Write `encode` and `decode` into a folder, made if missing, and return their paths.
+    """Write `encode` and `decode` into a folder, made if missing, and return the files' paths.
 
-    Raises ValueError if a package that the format needs is missing.
+    ONNX's own format ends at 2 GB: of a larger graph, as So400m's, the weights are a second file, `encode.onnx.data`. Raises
+    ValueError if a package that the format needs is missing.
     """
     if format == "onnx" and (missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]):
         raise ValueError(f"format=onnx needs the package {missing[0]}: pip install 'dualtoken[export]', or use torch-export")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for graph in _graphs(tokenizer):
-        paths.append(folder / f"{graph.name}.{SUFFIX[format]}")
-        with _quiet():
-            _export_onnx(graph, paths[-1]) if format == "onnx" else _export_torch(graph, paths[-1])
+    with _for_inference(tokenizer), _quiet():
+        for graph in _graphs(tokenizer):
+            path = folder / f"{graph.name}.{SUFFIX[format]}"
+            weights = path.with_name(f"{path.name}.data")
+            weights.unlink(missing_ok=True)  # an earlier export's
+            _export_onnx(graph, path) if format == "onnx" else _export_torch(graph, path)
+            paths += [path, weights] if weights.exists() else [path]
     return paths
 
 
 def _graphs(tokenizer: DualTokenizer) -> tuple[Graph, Graph]:
-    config, network = tokenizer.config, _plain(tokenizer)
-    images = torch.zeros(_EXAMPLES, 3, config.image_size, config.image_size)
-    codes = torch.zeros(_EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth, dtype=torch.int64)
+    config, network, device = tokenizer.config, _plain(tokenizer), next(tokenizer.parameters()).device
+    images = torch.zeros(_EXAMPLES, 3, config.image_size, config.image_size, device=device)
+    codes = torch.zeros(_EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth, dtype=torch.int64, device=device)
     return (
         Graph("encode", _Encode(network), (images,), ["images"], ["semantic", "pixel"]),
         Graph("decode", _Decode(network), (codes,), ["pixel"], ["images"]),
@@ -74,6 +78,17 @@ def _export_onnx(graph: Graph, path: Path) -> None:
 def _export_torch(graph: Graph, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     torch.export.save(torch.export.export(graph.module, graph.inputs, dynamic_shapes=({0: batch},)), path)
+
+
+@contextmanager
+def _for_inference(tokenizer: DualTokenizer) -> Iterator[None]:
+    """Put a tokenizer, which shares its modules with the graphs, into eval mode for a while."""
+    training = tokenizer.training
+    try:
+        tokenizer.eval()
+        yield
+    finally:
+        tokenizer.train(training)
 
 
 @contextmanager
@@ -116,4 +131,6 @@ def _plain(tokenizer: DualTokenizer) -> DualTokenizer:
         quantizer = network._modules.get(name)  # noqa: SLF001  (a shared codebook is in one place only)
         if isinstance(quantizer, Quantizer):
             network._modules[name] = plain(quantizer)  # noqa: SLF001
-    return network.eval()
+    if tokenizer.config.shared_codebook:
+        object.__setattr__(network, "quantize_pixel", network.quantize_semantic)  # as the tokenizer itself does
+    return network

@@ -54,7 +54,10 @@ class _Books(nn.Module):
         count = min(count, self.num_different[self._place(depth)])
         found = (vectors @ codes.T - halves).topk(min(count + _CANDIDATES - 1, len(codes)), dim=-1).indices
         distances = (self.vectors(found, depth).double() - vectors[..., None, :].double()).square().sum(dim=-1)
-        return _least(torch.where(halves[found].isinf(), math.inf, distances), found, count)
+        # Of values that are no numbers nothing is nearest: code 0, as in the search proper.
+        real = vectors.isfinite().all(dim=-1, keepdim=True)
+        distances = torch.where(halves[found].isinf() | ~real, math.inf, distances)
+        return _least(distances, torch.where(real, found, 0), count)
 
     def _of(self, name: str, depth: int) -> Tensor:
         return cast("Tensor", getattr(self, name))[self._place(depth)]

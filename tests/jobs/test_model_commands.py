@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from jobs.cli import main
-from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from model.config import ConvEncoderConfig, DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from model.hub import fingerprint
 from model.image_files import open_image
-from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, SplitQuantizerConfig
+from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
 from model.tokenizer import DualTokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -57,27 +57,36 @@ def export(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=300, env=environment)
 
 
-def build(pixel: AnyQuantizerConfig, semantic: AnyQuantizerConfig) -> DualTokenizer:
-    config = TokenizerConfig(
-        image_size=16,
-        tower=TowerConfig(patch_size=5, width=32, depth=4, num_heads=2, mlp_width=48),
-        pixel_block=2,
-        semantic_block=3,
-        shortcut=ShortcutConfig(block=1),
-        pixel=pixel,
-        semantic=semantic,
-        decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
-    )
+def build(pixel: AnyQuantizerConfig, semantic: AnyQuantizerConfig, **others: Any) -> DualTokenizer:
+    settings = {
+        "tower": TowerConfig(patch_size=5, width=32, depth=4, num_heads=2, mlp_width=48),
+        "pixel_block": 2,
+        "semantic_block": 3,
+        "shortcut": ShortcutConfig(block=1),
+        "decoder": DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
+    }
+    config = TokenizerConfig(image_size=16, pixel=pixel, semantic=semantic, **settings | others)
     torch.manual_seed(0)
     return DualTokenizer(config).eval()
 
 
 QUANTIZER = QuantizerConfig(num_codes=32, depth=3, width=8)
-EXPORTED = {
-    "residual": (QUANTIZER, QUANTIZER),
-    "beam and split": (
+EXPORTED: dict[str, Callable[[], DualTokenizer]] = {
+    "residual": lambda: build(QUANTIZER, QUANTIZER),
+    "beam and split": lambda: build(
         QuantizerConfig(num_codes=32, depth=4, width=8, beam=3),
         SplitQuantizerConfig(kind="split", num_codes=32, depth=4, width=8),
+    ),
+    "scalar and separate": lambda: build(
+        ScalarQuantizerConfig(kind="scalar", levels=(4, 4), depth=4), QuantizerConfig(num_codes=32, depth=4, width=8, shared=False)
+    ),
+    "one for both": lambda: build(QUANTIZER, QUANTIZER, shared_codebook=True, pixel_block=3, shortcut=None),
+    "an encoder of pixels": lambda: build(
+        QUANTIZER,
+        QUANTIZER,
+        tower=TowerConfig(patch_size=4, width=32, depth=4, num_heads=2, mlp_width=48),
+        shortcut=None,
+        pixel_encoder=ConvEncoderConfig(width=8, multipliers=(1, 1, 2), num_res_blocks=1, norm_groups=4),
     ),
 }
 
@@ -184,10 +193,10 @@ def test_an_out_of_the_wrong_kind_is_refused(dualtoken: Command, model: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantizers", EXPORTED.values(), ids=EXPORTED)
-def test_onnx_gives_the_same_codes_and_pictures(quantizers: tuple[AnyQuantizerConfig, AnyQuantizerConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", EXPORTED.values(), ids=EXPORTED)
+def test_onnx_gives_the_same_codes_and_pictures(made: Callable[[], DualTokenizer], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
-    (tokenizer := build(*quantizers)).save_pretrained(tmp_path / "model")
+    (tokenizer := made()).save_pretrained(tmp_path / "model")
     ended = export(tmp_path / "model", "--format", "onnx", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("encode", "decode"))
@@ -202,9 +211,9 @@ def test_onnx_gives_the_same_codes_and_pictures(quantizers: tuple[AnyQuantizerCo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantizers", EXPORTED.values(), ids=EXPORTED)
-def test_torch_export_gives_the_same_codes_and_pictures(quantizers: tuple[AnyQuantizerConfig, AnyQuantizerConfig], tmp_path: Path) -> None:
-    (tokenizer := build(*quantizers)).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize("made", EXPORTED.values(), ids=EXPORTED)
+def test_torch_export_gives_the_same_codes_and_pictures(made: Callable[[], DualTokenizer], tmp_path: Path) -> None:
+    (tokenizer := made()).save_pretrained(tmp_path / "model")
     ended = export(tmp_path / "model", "--format", "torch-export", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     encode, decode = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encode", "decode"))

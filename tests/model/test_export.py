@@ -28,7 +28,10 @@ def test_the_plain_search_is_the_exact_one(config: QuantizerConfig | SplitQuanti
         codes[20 + number : 40] = codes[3]
         codes[40:44] = codes[4] + 1e-7
     quantizer.codes.mul_(100)
-    tokens = torch.cat([torch.randn(2, 50, config.width) * 100, quantizer.codes.view(1, -1, config.width).expand(2, -1, -1)], dim=1)
+    broken = torch.full((2, 2, config.width), torch.nan)
+    broken[:, 1] = torch.inf
+    tokens = torch.cat([torch.randn(2, 50, config.width) * 100, quantizer.codes.view(1, -1, config.width).expand(2, -1, -1), broken], dim=1)
     found, exact = plain(quantizer), quantizer.encode(tokens)
     assert torch.equal(found.encode(tokens), exact)
+    assert not exact[:, -2:].any()
     torch.testing.assert_close(found.lookup(exact), quantizer.lookup(exact))
