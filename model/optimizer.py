@@ -5,11 +5,14 @@ import math
 import torch
 from torch import nn
 
+_LEARNED_TOKENS = ("pos_embed", "positional_embedding", "latent", "prefix", "cls_token", "reg_token")
+"""What trains for itself, not as the factor of a product: positions, and vectors that stand among tokens."""
+
 
 def build_optimizer(model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW over what trains; weight decay on matrices and kernels, not on biases, norms, scales and positions."""
+    """Return AdamW over what trains; weight decay on matrices and kernels, not on biases, norms, scales and learned tokens."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    kept = [parameter for name, parameter in named if parameter.ndim < 2 or name.endswith(("pos_embed", "positional_embedding", "latent"))]
+    kept = [parameter for name, parameter in named if parameter.ndim < 2 or name.endswith(_LEARNED_TOKENS)]
     decayed = [parameter for _, parameter in named if not any(parameter is other for other in kept)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)

@@ -40,11 +40,11 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw normal codes with no uses, so that, with restarts on, the first update takes the codes from its batch."""
+        """Draw normal codes. With restarts on they have no uses, so that the first update takes the codes from its batch."""
         nn.init.normal_(self.codes)
         self.codes.copy_(self._place(self.codes))
         self.sums.copy_(self.codes)
-        nn.init.zeros_(self.counts)
+        nn.init.constant_(self.counts, 1 if self.config.restart_below is None else 0)
 
     @abstractmethod
     def _assigned(self, quantized: Quantized) -> tuple[Int[Tensor, "G M"], Float[Tensor, "G M V"]]:

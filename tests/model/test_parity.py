@@ -79,8 +79,12 @@ def test_every_gradient_has_the_reference_norm(folder: Path, tokenizer: DualToke
     compared = {name: theirs[name].norm().item() for name in norms if not name.startswith(("siglip_model.text", "siglip_model.logit"))}
     codebooks = {name for name in theirs if ".codebooks." in name or name.endswith("zero_k_bias")}
     assert compared.keys() == theirs.keys() - codebooks
-    # Keys' biases change no attention: their gradients are rounding.
-    assert compared == pytest.approx({name: norms[name] for name in compared}, rel=1e-4, abs=1e-6)
+    # Keys' biases change no attention, nor do biases before a norm their groups: their gradients are rounding.
+    nothing = {name for name in compared if norms[name] < 1e-6}
+    assert all(compared[name] < 1e-6 for name in nothing)
+    assert {name: compared[name] for name in compared if name not in nothing} == pytest.approx(
+        {name: norms[name] for name in compared if name not in nothing}, rel=1e-4, abs=0
+    )
 
 
 def test_a_codebook_update_is_the_reference_update(expected: dict[str, Tensor], tokenizer: DualTokenizer) -> None:

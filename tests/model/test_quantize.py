@@ -117,6 +117,17 @@ def test_an_update_is_the_one_hot_moving_average(tokens: Tensor) -> None:
     torch.testing.assert_close(quantizer.codes.double(), codes, rtol=1e-6, atol=1e-6)
 
 
+def test_without_restarts_a_fresh_codebook_keeps_the_codes_that_nothing_chose(tokens: Tensor) -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(CONFIG.model_copy(update={"restart_below": None}))
+    quantizer.codes[8:] += 1e3
+    quantizer.sums.copy_(quantizer.codes)
+    before, quantized = quantizer.codes.clone(), quantizer(tokens)
+    quantizer.update(quantized, seeded())
+    torch.testing.assert_close(quantizer.codes[8:], before[8:], rtol=1e-3, atol=0)
+    assert not torch.equal(quantizer.codes[:8], before[:8])
+
+
 def test_unused_codes_restart_at_distinct_vectors_of_the_batch(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
     quantizer.counts.fill_(4.0)
     used = quantizer.codes[:8].clone()

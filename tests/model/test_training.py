@@ -67,12 +67,13 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert rates[12] == 0.0
 
 
-def test_weight_decay_spares_biases_norms_and_positions(config: TokenizerConfig) -> None:
+def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerConfig) -> None:
     tokenizer = DualTokenizer(config)
+    tokenizer.prefix = torch.nn.Parameter(torch.zeros(1, 1, config.tower.width))  # as beside a tower with a class token
     optimizer = build_optimizer(tokenizer, learning_rate=1.0, betas=(0.9, 0.9), weight_decay=0.1)
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     spared = {name for name, parameter in tokenizer.named_parameters() if id(parameter) not in decayed}
-    assert {"tower.pos_embed", "tower.attn_pool.latent", "tower.blocks.0.attn.qkv.bias", "decoder.norm_out.weight"} <= spared
+    assert {"tower.pos_embed", "tower.attn_pool.latent", "prefix", "tower.blocks.0.attn.qkv.bias", "decoder.norm_out.weight"} <= spared
     assert "decoder.conv_in.weight" not in spared
     assert "tower.blocks.0.attn.qkv.weight" not in spared
 
