@@ -73,7 +73,7 @@ class TrainState:
         return {"step": self.step} | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; the steps that follow are those of a run never stopped, to the bit."""
+        """Continue from `state_dict`; the steps that follow are those of a run never stopped, on a CPU to the bit."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]

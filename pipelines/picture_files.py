@@ -17,6 +17,7 @@ from model.card import bits_per_image
 from model.hub import find_folder, fingerprint
 from model.image_files import SUFFIXES, ImageFileError, find_images, open_image
 from model.metrics import psnr
+from model.precision import forbid_tf32
 from model.tokenizer import Codes, DualTokenizer
 from pipelines.counted import counted
 from pipelines.errors import UserError
@@ -50,6 +51,7 @@ class Model(NamedTuple):
 
 def open_model(name: str) -> Model:
     """Open a folder of `save_pretrained` or a hub repository, on the GPU if there is one. Raises `UserError` if it is neither."""
+    forbid_tf32()
     try:
         folder = find_folder(name)
         return Model(folder, DualTokenizer.from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu"))
