@@ -21,14 +21,14 @@ _CANDIDATES = 8
 """Codes that are compared exactly beside those asked for; two at a float32's rounding of each other are rare."""
 
 
-def plain(quantizer: Quantizer) -> "PlainResidual | PlainSplit | ScalarQuantizer":
+def plain(quantizer: Quantizer) -> "PlainResidual | PlainSplit | PlainScalar":
     """Return what has a quantiser's `encode` and `lookup` and fits into a graph."""
     if isinstance(quantizer, ResidualQuantizer):
         return PlainResidual(quantizer)
     if isinstance(quantizer, SplitQuantizer):
         return PlainSplit(quantizer)
     assert isinstance(quantizer, ScalarQuantizer)
-    return quantizer
+    return PlainScalar(quantizer)
 
 
 class _Books(nn.Module):
@@ -123,6 +123,14 @@ class PlainSplit(_Books):
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """Return the parts' codes side by side."""
         return torch.cat([self.vectors(ids[..., depth], depth) for depth in range(self.depth)], dim=2)
+
+
+class PlainScalar(nn.Module):
+    """A scalar quantiser, which searches nothing."""
+
+    def __init__(self, quantizer: ScalarQuantizer) -> None:
+        super().__init__()
+        self.encode, self.lookup = quantizer.ids, quantizer.lookup
 
 
 def _least(

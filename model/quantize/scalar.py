@@ -33,12 +33,15 @@ class ScalarQuantizer(Quantizer):
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
         with without_autocast(tokens.device):
-            channels = tokens.float().unflatten(2, (self.config.depth, -1))
-            thresholds = torch.tensor(self._thresholds, device=tokens.device)
-            levels = (channels.detach()[..., None] > thresholds).sum(dim=-1)
-            ids = (levels * torch.tensor(self._radix, device=tokens.device)).sum(dim=-1)
+            ids, channels = self.ids(tokens.detach()), self._channels(tokens)
             vectors = straight_through(self.lookup(ids), self._bounded(channels).flatten(2))
             return Quantized(ids, vectors, torch.zeros((), device=tokens.device), channels.detach())
+
+    def ids(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
+        """Return the ids alone, by comparisons, which no autocast changes."""
+        thresholds = torch.tensor(self._thresholds, device=tokens.device)
+        levels = (self._channels(tokens)[..., None] > thresholds).sum(dim=-1)
+        return (levels * torch.tensor(self._radix, device=tokens.device)).sum(dim=-1)
 
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """Return the levels, from -1 to 1: `vectors` of the `forward` that chose the ids, to the bit."""
@@ -49,6 +52,9 @@ class ScalarQuantizer(Quantizer):
 
     def update(self, quantized: Quantized | Sequence[Quantized], generator: torch.Generator) -> None:
         """Do nothing: levels are fixed."""
+
+    def _channels(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B N D C"]:
+        return tokens.float().unflatten(2, (self.config.depth, -1))
 
     def _bounded(self, channels: Float[Tensor, "B N D C"]) -> Float[Tensor, "B N D C"]:
         """Return what rounding would turn into levels, over the same half: its gradient is the levels'."""
