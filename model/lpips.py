@@ -55,7 +55,7 @@ class Lpips(nn.Module):
         ]
         return torch.stack(distances).sum(dim=0).mean()
 
-    def _features(self, images: Float[Tensor, "B 3 S S"]) -> list[Tensor]:
+    def _features(self, images: Float[Tensor, "B 3 S S"]) -> list[Float[Tensor, "B C H W"]]:
         hidden, taps = (images - self.shift) / self.scale, []
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)

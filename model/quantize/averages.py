@@ -78,7 +78,7 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
             dist.all_reduce(statistics)
         self._move(*(part.view(*self.codes.shape[:-1], -1).float() for part in statistics.split([part.shape[2] for part in parts], dim=2)))
 
-    def _move(self, counts: Tensor, sums: Tensor, drawn: Tensor | None = None) -> None:
+    def _move(self, counts: Float[Tensor, "*G K 1"], sums: Float[Tensor, "*G K V"], drawn: Float[Tensor, "*G K V"] | None = None) -> None:
         decay, least = self.config.decay, self.config.restart_below
         self.counts.mul_(decay).add_(counts[..., 0], alpha=1 - decay)
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)

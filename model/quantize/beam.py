@@ -1,6 +1,6 @@
 """Beam search over the depths of a residual quantiser: keeps several sums per depth, not the nearest code alone.
 
-M vectors, P sums kept, C codes tried for each, T = P C sums tried, W channels, D depths, K codes.
+M vectors, P sums kept (Q of the next depth), C codes tried for each, T = P C sums tried, W channels, D depths, K codes.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from model.quantize.nearest import CodeSearch
@@ -34,15 +34,15 @@ def beam_codes(vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam:
             distances = _joined(distances, marks)
         best = distances.sort(dim=1, stable=True).indices[:, :beam]
         chosen = found.gather(1, best)
-        residuals = _of_parents(residuals, best // tried) - book.codes[chosen]
-        ids = torch.cat((_of_parents(ids, best // tried), chosen[..., None]), dim=2)
+        residuals = of_parents(residuals, best // tried) - book.codes[chosen]
+        ids = torch.cat((of_parents(ids, best // tried), chosen[..., None]), dim=2)
         if shared:
             marks = marks.gather(1, best)
     return ids[:, 0]
 
 
 def code_marks(num_codes: int) -> Int[Tensor, " K"]:
-    """Return a random number per code; sets of up to 64 codes have different sums of them, whatever their order."""
+    """Return a random number per code: those of the same codes have one sum, whatever their order, and other sets almost surely another."""
     return torch.randint(2**56, (num_codes,), generator=torch.Generator().manual_seed(0))
 
 
@@ -55,5 +55,6 @@ def _joined(distances: Float[Tensor, "M T"], marks: Int[Tensor, "M T"]) -> Float
     return torch.empty_like(distances).scatter(1, order, least.gather(1, groups).where(first, math.inf))
 
 
-def _of_parents(values: Tensor, parents: Int[Tensor, "M P"]) -> Tensor:
-    return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))
+def of_parents(values: Shaped[Tensor, "*M P _"], parents: Int[Tensor, "*M Q"]) -> Shaped[Tensor, "*M Q _"]:
+    """Return what belongs to the sums that new ones extend."""
+    return values.gather(-2, parents[..., None].expand(*parents.shape, values.shape[-1]))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.quantize.base import Quantizer
-from model.quantize.beam import code_marks
+from model.quantize.beam import code_marks, of_parents
 from model.quantize.residual import ResidualQuantizer
 from model.quantize.scalar import ScalarQuantizer
 from model.quantize.split import SplitQuantizer, unit_length
@@ -86,8 +86,8 @@ class PlainResidual(_Books):
             alike = (marks[..., None] + cast("Tensor", self.marks)[found]).flatten(2) if self.shared else places
             best, _ = _least(distances.flatten(2), places, min(self.beam, sums * tried), alike)
             chosen, parents, marks = found.flatten(2).gather(2, best), best // tried, alike.gather(2, best)
-            residuals = _of_parents(residuals, parents) - self.vectors(chosen, depth)
-            ids = chosen[..., None] if ids is None else torch.cat((_of_parents(ids, parents), chosen[..., None]), dim=3)
+            residuals = of_parents(residuals, parents) - self.vectors(chosen, depth)
+            ids = chosen[..., None] if ids is None else torch.cat((of_parents(ids, parents), chosen[..., None]), dim=3)
         assert ids is not None
         return ids[:, :, 0]
 
@@ -155,11 +155,7 @@ def _lowest(keys: Int[Tensor, "*S C"], among: Bool[Tensor, "*S C"]) -> Int[Tenso
     return torch.where(among, keys, torch.iinfo(keys.dtype).max).amin(dim=-1, keepdim=True)
 
 
-def _of_parents(values: Tensor, parents: Int[Tensor, "B N P"]) -> Tensor:
-    return values.gather(2, parents[..., None].expand(-1, -1, -1, values.shape[3]))
-
-
-def _is_first_of_equals(codes: Float[Tensor, "K V"]) -> Tensor:
+def _is_first_of_equals(codes: Float[Tensor, "K V"]) -> Bool[Tensor, " K"]:
     _, group = torch.unique(codes, dim=0, return_inverse=True)
     numbers = torch.arange(len(codes), device=codes.device)
     least = torch.full_like(group, len(codes)).scatter_reduce(0, group, numbers, "amin")
