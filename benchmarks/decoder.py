@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.models import hardware, seconds
 from model import decoder as decoders
 from model.config import DecoderConfig
+from model.precision import forbid_tf32
 from model.upsample import upsample_conv
 
 SHAPES = ((64, 16, 32), (64, 32, 16), (64, 64, 8), (4, 128, 96), (1, 512, 48), (1, 1024, 24))
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     gflop, device = count(), torch.device(arguments.device)
+    forbid_tf32()
     print(f"the paper's decoder, forward and backward: {gflop['direct']:.0f} GFLOP an image directly, {gflop['phases']:.0f} by phases")
     print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, float32; ms by phases, directly, ratio")
     print(f"{'':20}{'forward':>26}{'with backward':>26}")

@@ -1,54 +1,54 @@
 """What encoding costs beside a full forward: `python -m benchmarks.encode [--device cuda] [--batch-size 4] [--rounds 5]`.
 
-Floating-point operations are counted for the paper's 384-pixel model without running it; times, and peak memory, are of a
-model with its proportions on a CPU, and of the model itself on a GPU.
+Floating-point operations, code searches included, are counted for the paper's 384-pixel model without running it; times, and
+peak memory, are of a model with its proportions on a CPU, and of the model itself on a GPU.
 """
 
 import argparse
 import datetime as dt
 import resource
 import statistics
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import PAPER_384, SMALL_192, hardware, seconds
 from model.config import TokenizerConfig
+from model.precision import forbid_tf32
 from model.tokenizer import DualTokenizer
 
 
 def count(config: TokenizerConfig) -> dict[str, float]:
-    """Return GFLOP an image: of the tower, projections, and decoder; the search, which needs real numbers, by arithmetic."""
+    """Return GFLOP an image of encoding and of a full forward, without running them: matrix products, convolutions, code searches."""
     with torch.device("meta"):
         tokenizer, images = DualTokenizer(config).eval().requires_grad_(False), torch.empty(1, 3, config.image_size, config.image_size)
-        vectors = torch.empty(1, config.grid_size**2, config.pixel.width)
-    search = sum(2 * config.grid_size**2 * one.num_codes * one.width * one.depth for one in (config.pixel, config.semantic))
-    for quantizer in (tokenizer.quantize_pixel, tokenizer.quantize_semantic):
-        _skip_search(quantizer, config.pixel.depth)
-    with torch.no_grad(), FlopCounterMode(display=False) as encode:
-        tokenizer.encode(images)
-    with torch.no_grad(), FlopCounterMode(display=False) as rest:
-        tokenizer._decode(vectors)  # noqa: SLF001
-        tokenizer.expand_semantic(vectors)
-    with torch.no_grad(), FlopCounterMode(display=False) as tower:
-        tokenizer.tower(images)
-    blocks = config.tower.depth - config.semantic_block
-    with torch.no_grad(), FlopCounterMode(display=False) as unused:
-        tokenizer.tower.forward_intermediates(images, indices=[config.semantic_block - 1], intermediates_only=True, stop_early=True)
-    assert blocks > 0
-    last = tower.get_total_flops() - unused.get_total_flops()
-    encoding = encode.get_total_flops() + search
-    return {"encode": encoding / 1e9, "full": (encoding + rest.get_total_flops() + last) / 1e9}
+    gflop = {}
+    for name, run in {"encode": tokenizer.encode, "full": tokenizer}.items():
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=SEARCHES) as counter:
+            run(images)
+        gflop[name] = counter.get_total_flops() / 1e9
+    return gflop
 
 
-class _Passed(NamedTuple):
-    ids: torch.Tensor
-    vectors: torch.Tensor
+def _residual_flop(vectors: Sequence[int], codes: Sequence[int], depth: int, beam: int, **_: object) -> int:
+    """Return the operations of each depth's products of all codes with the sums kept: one at first, at most a beam after."""
+    (streams, num_vectors, width), num_codes = vectors, codes[2]
+    kept, searched = 1, 0
+    for _depth in range(depth):
+        searched += kept
+        kept = min(beam, kept * min(beam, num_codes))
+    return 2 * streams * num_vectors * num_codes * width * searched
 
 
-def _skip_search(quantizer: torch.nn.Module, depth: int) -> None:
-    quantizer.forward = lambda tokens: _Passed(torch.empty(*tokens.shape[:2], depth, device="meta"), tokens)
+def _part_flop(vectors: Sequence[int], codes: Sequence[int], **_: object) -> int:
+    """Return the operations of the products of each part's vectors with its codes."""
+    parts, num_vectors, width = vectors
+    return 2 * parts * num_vectors * codes[1] * width
+
+
+SEARCHES = {torch.ops.dualtoken.residual_codes: _residual_flop, torch.ops.dualtoken.part_codes: _part_flop}
+"""What the counter is told of the operators that search for codes; scalar quantisers have none."""
 
 
 def measure(config: TokenizerConfig, device: torch.device, batch_size: int, rounds: int) -> None:
@@ -94,6 +94,7 @@ def main() -> None:
         gflop = count(config)
         print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times")
     device = torch.device(arguments.device)
+    forbid_tf32()
     measure(PAPER_384 if device.type == "cuda" else SMALL_192, device, arguments.batch_size, arguments.rounds)
 
 

@@ -47,13 +47,22 @@ def hardware(device: torch.device) -> str:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long one call takes; on a CPU the time that its threads worked, which other programs do not change much."""
+    """Return how long one call takes by the clock; on one thread of a CPU how long it worked, which other programs hardly change.
+
+    The work of several threads, shared out among them, would count as speed what some of them wait.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    _finish(device)
+    started = time.perf_counter()
+    work()
+    _finish(device)
+    return time.perf_counter() - started
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU was given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-    started = time.process_time()
-    work()
-    return (time.process_time() - started) / torch.get_num_threads()

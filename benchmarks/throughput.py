@@ -1,28 +1,35 @@
 """Images a second and peak memory of a recipe's tokenizer: `python -m benchmarks.throughput [RECIPE] [--device cuda] [--batch-size 64]`.
 
-Encoding, decoding, and a training step with the recipe's own settings, of random pictures; fresh weights. Encoding is timed in
-float32 and in bfloat16, and beside it stands the share of the matrix products' rate of the same precision and run that it reaches.
-J/image is what the whole processor or card used meanwhile, where that can be read.
+Encoding, decoding, and the training step that the train stage takes with the recipe's own settings: LPIPS, the GAN, from its start
+on, and, where the recipe stores no dense targets, the teacher's pass among them; reading images and targets is not. All weights are
+random (the tokenizer's, the discriminator's, LPIPS' VGG16, and the teacher's tower, which has the shape of the tokenizer's), and so
+are pictures, codes and stored targets: times are those of trained ones. Peak MB are beside what is there after a first call: weights,
+and in training the optimiser's state and gradients. Encoding is timed in float32 and in bfloat16, and beside it
+stands the share of the matrix products' rate of the same precision and run that it reaches. J/image is what the whole processor or
+card used meanwhile, where that can be read.
 """
 
 import argparse
 import datetime as dt
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.encode import count
 from benchmarks.energy import energy_counter
 from benchmarks.memory import peak_memory
 from benchmarks.models import hardware, seconds
 from model.losses import TeacherTargets
+from model.lpips import Lpips
 from model.precision import Precision, forbid_tf32, tower_precision
-from model.stages import freeze
 from model.tokenizer import DualTokenizer
+from model.towers import Tower, build_any_tower, finish, tap
 from model.train_state import TrainState
 from model.training import train_step
+from model.training_config import LpipsConfig
 from pipelines.config import Recipe
 from pipelines.recipe import load_recipe
 
@@ -39,30 +46,52 @@ class Row(NamedTuple):
     """An image, where it is counted."""
 
 
-def work(recipe: Recipe, device: torch.device, batch_size: int) -> list[Row]:
-    """Return what is timed."""
+def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]:
+    """Yield what is timed, each when those before it are done: training changes the tokenizer."""
     torch.manual_seed(0)
     config = recipe.tokenizer
-    train = recipe.train.model_copy(update={"gan": None, "warmup_steps": 0})
     tokenizer = DualTokenizer(config).to(device)
-    freeze(tokenizer, train)
-    state = TrainState(tokenizer, train)
     images = torch.rand(batch_size, 3, config.image_size, config.image_size, device=device) * 2 - 1
-    dense = torch.randn(batch_size, config.grid_size**2, config.tower.width, device=device)
-    targets = TeacherTargets(dense.mean(1), dense)
-    codes = tokenizer.encode(images).pixel
+    codes = torch.randint(config.pixel.num_codes, (batch_size, config.grid_size, config.grid_size, config.pixel.depth), device=device)
 
     def encode(precision: Precision) -> object:
         with tower_precision(device, precision):
             return tokenizer.encode(images)
 
     gflop = count(config)["encode"]
-    return [
-        Row("encode", "float32", lambda: encode("float32"), gflop),
-        Row("encode", "bfloat16", lambda: encode("bfloat16"), gflop),
-        Row("decode", "float32", lambda: tokenizer.decode(codes)),
-        Row("training step", train.precision, lambda: train_step(state, images, targets)),
-    ]
+    yield Row("encode", "float32", lambda: encode("float32"), gflop)
+    yield Row("encode", "bfloat16", lambda: encode("bfloat16"), gflop)
+    yield Row("decode", "float32", lambda: tokenizer.decode(codes))
+    yield Row("training step", recipe.train.precision, training_step(recipe, tokenizer, images))
+
+
+def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> Callable[[], object]:
+    """Return what the train stage does with a batch once the GAN, if there is one, has started."""
+    config, train = recipe.tokenizer, recipe.train
+    if train.memory_format == "channels_last":
+        tokenizer.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+    state = TrainState(tokenizer, train, _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None)
+    state.step = train.gan.start_step if train.gan else 0
+    if recipe.targets.dense:
+        dense = torch.randn(len(images), config.grid_size**2, config.tower.width, device=images.device)
+        stored = TeacherTargets(dense.mean(1), dense)
+        return lambda: train_step(state, images, stored)
+    teacher = build_any_tower(config.tower, config.image_size).to(images.device).eval()
+    return lambda: train_step(state, images, _asked(teacher, images, config.semantic_block))
+
+
+def _random_lpips(device: torch.device) -> Lpips:
+    network = Lpips()
+    for head in network.heads:
+        nn.init.uniform_(head)
+    return network.to(device)
+
+
+@torch.no_grad()
+def _asked(teacher: Tower, images: Tensor, block: int) -> TeacherTargets:
+    """Return a tower's targets as the train stage asks for them, in float32 whatever the training's precision."""
+    dense, prefix = tap(teacher, images, [block])[block]
+    return TeacherTargets(finish(teacher, dense, block, prefix), dense)
 
 
 def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> float:
@@ -76,12 +105,12 @@ def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> floa
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", nargs="?", default="scenes", help="without LPIPS; a GAN is left out")
+    parser.add_argument("recipe", nargs="?", default="scenes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    recipe, device = load_recipe(arguments.recipe, ["train.perceptual=none"]), torch.device(arguments.device)
+    recipe, device = load_recipe(arguments.recipe), torch.device(arguments.device)
     print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}; {recipe.name}, ", end="")
     print(f"{recipe.tokenizer.image_size} px, batch {arguments.batch_size}")
     forbid_tf32()
@@ -95,7 +124,7 @@ def main() -> None:
         # A CPU without bfloat16 products has no rate of them to speak of.
         compared = row.gflop and (device.type == "cuda" or row.precision == "float32")
         share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if compared else ""
-        print(f"{row.name:16}{row.precision:>10}{rate:10.1f}{joules:>10}{peak:10.0f}{share:>32}", flush=True)
+        print(f"{row.name:16}{row.precision:>10}{rate:10.{1 if rate >= 10 else 3}f}{joules:>10}{peak:10.0f}{share:>32}", flush=True)
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> float:

@@ -1,9 +1,12 @@
 """The published models, built without memory: sizes as measured on the released code, and a step of shapes alone."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from benchmarks.encode import count
+from model.config import TokenizerConfig
 from model.losses import Perceptual, TeacherTargets, tokenizer_loss
 from model.lpips import Lpips
 from model.quantize import ResidualQuantizer
@@ -66,8 +69,44 @@ def test_the_384_pixel_model_has_the_measured_sizes() -> None:
 
 def test_encoding_takes_2_5_times_fewer_operations_than_a_full_forward() -> None:
     gflop = count(load_recipe("paper-384").tokenizer)
-    assert gflop["encode"] == pytest.approx(679, abs=1)
+    assert {name: round(number, 1) for name, number in gflop.items()} == {"encode": 679.0, "full": 1737.2}
     assert gflop["full"] / gflop["encode"] >= 2.5
+
+
+SEARCH = 2 * 64 * 256 * 16 * 4 / 1e9
+"""GFLOP of all products of 64 tokens of 16 channels with 256 codes, at 4 depths."""
+
+
+def scalar(width: int) -> dict[str, Any]:
+    """Return a quantiser that searches for nothing."""
+    return {"kind": "scalar", "levels": [2] * (width // 4), "depth": 4}
+
+
+def encoding(**changes: object) -> float:
+    """Return GFLOP of encoding an image of 64 pixels."""
+    return count(TokenizerConfig.model_validate(load_recipe("scenes").tokenizer.model_dump() | changes))["encode"]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "searches"),
+    [
+        ({"width": 16}, 1),
+        ({"width": 16, "shared": False}, 1),
+        ({"width": 32}, 2),
+        ({"width": 16, "beam": 4}, 13 / 4),  # a sum at first, four at each further depth
+        ({"width": 16, "kind": "split"}, 1 / 4),  # a part of four channels at each depth
+    ],
+)
+def test_a_code_search_counts_as_what_it_multiplies(quantizer: dict[str, Any], searches: float) -> None:
+    searched = encoding(pixel={"num_codes": 256, "depth": 4} | quantizer, semantic=scalar(16))
+    assert searched - encoding(pixel=scalar(quantizer["width"]), semantic=scalar(16)) == pytest.approx(searches * SEARCH, rel=1e-6)
+
+
+def test_the_search_in_a_shared_codebook_counts_once() -> None:
+    shared = {"pixel_block": 5, "shared_codebook": True}
+    codebook, levels = {"num_codes": 256, "depth": 4, "width": 16}, scalar(16)
+    searched = encoding(pixel=codebook, semantic=codebook, **shared)
+    assert searched - encoding(pixel=levels, semantic=levels, **shared) == pytest.approx(SEARCH, rel=1e-6)
 
 
 @pytest.mark.parametrize("stage", [0, 2])
