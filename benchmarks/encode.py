@@ -1,7 +1,7 @@
-"""What encoding costs beside a full forward: `python -m benchmarks.encode [--device cuda] [--batch-size 4] [--rounds 5]`.
+"""What encoding costs beside a full forward: `python -m benchmarks.encode [--model paper] [--device cuda] [--batch-size 4] [--rounds 5]`.
 
-Floating-point operations, code searches included, are counted for the paper's 384-pixel model without running it; times, and
-peak memory, are of a model with its proportions on a CPU, and of the model itself on a GPU.
+Floating-point operations, code searches included, are counted without running anything; times, and peak memory, are of the paper's
+384-pixel model (`paper`, some 25 s a round and image on two CPU cores) or of one with its proportions and a sixth of its widths.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from benchmarks.models import PAPER_384, SMALL_192, hardware, seconds
 from model.config import TokenizerConfig
 from model.precision import forbid_tf32
 from model.tokenizer import DualTokenizer
+
+MODELS = {"paper": PAPER_384, "small": SMALL_192}
 
 
 def count(config: TokenizerConfig) -> dict[str, float]:
@@ -86,16 +88,17 @@ def _peak(device: torch.device) -> float:
 def main() -> None:
     """Count, then measure."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="paper" if torch.cuda.is_available() else "small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    for name, config in (("So400m/14 at 384 px", PAPER_384), ("a sixth of its widths at 192 px", SMALL_192)):
+    for name, config in MODELS.items():
         gflop = count(config)
         print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times")
     device = torch.device(arguments.device)
     forbid_tf32()
-    measure(PAPER_384 if device.type == "cuda" else SMALL_192, device, arguments.batch_size, arguments.rounds)
+    measure(MODELS[arguments.model], device, arguments.batch_size, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from model.losses import TeacherTargets
 from model.lpips import Lpips
 from model.precision import Precision, forbid_tf32, tower_precision
 from model.tokenizer import DualTokenizer
-from model.towers import Tower, build_any_tower, finish, tap
+from model.towers import build_any_tower, finish, tap
 from model.train_state import TrainState
 from model.training import train_step
 from model.training_config import LpipsConfig
 from pipelines.config import Recipe
 from pipelines.recipe import load_recipe
+from pipelines.stages.train import lay_out
 
 SHARE = "of the matrix products' rate"
 
@@ -68,8 +69,7 @@ def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]
 def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> Callable[[], object]:
     """Return what the train stage does with a batch once the GAN, if there is one, has started."""
     config, train = recipe.tokenizer, recipe.train
-    if train.memory_format == "channels_last":
-        tokenizer.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+    lay_out(tokenizer, train)
     state = TrainState(tokenizer, train, _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None)
     state.step = train.gan.start_step if train.gan else 0
     if recipe.targets.dense:
@@ -77,7 +77,14 @@ def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> C
         stored = TeacherTargets(dense.mean(1), dense)
         return lambda: train_step(state, images, stored)
     teacher = build_any_tower(config.tower, config.image_size).to(images.device).eval()
-    return lambda: train_step(state, images, _asked(teacher, images, config.semantic_block))
+
+    def ask_and_train() -> None:
+        with torch.no_grad(), tower_precision(images.device, train.precision):
+            dense, prefix = tap(teacher, images, [config.semantic_block])[config.semantic_block]
+            targets = TeacherTargets(finish(teacher, dense, config.semantic_block, prefix), dense)
+        train_step(state, images, targets)
+
+    return ask_and_train
 
 
 def _random_lpips(device: torch.device) -> Lpips:
@@ -85,13 +92,6 @@ def _random_lpips(device: torch.device) -> Lpips:
     for head in network.heads:
         nn.init.uniform_(head)
     return network.to(device)
-
-
-@torch.no_grad()
-def _asked(teacher: Tower, images: Tensor, block: int) -> TeacherTargets:
-    """Return a tower's targets as the train stage asks for them, in float32 whatever the training's precision."""
-    dense, prefix = tap(teacher, images, [block])[block]
-    return TeacherTargets(finish(teacher, dense, block, prefix), dense)
 
 
 def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> float:

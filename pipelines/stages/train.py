@@ -34,6 +34,7 @@ from pipelines.models import stage_device, use_threads
 from pipelines.perceptual import open_perceptual
 from pipelines.run_log import RunLog
 from pipelines.stage import StageJob, Unit, UnitOutput
+from pipelines.train_config import TrainConfig
 from pipelines.training_set import TrainingSet, ahead, batch_numbers
 
 STATE_FILE = "state.pt"
@@ -155,11 +156,7 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     train = job.recipe.train
     torch.manual_seed(train.seed)
     model = _first_model(job, scratch)
-    if train.memory_format == "channels_last":
-        for part in (model.post_quant, model.decoder):
-            part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
-    if train.checkpoint_tower:
-        checkpoint_gradients(model.tower)
+    lay_out(model, train)
     freeze(model, train)
     wrapped = run.wrap(model.to(run.device))
     assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))
@@ -169,6 +166,15 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
         if folder is not None:
             state.load_state_dict(torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True))
     return state
+
+
+def lay_out(model: DualTokenizer, train: TrainConfig) -> None:
+    """Hold weights and activations in memory as the recipe says."""
+    if train.memory_format == "channels_last":
+        for part in (model.post_quant, model.decoder):
+            part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+    if train.checkpoint_tower:
+        checkpoint_gradients(model.tower)
 
 
 def _first_model(job: StageJob, scratch: Path) -> DualTokenizer:
