@@ -254,5 +254,5 @@ def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
     lines = [{"step": 0, "loss": 3.0}, {"step": 10, "loss": 2.0, "adaptive_weight": 0.5}, {"step": 20, "loss": 1.0, "adaptive_weight": 0.4}]
     assert {curve.name: curve.points for curve in curves("train", lines)} == {
         "loss": ((0, 3.0), (10, 2.0), (20, 1.0)),
-        "adaptive_weight": ((10, 0.5), (20, 0.4)),
+        "adaptive weight": ((10, 0.5), (20, 0.4)),
     }

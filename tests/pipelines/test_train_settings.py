@@ -45,7 +45,7 @@ MISTAKES = {
         "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
     ),
     ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
-    ("train.accumulate_steps=3",): "train: batch_size=64 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
+    ("train.accumulate_steps=3",): "train: batch_size=32 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
     ("tokenizer.shared_codebook=true",): (
         "tokenizer: shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block"
     ),
