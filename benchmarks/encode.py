@@ -88,7 +88,7 @@ def _peak(device: torch.device) -> float:
 def main() -> None:
     """Count, then measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default="paper" if torch.cuda.is_available() else "small")
+    parser.add_argument("--model", choices=MODELS, help="which to time: paper on a GPU, small on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -98,7 +98,8 @@ def main() -> None:
         print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times")
     device = torch.device(arguments.device)
     forbid_tf32()
-    measure(MODELS[arguments.model], device, arguments.batch_size, arguments.rounds)
+    model = arguments.model or ("paper" if device.type == "cuda" else "small")
+    measure(MODELS[model], device, arguments.batch_size, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 import fsspec
 
 from infra.digests import digest_stream
+from model.config import TowerConfig
 from model.training_config import LpipsConfig
 from pipelines.captions import BORROWED
 from pipelines.config import Recipe
@@ -20,10 +21,12 @@ def _heldout(recipe: Recipe) -> dict[str, Any]:
 
 
 def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
-    """Of the teacher: how it is trained, or the content of what is adopted."""
+    """Of the teacher: how it is trained, what it computes, or the content of what is adopted."""
     settings = {"teacher": recipe.teacher.identity()}
     if recipe.teacher.kind == "train":
         settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
+    if recipe.teacher.kind == "open_clip" and isinstance(tower := recipe.tokenizer.tower, TowerConfig):
+        settings["activation"] = tower.activation
     if isinstance(recipe.teacher, LocalTeacher):
         files = ("open_clip_config.json", "open_clip_model.safetensors")
         hashes = _folder_identity("teacher.folder", recipe.teacher.folder, files, "an open_clip checkpoint")

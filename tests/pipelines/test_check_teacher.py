@@ -11,7 +11,9 @@ from model.teacher import build_teacher, load_teacher, save_open_clip, save_teac
 from model.tokenizer import DualTokenizer
 from model.towers import tap
 from pipelines.errors import UserError
+from pipelines.recipe import load_recipe
 from pipelines.stages.teacher import check_teacher
+from pipelines.step_settings import teacher_settings
 from pipelines.teacher_config import TrainedTeacher
 
 import open_clip  # isort: skip  (after model.teacher, which makes it importable)
@@ -60,6 +62,11 @@ def test_an_activation_that_differs_is_refused(tmp_path: Path) -> None:
     check_teacher(tmp_path, own)
     with pytest.raises(UserError, match="activation=gelu, the teacher computes gelu_tanh: make them equal"):
         check_teacher(tmp_path, own.model_copy(update={"tower": shape.model_copy(update={"activation": "gelu"})}))
+
+
+def test_a_teacher_that_computes_with_another_activation_is_another_one() -> None:
+    ours, other = (load_recipe("paper-384", [f"tokenizer.tower.activation={name}"]) for name in ("gelu_tanh", "gelu"))
+    assert teacher_settings(ours, None) == teacher_settings(load_recipe("paper-384"), None) != teacher_settings(other, None)
 
 
 @pytest.mark.parametrize(
