@@ -22,7 +22,7 @@ def _heldout(recipe: Recipe) -> dict[str, Any]:
 
 def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Of the teacher: how it is trained, what it computes, or the content of what is adopted."""
-    settings = {"teacher": recipe.teacher.identity()}
+    settings: dict[str, Any] = {"teacher": recipe.teacher.identity()}
     if recipe.teacher.kind == "train":
         settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
     if recipe.teacher.kind == "open_clip" and isinstance(tower := recipe.tokenizer.tower, TowerConfig):
