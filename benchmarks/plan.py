@@ -92,7 +92,7 @@ def pretend_begun(planned: Planned, left_open: int) -> None:
     job = planned.job
     assert job is not None
     describe_stage(job, planned.identity)
-    gap = len(job.units) // left_open if left_open else len(job.units) + 1
+    gap = max(2, len(job.units) // left_open) if left_open else len(job.units) + 1
     template = receipt(job, "@@@@@", ROWS_PER_SHARD).to_bytes().decode()
     folder = Path(job.folder, "receipts")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.outputs import require_apart, require_writable
 from jobs.session import say
 from pipelines.counted import counted
 from pipelines.errors import ExitCode, UserError
@@ -36,6 +37,9 @@ def tokenize(
 ) -> None:
     """Write the codes of images, both streams, into one safetensors file."""
     _check_places(model, images)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out} does not end in .safetensors: name a file to write")
+    require_writable(out.parent)
     from pipelines.picture_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
 
     done = tokenize_files(open_model(model), images, out, batch_size, _complain)
@@ -50,6 +54,8 @@ def reconstruct(
 ) -> None:
     """Write each image beside what its pixel codes say of it, and print the PSNR."""
     _check_places(model, images)
+    require_apart(out, images)
+    require_writable(out)
     from pipelines.picture_files import open_model, reconstruct_files  # noqa: PLC0415
 
     done = reconstruct_files(open_model(model), images, out, batch_size, say, _complain)
@@ -63,6 +69,7 @@ def export(
 ) -> None:
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
     _check_places(model)
+    require_writable(out)
     from model.export import export as export_graphs  # noqa: PLC0415
     from pipelines.picture_files import open_model  # noqa: PLC0415
 

@@ -44,7 +44,7 @@ def export(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]
     ValueError if a package that the format needs is missing.
     """
     if format == "onnx" and (missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]):
-        raise ValueError(f"format=onnx needs the package {missing[0]}: pip install 'dualtoken[export]', or use torch-export")
+        raise ValueError(f"format=onnx needs the package {missing[0]}: pip install '.[export]' in its folder, or use torch-export")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with _for_inference(tokenizer), _quiet():

@@ -24,6 +24,8 @@ CARD = "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 FORMAT, FORMAT_VERSION = "dualtoken", 1
 """Of a saved folder. Version 1 may lack `transform` and the card, which came later."""
+PYTORCH = {"format": "pt"}
+"""What other readers of safetensors look for in a file of PyTorch's weights."""
 _PATIENCE = 10
 """Seconds to wait for the hub's first answer; its own client tries for half a minute before it says there is no network."""
 
@@ -165,6 +167,14 @@ def read_weights(file: Path, device: str | torch.device = "cpu") -> dict[str, Te
         raise ValueError(f"{file} is no file of safetensors, or a damaged one: {error}") from None
 
 
+def write_weights(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH) -> None:
+    """Write a file of safetensors, with the permissions of any new file: safetensors' own writer leaves it to its owner alone."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, dict(metadata))
+    file.chmod(mode)
+
+
 def read_config(folder: Path) -> SavedConfig:
     """Read config.json. Raises ValueError unless the folder is one of ours."""
     require_files(folder)
@@ -181,6 +191,6 @@ def read_config(folder: Path) -> SavedConfig:
 def write_folder(folder: Path, saved: SavedConfig, state: Mapping[str, Tensor]) -> None:
     """Write config.json and model.safetensors; the same values give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_weights(tensors, folder / WEIGHTS)
     said = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved._asdict()}
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

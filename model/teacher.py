@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.config import TextConfig, TowerConfig
+from model.hub import write_weights
 from model.losses import TeacherTargets
 from model.settings import TeacherShape
 from model.tower import register_tower, tower_name
@@ -199,5 +199,5 @@ def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folde
     """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_weights(state, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.card import card
@@ -112,23 +113,37 @@ class DualTokenizer(nn.Module, HubModel):
         return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
 
     @torch.no_grad()
-    def decode(self, pixel: Int[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
-        """Return the images that pixel codes say, about -1 to 1; `images.to_uint8` rounds and clamps them."""
-        return self._decode(self.quantize_pixel.lookup(pixel.flatten(1, 2)))
+    def decode(self, pixel: Integer[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
+        """Return the images that pixel codes say, about -1 to 1; `images.to_uint8` rounds and clamps them.
+
+        Raises ValueError for codes of another shape. No gradient passes: `forward` is for training.
+        """
+        return self._decode(self.quantize_pixel.lookup(self._ids(pixel)))
 
     @torch.no_grad()
-    def semantic_features(self, semantic: Int[Tensor, "B H W D"]) -> SemanticFeatures:
-        """Return token features and the image embedding that semantic codes say.
+    def semantic_features(self, semantic: Integer[Tensor, "B H W D"]) -> SemanticFeatures:
+        """Return token features and the image embedding that semantic codes say, without gradients.
 
-        Raises ValueError for a tower with a class token whose `prefix` is the image's own.
+        Raises ValueError for codes of another shape, and for a tower with a class token whose `prefix` is the image's own.
         """
         if self.prefix is None and num_prefix_tokens(self.tower):
             raise ValueError("tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned")
-        return self._semantic_features(self.quantize_semantic.lookup(semantic.flatten(1, 2)), None)
+        return self._semantic_features(self.quantize_semantic.lookup(self._ids(semantic)), None)
+
+    def _ids(self, codes: Integer[Tensor, "B H W D"]) -> Int[Tensor, "B N D"]:
+        side, depth = self.config.grid_size, self.config.pixel.depth
+        if codes.shape[1:] != (side, side, depth):
+            raise ValueError(f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), as encode gives them")
+        return codes.flatten(1, 2).long()
 
     def _tap(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> dict[int, Tap]:
         """Return what the tower holds after each block that a stream leaves from; none after the last of them runs."""
         config = self.config
+        if not images.is_floating_point() or images.shape[1:] != (3, config.image_size, config.image_size):
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}: pass floats of -1 to 1, (images, 3, {config.image_size}, "
+                f"{config.image_size}), as tokenizer.transform(pictures) gives them"
+            )
         blocks = {config.semantic_block} if semantic or config.shared_codebook else set[int]()
         if pixel and self.reduce_pixel:
             blocks |= {config.pixel_block} | ({config.shortcut.block} if config.shortcut else set())
@@ -193,7 +208,12 @@ class DualTokenizer(nn.Module, HubModel):
     @classmethod
     def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
         saved = read_config(folder)
-        config, state = TokenizerConfig.model_validate(saved.config), read_weights(folder / WEIGHTS, device)
+        try:
+            config = TokenizerConfig.model_validate(saved.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{folder}/{CONFIG}: config.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        state = read_weights(folder / WEIGHTS, device)
         tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
         if saved.transform:
             tokenizer.transform = Transform.model_validate(saved.transform)

@@ -6,15 +6,14 @@ A file that gives no picture is told of in one line and passed over; the others 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
 from model.card import bits_per_image
-from model.hub import find_folder, fingerprint
+from model.hub import find_folder, fingerprint, write_weights
 from model.image_files import SUFFIXES, ImageFileError, find_images, open_image
 from model.metrics import psnr
 from model.precision import forbid_tf32
@@ -40,12 +39,8 @@ class Model(NamedTuple):
     folder: Path
     network: DualTokenizer
 
-    def levels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
-        return self.network.transform.levels(pictures).to(next(self.network.parameters()).device)
-
     def encode(self, levels: torch.Tensor) -> Codes:
-        """Return the codes of `levels`."""
+        """Return the codes of pictures as the network sees them, uint8 (B, 3, S, S)."""
         return self.network.encode(self.network.transform.normalize(levels))
 
 
@@ -62,20 +57,22 @@ def open_model(name: str) -> Model:
 class _Pictures:
     """Reads files one batch at a time, and counts those that give no picture."""
 
-    def __init__(self, paths: Sequence[str], complain: Say) -> None:
-        self._paths, self._complain, self.bad = paths, complain, 0
+    def __init__(self, model: Model, paths: Sequence[str], complain: Say) -> None:
+        self._network, self._paths, self._complain, self.bad = model.network, paths, complain, 0
 
-    def batches(self, size: int) -> Iterator[tuple[list[str], list[Image.Image]]]:
-        """Yield the files' names, as they were given or found, and their pictures."""
+    def batches(self, size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """Yield the files' names, as they were given or found, and their pictures as the network sees them, uint8 (B, 3, S, S)."""
+        device = next(self._network.parameters()).device
         for batch in _batched(self._each(), size):
-            yield [name for name, _ in batch], [picture for _, picture in batch]
+            yield [name for name, _ in batch], torch.cat([levels for _, levels in batch]).to(device)
 
-    def _each(self) -> Iterator[tuple[str, Image.Image]]:
+    def _each(self) -> Iterator[tuple[str, torch.Tensor]]:
         for found in find_images(self._paths):
             try:
                 if isinstance(found, ImageFileError):
                     raise found
-                yield str(found), open_image(found)
+                # Brought to the network's size one at a time: a batch of large pictures would take gigabytes.
+                yield str(found), self._network.transform.levels([open_image(found)])
             except ImageFileError as problem:
                 self.bad += 1
                 self._complain(str(problem))
@@ -83,15 +80,14 @@ class _Pictures:
 
 def tokenize_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, complain: Say) -> Done:
     """Write both streams' codes of image files into one safetensors file, as uint16 (B, H, W, D), names in its metadata."""
-    pictures, names = _Pictures(paths, complain), []
-    streams: dict[str, list[Any]] = {"semantic": [], "pixel": []}
-    for some, batch in pictures.batches(batch_size):
+    pictures, names = _Pictures(model, paths, complain), []
+    streams: dict[str, list[torch.Tensor]] = {"semantic": [], "pixel": []}
+    for some, levels in pictures.batches(batch_size):
         names += some
-        for stream, ids in model.encode(model.levels(batch))._asdict().items():
-            streams[stream].append(ids.cpu().numpy().astype(np.uint16))
+        for stream, ids in model.encode(levels)._asdict().items():
+            streams[stream].append(ids.to(torch.uint16).cpu())
     if names:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file({stream: np.concatenate(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
+        write_weights({stream: torch.cat(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
     return Done(len(names), pictures.bad)
 
 
@@ -104,10 +100,9 @@ def _said(model: Model, names: list[str]) -> str:
 
 def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, say: Say, complain: Say) -> Done:
     """Write a PNG per image file, what the tokenizer sees beside what its pixel codes say, and tell each one's PSNR."""
-    pictures, ratios, taken = _Pictures(paths, complain), [], set()
+    pictures, ratios, taken = _Pictures(model, paths, complain), [], set()
     out.mkdir(parents=True, exist_ok=True)
-    for names, batch in pictures.batches(batch_size):
-        seen = model.levels(batch)
+    for names, seen in pictures.batches(batch_size):
         shown = model.network.transform.to_uint8(model.network.decode(model.encode(seen).pixel))
         both = torch.cat([seen, shown], dim=3).permute(0, 2, 3, 1).cpu().numpy()
         for name, pair, ratio in zip(names, both, psnr(shown, seen).reshape(-1).tolist(), strict=True):
@@ -134,7 +129,7 @@ def _png_name(name: str, taken: set[str]) -> str:
     return chosen
 
 
-def _batched(items: Iterator[tuple[str, Image.Image]], size: int) -> Iterator[list[tuple[str, Image.Image]]]:
+def _batched(items: Iterator[tuple[str, torch.Tensor]], size: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
     batch = []
     for item in items:
         batch.append(item)

@@ -27,7 +27,7 @@ def beam_codes(vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam:
     ids = torch.zeros((len(vectors), 1, 0), dtype=torch.int64, device=vectors.device)
     marks = torch.zeros((len(vectors), 1), dtype=torch.int64, device=vectors.device)
     for book in books:
-        found, distances = (each.view(len(vectors), -1) for each in book.several(residuals.flatten(0, 1), beam))
+        found, distances = (each.unflatten(0, residuals.shape[:2]).flatten(1) for each in book.several(residuals.flatten(0, 1), beam))
         tried = found.shape[1] // residuals.shape[1]
         if shared:
             marks = marks.repeat_interleave(tried, dim=1) + code_marks(len(book.codes)).to(found.device)[found]

@@ -96,7 +96,8 @@ class CodeSearch:
         on_cpu = vectors.device.type == "cpu"
         held = min(torch.get_num_threads() * _THREAD_PRODUCTS, _MAX_PRODUCTS) if on_cpu else _GPU_PRODUCTS
         step = max(1, held // len(self._single))
-        for rows in vectors.isfinite().all(dim=1).nonzero()[:, 0].split(step):
+        finite = vectors.isfinite().all(dim=1).nonzero()[:, 0]
+        for rows in finite.split(step) if len(finite) else ():
             near = self._single.near(vectors[rows], count)
             crowded = near.crowded(_CROWD + count)
             yield from self._named(near if crowded is None else near.without(crowded), rows)

@@ -94,3 +94,16 @@ def test_mistakes_are_told_for_the_user_to_mend(tokenizer: DualTokenizer, config
             convert(*arguments)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_that_is_there_is_written_over(tokenizer: DualTokenizer, config: Path, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "ours")
+    save_file(to_reference(tokenizer.state_dict(), tokenizer.config), tmp_path / "official.safetensors")
+    before = (tmp_path / "ours" / "model.safetensors").read_bytes()
+    for arguments in (
+        (tmp_path / "official.safetensors", tmp_path / "ours", "--config", config),
+        ("--to-reference", tmp_path / "ours", tmp_path / "official.safetensors"),
+    ):
+        with pytest.raises(UserError, match="is there already: name a new one, or remove it"):
+            convert(*arguments)
+    assert (tmp_path / "ours" / "model.safetensors").read_bytes() == before

@@ -192,10 +192,40 @@ def test_an_out_of_the_wrong_kind_is_refused(dualtoken: Command, model: Path, tm
         assert said in " ".join(ended.stderr.replace("│", " ").split())  # in a box, broken where the folder's name is long
 
 
+def test_nothing_is_written_over_what_is_read(dualtoken: Command, model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(picture := tmp_path / "a.png")
+    (tmp_path / "below").mkdir()
+    before = picture.read_bytes()
+    for images, out in ((picture, tmp_path), (tmp_path, tmp_path), (tmp_path, tmp_path / "below")):
+        ended = dualtoken("reconstruct", model, images, "--out", out)
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+        assert f"--out {out} is where images are read from ({images}): name another folder" in ended.stderr
+    ended = dualtoken("tokenize", model, picture, "--out", picture)
+    assert (ended.returncode, ended.stderr) == (2, f"dualtoken: --out {picture} does not end in .safetensors: name a file to write\n")
+    assert picture.read_bytes() == before
+    assert dualtoken("reconstruct", model, picture, "--out", tmp_path / "below").returncode == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(dualtoken: Command, model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(picture := tmp_path / "a.png")
+    for command, out in (("tokenize", "codes.safetensors"), ("reconstruct", ""), ("export", "")):
+        for place in (picture / "x", Path("/proc/x")):
+            ended = dualtoken(command, model, *([] if command == "export" else [picture]), "--out", place / out)
+            assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+            assert f"{place} cannot be written (" in ended.stderr
+
+
+def test_codes_are_readable_by_whom_other_files_are(dualtoken: Command, model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(picture := tmp_path / "a.png")
+    assert dualtoken("tokenize", model, picture, "--out", tmp_path / "codes.safetensors").returncode == 0
+    modes = {file.stat().st_mode for file in (picture, tmp_path / "codes.safetensors", model / "model.safetensors")}
+    assert len(modes) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("made", EXPORTED.values(), ids=EXPORTED)
 def test_onnx_gives_the_same_codes_and_pictures(made: Callable[[], DualTokenizer], tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install 'dualtoken[export]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing: pip install '.[export]'")
     (tokenizer := made()).save_pretrained(tmp_path / "model")
     ended = export(tmp_path / "model", "--format", "onnx", "--out", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")

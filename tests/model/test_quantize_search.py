@@ -106,6 +106,14 @@ def test_crowds_of_codes_are_told_apart_by_weighing_few(name: str, monkeypatch: 
     assert sum(weighed) <= 64 * len(vectors)
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+def test_vectors_that_are_no_numbers_get_code_0_alone_too(beam: int) -> None:
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=2, width=8, beam=beam))
+    for value in (torch.nan, torch.inf):
+        assert not quantizer.encode(torch.full((2, 3, 8), value)).any()
+    assert quantizer.encode(torch.zeros(0, 3, 8)).shape == (0, 3, 2)
+
+
 def test_rounding_does_not_decide_a_beam_s_order_of_codes() -> None:
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=4))

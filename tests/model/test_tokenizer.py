@@ -1,8 +1,10 @@
 """The whole tokenizer: what runs, what depends on what, and what a folder keeps."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -161,3 +163,34 @@ def test_the_paper_s_largest_model_has_the_published_size() -> None:
         "tower": 428.23, "reduce_pixel": 4.03, "reduce_shortcut": 4.03, "reduce_semantic": 4.03,
         "quantize_pixel": 0, "quantize_semantic": 0, "expand_pixel": 9.45, "expand_semantic": 9.45, "post_quant": 11.80, "decoder": 168.45,
     }  # fmt: skip
+
+
+def test_codes_as_files_hold_them_are_codes(tokenizer: DualTokenizer, images: Tensor) -> None:
+    codes = tokenizer.encode(images)
+    assert torch.equal(tokenizer.decode(codes.pixel.to(torch.uint16)), tokenizer.decode(codes.pixel))
+    small = codes.semantic.to(torch.uint16)
+    assert torch.equal(tokenizer.semantic_features(small).pooled, tokenizer.semantic_features(codes.semantic).pooled)
+
+
+def test_no_images_have_no_codes(tokenizer: DualTokenizer, images: Tensor) -> None:
+    assert tokenizer.encode(images[:0]).pixel.shape == (0, *tokenizer.encode(images).pixel.shape[1:])
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Leave out the checks that these tests alone have, to meet what users meet."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_images_and_codes_of_another_shape_are_refused(tokenizer: DualTokenizer, images: Tensor) -> None:
+    size = tokenizer.config.image_size
+    for wrong in (images[0], images[:, :2], images[..., 1:], (images * 127).to(torch.uint8)):
+        with pytest.raises(ValueError, match=rf"pass floats of -1 to 1, \(images, 3, {size}, {size}\)"):
+            tokenizer.encode(wrong)
+    codes = tokenizer.encode(images).pixel
+    for wrong in (codes[0], codes[:, 1:], codes[..., :1]):
+        with pytest.raises(ValueError, match=r"codes have shape .*: pass \(images, "):
+            tokenizer.decode(wrong)
