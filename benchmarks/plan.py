@@ -92,12 +92,12 @@ def pretend_begun(planned: Planned, left_open: int) -> None:
     job = planned.job
     assert job is not None
     describe_stage(job, planned.identity)
-    gap = max(2, len(job.units) // left_open) if left_open else len(job.units) + 1
+    left = {number * len(job.units) // left_open for number in range(left_open)}
     template = receipt(job, "@@@@@", ROWS_PER_SHARD).to_bytes().decode()
     folder = Path(job.folder, "receipts")
     folder.mkdir(parents=True, exist_ok=True)
     for number, unit in enumerate(job.units):
-        if number % gap != gap - 1:
+        if number not in left:
             (folder / f"{unit.id}.json").write_text(template.replace("@@@@@", unit.id))
     if job.stage == "pretokenize":
         _pretend_captions(job)

@@ -25,8 +25,9 @@ from benchmarks.models import hardware, seconds
 from model.losses import TeacherTargets
 from model.lpips import Lpips
 from model.precision import Precision, forbid_tf32, tower_precision
+from model.teacher import tower_targets
 from model.tokenizer import DualTokenizer
-from model.towers import build_any_tower, finish, tap
+from model.towers import build_any_tower
 from model.train_state import TrainState
 from model.training import train_step
 from model.training_config import LpipsConfig
@@ -79,9 +80,8 @@ def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> C
     teacher = build_any_tower(config.tower, config.image_size).to(images.device).eval()
 
     def ask_and_train() -> None:
-        with torch.no_grad(), tower_precision(images.device, train.precision):
-            dense, prefix = tap(teacher, images, [config.semantic_block])[config.semantic_block]
-            targets = TeacherTargets(finish(teacher, dense, config.semantic_block, prefix), dense)
+        with tower_precision(images.device, train.precision):
+            targets = tower_targets(teacher, images, config.semantic_block)
         train_step(state, images, targets)
 
     return ask_and_train

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.outputs import require_new
+from jobs.outputs import require_new, require_safetensors
 from jobs.session import say
 from pipelines.errors import UserError
 
@@ -26,8 +26,8 @@ def convert(
     """Convert weights: the released DualToken code's to ours and back, or Hugging Face's SigLIP to a teacher."""
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint or a folder")
-    if to_reference and out.suffix != ".safetensors":
-        raise UserError(f"{out} does not end in .safetensors: name a file to write")
+    if to_reference:
+        require_safetensors(out)
     require_new(out)
     try:
         if to_reference:
@@ -60,12 +60,12 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
 
 def _to_reference(source: Path, out: Path) -> None:
     from model.convert import to_reference  # noqa: PLC0415
-    from model.hub import write_weights  # noqa: PLC0415
+    from model.hub import write_safetensors  # noqa: PLC0415
     from model.tokenizer import DualTokenizer  # noqa: PLC0415
 
     tokenizer = DualTokenizer.from_pretrained(source)
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
-    write_weights(weights, out)
+    write_safetensors(weights, out)
     say(f"{out}: {len(weights)} tensors under the released code's names")
     say("absent: siglip_model.text_model.*, logit_scale and logit_bias; load with strict=False, or take them from SigLIP")
 

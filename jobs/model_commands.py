@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.outputs import require_apart, require_writable
+from jobs.outputs import require_apart, require_safetensors, require_writable
 from jobs.session import say
 from pipelines.counted import counted
 from pipelines.errors import ExitCode, UserError
@@ -37,8 +37,9 @@ def tokenize(
 ) -> None:
     """Write the codes of images, both streams, into one safetensors file."""
     _check_places(model, images)
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out {out} does not end in .safetensors: name a file to write")
+    require_safetensors(out)
+    if Path(model).is_dir() and out.resolve().parent == Path(model).resolve():
+        raise UserError(f"--out {out} is in the model's own folder: name another place")
     require_writable(out.parent)
     from pipelines.picture_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
 

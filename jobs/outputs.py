@@ -17,6 +17,12 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}): name another place") from None
 
 
+def require_safetensors(file: Path) -> None:
+    """Raise `UserError` for a name that no file of safetensors has."""
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file} does not end in .safetensors: name a file to write")
+
+
 def require_new(path: Path) -> None:
     """Raise `UserError` for a place that something is in already, and for one that cannot be written."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

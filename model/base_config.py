@@ -1,9 +1,9 @@
 """What every configuration shares: frozen pydantic models that know which of their values decide an output."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 def run_only(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
@@ -39,6 +39,18 @@ def _identity(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, (list, tuple)):
         return [_identity(item) for item in value]
     return value
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def validated(kind: type[ConfigT], values: object, place: str) -> ConfigT:
+    """Check values that a file holds; raises ValueError, one line with `place` and the first key at fault."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join((place, *map(str, first['loc'])))}: {first['msg']}") from None
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -131,6 +131,4 @@ def _plain(tokenizer: DualTokenizer) -> DualTokenizer:
         quantizer = network._modules.get(name)  # noqa: SLF001  (a shared codebook is in one place only)
         if isinstance(quantizer, Quantizer):
             network._modules[name] = plain(quantizer)  # noqa: SLF001
-    if tokenizer.config.shared_codebook:
-        object.__setattr__(network, "quantize_pixel", network.quantize_semantic)  # as the tokenizer itself does
     return network

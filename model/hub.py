@@ -7,6 +7,7 @@ Folders hold config.json (ours: format, version, shape, transform), model.safete
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,7 +34,7 @@ _PATIENCE = 10
 Model = TypeVar("Model", bound="HubModel")
 
 
-class HubModel(ModelHubMixin):
+class HubModel(ModelHubMixin, ABC):
     """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to a network that can write and read a folder.
 
     A subclass gives `_save_pretrained` (to a folder), `_from_folder` and `_card`.
@@ -70,8 +71,9 @@ class HubModel(ModelHubMixin):
         return cls._from_folder(find_folder(model_id, **source), torch.device(device))
 
     @classmethod
+    @abstractmethod
     def _from_folder(cls: type[Model], folder: Path, device: torch.device) -> Model:
-        raise NotImplementedError
+        """Return the model of a folder that `_save_pretrained` wrote."""
 
     def save_pretrained(
         self,
@@ -99,8 +101,9 @@ class HubModel(ModelHubMixin):
         """Return the card without its fingerprint, which only a saved folder has."""
         return ModelCard(self._card(None))
 
+    @abstractmethod
     def _card(self, fingerprint: str | None) -> str:
-        raise NotImplementedError
+        """Return the model card; `fingerprint` is of a saved folder."""
 
 
 def find_folder(
@@ -159,7 +162,7 @@ class SavedConfig(NamedTuple):
     transform: dict[str, Any] | None  # None in folders from before transforms were saved
 
 
-def read_weights(file: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def read_safetensors(file: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Read a file of safetensors; raises ValueError for another one."""
     try:
         return load_file(file, device=str(device))
@@ -167,7 +170,7 @@ def read_weights(file: Path, device: str | torch.device = "cpu") -> dict[str, Te
         raise ValueError(f"{file} is no file of safetensors, or a damaged one: {error}") from None
 
 
-def write_weights(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH) -> None:
+def write_safetensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH) -> None:
     """Write a file of safetensors, with the permissions of any new file: safetensors' own writer leaves it to its owner alone."""
     file.touch()
     mode = file.stat().st_mode
@@ -191,6 +194,6 @@ def read_config(folder: Path) -> SavedConfig:
 def write_folder(folder: Path, saved: SavedConfig, state: Mapping[str, Tensor]) -> None:
     """Write config.json and model.safetensors; the same values give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_weights(tensors, folder / WEIGHTS)
+    write_safetensors(tensors, folder / WEIGHTS)
     said = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved._asdict()}
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model import hub
 from model.config import TowerConfig
+from model.hub import read_safetensors
 from model.reference_names import rearrange, siglip_matches
 from model.towers import encoder_weights
 
@@ -125,7 +125,7 @@ def activation(hidden_act: str) -> str:
 
 def _read_file(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
-        return hub.read_weights(file)
+        return read_safetensors(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)

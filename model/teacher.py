@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from model.config import TextConfig, TowerConfig
-from model.hub import write_weights
+from model.hub import write_safetensors
 from model.losses import TeacherTargets
 from model.settings import TeacherShape
 from model.tower import register_tower, tower_name
@@ -163,14 +163,19 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def embed_all(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherOutput:
         """Return embeddings and targets in one pass of the tower; `block` counts from 1, as TokenizerConfig.semantic_block."""
-        dense, prefix = tap(self.trunk, self.transform(images), [block])[block]
-        pooled = finish(self.trunk, dense, block, prefix)
+        pooled, dense = self.targets(images, block)
         return TeacherOutput(self.project(pooled), pooled, dense)
 
     def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
         """Return what the tokenizer learns to predict; `block` as in `embed_all`."""
-        output = self.embed_all(images, block)
-        return TeacherTargets(output.pooled, output.dense)
+        return tower_targets(self.trunk, self.transform(images), block)
+
+
+@torch.no_grad()
+def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+    """Return what a tower says of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
+    dense, prefix = tap(tower, images, [block])[block]
+    return TeacherTargets(finish(tower, dense, block, prefix), dense)
 
 
 def _model_config(config: TeacherShape) -> dict[str, Any]:
@@ -199,5 +204,5 @@ def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folde
     """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_weights(state, folder / WEIGHTS_FILE)
+    write_safetensors(state, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

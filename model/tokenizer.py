@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
-from pydantic import ValidationError
 from torch import Tensor, nn
 
+from model.base_config import validated
 from model.card import card
 from model.config import NamedTower, TokenizerConfig
 from model.conv_blocks import ResBlock
 from model.decoder import Decoder
 from model.encoder import ConvEncoder
-from model.hub import HubModel, SavedConfig, read_config, read_weights, write_folder
+from model.hub import HubModel, SavedConfig, read_config, read_safetensors, write_folder
 from model.images import Transform
 from model.open_clip_names import HALF
 from model.places import CONFIG, WEIGHTS
@@ -208,15 +208,11 @@ class DualTokenizer(nn.Module, HubModel):
     @classmethod
     def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
         saved = read_config(folder)
-        try:
-            config = TokenizerConfig.model_validate(saved.config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{folder}/{CONFIG}: config.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        state = read_weights(folder / WEIGHTS, device)
+        config = validated(TokenizerConfig, saved.config, f"{folder}/{CONFIG}: config")
+        state = read_safetensors(folder / WEIGHTS, device)
         tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
         if saved.transform:
-            tokenizer.transform = Transform.model_validate(saved.transform)
+            tokenizer.transform = validated(Transform, saved.transform, f"{folder}/{CONFIG}: transform")
         return tokenizer
 
     @classmethod

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from model.card import bits_per_image
-from model.hub import find_folder, fingerprint, write_weights
+from model.hub import find_folder, fingerprint, write_safetensors
 from model.image_files import SUFFIXES, ImageFileError, find_images, open_image
 from model.metrics import psnr
 from model.precision import forbid_tf32
@@ -87,7 +87,7 @@ def tokenize_files(model: Model, paths: Sequence[str], out: Path, batch_size: in
         for stream, ids in model.encode(levels)._asdict().items():
             streams[stream].append(ids.to(torch.uint16).cpu())
     if names:
-        write_weights({stream: torch.cat(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
+        write_safetensors({stream: torch.cat(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
     return Done(len(names), pictures.bad)
 
 

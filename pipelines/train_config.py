@@ -51,7 +51,7 @@ class TrainConfig(Config):
     memory_format: Literal["contiguous", "channels_last"] = if_set(default="contiguous")
     """Of the decoder's weights; `channels_last` is for GPUs."""
     checkpoint_tower: bool = run_only(default=False)
-    """Keep no activations inside the tower's blocks: a step takes a third longer, in a fraction of the memory, and gives the same."""
+    """Keep no activations inside the tower's blocks: each runs forward twice in a step, which gives the same."""
     random_crop: RandomCropConfig | None = if_set(default=None)
     """What pictures are augmented by; the released code's is `{}`. The teacher must see the crops: `targets.dense: false`."""
     stage: Stage = 1

@@ -201,7 +201,12 @@ def test_nothing_is_written_over_what_is_read(dualtoken: Command, model: Path, t
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
         assert f"--out {out} is where images are read from ({images}): name another folder" in ended.stderr
     ended = dualtoken("tokenize", model, picture, "--out", picture)
-    assert (ended.returncode, ended.stderr) == (2, f"dualtoken: --out {picture} does not end in .safetensors: name a file to write\n")
+    assert (ended.returncode, ended.stderr) == (2, f"dualtoken: {picture} does not end in .safetensors: name a file to write\n")
+    weights = (model / "model.safetensors").read_bytes()
+    ended = dualtoken("tokenize", model, picture, "--out", model / "model.safetensors")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "is in the model's own folder: name another place" in ended.stderr
+    assert (model / "model.safetensors").read_bytes() == weights
     assert picture.read_bytes() == before
     assert dualtoken("reconstruct", model, picture, "--out", tmp_path / "below").returncode == 0
 

@@ -56,12 +56,19 @@ def test_damaged_weights_are_named(tokenizer: DualTokenizer, tmp_path: Path) -> 
 
 def test_a_configuration_that_cannot_be_is_one_line_with_its_key(tokenizer: DualTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    saved["config"]["pixel"]["num_codes"] = -1
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"config\.json: config\.pixel\.\S*num_codes: ") as error:
-        DualTokenizer.from_pretrained(tmp_path)
-    assert "\n" not in str(error.value)
+    whole = (tmp_path / "config.json").read_text()
+    for keys, key in (
+        (("config", "pixel", "num_codes"), r"config\.pixel\.\S*num_codes"),
+        (("transform", "image_size"), r"transform\.image_size"),
+    ):
+        saved = part = json.loads(whole)
+        for name in keys[:-1]:
+            part = part[name]
+        part[keys[-1]] = -1
+        (tmp_path / "config.json").write_text(json.dumps(saved))
+        with pytest.raises(ValueError, match=rf"config\.json: {key}: ") as error:
+            DualTokenizer.from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_saving_twice_gives_the_same_bytes_also_after_loading(tokenizer: DualTokenizer, tmp_path: Path) -> None:
