@@ -9,9 +9,9 @@ import sys
 
 import torch
 
-from model.image_files import ImageFileError, find_images, open_image
-from model.precision import Precision, forbid_tf32, tower_precision
-from model.tokenizer import Codes, DualTokenizer
+from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
+from dualtoken.model.tokenizer.dual_tokenizer import Codes, DualTokenizer
+from dualtoken.model.vision.image_files import ImageFileError, find_images, open_image
 
 
 def encode(tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, precision: Precision = "float32") -> Codes:

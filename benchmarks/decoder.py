@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import hardware, seconds
-from model import decoder as decoders
-from model.config import DecoderConfig
-from model.precision import forbid_tf32
-from model.upsample import upsample_conv
+from dualtoken.model.config.tokenizer import DecoderConfig
+from dualtoken.model.precision import forbid_tf32
+from dualtoken.model.tokenizer import decoder as decoders
+from dualtoken.model.tokenizer.upsample import upsample_conv
 
 SHAPES = ((64, 16, 32), (64, 32, 16), (64, 64, 8), (4, 128, 96), (1, 512, 48), (1, 1024, 24))
 """Images, channels and side; the first three are of a 64-pixel decoder, the others of the paper's."""

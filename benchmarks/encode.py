@@ -14,9 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import PAPER_384, SMALL_192, hardware, seconds
-from model.config import TokenizerConfig
-from model.precision import forbid_tf32
-from model.tokenizer import DualTokenizer
+from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.precision import forbid_tf32
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 MODELS = {"paper": PAPER_384, "small": SMALL_192}
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.models import hardware, seconds
 from benchmarks.quantizer import CHECKED, CODES, DEPTH, TOKENS, WIDTH, agreement, full_distances, trained
-from model.precision import forbid_tf32
-from model.quantize.search import is_fused, residual_codes
+from dualtoken.model.precision import forbid_tf32
+from dualtoken.model.quantize.residual_search import is_fused, residual_codes
 
 
 def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object]]:

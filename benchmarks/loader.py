@@ -26,11 +26,11 @@ import torch
 
 from benchmarks import loader_peers
 from benchmarks.loader_data import captioned, write_codes, write_dataset, write_links
-from pipelines.documents import Markers, PackPlan
-from pipelines.load_plan import LoadPlan
-from pipelines.loader import TokenLoader
-from pipelines.packed_loader import PackedLoader
-from pipelines.token_reader import TokenDataset
+from dualtoken.pipelines.loader.documents import Markers, PackPlan
+from dualtoken.pipelines.loader.load_plan import LoadPlan
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
+from dualtoken.pipelines.loader.token_loader import TokenLoader
+from dualtoken.pipelines.tokens.reader import TokenDataset
 
 MODES = ("sequential", "shuffled")
 BATCH = loader_peers.BATCH

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.loader_peers import SHAPE, SHARD, codes
-from infra.digests import digest
-from infra.storage import Store
-from model.config import DecoderConfig, TokenizerConfig, TowerConfig
-from model.quantizer_config import QuantizerConfig
-from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, read_receipts, receipt_name, root_hash
-from pipelines.token_shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
+from dualtoken.infra.digests import digest
+from dualtoken.infra.storage import Store
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig, TowerConfig
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, read_receipts, receipt_name, root_hash
+from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 _TOKENIZER = {"fingerprint": "f" * 12, "sha256": "f" * 64}
 _NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()

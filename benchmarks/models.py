@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
-from model.quantizer_config import QuantizerConfig
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 
 PAPER_384 = TokenizerConfig(
     image_size=384,

@@ -20,14 +20,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import describe_stage
-from pipelines.config import Recipe
-from pipelines.executor import Outcome, Work
-from pipelines.plan import Planned, Planner
-from pipelines.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name
-from pipelines.recipe import load_recipe
-from pipelines.run import run_planned
-from pipelines.stage import StageJob
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.commit import describe_stage
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name
+from dualtoken.pipelines.core.stage import Outcome, StageJob, Work
+from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.run import run_planned
 
 ROWS_PER_SHARD = 4096
 GROUP_ROWS = 1_000_000
@@ -154,7 +153,7 @@ def measure(root: str, settings: Sequence[str], stage: str, commands: Sequence[s
     options = [text for setting in settings for text in ("--set", setting)]
     for command in commands:
         words = command.split()
-        program = ["-m", "benchmarks.plan", "--resume"] if words[0] == "resume" else ["-m", "jobs.cli"]
+        program = ["-m", "benchmarks.plan", "--resume"] if words[0] == "resume" else ["-m", "dualtoken.jobs.cli"]
         arguments = [] if words[0] == "resume" else [*words, "urls"]
         timed(f"{command}, {stage} begun", [sys.executable, *program, *arguments, "--root", root, *options])
 
@@ -196,7 +195,7 @@ def _measure_all(folder: Path, images: int, *, s3: bool) -> None:
 
 
 def _served(folder: Path):  # noqa: ANN202  (of a module that only the extra `dev` can import)
-    from tests.s3_servers import s3_server  # noqa: PLC0415
+    from tests.helpers.s3_servers import s3_server  # noqa: PLC0415
 
     return s3_server("rclone", folder)
 

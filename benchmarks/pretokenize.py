@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infra.storage import Store
-from pipelines.commit import run_unit, upload
-from pipelines.recipe import load_recipe
-from pipelines.stage import StageJob, Unit
-from pipelines.token_shards import ShardWriter, token_schema
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.core.commit import run_unit, upload
+from dualtoken.pipelines.core.stage import StageJob, Unit
+from dualtoken.pipelines.tokens.shards import ShardWriter, token_schema
 
 MEGABYTE = 1e6
 TINY_SHARDS = 12
@@ -51,8 +51,8 @@ def taken(work: Callable[[], float | None]) -> Taken:
 
 def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401  (imports torch late)
     """Read, decode and encode, one after the other."""
-    from pipelines.samples import batches, decode, kept_rows, open_shard  # noqa: PLC0415
-    from pipelines.tables import read_table  # noqa: PLC0415
+    from dualtoken.pipelines.core.tables import read_table  # noqa: PLC0415
+    from dualtoken.pipelines.images.samples import batches, decode, kept_rows, open_shard  # noqa: PLC0415
 
     for unit in units:
         shard = open_shard(job.input("download"), unit.id, Path(job.folder))
@@ -72,8 +72,8 @@ def do_units(job: StageJob, worker: Any, units: tuple[Unit, ...]) -> None:  # no
 
 def _work(pipe: Connection, job: StageJob) -> None:
     """Do what comes through the pipe, on one thread of PyTorch, and say what it took of this process's time."""
-    from pipelines.models import open_tokenizer  # noqa: PLC0415
-    from pipelines.stages.pretokenize import Worker  # noqa: PLC0415
+    from dualtoken.pipelines.inference.networks import open_tokenizer  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.pretokenize import Worker  # noqa: PLC0415
 
     worker, tokenizer = Worker(job), open_tokenizer(job)
     pipe.send(0.0)
@@ -119,8 +119,8 @@ class _Pair:
 
 def stage(job: StageJob, rounds: int) -> None:
     """Print images a second of loops and workers, one and two of them, and the ratios."""
-    from pipelines.models import open_tokenizer  # noqa: PLC0415
-    from pipelines.stages.pretokenize import Worker  # noqa: PLC0415
+    from dualtoken.pipelines.inference.networks import open_tokenizer  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.pretokenize import Worker  # noqa: PLC0415
 
     large = tuple(unit for unit in job.units if unit.rows > 1)
     small = tuple(unit for unit in job.units if unit.rows == 1)

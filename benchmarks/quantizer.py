@@ -15,8 +15,8 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
 from benchmarks.memory import peak_memory
-from model.quantize import ResidualQuantizer
-from model.quantizer_config import QuantizerConfig
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.quantize import ResidualQuantizer
 
 TOKENS, CODES, WIDTH, DEPTH = 729, 16384, 32, 8
 CHECKED = 64

@@ -22,18 +22,18 @@ from benchmarks.encode import count
 from benchmarks.energy import energy_counter
 from benchmarks.memory import peak_memory
 from benchmarks.models import hardware, seconds
-from model.losses import TeacherTargets
-from model.lpips import Lpips
-from model.precision import Precision, forbid_tf32, tower_precision
-from model.teacher import tower_targets
-from model.tokenizer import DualTokenizer
-from model.towers import build_any_tower
-from model.train_state import TrainState
-from model.training import train_step
-from model.training_config import LpipsConfig
-from pipelines.config import Recipe
-from pipelines.recipe import load_recipe
-from pipelines.stages.train import lay_out
+from dualtoken.model.config.training import LpipsConfig
+from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
+from dualtoken.model.teacher.targets import TeacherTargets
+from dualtoken.model.teacher.teacher import tower_targets
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.training.lpips import Lpips
+from dualtoken.model.training.state import TrainState
+from dualtoken.model.training.step import train_step
+from dualtoken.model.vision.towers import build_any_tower
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.training.train import lay_out
 
 SHARE = "of the matrix products' rate"
 

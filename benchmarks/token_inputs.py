@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from infra.storage import Store
-from model.tokenizer import DualTokenizer
-from pipelines.commit import StageContent, commit_manifest, commit_unit
-from pipelines.config import Recipe
-from pipelines.image_shards import SUCCESS, ShardRow, ShardWriter
-from pipelines.ledger import sample_key
-from pipelines.scenes import caption, render, scene
-from pipelines.stage import StageJob, Unit, UnitOutput
+from dualtoken.infra.storage import Store
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.commit import StageContent, commit_manifest, commit_unit
+from dualtoken.pipelines.core.ledger import sample_key
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
+from dualtoken.pipelines.images.scene_generator import caption, render, scene
+from dualtoken.pipelines.images.shards import SUCCESS, ShardRow, ShardWriter
 
 CORPUS = "scenes-train"
 

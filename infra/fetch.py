@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Self
 import aiohttp
 from yarl import URL
 
-from infra.addresses import CheckedResolver, PrivateAddressError, is_public
+from dualtoken.infra.addresses import CheckedResolver, PrivateAddressError, is_public
 
 CHUNK_BYTES = 1 << 16
 BACKOFF_SECONDS = 0.25

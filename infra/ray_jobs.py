@@ -24,7 +24,7 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
+from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
 
 __all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
 

@@ -27,8 +27,8 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # Cython
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from infra.current_job import current_job_address
-from infra.ray_reaper import end_users
+from dualtoken.infra.ray_job_context import current_job_address
+from dualtoken.infra.ray_reaper import end_users
 
 LOCAL = "local"
 EXIT_PREEMPTED = 143

@@ -22,8 +22,8 @@ from ray.train.v2._internal.execution import context as execution_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from infra.ray_errors import ProcessesDied, lost_workers
-from infra.ray_session import environment
+from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
+from dualtoken.infra.ray_session import environment
 
 POLL_SECONDS = 0.5
 """Between two looks of the controller at its workers; Ray's default of 2 s is also how long a checkpoint stays uncommitted."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from infra.local_files import PART, list_files, move_or_copy, replace, sync_folder, write_durably
+from dualtoken.infra.local_files import PART, list_files, move_or_copy, replace, sync_folder, write_durably
 
 PROBE = ".probe-"
 READ_AT_ONCE = 1024

@@ -5,26 +5,26 @@ from typing import Annotated
 
 import typer
 
-from infra.storage import Store
-from jobs.convert import convert
-from jobs.exits import typed_exit
-from jobs.model_commands import export, reconstruct, tokenize
-from jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
-from jobs.session import open_recipe, say
-from jobs.stage import stage_command
-from jobs.submit import submit
-from jobs.tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
-from jobs.token_commands import card, export_tokens, inspect
-from jobs.upkeep_commands import explain, forget, gc
-from pipelines.config import ClusterConfig
-from pipelines.counted import counted
-from pipelines.errors import ExitCode, UnitsFailed, UserError
-from pipelines.executors import open_executor
-from pipelines.findings import Verified
-from pipelines.plan import Planner
-from pipelines.repair import in_order_of_work
-from pipelines.repair import repair as repair_stage
-from pipelines.verify import verify as verify_folders
+from dualtoken.infra.storage import Store
+from dualtoken.jobs.convert import convert
+from dualtoken.jobs.exits import typed_exit
+from dualtoken.jobs.maintenance_commands import explain, forget, gc
+from dualtoken.jobs.model_commands import export, reconstruct, tokenize
+from dualtoken.jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
+from dualtoken.jobs.recipe_arguments import open_recipe, say
+from dualtoken.jobs.stage_command import stage_command
+from dualtoken.jobs.status_tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
+from dualtoken.jobs.submit import submit
+from dualtoken.jobs.token_commands import card, export_tokens, inspect
+from dualtoken.pipelines.config.cluster import ClusterConfig
+from dualtoken.pipelines.core.messages import counted
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed, UserError
+from dualtoken.pipelines.maintenance.findings import Verified
+from dualtoken.pipelines.maintenance.repair import in_order_of_work
+from dualtoken.pipelines.maintenance.repair import repair as repair_stage
+from dualtoken.pipelines.maintenance.verify import verify as verify_folders
+from dualtoken.pipelines.runtime.open_executor import open_executor
+from dualtoken.pipelines.runtime.plan import Planner
 
 Look = Callable[[str], Iterable[Verified]]
 """Checks the stages' folders at or below a path."""
@@ -65,7 +65,7 @@ def run(
         say("nothing to do: every stage is done")
     else:
         planner.require_enough_rows()
-        from pipelines.workflow.run import run_workflow  # noqa: PLC0415  (importing Dagster takes a second)
+        from dualtoken.pipelines.workflow.run import run_workflow  # noqa: PLC0415  (importing Dagster takes a second)
 
         with open_executor(settings.cluster, in_process=in_process) as executor:
             run_workflow(settings, executor, say)
@@ -130,7 +130,7 @@ def verify(
 
 
 def _deep(sample: int, seed: int, tolerance: float) -> Look:
-    from pipelines.deep_check import DeepSettings, deepen  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deepen  # noqa: PLC0415  (PyTorch takes seconds)
 
     settings = DeepSettings(sample, seed, tolerance)
     return lambda path: (deepen(checked, settings, say) for checked in verify_folders(path))

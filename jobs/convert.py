@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.outputs import require_new, require_safetensors
-from jobs.session import say
-from pipelines.errors import UserError
+from dualtoken.jobs.output_paths import require_new, require_safetensors
+from dualtoken.jobs.recipe_arguments import say
+from dualtoken.pipelines.errors import UserError
 
 
 def convert(
@@ -43,10 +43,10 @@ def convert(
 def _from_reference(source: Path, config: Path | None, out: Path) -> None:
     if config is None:
         raise UserError("--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json")
-    from model.convert import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
-    from model.reference_config import reference_config  # noqa: PLC0415
-    from model.siglip_folder import read_json, read_weights  # noqa: PLC0415
-    from model.tokenizer import DualTokenizer  # noqa: PLC0415
+    from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
+    from dualtoken.model.convert.reference_config import reference_config  # noqa: PLC0415
+    from dualtoken.model.convert.siglip import read_json, read_weights  # noqa: PLC0415
+    from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
     values, state = read_json(config), read_weights(source)
     refuse_older_layouts(state)
@@ -59,9 +59,9 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
 
 
 def _to_reference(source: Path, out: Path) -> None:
-    from model.convert import to_reference  # noqa: PLC0415
-    from model.hub import write_safetensors  # noqa: PLC0415
-    from model.tokenizer import DualTokenizer  # noqa: PLC0415
+    from dualtoken.model.convert.reference import to_reference  # noqa: PLC0415
+    from dualtoken.model.hub.saved_model import write_safetensors  # noqa: PLC0415
+    from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
     tokenizer = DualTokenizer.from_pretrained(source)
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
@@ -71,7 +71,7 @@ def _to_reference(source: Path, out: Path) -> None:
 
 
 def _siglip(source: Path, out: Path) -> None:
-    from model.siglip_teacher import convert_siglip  # noqa: PLC0415
+    from dualtoken.model.convert.siglip_teacher import convert_siglip  # noqa: PLC0415
 
     convert_siglip(source, out)
     say(f"{out}: a teacher; name it in a recipe as teacher: {{kind: local, folder: {out}}}")

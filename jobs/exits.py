@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code, lacks_keys
+from dualtoken.pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code, lacks_keys
 
 _KEYS = "; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 

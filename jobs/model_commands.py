@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.outputs import require_apart, require_safetensors, require_writable
-from jobs.session import say
-from pipelines.counted import counted
-from pipelines.errors import ExitCode, UserError
+from dualtoken.jobs.output_paths import require_apart, require_safetensors, require_writable
+from dualtoken.jobs.recipe_arguments import say
+from dualtoken.pipelines.core.messages import counted
+from dualtoken.pipelines.errors import ExitCode, UserError
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder with config.json and model.safetensors, or a hub repository such as owner/name.")
@@ -41,7 +41,7 @@ def tokenize(
     if Path(model).is_dir() and out.resolve().parent == Path(model).resolve():
         raise UserError(f"--out {out} is in the model's own folder: name another place")
     require_writable(out.parent)
-    from pipelines.picture_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
 
     done = tokenize_files(open_model(model), images, out, batch_size, _complain)
     _end(f"{counted(done.images, 'image')}, {out}" if done.images else f"no image, so {out} is not written", done.bad)
@@ -57,7 +57,7 @@ def reconstruct(
     _check_places(model, images)
     require_apart(out, images)
     require_writable(out)
-    from pipelines.picture_files import open_model, reconstruct_files  # noqa: PLC0415
+    from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
 
     done = reconstruct_files(open_model(model), images, out, batch_size, say, _complain)
     _end(None if done.images else "no image", done.bad)
@@ -71,8 +71,8 @@ def export(
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
     _check_places(model)
     require_writable(out)
-    from model.export import export as export_graphs  # noqa: PLC0415
-    from pipelines.picture_files import open_model  # noqa: PLC0415
+    from dualtoken.model.convert.export import export as export_graphs  # noqa: PLC0415
+    from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
 
     tokenizer = open_model(model).network.cpu()
     try:
@@ -85,7 +85,7 @@ def export(
 
 def _check_places(model: str, images: Sequence[str] = ()) -> None:
     """Raise `UserError` at once for what is surely not there: bringing PyTorch to find out takes seconds."""
-    from model.places import local_folder, require_files  # noqa: PLC0415  (the hub's client takes a moment that other commands need not)
+    from dualtoken.model.hub.model_name import local_folder, require_files  # noqa: PLC0415  (the hub's client takes a moment that other commands need not)
 
     try:
         if (folder := local_folder(model)) is not None:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
-from jobs.session import check_corpora, open_recipe, say
-from pipelines.errors import UserError
-from pipelines.steps import COMMANDS
+from dualtoken.jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
+from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, say
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.steps import COMMANDS
 
 
 def submit(
@@ -27,7 +27,7 @@ def submit(
         raise UserError(f"submit {stage}: no such stage: use one of {', '.join(COMMANDS)}")
     settings = open_recipe(recipe, overrides, root)
     check_corpora(settings, corpus)
-    from pipelines.submit import submit_stage  # noqa: PLC0415  (a mistake in the recipe must not wait for Ray)
+    from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415  (a mistake in the recipe must not wait for Ray)
 
     outcome = submit_stage(stage, settings, address, say, corpora=corpus, attempts=attempts)
     say(f"{stage}: {'done' if outcome.done else f'not done: {outcome.message}'} ({outcome.submission_id or 'nothing to submit'})")

@@ -1,6 +1,6 @@
 """Ray job: `python -m jobs.teacher RECIPE`."""
 
-from jobs.stage import main
+from dualtoken.jobs.stage_command import main
 
 if __name__ == "__main__":
     main("teacher")

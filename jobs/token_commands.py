@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from infra.scratch import scratch_folder
-from jobs.session import say
-from pipelines.counted import counted
-from pipelines.errors import ExitCode, UserError
+from dualtoken.infra.scratch import scratch_folder
+from dualtoken.jobs.recipe_arguments import say
+from dualtoken.pipelines.core.messages import counted
+from dualtoken.pipelines.errors import ExitCode, UserError
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
 
@@ -38,7 +38,7 @@ def inspect(
     model: Annotated[str | None, typer.Option("--model", help="The tokenizer's folder, where the run's own is gone.")] = None,
 ) -> None:
     """Show a token shard: schema, metadata, checksum, use of the codebooks; one row, and its picture."""
-    from pipelines.shard_view import decode_row, describe, describe_row, find_tokenizer, open_shard  # noqa: PLC0415
+    from dualtoken.pipelines.maintenance.inspect_shard import decode_row, describe, describe_row, find_tokenizer, open_shard  # noqa: PLC0415
 
     with scratch_folder() as name:
         scratch = Path(name)
@@ -64,9 +64,9 @@ def export_tokens(
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint.")] = None,
 ) -> None:
     """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
-    from pipelines.checked_files import DamagedShardError  # noqa: PLC0415
-    from pipelines.token_export import STREAMS  # noqa: PLC0415
-    from pipelines.token_export import export_tokens as write  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.checked_files import DamagedShardError  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.export import STREAMS  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.export import export_tokens as write  # noqa: PLC0415
 
     chosen = STREAMS if streams == Streams.BOTH else (streams.value,)
     try:
@@ -83,13 +83,13 @@ def card(
     out: Annotated[Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")] = None,
 ) -> None:
     """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
-    from infra.storage import Store  # noqa: PLC0415
-    from pipelines.data_card import CARD  # noqa: PLC0415
-    from pipelines.data_card import card as compose  # noqa: PLC0415
-    from pipelines.receipts import done_units  # noqa: PLC0415
-    from pipelines.stage_folder import read_stage, stage_job  # noqa: PLC0415
-    from pipelines.token_shards import require_finished  # noqa: PLC0415
-    from pipelines.totals import add_up  # noqa: PLC0415
+    from dualtoken.infra.storage import Store  # noqa: PLC0415
+    from dualtoken.pipelines.core.receipts import done_units  # noqa: PLC0415
+    from dualtoken.pipelines.core.totals import add_up  # noqa: PLC0415
+    from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.card import CARD  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.card import card as compose  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.shards import require_finished  # noqa: PLC0415
 
     store = Store(dataset)
     record = read_stage(store)

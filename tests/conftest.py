@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import jobs  # noqa: F401  (sets what must be set before torch is imported)
-from pipelines.config import Recipe
-from pipelines.plan import Planned, Planner
-from pipelines.recipe import load_recipe
-from pipelines.run import run_command
-from pipelines.run_local import LocalExecutor
-from pipelines.steps import COMMANDS
+import dualtoken.jobs  # noqa: F401  (sets what must be set before torch is imported)
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.runtime.steps import COMMANDS
 
 # Ray's workers would wait for whatever else these tests do at the same time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-pytest_plugins = ("tests.ray_head", "tests.three_nodes")
-LONGEST = ("test_executors", "test_ray_jobs", "test_ray_session", "test_submit", "test_model_commands", "test_cli", "test_ray_train")
+pytest_plugins = ("tests.helpers.ray_head", "tests.helpers.three_nodes")
+LONGEST = ("test_executors_agree", "test_ray_jobs", "test_ray_session", "test_submit", "test_model_commands", "test_cli", "test_ray_train")
 """These files begin first, so that none is left running alone at the end."""
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 LoadTiny = Callable[..., Recipe]

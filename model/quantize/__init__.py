@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.quantize.base import Quantized, Quantizer
-from model.quantize.nearest import nearest_codes
-from model.quantize.residual import ResidualQuantizer
-from model.quantize.scalar import ScalarQuantizer
-from model.quantize.search import residual_codes
-from model.quantize.split import SplitQuantizer
-from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, SplitQuantizerConfig
+from dualtoken.model.config.quantizer import AnyQuantizerConfig, QuantizerConfig, SplitQuantizerConfig
+from dualtoken.model.quantize.base import Quantized, Quantizer
+from dualtoken.model.quantize.finite_scalar import ScalarQuantizer
+from dualtoken.model.quantize.nearest import nearest_codes
+from dualtoken.model.quantize.residual import ResidualQuantizer
+from dualtoken.model.quantize.residual_search import residual_codes
+from dualtoken.model.quantize.split import SplitQuantizer
 
 __all__ = [
     "Quantized",

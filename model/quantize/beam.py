@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from model.quantize.nearest import CodeSearch
+from dualtoken.model.quantize.nearest import CodeSearch
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.quantize.products import MAX_PAIRS, Near, Pairs, Products
+from dualtoken.model.quantize.candidates import MAX_PAIRS, Near, Pairs, Products
 
 _THREAD_PRODUCTS = 2**20
 """Products held per thread: 4 MiB, so that the pass after the matrix product finds them in cache."""

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.precision import without_autocast
-from model.quantize.averages import CodebookQuantizer
-from model.quantize.base import Quantized, straight_through
-from model.quantize.search import residual_codes
-from model.quantizer_config import QuantizerConfig
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.precision import without_autocast
+from dualtoken.model.quantize.base import Quantized, straight_through
+from dualtoken.model.quantize.ema_codebook import CodebookQuantizer
+from dualtoken.model.quantize.residual_search import residual_codes
 
 
 class ResidualQuantizer(CodebookQuantizer[QuantizerConfig]):

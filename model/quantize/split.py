@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.precision import without_autocast
-from model.quantize.averages import CodebookQuantizer
-from model.quantize.base import Quantized, straight_through
-from model.quantize.nearest import row_sums
-from model.quantize.search import part_codes
-from model.quantizer_config import SplitQuantizerConfig
+from dualtoken.model.config.quantizer import SplitQuantizerConfig
+from dualtoken.model.precision import without_autocast
+from dualtoken.model.quantize.base import Quantized, straight_through
+from dualtoken.model.quantize.ema_codebook import CodebookQuantizer
+from dualtoken.model.quantize.nearest import row_sums
+from dualtoken.model.quantize.residual_search import part_codes
 
 _SHORTEST = 1e-12
 """Norms are taken to be at least this, as in torch.nn.functional.normalize."""

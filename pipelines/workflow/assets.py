@@ -6,12 +6,13 @@ from typing import Protocol
 
 import dagster as dg
 
-from pipelines.config import Recipe
-from pipelines.errors import StageFailed
-from pipelines.executor import Executor, Say
-from pipelines.plan import Planned, Planner
-from pipelines.run import run_command
-from pipelines.steps import COMMANDS, STEPS
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.errors import StageFailed
+from dualtoken.pipelines.runtime.executor import Executor
+from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.runtime.steps import COMMANDS, STEPS
 
 JOB = "everything"
 
@@ -57,7 +58,7 @@ def _asset(
 
 def _run(command: str, recipe: Recipe, open_executor: OpenExecutor, say: Say, corpora: list[str] | None) -> list[Planned]:
     if recipe.cluster.dashboard:
-        from pipelines.submit import submit_stage  # noqa: PLC0415  (brings Ray, which a local run with nothing to do spares)
+        from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415  (brings Ray, which a local run with nothing to do spares)
 
         outcome = submit_stage(command, recipe, recipe.cluster.dashboard, say, corpora=corpora)
         if not outcome.done:

@@ -3,9 +3,9 @@
 import os
 from functools import partial
 
-from pipelines.executors import open_executor
-from pipelines.recipe import load_recipe
-from pipelines.workflow.assets import recipe_definitions
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.runtime.open_executor import open_executor
+from dualtoken.pipelines.workflow.assets import recipe_definitions
 
 _recipe = load_recipe(os.environ.get("DUALTOKEN_RECIPE", "scenes"))
 definitions = recipe_definitions(_recipe, partial(open_executor, _recipe.cluster), print)

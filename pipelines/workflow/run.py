@@ -8,10 +8,11 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from pipelines.config import Recipe
-from pipelines.errors import Preempted, UserError
-from pipelines.executor import Executor, Say
-from pipelines.workflow.assets import JOB, recipe_definitions
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.errors import Preempted, UserError
+from dualtoken.pipelines.runtime.executor import Executor
+from dualtoken.pipelines.workflow.assets import JOB, recipe_definitions
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own events; the stages say what they do, and an error is raised."""

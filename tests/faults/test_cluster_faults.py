@@ -14,18 +14,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import run_ray
-from pipelines.config import Recipe
-from pipelines.ledger import Status
-from pipelines.plan import Planned, Planner
-from pipelines.receipts import done_units, read_receipts, receipt_name
-from pipelines.run import run_command
-from pipelines.run_local import LocalExecutor
-from pipelines.run_ray import RayExecutor
-from pipelines.token_shards import read_data_shard
-from pipelines.verify import verify
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.ledger import Status
+from dualtoken.pipelines.core.receipts import done_units, read_receipts, receipt_name
+from dualtoken.pipelines.maintenance.verify import verify
+from dualtoken.pipelines.runtime import ray_executor as run_ray
+from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.ray_executor import RayExecutor
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.tokens.shards import read_data_shard
 from tests.conftest import TINY, LoadTiny
-from tests.three_nodes import ThreeNodes
+from tests.helpers.three_nodes import ThreeNodes
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(TINY).parents[1]
@@ -101,7 +101,7 @@ class Driver:
 
     def __init__(self, root: str, address: str) -> None:
         settings = [word for override in (*SLOW, "cluster.max_workers=3") for word in ("--set", override)]
-        self._command = [sys.executable, "-m", "jobs.pretokenize", TINY, "--root", root, "--address", address, *settings]
+        self._command = [sys.executable, "-m", "dualtoken.jobs.pretokenize", TINY, "--root", root, "--address", address, *settings]
         self.start()
 
     def start(self) -> None:

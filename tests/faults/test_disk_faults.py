@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra.storage import Store
-from pipelines.config import Recipe
-from pipelines.errors import ExitCode, UnitsFailed, exit_code
-from pipelines.receipts import iter_receipts
-from pipelines.run import run_command
-from pipelines.run_local import LocalExecutor
-from pipelines.token_reader import TokenDataset
-from pipelines.verify import verify
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.receipts import iter_receipts
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
+from dualtoken.pipelines.maintenance.verify import verify
+from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.conftest import LoadTiny, planned
 
 pytestmark = pytest.mark.slow

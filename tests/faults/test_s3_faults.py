@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from infra.digests import digest
-from infra.storage import Store
-from pipelines.config import Recipe
-from pipelines.errors import ExitCode, UnitsFailed, exit_code
-from pipelines.plan import Planner
-from pipelines.receipts import MANIFEST_FILE, iter_receipts
-from pipelines.recipe import load_recipe
-from pipelines.run import run_command
-from pipelines.run_local import LocalExecutor
-from pipelines.verify import verify
+from dualtoken.infra.digests import digest
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, iter_receipts
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
+from dualtoken.pipelines.maintenance.verify import verify
+from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.plan import Planner
+from dualtoken.pipelines.runtime.run import run_command
 from tests.conftest import TINY
-from tests.fault_proxy import Faults, fault_proxy
-from tests.s3_servers import s3_server
+from tests.helpers.fault_proxy import Faults, fault_proxy
+from tests.helpers.s3_servers import s3_server
 
 pytestmark = pytest.mark.slow
 DONE_AGAIN = {("download", "tiny-train"), ("download", "tiny-heldout"), ("pretokenize", "tiny-train"), ("pretokenize", "tiny-heldout")}
@@ -135,7 +135,7 @@ def test_a_large_file_arrives_though_the_reply_to_its_last_request_is_lost_and_i
 def test_a_command_whose_store_does_not_answer_says_so_in_one_line_and_exits_with_75(tmp_path: Path) -> None:
     with s3_server("rclone", tmp_path) as bucket, through(gone := Faults(seed=0, share=0)):
         gone.dead_after = 0
-        command = [sys.executable, "-m", "jobs.scenes", TINY, "--root", f"{bucket}/run", "--in-process"]
+        command = [sys.executable, "-m", "dualtoken.jobs.scenes", TINY, "--root", f"{bucket}/run", "--in-process"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(TINY).parents[1])
     assert (done.returncode, done.stdout) == (75, "")
     assert re.fullmatch(r"dualtoken: .*endpoint URL.*; try again\n", done.stderr)

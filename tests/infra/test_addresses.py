@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from infra.addresses import is_public
-from infra.fetch import Fetched
-from tests.scripted_server import LIMITS, get, reason, reply, serving
+from dualtoken.infra.addresses import is_public
+from dualtoken.infra.fetch import Fetched
+from tests.helpers.scripted_server import LIMITS, get, reason, reply, serving
 
 
 def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # The first hop stands for a public server: only its address passes the check.
-    monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+    monkeypatch.setattr("dualtoken.infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
     hidden = []
     strict = replace(LIMITS, allow_private_addresses=False)
     for target in ("http://127.0.0.2:{}/", "http://[::1]:{}/", "http://169.254.169.254/latest/meta-data/", "http://[::ffff:127.0.0.1]:{}/"):
@@ -47,7 +47,7 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
 
     with serving(reply(b"ok")) as server:
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr("infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+        monkeypatch.setattr("dualtoken.infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
         url = f"http://rebinding.test:{server.base.rpartition(':')[2]}/"
         assert isinstance(get(url, replace(LIMITS, allow_private_addresses=False)), Fetched)
     assert looked_up == ["rebinding.test"]

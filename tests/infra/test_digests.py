@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.digests import CHUNK_BYTES, DigestingFile, digest
+from dualtoken.infra.digests import CHUNK_BYTES, DigestingFile, digest
 
 
 def test_a_file_knows_its_checksums_as_soon_as_it_is_written(tmp_path: Path) -> None:

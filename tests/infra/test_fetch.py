@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from infra import fetch
-from infra.fetch import Fetched, Fetcher, FetchFailed, user_agent
-from tests.scripted_server import LIMITS, drip, endless, get, in_turn, reason, reply, serving
+from dualtoken.infra import fetch
+from dualtoken.infra.fetch import Fetched, Fetcher, FetchFailed, user_agent
+from tests.helpers.scripted_server import LIMITS, drip, endless, get, in_turn, reason, reply, serving
 
 
 def test_a_body_comes_back_whole_and_the_agent_is_honest() -> None:
@@ -22,7 +22,7 @@ def test_a_body_comes_back_whole_and_the_agent_is_honest() -> None:
 
 
 def test_connections_are_kept_alive() -> None:
-    from infra.image_server import serve_images  # noqa: PLC0415
+    from dualtoken.infra.image_server import serve_images  # noqa: PLC0415
 
     threads: set[int] = set()
 

@@ -4,7 +4,7 @@ import http.client
 import threading
 from urllib.parse import urlsplit
 
-from infra.image_server import serve_images
+from dualtoken.infra.image_server import serve_images
 
 
 def test_it_answers_by_path_over_one_connection_and_leaves() -> None:

@@ -5,7 +5,7 @@ from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException, Work
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from infra.ray_errors import is_death, lost_workers
+from dualtoken.infra.ray_errors import is_death, lost_workers
 
 RAISED = RayTaskError("work", "Traceback ...\nKeyError: 'x'", KeyError("x"), "worker", 1, "127.0.0.1")
 KILLED = WorkerHealthCheckFailedError("a worker does not answer", ActorDiedError())

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs.session import open_recipe
-from model.base_config import is_url
-from pipelines.corpus_config import UrlsSource
+from dualtoken.jobs.recipe_arguments import open_recipe
+from dualtoken.model.config.base import is_url
+from dualtoken.pipelines.config.corpora import UrlsSource
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from infra.ray_jobs import AuthenticationRefused, ClusterUnreachable, JobOutcome, reread_authentication, submit_and_follow
-from tests.ray_head import free_ports
+from dualtoken.infra.ray_jobs import AuthenticationRefused, ClusterUnreachable, JobOutcome, reread_authentication, submit_and_follow
+from tests.helpers.ray_head import free_ports
 
 CLIENT = """
 import sys

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra.current_job import current_job_address
-from infra.ray_session import AuthenticationRefused, ClusterUnreachable, ray_session, remove_stale_folders
+from dualtoken.infra.ray_job_context import current_job_address
+from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, ray_session, remove_stale_folders
 
 DRIVER = """
 import signal, sys, time
@@ -71,7 +71,7 @@ def test_a_local_session_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_failed_session_keeps_its_logs_and_says_where(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(ZeroDivisionError), ray_session("local", num_cpus=1, object_store_mb=100):
         raise ZeroDivisionError
-    (record,) = (record for record in caplog.records if record.name == "infra.ray_session")
+    (record,) = (record for record in caplog.records if record.name == "dualtoken.infra.ray_session")
     folder = Path(record.getMessage().rpartition(" ")[2])
     assert list(folder.glob("session_*/logs/raylet.out"))
     assert not ray.is_initialized()

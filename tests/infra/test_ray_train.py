@@ -14,8 +14,8 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from infra.ray_session import ray_session
-from infra.ray_train import WorkerRun, fit
+from dualtoken.infra.ray_session import ray_session
+from dualtoken.infra.ray_train import WorkerRun, fit
 
 
 @pytest.fixture(scope="module")

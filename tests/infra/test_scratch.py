@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.scratch import remove_abandoned, scratch_folder
-from infra.storage import Store
+from dualtoken.infra.scratch import remove_abandoned, scratch_folder
+from dualtoken.infra.storage import Store
 
 KILLED = """
 import os, signal

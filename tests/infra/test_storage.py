@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.digests import digest
-from infra.storage import Store
-from tests.s3_servers import s3_server
+from dualtoken.infra.digests import digest
+from dualtoken.infra.storage import Store
+from tests.helpers.s3_servers import s3_server
 
 KINDS = ("local", "moto", "rclone")
 

@@ -11,15 +11,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipelines.config import Recipe
+from dualtoken.jobs.cli import app
+from dualtoken.pipelines.config.recipe import Recipe
 from tests.conftest import TINY, LoadTiny, planned
 
 PROJECT = Path(TINY).parents[1]
 
 
 def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "dualtoken.jobs.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=120)
 
 
@@ -105,7 +105,7 @@ def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs.cli", "run", TINY, "--root", str(tmp_path), "--in-process"]
+    command = [sys.executable, "-m", "dualtoken.jobs.cli", "run", TINY, "--root", str(tmp_path), "--in-process"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
     assert run.stdout is not None
     assert run.stdout.readline() == "scenes (step 1 of 9): 13 units to do\n"

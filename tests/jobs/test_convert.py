@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from model.config import DecoderConfig, TokenizerConfig, TowerConfig
-from model.convert import to_reference
-from model.quantizer_config import QuantizerConfig
-from model.tokenizer import DualTokenizer
-from pipelines.errors import UserError
+from dualtoken.jobs.cli import app
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig, TowerConfig
+from dualtoken.model.convert.reference import to_reference
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.pipelines.errors import UserError
 
 QUANTIZER = QuantizerConfig(num_codes=32, depth=2, width=8, restart_below=None)
 REFERENCE = {

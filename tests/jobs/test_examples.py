@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipelines.config import Recipe
+from dualtoken.jobs.cli import app
+from dualtoken.pipelines.config.recipe import Recipe
 from tests.conftest import TINY, planned
 
 README = (Path(TINY).parents[1] / "jobs/README.md").read_text(encoding="utf-8")

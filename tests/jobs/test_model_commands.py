@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from jobs.cli import main
-from model.config import ConvEncoderConfig, DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
-from model.hub import fingerprint
-from model.image_files import open_image
-from model.quantizer_config import AnyQuantizerConfig, QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
-from model.tokenizer import DualTokenizer
+from dualtoken.jobs.cli import main
+from dualtoken.model.config.quantizer import AnyQuantizerConfig, QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
+from dualtoken.model.config.tokenizer import ConvEncoderConfig, DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from dualtoken.model.hub.saved_model import fingerprint
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.vision.image_files import open_image
 
 PROJECT = Path(__file__).resolve().parents[2]
 Command = Callable[..., "Ended"]
@@ -52,7 +52,7 @@ def dualtoken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 def export(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """Export in a process of its own: elsewhere in these tests beartype checks shapes, and its checks cannot be exported."""
-    command = [sys.executable, "-m", "jobs.cli", "export", *map(str, arguments)]
+    command = [sys.executable, "-m", "dualtoken.jobs.cli", "export", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=300, env=environment)
 

@@ -13,7 +13,7 @@ PROJECT = Path(TINY).parents[1]
 
 
 def submit(stage: str, root: Path, address: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "jobs.cli", "submit", stage, TINY, "--root", str(root), "--address", address]
+    command = [sys.executable, "-m", "dualtoken.jobs.cli", "submit", stage, TINY, "--root", str(root), "--address", address]
     command += ["--set", "cluster.max_workers=1"]  # a worker's imports are what takes time
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=280, env={**os.environ, **environment})
 

@@ -3,14 +3,14 @@
 from jaxtyping import install_import_hook
 
 # Before anything imports model: the hook only sees modules that are yet to be imported.
-install_import_hook("model", "beartype.beartype")
+install_import_hook("dualtoken.model", "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
-from model.quantizer_config import QuantizerConfig  # noqa: E402
-from model.tokenizer import DualTokenizer  # noqa: E402
+from dualtoken.model.config.quantizer import QuantizerConfig  # noqa: E402
+from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: E402
 
 # One thread: tiny matrices, and other test processes beside this one.
 torch.set_num_threads(1)

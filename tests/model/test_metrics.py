@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
+from dualtoken.model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
 
 
 def test_psnr_is_that_of_the_formula_per_image() -> None:

@@ -14,7 +14,7 @@ def fresh_python(code: str) -> str:
 
 
 def test_the_config_imports_no_torch() -> None:
-    assert fresh_python("import sys, model.config; print('torch' in sys.modules)") == "False"
+    assert fresh_python("import sys, dualtoken.model.config.tokenizer; print('torch' in sys.modules)") == "False"
 
 
 @pytest.mark.slow
@@ -22,10 +22,10 @@ def test_torchvision_imports_whatever_comes_first() -> None:
     # One process with torch loaded, forked per case: loading it takes seconds.
     code = """
 import os, torch
-import model.vision_imports as ops
+import dualtoken.model.vision.imports as ops
 
 def tower_first():
-    import model.tower
+    import dualtoken.model.vision.siglip_tower
 
 def metrics_first():
     import model.metrics
@@ -57,7 +57,7 @@ print("fine")
 def test_the_compiler_loads_at_its_first_use() -> None:
     code = """
 import sys
-import model.tokenizer, model.metrics, model.lpips, model.teacher
+import dualtoken.model.tokenizer, dualtoken.model.metrics, dualtoken.model.training.lpips, dualtoken.model.teacher
 assert "torch._dynamo" not in sys.modules
 import torch
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2

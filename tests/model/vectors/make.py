@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
-from model.convert import to_reference
-from model.quantize import ResidualQuantizer
-from model.quantizer_config import QuantizerConfig
-from model.tokenizer import DualTokenizer, TokenizerOutput
-from model.towers import tap
+from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
+from dualtoken.model.convert.reference import to_reference
+from dualtoken.model.quantize import ResidualQuantizer
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer, TokenizerOutput
+from dualtoken.model.vision.towers import tap
 
 VECTORS = Path(__file__).parent
 QUANTIZER = QuantizerConfig(num_codes=32, depth=2, width=8, restart_below=None)

@@ -1,0 +1,40 @@
+"""Turns arguments into a recipe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dualtoken.model.config.base import is_url
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.errors import UserError
+
+
+def open_recipe(location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None) -> Recipe:
+    """Read a recipe with its overrides; options win over `--set`, which wins over the file."""
+    settings = list(overrides or [])
+    if root is not None:
+        settings.append(f"root={root}")
+    if address is not None:
+        settings.append(f"cluster.address={address}")
+    recipe = load_recipe(location, settings)
+    _check_root(recipe.root)
+    return recipe
+
+
+def _check_root(root: str) -> None:
+    """Raise `UserError` for a local root that no folder can be made of; one that is not there yet is made by a run."""
+    there = next((place for place in (Path(root), *Path(root).parents) if place.exists()), None)
+    if not is_url(root) and there and not there.is_dir():
+        raise UserError(f"root={root}: {there} is a file: set --root to a folder or a URL")
+
+
+def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
+    """Raise `UserError` for a corpus that the recipe lacks."""
+    for name in corpora or ():
+        if name not in recipe.corpora:
+            raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that a log shows it when it happens."""
+    print(line, flush=True)

@@ -1,0 +1,40 @@
+"""What `python -m jobs.<stage>` and `dualtoken <stage>` do."""
+
+from collections.abc import Callable
+
+import typer
+
+from dualtoken.jobs.exits import typed_exit
+from dualtoken.jobs.options import AddressOption, CorpusOption, InProcessOption, RecipeArgument, RootOption, SetOption
+from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, say
+from dualtoken.pipelines.runtime.open_executor import open_executor
+from dualtoken.pipelines.runtime.run import run_command
+
+
+def stage_command(command: str) -> Callable[..., None]:
+    """Return the function behind a stage's command."""
+
+    def run(
+        recipe: RecipeArgument,
+        overrides: SetOption = None,
+        root: RootOption = None,
+        corpus: CorpusOption = None,
+        address: AddressOption = None,
+        in_process: InProcessOption = False,
+    ) -> None:
+        settings = open_recipe(recipe, overrides, root, address)
+        check_corpora(settings, corpus)
+        with open_executor(settings.cluster, in_process=in_process) as executor:
+            finished = run_command(command, settings, executor, say, corpus)
+        for one in finished:
+            if one.manifest and one.job:
+                counts = ", ".join(f"{count} {status}" for status, count in one.manifest.counts.items()) or "done"
+                say(f"{one.label}: {counts}; {one.job.folder}")
+
+    return run
+
+
+def main(command: str) -> None:
+    """Run one stage as a program of its own."""
+    with typed_exit():
+        typer.run(stage_command(command))

@@ -1,0 +1,246 @@
+"""The shapes of the networks, as frozen pydantic models; imports neither torch nor ray.
+
+Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.open_clip import Channels, Statistics, input_statistics, tower_shape
+from dualtoken.model.config.quantizer import AnyQuantizerConfig
+
+
+class TowerConfig(Config):
+    """A SigLIP-style vision transformer: no class token, attention-pool head (arXiv 2303.15343)."""
+
+    patch_size: PositiveInt
+    """Side of a patch, pixels."""
+    width: PositiveInt
+    """Channels of a token."""
+    depth: Annotated[int, Field(ge=2)]
+    """Number of blocks."""
+    num_heads: PositiveInt
+    mlp_width: PositiveInt
+    """Channels inside a block's MLP (4,304 in So400m)."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """Of the MLPs; SigLIP was trained with the tanh approximation, which timm replaces by the exact one in some (So400m/14, L/16-256)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TowerConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+        return self
+
+
+class NamedTower(Config):
+    """The image tower of a model that open_clip knows, such as ViT-SO400M-14-SigLIP2-378, at the tokenizer's image size."""
+
+    model: str
+    prefix: Literal["learned", "tower"] = "learned"
+    """What stands for the class token in the blocks behind the semantic codes, where the tower has one: a learned vector, so
+    that codes alone give the embedding, or the image's own, which codes do not hold."""
+    mean: Channels | None = None
+    """Of the images, 0 to 1, that the tower's weights expect; by default those of the model's usual weights."""
+    std: Channels | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_tapped(cls, model: str) -> str:
+        tower_shape(model)
+        return model
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return tower_shape(self.model).patch_size
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return tower_shape(self.model).width
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return tower_shape(self.model).depth
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of the images that the tower expects."""
+        mean, std = input_statistics(self.model)
+        return self.mean or mean, self.std or std
+
+
+def _tower_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
+    return "NamedTower" if isinstance(value, NamedTower) or (isinstance(value, dict) and "model" in value) else "TowerConfig"
+
+
+AnyTower = Annotated[Annotated[TowerConfig, Tag("TowerConfig")] | Annotated[NamedTower, Tag("NamedTower")], Discriminator(_tower_kind)]
+
+
+def default_pixel_block(depth: int) -> int:
+    """Return the paper's choice: the last block of the first quarter (6 of 27 and 24, 3 of 12, 8 of 32), but not the first."""
+    return min(max(2, depth // 4), depth - 1)
+
+
+class TextConfig(Config):
+    """The text transformer of a teacher that a recipe trains itself."""
+
+    context_length: Annotated[int, Field(ge=4, le=256)] = 32
+    """Tokens; longer captions are cut."""
+    width: PositiveInt = 128
+    depth: PositiveInt = 2
+    num_heads: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TextConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+        return self
+
+
+class ShortcutConfig(Config):
+    """Adds an earlier block's projected tokens to the pixel path; in the released code, not in the paper."""
+
+    block: PositiveInt = 4
+    weight: float = 0.6
+
+
+class DecoderConfig(Config):
+    """The convolutional decoder of RQ-VAE and VQGAN (arXiv 2012.09841)."""
+
+    latent_size: PositiveInt = 24
+    """Side of the grid the decoder starts from; tokens are resized to it (27 to 24 in the 384-pixel model)."""
+    latent_width: PositiveInt = 1024
+    width: PositiveInt = 128
+    """Channels at full resolution, times `multipliers[0]`."""
+    multipliers: tuple[PositiveInt, ...] = (1, 1, 4, 4, 8)
+    """Channels of each level over `width`, highest resolution first; each further level halves the side."""
+    num_res_blocks: PositiveInt = 2
+    """Plus one: residual blocks per level."""
+    norm_groups: PositiveInt = 32
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded image, pixels."""
+        return self.latent_size * 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> "DecoderConfig":
+        channels = [self.latent_width, *(self.width * multiplier for multiplier in self.multipliers)]
+        if bad := [count for count in channels if count % self.norm_groups]:
+            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change latent_width, width or norm_groups")
+        return self
+
+
+class ConvEncoderConfig(Config):
+    """VQGAN's convolutional encoder (arXiv 2012.09841), for a tokenizer whose pixel stream does not come from the tower."""
+
+    width: PositiveInt = 128
+    """Channels at full resolution, times `multipliers[0]`."""
+    multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level over `width`, highest resolution first; each further level halves the side."""
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level."""
+    norm_groups: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> "ConvEncoderConfig":
+        channels = [self.width * multiplier for multiplier in self.multipliers]
+        if bad := [count for count in channels if count % self.norm_groups]:
+            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change width or norm_groups")
+        return self
+
+
+class TokenizerConfig(Config):
+    """The dual tokenizer: one tower, two taps, two codebooks, one decoder; or, to compare with it, fewer or more of these."""
+
+    image_size: PositiveInt
+    """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
+    tower: AnyTower
+    """Our own shape, or `{model: NAME}` of an open_clip model."""
+    pixel_block: PositiveInt = Field(default_factory=lambda values: default_pixel_block(values["tower"].depth))
+    """Block (1 is the first) whose output feeds the pixel codebook; by default the first quarter's last, as in the paper."""
+    semantic_block: PositiveInt = Field(default_factory=lambda values: values["tower"].depth - 1)
+    """Block whose output feeds the semantic codebook; by default the last but one, as in the paper."""
+    shortcut: ShortcutConfig | None = None
+    pixel: AnyQuantizerConfig
+    semantic: AnyQuantizerConfig
+    shared_codebook: bool = False
+    """One codebook for both streams, whose codes are then the same: not DualToken, but what it is compared with."""
+    pixel_encoder: ConvEncoderConfig | None = None
+    """Reads the pixel stream from the image itself, not from `pixel_block`: an encoder of its own, to compare with."""
+    decoder: DecoderConfig
+    causal_pixel: bool = True
+    """Whether a pixel token, widened after quantisation, sees only those before it: the released code; off: UniTok."""
+    causal_semantic: bool = True
+    """The same of semantic tokens."""
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side."""
+        return self.image_size // self.tower.patch_size
+
+    @model_validator(mode="after")
+    def _blocks_in_order(self) -> "TokenizerConfig":
+        if not self.pixel_block <= self.semantic_block < self.tower.depth:
+            raise ValueError(
+                f"pixel_block={self.pixel_block}, semantic_block={self.semantic_block}, tower.depth={self.tower.depth}: "
+                "set pixel_block <= semantic_block < tower.depth"
+            )
+        if self.shortcut and self.shortcut.block > self.pixel_block:
+            raise ValueError(f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: set it to at most that")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TokenizerConfig":
+        if self.image_size < self.tower.patch_size:
+            raise ValueError(f"image_size={self.image_size} is under tower.patch_size={self.tower.patch_size}: raise it")
+        if self.decoder.image_size != self.image_size:
+            raise ValueError(
+                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers decodes "
+                f"{self.decoder.image_size} pixels, image_size={self.image_size}: make them equal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> "TokenizerConfig":
+        for name, width in (("pixel", self.pixel.width), ("semantic", self.semantic.width)):
+            if max(width, self.tower.width) % min(width, self.tower.width):
+                raise ValueError(f"{name}.width={width}, tower.width={self.tower.width}: make one a multiple of the other")
+        if self.tower.width % self.decoder.norm_groups:
+            raise ValueError(
+                f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: change norm_groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_share_a_shape(self) -> "TokenizerConfig":
+        if self.pixel.depth != self.semantic.depth:
+            raise ValueError(f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal")
+        return self
+
+    @model_validator(mode="after")
+    def _one_codebook_has_one_source(self) -> "TokenizerConfig":
+        if not self.shared_codebook:
+            return self
+        if self.pixel != self.semantic or self.pixel_block != self.semantic_block:
+            raise ValueError("shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block")
+        if self.shortcut or self.pixel_encoder:
+            raise ValueError("shared_codebook=true has one source of tokens: set shortcut and pixel_encoder to null")
+        return self
+
+    @model_validator(mode="after")
+    def _pixel_encoder_fits(self) -> "TokenizerConfig":
+        if self.pixel_encoder is None:
+            return self
+        if self.shortcut:
+            raise ValueError("pixel_encoder takes nothing from the tower: set shortcut to null")
+        if self.grid_size * (halvings := 2 ** (len(self.pixel_encoder.multipliers) - 1)) != self.image_size:
+            raise ValueError(
+                f"pixel_encoder with {len(self.pixel_encoder.multipliers)} multipliers divides image_size={self.image_size} by "
+                f"{halvings}, the tower makes {self.grid_size} tokens of it: make the grids equal"
+            )
+        return self

@@ -1,0 +1,149 @@
+"""Image towers from others' files: a Hugging Face SigLIP or SigLIP2 folder, an open_clip folder or file of weights."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dualtoken.model.config.tokenizer import TowerConfig
+from dualtoken.model.convert.reference_names import rearrange, siglip_matches
+from dualtoken.model.hub.saved_model import read_safetensors
+from dualtoken.model.vision.towers import encoder_weights
+
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+"""Of Hugging Face's SiglipVisionConfig, which its files leave out."""
+
+
+class SiglipTower(NamedTuple):
+    """An image tower out of a folder."""
+
+    config: TowerConfig
+    image_size: int
+    weights: dict[str, Tensor]  # as `DualTokenizer.init_tower` takes them
+
+
+def load_siglip(folder: str | Path) -> SiglipTower:
+    """Read a Hugging Face folder of SigLIP or SigLIP2 (config.json beside safetensors), the whole model or its image tower.
+
+    Raises ValueError for other models, naming what differs.
+    """
+    folder = Path(folder)
+    values = read_config(folder)
+    vision = VISION_DEFAULTS | values.get("vision_config", values)
+    if vision["layer_norm_eps"] != 1e-6:
+        raise ValueError(f"{folder}/config.json has layer_norm_eps={vision['layer_norm_eps']}: only 1e-06 is supported")
+    config = TowerConfig.model_validate(
+        {
+            "patch_size": vision["patch_size"],
+            "width": vision["hidden_size"],
+            "depth": vision["num_hidden_layers"],
+            "num_heads": vision["num_attention_heads"],
+            "mlp_width": vision["intermediate_size"],
+            "activation": activation(vision["hidden_act"]),
+        }
+    )
+    return SiglipTower(config, vision["image_size"], tower_weights(read_weights(folder), str(folder)))
+
+
+def tower_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the image tower out of a model's weights, under the names that `DualTokenizer.init_tower` takes.
+
+    Knows open_clip's models (timm's towers and native ones), Hugging Face's SigLIP with and without `vision_model.`, and the
+    released DualToken code's; `source` is what errors call the weights.
+    """
+    if trunk := _below(state, "visual.trunk."):
+        return encoder_weights(trunk)
+    if native := _below(state, "visual."):
+        return encoder_weights(native)
+    for prefix in ("siglip_model.vision_model.", "vision_model.", ""):
+        if f"{prefix}embeddings.patch_embedding.weight" in state:
+            return _from_siglip(_below(state, prefix), source)
+    first = min(state, default="missing")
+    raise ValueError(f"{source} holds no image tower, its first key being {first}: give SigLIP's or open_clip's weights")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of weights, or all safetensors of a folder; pickles are read as weights only.
+
+    A checkpoint's `state_dict` is taken out of it, and `module.` off its names.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ValueError(f"{path} has no weights: give a file, or a folder with .safetensors files")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= _read_file(file)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a folder of SigLIP's; raises ValueError for another model's."""
+    values = read_json(folder / "config.json")
+    kind = values.get("model_type")
+    if kind not in ("siglip", "siglip_vision_model"):
+        raise ValueError(
+            f"{folder}/config.json has model_type={kind}: give a folder of siglip or siglip_vision_model, as which SigLIP2 of fixed "
+            "resolution is saved too"
+        )
+    return values
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; raises ValueError naming the file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object")  # noqa: TRY004  (a user's mistake)
+    return values
+
+
+def activation(hidden_act: str) -> str:
+    """Return our name of one of Hugging Face's activations; raises ValueError for one that SigLIP does not use."""
+    if hidden_act not in _ACTIVATIONS:
+        raise ValueError(f"hidden_act={hidden_act}: only {' and '.join(_ACTIVATIONS)} are supported")
+    return _ACTIVATIONS[hidden_act]
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} cannot be read as weights alone: {reason}") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file} holds no state dict: save one, or a dictionary with one under state_dict")
+    return state
+
+
+def _from_siglip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    blocks = {match[1] for name in state if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    matches = siglip_matches(len(blocks))
+    if missing := sorted(name for match in matches for name in match.theirs if name not in state):
+        raise ValueError(f"{source} lacks {len(missing)} weights of SigLIP's image tower, such as {missing[0]}")
+    return rearrange(state, matches)
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

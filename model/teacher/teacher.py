@@ -1,0 +1,208 @@
+"""The frozen image and text model that filters, gives targets and judges: open_clip's, on local disk, SigLIP or CLIP-like.
+
+B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the tower, E channels of an embedding.
+A teacher is a folder in open_clip's local-dir format: open_clip_config.json and open_clip_model.safetensors.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from dualtoken.model.config.protocols import TeacherShape
+from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
+from dualtoken.model.hub.saved_model import write_safetensors
+from dualtoken.model.teacher.targets import TeacherTargets
+from dualtoken.model.vision.imports import vision_imports
+from dualtoken.model.vision.siglip_tower import register_tower, tower_name
+from dualtoken.model.vision.towers import Tower, check_tower, finish, tap, tower_differs
+
+with vision_imports():
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+    from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+_POSITION_SCALE = 0.5
+"""Brings sines and cosines to about the size of patches' tokens."""
+_LOGIT_SCALE, _LOGIT_BIAS = 5.0, -4.5
+"""SigLIP's scale is 10; a smaller one starts sooner and learns less in the end (NOTES.md, 2026-11-24)."""
+
+
+class TeacherOutput(NamedTuple):
+    """All that one pass of the tower gives."""
+
+    embeddings: Float[Tensor, "B E"]  # unit vectors, comparable with those of texts
+    pooled: Float[Tensor, "B W"]  # as TeacherTargets.pooled
+    dense: Float[Tensor, "B N W"]  # as TeacherTargets.dense
+
+
+def build_teacher(config: TeacherShape) -> open_clip.CustomTextCLIP:
+    """Return an open_clip model with fresh weights, set up to learn within a few hundred steps.
+
+    Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small scenes at 96 a step,
+    the loss leaves the level of guessing within 100 steps (NOTES.md, 2026-11-24).
+    """
+    model_config = _model_config(config)
+    del model_config["custom_text"]  # names the class, which is no argument of it
+    model = open_clip.CustomTextCLIP(**model_config)
+    positions: Tensor = cast("Any", model.visual).trunk.pos_embed
+    side = config.image_size // config.tower.patch_size
+    with torch.no_grad():
+        positions.copy_(_POSITION_SCALE * build_sincos2d_pos_embed([side, side], dim=config.tower.width))
+    return model
+
+
+def tokenize(texts: Sequence[str], config: TextConfig) -> Int[Tensor, "T L"]:
+    """Return token ids for a teacher of `build_teacher`, by open_clip's own vocabulary; longer texts are cut."""
+    return _text_tokenizer(config.context_length)(list(texts))
+
+
+@cache  # reading the vocabulary takes 0.15 s, as long as a quarter of a small step
+def _text_tokenizer(context_length: int) -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=context_length)
+
+
+def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
+    """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    save_open_clip(model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
+
+
+def export_open_clip(model_name: str, pretrained: str, folder: str | Path, tower: TowerConfig | None = None) -> None:
+    """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
+
+    `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Where the image
+    tower has the shape of `tower`, the folder's computes as that one: SigLIP was trained with the tanh GELU, in place of which timm
+    has the exact one for some models. Raises ValueError for a name that open_clip does not know.
+    """
+    if (model_config := open_clip.get_model_config(model_name)) is None:
+        raise ValueError(f"model={model_name} is unknown to open_clip: set one of open_clip.list_models()")
+    model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
+    visual = cast("Any", model.visual)
+    preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    image_size = int(visual.image_size[0])
+    if tower and not tower_differs(visual.trunk if hasattr(visual, "trunk") else visual, tower, image_size):
+        named = {"timm_model_name": tower_name(tower, image_size), "timm_model_pretrained": False}
+        model_config = model_config | {"vision_cfg": model_config["vision_cfg"] | named}
+    save_open_clip(model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
+    if "hf_tokenizer_name" in model_config["text_cfg"]:
+        open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Teacher":
+    """Read an open_clip local-dir folder, ours or any checkpoint's; no network is used.
+
+    Raises ValueError if files are missing or the image tower is no plain vision transformer.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} has no {missing[0]}: name a folder of an open_clip model, such as save_teacher writes")
+    model_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    register_tower(model_config["vision_cfg"].get("timm_model_name", ""))
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+    return Teacher(model, open_clip.get_tokenizer(f"local-dir:{folder}")).to(device)
+
+
+class Teacher(nn.Module):
+    """A frozen image and text model; images are levels 0 to 255 at `image_size`."""
+
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: ANN401  (open_clip's tokenisers share no type)
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self._tokenizer = tokenizer
+        visual = cast("Any", model.visual)
+        check_tower(getattr(visual, "trunk", visual))
+        self.image_size = int(visual.image_size[0])
+        self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1))
+        self.eval()
+
+    @property
+    def trunk(self) -> Tower:
+        """The image tower, whose weights `DualTokenizer.init_tower` takes."""
+        visual = cast("Any", self.model).visual
+        return getattr(visual, "trunk", visual)
+
+    def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        """Normalise levels by the model's own mean and standard deviation."""
+        if images.shape[-1] != self.image_size:
+            raise ValueError(f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: resize them to that")
+        return (images.float() / 255 - self.mean) / self.std
+
+    @torch.no_grad()
+    def embed_images(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
+        """Return unit vectors."""
+        return F.normalize(cast("Any", self.model).encode_image(self.transform(images)), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
+        """Return unit vectors."""
+        tokens = self._tokenizer(list(texts)).to(self.mean.device)
+        return F.normalize(cast("Any", self.model).encode_text(tokens), dim=-1)
+
+    @torch.no_grad()
+    def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
+        """Return the unit vectors that pooled outputs of the tower stand for, a tokenizer's as well as its own."""
+        visual = cast("Any", self.model).visual
+        if hasattr(visual, "trunk"):
+            # The projection is timm's head, or open_clip's behind it; the other is the identity.
+            return F.normalize(visual.head(visual.trunk.head(pooled)), dim=-1)
+        return F.normalize(pooled if visual.proj is None else pooled @ visual.proj, dim=-1)
+
+    @torch.no_grad()
+    def embed_all(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherOutput:
+        """Return embeddings and targets in one pass of the tower; `block` counts from 1, as TokenizerConfig.semantic_block."""
+        pooled, dense = self.targets(images, block)
+        return TeacherOutput(self.project(pooled), pooled, dense)
+
+    def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+        """Return what the tokenizer learns to predict; `block` as in `embed_all`."""
+        return tower_targets(self.trunk, self.transform(images), block)
+
+
+@torch.no_grad()
+def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+    """Return what a tower says of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
+    dense, prefix = tap(tower, images, [block])[block]
+    return TeacherTargets(finish(tower, dense, block, prefix), dense)
+
+
+def _model_config(config: TeacherShape) -> dict[str, Any]:
+    """Return open_clip's `model_cfg`; text is read both ways, as in SigLIP, and pooled at its end token."""
+    name = tower_name(config.tower, config.image_size)
+    register_tower(name)
+    return {
+        "embed_dim": config.tower.width,
+        "init_logit_scale": math.log(_LOGIT_SCALE),
+        "init_logit_bias": _LOGIT_BIAS,
+        "custom_text": True,
+        "vision_cfg": {"image_size": config.image_size, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {
+            "context_length": config.text.context_length,
+            "width": config.text.width,
+            "layers": config.text.depth,
+            "heads": config.text.num_heads,
+            "no_causal_mask": True,
+            "pool_type": "argmax",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    }
+
+
+def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_safetensors(state, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

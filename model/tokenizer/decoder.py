@@ -1,0 +1,66 @@
+"""The pixel decoder: RQ-VAE's convolutional decoder (arXiv 2203.01941, from VQGAN, arXiv 2012.09841).
+
+B images, I input channels, O output channels, H by W positions, T by U after any
+upsampling. Names of parameters are those of the released DualToken checkpoints.
+"""
+
+from typing import cast
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualtoken.model.config.tokenizer import DecoderConfig
+from dualtoken.model.tokenizer.conv_blocks import AttnBlock, Middle, ResBlock
+from dualtoken.model.tokenizer.upsample import upsample_conv
+
+
+class Decoder(nn.Module):
+    """Residual blocks and upsampling from the latent grid to the image; attention on the latent grid only."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        groups, channels = config.norm_groups, [config.width * multiplier for multiplier in config.multipliers]
+        lowest = len(channels) - 1
+        self.conv_in = nn.Conv2d(config.latent_width, channels[-1], 3, padding=1)
+        self.mid = Middle(channels[-1], groups)
+        # Level 0 is the image's resolution, and runs last.
+        self.up = nn.ModuleList(
+            _Level(
+                channels[min(level + 1, lowest)], channels[level], groups,
+                blocks=config.num_res_blocks + 1, attends=level == lowest, upsamples=level > 0,
+            )
+            for level in range(len(channels))
+        )  # fmt: skip
+        self.norm_out = nn.GroupNorm(groups, channels[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+
+    def forward(self, latent: Float[Tensor, "B I H H"]) -> Float[Tensor, "B 3 S S"]:
+        """Return images, about -1 to 1: nothing bounds them."""
+        hidden = self.mid(self.conv_in(latent))
+        for level in reversed(self.up):
+            hidden = level(hidden)
+        return self.conv_out(F.silu(self.norm_out(hidden)))
+
+
+class _Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B I T U"]:
+        assert self.conv.bias is not None
+        return upsample_conv(grid, self.conv.weight, self.conv.bias)
+
+
+class _Level(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, upsamples: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks))
+        self.upsample = _Upsample(out_channels) if upsamples else nn.Identity()
+
+    def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O T U"]:
+        for block, attend in zip(self.block, self.attn, strict=True):
+            grid = attend(block(grid))
+        return cast("Tensor", self.upsample(grid))

@@ -1,0 +1,259 @@
+"""DualToken's tokenizer (arXiv 2503.14324, section 3): one tower, a pixel and a semantic codebook, one decoder.
+
+B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, D depths, C class and
+register tokens of a tower that has them (SigLIP has none). The pixel tokens leave the tower at a shallow block; the
+semantic tokens leave it late, are quantised, and run through the rest of it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+
+from dualtoken.model.config.base import validated
+from dualtoken.model.config.open_clip import HALF
+from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig
+from dualtoken.model.hub.model_name import CONFIG, WEIGHTS
+from dualtoken.model.hub.saved_model import HubModel, SavedConfig, read_config, read_safetensors, write_folder
+from dualtoken.model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
+from dualtoken.model.tokenizer.conv_blocks import ResBlock
+from dualtoken.model.tokenizer.conv_encoder import ConvEncoder
+from dualtoken.model.tokenizer.decoder import Decoder
+from dualtoken.model.tokenizer.model_card import card
+from dualtoken.model.tokenizer.projection import AttnProjection
+from dualtoken.model.vision.towers import (
+    Tap,
+    build_any_tower,
+    encoder_weights,
+    fill_computed_buffers,
+    finish,
+    names_that_differ,
+    num_prefix_tokens,
+    tap,
+)
+from dualtoken.model.vision.transform import Transform
+
+
+class Codes(NamedTuple):
+    """The tokens of images, in raster order."""
+
+    semantic: Int[Tensor, "B H W D"]  # in [0, semantic.num_codes)
+    pixel: Int[Tensor, "B H W D"]  # in [0, pixel.num_codes)
+
+
+class SemanticFeatures(NamedTuple):
+    """What semantic codes mean to the tower."""
+
+    tokens: Float[Tensor, "B N W"]  # stand in for the output of the semantic block
+    pooled: Float[Tensor, "B E"]  # the image embedding, of any length
+
+
+class TokenizerOutput(NamedTuple):
+    """All that a loss needs; None for a stream that was not asked for."""
+
+    reconstruction: Float[Tensor, "B 3 S S"] | None  # about -1 to 1, not bounded
+    semantic_tokens: Float[Tensor, "B N W"] | None  # as SemanticFeatures.tokens
+    pooled: Float[Tensor, "B E"] | None  # as SemanticFeatures.pooled
+    pixel: Quantized | None
+    semantic: Quantized | None  # with a shared codebook the same object as `pixel`
+
+
+class DualTokenizer(nn.Module, HubModel):
+    """Images to two streams of codes, pixel codes to images, semantic codes to features.
+
+    `forward` changes no state: a training step moves the codebooks by calling their `update`.
+    """
+
+    input_scale: Float[Tensor, "3 1 1"] | None  # from images of -1 to 1 to what the tower expects, if that is something else
+    input_shift: Float[Tensor, "3 1 1"] | None
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transform = Transform(image_size=config.image_size)
+        width = config.tower.width
+        self.tower = build_any_tower(config.tower, config.image_size)
+        self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
+        scale, shift = _input_change(config)
+        self.register_buffer("input_scale", scale)
+        self.register_buffer("input_shift", shift)
+        self.pixel_encoder = ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
+        own_tap = not (config.shared_codebook or config.pixel_encoder)
+        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
+        self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
+        self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
+        self.quantize_pixel: Quantizer
+        if not config.shared_codebook:
+            self.quantize_pixel = build_quantizer(config.pixel)
+        self.quantize_semantic = build_quantizer(config.semantic)
+        if config.shared_codebook:
+            # Past nn.Module's register, so that a state dict, and a folder, holds the codebook once.
+            object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
+        self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
+        self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
+        # To the decoder's width; the released code's first convolution is of single positions.
+        self.post_quant = ResBlock(width, config.decoder.latent_width, config.decoder.norm_groups, first_kernel=1)
+        self.decoder = Decoder(config.decoder)
+
+    def forward(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> TokenizerOutput:
+        """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
+        taps = self._tap(images, pixel=pixel, semantic=semantic)
+        pixels, semantics = self._quantize(images, taps, pixel=pixel, semantic=semantic)
+        reconstruction = None if pixels is None else self._decode(pixels.vectors)
+        if semantics is None:
+            return TokenizerOutput(reconstruction, None, None, pixels, None)
+        tokens, pooled = self._semantic_features(semantics.vectors, taps[self.config.semantic_block].prefix)
+        return TokenizerOutput(reconstruction, tokens, pooled, pixels, semantics)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
+        """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
+        taps = self._tap(images)
+        streams = [(self.quantize_semantic, self._semantic_tokens(taps))]
+        if not self.config.shared_codebook:
+            streams.insert(0, (self.quantize_pixel, self._pixel_tokens(images, taps)))
+        ids = encode_streams(streams)
+        pixel, semantic = ids[0], ids[-1]
+        grid = (self.config.grid_size, self.config.grid_size)
+        return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
+
+    @torch.no_grad()
+    def decode(self, pixel: Integer[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
+        """Return the images that pixel codes say, about -1 to 1; `images.to_uint8` rounds and clamps them.
+
+        Raises ValueError for codes of another shape. No gradient passes: `forward` is for training.
+        """
+        return self._decode(self.quantize_pixel.lookup(self._ids(pixel)))
+
+    @torch.no_grad()
+    def semantic_features(self, semantic: Integer[Tensor, "B H W D"]) -> SemanticFeatures:
+        """Return token features and the image embedding that semantic codes say, without gradients.
+
+        Raises ValueError for codes of another shape, and for a tower with a class token whose `prefix` is the image's own.
+        """
+        if self.prefix is None and num_prefix_tokens(self.tower):
+            raise ValueError("tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned")
+        return self._semantic_features(self.quantize_semantic.lookup(self._ids(semantic)), None)
+
+    def _ids(self, codes: Integer[Tensor, "B H W D"]) -> Int[Tensor, "B N D"]:
+        side, depth = self.config.grid_size, self.config.pixel.depth
+        if codes.shape[1:] != (side, side, depth):
+            raise ValueError(f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), as encode gives them")
+        return codes.flatten(1, 2).long()
+
+    def _tap(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> dict[int, Tap]:
+        """Return what the tower holds after each block that a stream leaves from; none after the last of them runs."""
+        config = self.config
+        if not images.is_floating_point() or images.shape[1:] != (3, config.image_size, config.image_size):
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}: pass floats of -1 to 1, (images, 3, {config.image_size}, "
+                f"{config.image_size}), as tokenizer.transform(pictures) gives them"
+            )
+        blocks = {config.semantic_block} if semantic or config.shared_codebook else set[int]()
+        if pixel and self.reduce_pixel:
+            blocks |= {config.pixel_block} | ({config.shortcut.block} if config.shortcut else set())
+        if not blocks:
+            return {}
+        if self.input_scale is not None and self.input_shift is not None:
+            images = images * self.input_scale + self.input_shift
+        return tap(self.tower, images, blocks)
+
+    def _quantize(
+        self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool, semantic: bool
+    ) -> tuple[Quantized | None, Quantized | None]:
+        """Return each stream's codes, pixel first; None for a stream not asked for."""
+        if self.config.shared_codebook:
+            both = self.quantize_semantic(self._semantic_tokens(taps))
+            return both if pixel else None, both if semantic else None
+        return (
+            self.quantize_pixel(self._pixel_tokens(images, taps)) if pixel else None,
+            self.quantize_semantic(self._semantic_tokens(taps)) if semantic else None,
+        )
+
+    def _pixel_tokens(self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
+        if self.pixel_encoder:
+            return self.pixel_encoder(images)
+        assert self.reduce_pixel is not None
+        tokens = self.reduce_pixel(taps[self.config.pixel_block].tokens)
+        if (shortcut := self.config.shortcut) and self.reduce_shortcut:
+            tokens = tokens + shortcut.weight * self.reduce_shortcut(taps[shortcut.block].tokens)
+        return tokens
+
+    def _semantic_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N Q"]:
+        return self.reduce_semantic(taps[self.config.semantic_block].tokens)
+
+    def _semantic_features(self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None) -> SemanticFeatures:
+        tokens = self.expand_semantic(vectors)
+        if self.prefix is not None:
+            prefix = self.prefix.expand(len(tokens), -1, -1)
+        return SemanticFeatures(tokens, finish(self.tower, tokens, self.config.semantic_block, prefix))
+
+    def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
+        grid = self.expand_pixel(vectors).transpose(1, 2).unflatten(2, (self.config.grid_size, self.config.grid_size))
+        if (side := self.config.decoder.latent_size) != self.config.grid_size:
+            grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+        return self.decoder(self.post_quant(grid))
+
+    def init_tower(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
+        """Start from the vision tower of a teacher of the same shape: the module itself or its state dict.
+
+        Raises ValueError if names or shapes differ.
+        """
+        state = encoder_weights(weights.state_dict()) if isinstance(weights, nn.Module) else weights
+        _load(self.tower, state, f"a tower of {self.config.tower!r}, image_size={self.config.image_size}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        saved = SavedConfig(self.config.model_dump(mode="json"), self.transform.model_dump(mode="json"))
+        write_folder(save_directory, saved, self.state_dict())
+
+    def _card(self, fingerprint: str | None) -> str:
+        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()}
+        return card(self.config, self.transform, parameters, fingerprint)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
+        saved = read_config(folder)
+        config = validated(TokenizerConfig, saved.config, f"{folder}/{CONFIG}: config")
+        state = read_safetensors(folder / WEIGHTS, device)
+        tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
+        if saved.transform:
+            tokenizer.transform = validated(Transform, saved.transform, f"{folder}/{CONFIG}: transform")
+        return tokenizer
+
+    @classmethod
+    def from_weights(cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration") -> "DualTokenizer":
+        """Return a model made of given weights, ready for inference; `expected` is what an error says they do not fit."""
+        # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
+        with torch.device("meta"):
+            tokenizer = cls(config)
+        _load(tokenizer, state, expected, assign=True)
+        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, next(iter(state.values())).device)
+        return tokenizer.eval()
+
+
+def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
+    """Return what stands for the class token beside semantic codes, if the tower has one."""
+    if not isinstance(config.tower, NamedTower) or config.tower.prefix == "tower" or not count:
+        return None
+    return nn.Parameter(nn.init.normal_(torch.empty(1, count, config.tower.width), std=0.02))
+
+
+def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
+        return None, None
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)
+    return 0.5 / std, (0.5 - mean) / std
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], expected: str, *, assign: bool = False) -> None:
+    """Load weights; a name or shape that differs is a ValueError that says what was expected."""
+    ours = module.state_dict()
+    if differ := names_that_differ(ours, state):
+        name = differ[0]
+        theirs, wanted = (tuple(one[name].shape) if name in one else None for one in (state, ours))
+        raise ValueError(f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs}, not {wanted}")
+    module.load_state_dict(state, assign=assign)

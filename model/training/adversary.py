@@ -1,0 +1,92 @@
+"""The discriminator under training: its optimiser, its schedule, and how much its word counts (VQGAN, arXiv 2012.09841, eq. 6-7).
+
+B images of S by S pixels on this rank.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dualtoken.model.config.training import GanConfig
+from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
+from dualtoken.model.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
+
+_EPSILON = 1e-4
+"""Of the released code, beside the generator's gradient norm."""
+
+
+class Adversary:
+    """Learns beside the tokenizer; the same on all ranks, from its seed on."""
+
+    def __init__(self, config: GanConfig, *, steps: int, seed: int, device: torch.device) -> None:
+        self.config, self._steps = config, steps
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.discriminator = PatchDiscriminator(config.width)
+        self.discriminator.to(device)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+
+    def takes_part(self, step: int) -> bool:
+        """Tell whether the GAN is on in a step; before, neither side of it is computed."""
+        return step >= self.config.start_step
+
+    def generator_loss(self, reconstruction: Float[Tensor, "B 3 S S"]) -> Float[Tensor, ""]:
+        """Return the tokenizer's loss; no gradient reaches the discriminator."""
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return generator_loss(functional_call(self.discriminator, frozen, (reconstruction,)))
+
+    def discriminator_loss(self, images: Float[Tensor, "B 3 S S"], reconstruction: Float[Tensor, "B 3 S S"]) -> Float[Tensor, ""]:
+        """Return the discriminator's own loss; no gradient reaches the tokenizer."""
+        return discriminator_loss(*self.discriminator(torch.cat((images, reconstruction.detach()))).chunk(2))
+
+    def adaptive_weight(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the adaptive weight, from the gradients of picture and generator loss at the decoder's last layer."""
+        picture, generator = (gradient.norm() for gradient in mean_over_ranks(gradients))
+        return (picture / (generator + _EPSILON)).clamp(self.config.min_adaptive_weight, self.config.max_adaptive_weight)
+
+    def finish_backward(self) -> Float[Tensor, ""]:
+        """Average the gradients over ranks and return their norm."""
+        parameters = list(self.discriminator.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # 1.73 M numbers: one all-reduce of them needs no bucketing behind the backward pass.
+        for parameter, gradient in zip(parameters, mean_over_ranks(gradients), strict=True):
+            parameter.grad = gradient
+        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    def take_step(self, step: int) -> None:
+        """Move the discriminator by the gradients it has; steps are the tokenizer's."""
+        config = self.config
+        rate = learning_rate_at(
+            step - config.start_step,
+            peak=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            steps=max(1, self._steps - config.start_step),
+            final=min(config.final_learning_rate, config.learning_rate),
+        )
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return discriminator and optimiser."""
+        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def mean_over_ranks(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return tensors averaged over all ranks, with one all-reduce where torch.distributed is initialised."""
+    tensors = list(tensors)
+    if not dist.is_initialized():
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,0 +1,40 @@
+"""The recipe's `download` key: how URL tables become image shards."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dualtoken.model.config.base import Config, PositiveInt, run_only
+
+
+class DownloadConfig(Config):
+    """URL table to image shards, with img2dataset's resizer and layout."""
+
+    rows_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4096
+    image_size: PositiveInt = 256
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "center_crop"
+    resize_only_if_bigger: bool = False
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
+    """JPEG and WebP: quality; PNG: compression, 0 to 9."""
+    max_bytes: PositiveInt = 20_000_000
+    """Of one response; more is refused while it streams."""
+    max_pixels: PositiveInt = 100_000_000
+    """Read from the image's header, before it is decoded."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """For one image in all: look-up, redirects, retries and body."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Of failures that may pass: no connection, a body cut short, HTTP 408, 429 and 5xx."""
+    accept_dead_units: bool = run_only(default=False)
+    """Finish a unit none of whose URLs answered, too; off, since a network that was down would be taken for dead links."""
+    concurrency: PositiveInt = run_only(default=32)
+    """Requests under way at once, of one worker."""
+    allow_private_addresses: bool = False
+    """Fetch from loopback and private networks too; off, since a hostile URL table could read internal services."""
+
+    @model_validator(mode="after")
+    def _png_quality_is_compression(self) -> "DownloadConfig":
+        if self.encode_format == "png" and self.encode_quality > 9:
+            raise ValueError(f"encode_quality={self.encode_quality} with encode_format=png: PNG takes a compression of 0 to 9")
+        return self

@@ -1,0 +1,50 @@
+"""The model whose meaning the tokenizer keeps, and what it is asked for; imports neither torch nor ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dualtoken.model.config.base import Config, Location, PositiveInt, run_only
+from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
+
+
+class TrainedTeacher(Config):
+    """A small SigLIP-style model that the recipe trains itself on the corpora's captions, where no weights can be had."""
+
+    kind: Literal["train"]
+    image_size: PositiveInt
+    tower: TowerConfig
+    text: TextConfig = TextConfig()
+    steps: PositiveInt = 700
+    batch_size: PositiveInt = 96
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    seed: int = 0
+
+
+class OpenClipTeacher(Config):
+    """A model that open_clip knows by name, with weights from its hub."""
+
+    kind: Literal["open_clip"]
+    model: str
+    """Such as ViT-SO400M-14-SigLIP2-378."""
+    pretrained: str
+    """Its tag, such as webli."""
+
+
+class LocalTeacher(Config):
+    """An open_clip checkpoint on disk: a folder with open_clip_config.json and open_clip_model.safetensors."""
+
+    kind: Literal["local"]
+    folder: Location
+
+
+class TargetsConfig(Config):
+    """What the teacher says of each kept sample, computed once."""
+
+    dense: bool = True
+    """Also the tokens of the semantic block, float16; without them, training runs the teacher itself."""
+    dense_budget_gb: float = run_only(default=50.0, gt=0)
+    """Refuse to write more dense targets than this per corpus."""
+    batch_size: PositiveInt = 64

@@ -1,0 +1,32 @@
+"""Reads Parquet tables of any store; imports no torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.errors import UserError
+
+
+def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file of a store: all of it, or those of some columns that it has."""
+    with store.fs.open(store.path(name), "rb") as file:
+        return pq.ParquetFile(file, pre_buffer=True).read(columns)
+
+
+def read_input(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a table of a finished stage; raises `UserError` where it is gone."""
+    with finished_files(store, name):
+        return read_table(store, name, columns)
+
+
+@contextmanager
+def finished_files(store: Store, *names: str) -> Iterator[None]:
+    """Raise `UserError` where one of these files, of a finished stage, is gone: trying again does not bring it back."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        name = next((name for name in names if not store.exists(name)), names[0])
+        raise UserError(f"{join(store.url, name)} is gone, its stage is finished: run `dualtoken verify {store.url} --repair`") from error

@@ -1,0 +1,131 @@
+"""Looks at fetched bytes before they are resized: whether they are an image, of a sane size, whole to the last byte.
+
+img2dataset's resizer is used as it is; these checks are for what it does not tell: images cut short (OpenCV
+before 4.14 decodes them without a complaint), and images too large to decode.
+"""
+
+import io
+import os
+import warnings
+from enum import StrEnum
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from dualtoken.model.vision.transform import eight_bit, is_clear
+from dualtoken.pipelines.config.download import DownloadConfig
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_PNG_DEPTH = 24
+"""Offset of the bit depth in a PNG's header."""
+
+
+class ImageReason(StrEnum):
+    """Why a fetched body gave no image; with the reasons of `infra.fetch`, a closed list."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    """Such as a page of HTML, or a format that is none of JPEG, PNG, WebP and GIF."""
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TRUNCATED_IMAGE = "truncated_image"
+    BROKEN_IMAGE = "broken_image"
+    RESIZE_FAILED = "resize_failed"
+    FAILED_IN_SOURCE = "failed_in_source"
+    """An existing shard's own record says that this row failed."""
+
+
+class Rejected(NamedTuple):
+    """No image, and why."""
+
+    reason: str
+    detail: str
+
+
+class Prepared(NamedTuple):
+    """An encoded image of the size that the recipe asks for."""
+
+    image: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+
+
+class ImagePreparer:
+    """Checks and resizes; one image at a time per process, since the resizer redirects the process's output."""
+
+    def __init__(self, config: DownloadConfig) -> None:
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Read on import, which else asks a server for the latest version.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from img2dataset.resizer import Resizer  # noqa: PLC0415  (takes seconds)
+        self._config = config
+        self._resize = Resizer(
+            image_size=config.image_size,
+            resize_mode=config.resize_mode,
+            resize_only_if_bigger=config.resize_only_if_bigger,
+            encode_format=config.encode_format,
+            encode_quality=config.encode_quality,
+        )
+
+    def __call__(self, body: bytes) -> Prepared | Rejected:
+        """Return the image, resized and encoded again, or why there is none."""
+        sound = check_image(body, self._config)
+        if isinstance(sound, Rejected):
+            return sound
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # albumentations', of img2dataset's arguments to it
+            image, width, height, original_width, original_height, error = self._resize(io.BytesIO(sound))
+        if error is not None:
+            return Rejected(ImageReason.RESIZE_FAILED, " ".join(error.split())[:200])
+        return Prepared(image, width, height, original_width, original_height)
+
+
+def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
+    """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one per process: the recipe's max_pixels takes its place
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on odd metadata, which is left behind here.
+            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+                if too_many := _too_many_pixels(image.width, image.height, config):
+                    return Rejected(ImageReason.TOO_MANY_PIXELS, too_many)
+                return _decoded(image, body)
+    except UnidentifiedImageError:
+        return Rejected(ImageReason.NOT_AN_IMAGE, f"{len(body)} bytes, none of {', '.join(FORMATS)}")
+    except Exception as error:  # noqa: BLE001  (a decoder of hostile bytes may raise anything; it is this row's reason)
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        # Pillow has no class of its own for an early end, and does not tell it from damage in WebP, whose head has the length.
+        short_riff = body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + 8
+        cut = short_riff or isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "unexpected end"))
+        return Rejected(ImageReason.TRUNCATED_IMAGE if cut else ImageReason.BROKEN_IMAGE, text)
+
+
+def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | None:
+    pixels = width * height
+    shorter, longer = sorted((width, height))
+    enlarged = config.resize_mode in {"keep_ratio", "center_crop"} and not config.resize_only_if_bigger and shorter < config.image_size
+    if enlarged and shorter:
+        # A line one pixel wide grows to image_size before it is cropped.
+        pixels = max(pixels, config.image_size**2 * longer // shorter)
+    return f"{width} x {height}, max_pixels={config.max_pixels}" if pixels > config.max_pixels else None
+
+
+def _decoded(image: Image.Image, body: bytes) -> bytes:
+    """Decode to the last byte; return the body if OpenCV makes the same of it, else the picture as a plain PNG."""
+    clear = is_clear(image)
+    plain = image.mode == "RGBA" or (image.mode in {"RGB", "L"} and not clear)
+    deep = image.format == "PNG" and body[_PNG_DEPTH] == 16
+    animated = image.format == "GIF" or getattr(image, "is_animated", False)
+    if plain and not deep and not animated:
+        if image.format == "JPEG":
+            image.draft(image.mode, (1, 1))  # Reads all the data at an eighth of the size, which is faster.
+        image.load()
+        return body
+    image.load()
+    if image.mode.startswith("I"):
+        picture = eight_bit(image)
+    else:
+        picture = image.convert("RGBA" if clear else "L" if image.mode in {"1", "L"} else "RGB")
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=0)
+    return stream.getvalue()

@@ -1,0 +1,62 @@
+"""Reads samples for the stages after the filter: an image shard, and which of its rows were kept."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+from PIL import Image
+
+from dualtoken.infra.storage import Store
+from dualtoken.model.vision.transform import opaque
+from dualtoken.pipelines.config.corpora import HeldoutFraction
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.ledger import key_fraction
+from dualtoken.pipelines.core.tables import finished_files
+from dualtoken.pipelines.images.shards import ImageShard
+
+Item = TypeVar("Item")
+
+
+def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
+    """Open an image shard by name, copied to scratch unless it is local; raises `UserError` where it is gone."""
+    tar, parquet = f"{shard}.tar", f"{shard}.parquet"
+    with finished_files(store, tar, parquet):
+        return ImageShard(store.local_copy(tar, scratch), store.local_copy(parquet, scratch))
+
+
+def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:
+    """Tell whether a sample is for evaluation and never for training."""
+    if isinstance(recipe.heldout, HeldoutFraction):
+        return key_fraction(key) < recipe.heldout.fraction
+    return corpus == recipe.heldout.corpus
+
+
+class KeptRow(NamedTuple):
+    """One sample that the filter kept."""
+
+    row: int
+    """Its place in the image shard."""
+    key: bytes
+
+
+def kept_rows(shard: ImageShard, decision: pa.Table) -> list[KeptRow]:
+    """Match a decision's kept keys to the rows of an image shard, in the shard's order."""
+    kept = set(decision.filter(decision["keep"])["key"].to_pylist())
+    rows = [KeptRow(row, key) for row, key in enumerate(shard.keys) if key in kept]
+    assert len(rows) == len(kept), "the decision names samples that the shard lacks"
+    return rows
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image to RGB, transparency over white; raises OSError or ValueError when it is damaged."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return opaque(image)
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Cut a list into pieces of at most `size`."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -1,0 +1,82 @@
+"""Encodes batches that may not fit: where memory runs out, the batch is halved and the same images are tried again.
+
+On a CPU codes do not depend on the batch (`model.quantize.nearest`), so a smaller one changes no byte. A GPU may choose other
+kernels for another batch and round otherwise: `benchmarks.agreement` measures how many codes that changes.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.inference.networks import StreamCodes
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+"""What PyTorch says where it has no class of its own, in lower case: the driver, its allocator of a CPU's memory, cuBLAS and cuDNN."""
+
+
+class NoRoomForOneImageError(UserError):
+    """Not even a single image fits into the device's memory."""
+
+
+class Encoder(Protocol):
+    """What gives images their codes."""
+
+    def encode_levels(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
+        """Return both streams' codes."""
+        ...
+
+
+class HalvingEncoder:
+    """An encoder whose batches shrink until they fit, and stay as small as they had to become until `begin` is called."""
+
+    def __init__(self, encoder: Encoder, batch_size: int) -> None:
+        self._encoder, self._largest = encoder, batch_size
+        self.batch_size = batch_size
+        """Images encoded at once, so far."""
+
+    def begin(self) -> None:
+        """Try the whole batch again: what took the memory, such as another process, may be gone."""
+        self.batch_size = self._largest
+
+    def encode(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
+        """Return the codes of any number of images, encoded in batches.
+
+        Raises `NoRoomForOneImageError` where one image alone does not fit.
+        """
+        parts: list[StreamCodes] = []
+        first = 0
+        while first < len(levels):
+            batch = levels[first : first + self.batch_size]
+            if (codes := self._attempt(batch)) is not None:
+                parts.append(codes)
+                first += len(batch)
+            elif len(batch) == 1:
+                raise NoRoomForOneImageError(
+                    f"pretokenize.batch_size={self._largest}: one image of {tuple(levels.shape[2:])} pixels alone does not fit into "
+                    "the memory that is free: give the worker more, or use a smaller tokenizer"
+                )
+            else:
+                self.batch_size = len(batch) // 2
+        return parts[0] if len(parts) == 1 else StreamCodes(*(np.concatenate(ids) for ids in zip(*parts, strict=True)))
+
+    def _attempt(self, batch: UInt8[Tensor, "B 3 S S"]) -> StreamCodes | None:
+        """Return a batch's codes, or None where memory ran out."""
+        try:
+            return self._encoder.encode_levels(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out here the error, and with it what its traceback held, is gone, so that there is something to give back.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error says that a device's memory, or this machine's, ran out."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY)

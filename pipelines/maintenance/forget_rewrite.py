@@ -1,0 +1,192 @@
+"""Writes one unit of each stage again without some samples, in the bytes that the stage would have written without them.
+
+In an image shard a sample's row stays, emptied, with the reason `forgotten`, so that its ledger closes and the names of the others
+stay; everywhere after that its rows are gone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualtoken.infra.digests import digest
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.ledger import LEDGER_SCHEMA, Status
+from dualtoken.pipelines.core.receipts import LEDGERS, Receipt, StageRecord
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.core.tables import read_table
+from dualtoken.pipelines.core.tombstones import FORGOTTEN
+from dualtoken.pipelines.images.drop_samples import drop_images
+from dualtoken.pipelines.images.shards import read_metadata, shard_files
+from dualtoken.pipelines.tokens.audit import CodeTally
+from dualtoken.pipelines.tokens.captions import borrows
+from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, said_of, write_data_shard
+
+Keys = frozenset[bytes]
+
+
+class Rewritten(NamedTuple):
+    """A unit's files in scratch."""
+
+    files: tuple[str, ...]
+    ledger: pa.Table
+    facts: Mapping[str, Any]
+
+
+class Rewriter(Protocol):
+    """How one stage's shards are read and written."""
+
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        """Return the keys of the samples that a shard holds."""
+        ...
+
+    def files(self, shard: str) -> Sequence[str]:
+        """Return the names of a shard's files."""
+        ...
+
+    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+        """Write shards of a unit without the samples that have these keys."""
+        ...
+
+
+class _Images:
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        table = read_table(store, f"{shard}.parquet", ["sample_key", "reason"])
+        rows = zip(table["sample_key"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        return (key for key, reason in rows if reason != FORGOTTEN)
+
+    def files(self, shard: str) -> Sequence[str]:
+        return shard_files(shard)
+
+    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+        (shard,), store = shards, job.store()
+        tar, parquet = (store.local_copy(name, scratch / "before") for name in shard_files(shard)[:2])
+        drop_images(tar, read_metadata(parquet), keys, scratch, shard)
+        ledger = _ledger(store, receipt)
+        verdicts = [forgotten_verdict(row) if row["key"] in keys else row for row in ledger.to_pylist()]
+        return Rewritten(shard_files(shard), pa.Table.from_pylist(verdicts, schema=LEDGER_SCHEMA), receipt.facts)
+
+
+def forgotten_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ledger's row of a sample that is not there any more."""
+    return {"key": row["key"], "status": Status.FORGOTTEN.value, "reason": "", "detail": ""}
+
+
+class _Rows:
+    """A stage whose shard is one table that has a column of keys."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        if self._suffix == "parquet":
+            return read_table(store, f"{shard}.parquet", ["key"])["key"].to_pylist()
+        return _ledger_keys(store, shard)
+
+    def files(self, shard: str) -> Sequence[str]:
+        return (f"{shard}.{self._suffix}",)
+
+    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+        store = job.store()
+        for shard in shards:
+            name = f"{shard}.{self._suffix}"
+            if self._suffix == "parquet":
+                pq.write_table(_without(read_table(store, name), keys), scratch / name, compression="zstd")
+            else:
+                table = _without(read_data_shard(store.local_copy(name, scratch / "before")), keys)
+                with pa.OSFile(str(scratch / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table, max_chunksize=job.recipe.targets.batch_size)
+        files = tuple(f"{shard}.{self._suffix}" for shard in shards)
+        return Rewritten(files, _without(_ledger(store, receipt), keys), _shard_facts(receipt, shards, scratch))
+
+
+def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapping[str, Any]:
+    """Return a decision's counts by shard anew; other stages have none."""
+    if "rows_out_by_shard" not in receipt.facts:
+        return receipt.facts
+    kept = {shard: sum(pq.read_table(scratch / f"{shard}.parquet")["keep"].to_pylist()) for shard in shards}
+    return receipt.facts | {"rows_out_by_shard": receipt.facts["rows_out_by_shard"] | kept}
+
+
+class _Codes:
+    """A token dataset whose captions are another one's, which is rewritten before it."""
+
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        return _ledger_keys(store, shard)
+
+    def files(self, shard: str) -> Sequence[str]:
+        return (data_path(shard),)
+
+    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+        (shard,), store = shards, job.store()
+        data, *others = self.files(shard)
+        path = store.local_copy(data, scratch / "before")
+        # A kill between data and receipt leaves other rows than those that the receipt's audit looked at.
+        same = any(file.sha256 == digest(path).sha256 for file in receipt.files if file.name == data)
+        before = read_data_shard(path)
+        stays = [row for row, key in enumerate(before["key"].to_pylist()) if key not in keys]
+        table = before.take(pa.array(stays, pa.int64()))
+        semantic, pixel = (codes_of(table, stream) for stream in STREAMS)
+        write_data_shard(scratch / data, before.schema, table["key"].to_pylist(), semantic, pixel)
+        for meta in others:
+            (scratch / meta).parent.mkdir()
+            pq.write_table(_without(read_table(store, meta), keys), scratch / meta, compression="zstd")
+        facts = _token_facts(receipt, shard, table, stays if same else None)
+        return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
+
+
+class _Tokens(_Codes):
+    """A token dataset with its captions."""
+
+    def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        return {*_ledger_keys(store, shard), *read_table(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
+
+    def files(self, shard: str) -> Sequence[str]:
+        return (*super().files(shard), f"meta/{shard}.parquet")
+
+
+def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
+    """Return what a receipt says of a token shard's codes, of the rows that stay; None where it speaks of another file's rows."""
+    said, facts, perplexity = said_of(table.schema), dict(receipt.facts), {}
+    for stream in STREAMS:
+        tally = CodeTally(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
+        tally.add(codes_of(table, stream))
+        facts[f"{stream}_usage"], perplexity[f"{stream}_perplexity"] = tally.usage(), tally.perplexity()
+    if "rows_out_by_shard" in facts:
+        facts["rows_out_by_shard"] = {shard: len(table)}
+    if "audit" in facts:
+        place = {row: at for at, row in enumerate(stays or ())}
+        seen = zip(facts["audit"]["looked_at"], facts["audit"]["psnr"], strict=True)
+        left = [(place[row], ratio) for row, ratio in seen if row in place]
+        audit = {"rows": len(table), "looked_at": [row for row, _ in left], "psnr": [ratio for _, ratio in left], **perplexity}
+        facts["audit"] = facts["audit"] | audit
+    return facts
+
+
+def _ledger(store: Store, receipt: Receipt) -> pa.Table:
+    return read_table(store, f"{LEDGERS}/{receipt.unit}.parquet")
+
+
+def _ledger_keys(store: Store, unit: str) -> list[bytes]:
+    return read_table(store, f"{LEDGERS}/{unit}.parquet", ["key"])["key"].to_pylist()
+
+
+def _without(table: pa.Table, keys: Keys) -> pa.Table:
+    stays = [row for row, key in enumerate(table["key"].to_pylist()) if key not in keys]
+    return table.take(pa.array(stays, pa.int64())).combine_chunks()
+
+
+REWRITERS: dict[str, Rewriter] = {
+    "download": _Images(),
+    "score": _Rows("parquet"),
+    "filter": _Rows("parquet"),
+    "targets": _Rows("arrow"),
+    "pretokenize": _Tokens(),
+}
+
+
+def rewriter(record: StageRecord) -> Rewriter:
+    """Return how a folder's shards are written again."""
+    return _Codes() if borrows(record) else REWRITERS[record.stage]

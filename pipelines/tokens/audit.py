@@ -1,0 +1,233 @@
+"""Watches over token shards: how evenly codes are used, whether stored codes still give the images, which shard is unlike the rest.
+
+A unit records what it saw in its receipt, as `audit`. Shards are judged against the median shard of their dataset: while they come, against
+those of the run so far, and once more against all of them when the dataset is finished. As a whole bad dataset has a bad median, its
+recipe may also set a PSNR that no shard may be under.
+"""
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.core.receipts import Receipt
+from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.errors import TokenAlarm
+from dualtoken.pipelines.tokens.shards import STREAMS, Ids
+
+Levels = np.ndarray[Any, np.dtype[np.uint8]]
+MAX_PSNR = 100.0
+"""dB, for an image that comes back exactly, whose ratio has no bound."""
+PSNR_DROP = 6.0
+"""dB under the median that a shard's mean may be: twice the error. The codes of other images give 10 dB less or worse."""
+OUTLIER = 6 * 1.4826
+"""Median absolute deviations; of a normal distribution six standard deviations, which chance goes beyond once in a billion."""
+MANY = 8
+"""Shards from which on their own spread is known, and a running median is worth comparing with."""
+COLLAPSE, DRIFT = 0.1, 0.5
+"""Of the median perplexity of the same depth."""
+ONE_CODE, ROWS_FOR_ONE_CODE = 1.05, 16
+"""A perplexity under which a depth says one thing of all images, once they are not just a few blank ones."""
+WINDOW = 512
+"""Shards that a running median is taken over."""
+
+
+class CodeTally:
+    """Counts a stream's codes, depth by depth."""
+
+    def __init__(self, depth: int, num_codes: int) -> None:
+        self._counts = np.zeros((depth, num_codes), np.int64)
+
+    def add(self, ids: Ids) -> None:
+        """Count codes of any shape whose depths lie side by side."""
+        depth, num_codes = self._counts.shape
+        by_depth = ids.reshape(-1, depth)
+        for level in range(depth):
+            self._counts[level] += np.bincount(by_depth[:, level], minlength=num_codes)
+
+    def usage(self) -> list[float]:
+        """Return, per depth, the share of codes that occur."""
+        return [round(float(used) / self._counts.shape[1], 6) for used in (self._counts > 0).sum(axis=1)]
+
+    def perplexity(self) -> list[float]:
+        """Return, per depth, that of its codes."""
+        return [round(perplexity_of(counts), 3) for counts in self._counts]
+
+
+def perplexity_of(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
+    shares = counts / max(counts.sum(), 1)
+    return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
+
+
+def sample_places(seed: str, rows: int, count: int) -> frozenset[int]:
+    """Choose rows of a shard to look at again; the same seed chooses the same."""
+    chance = random.Random(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big"))
+    return frozenset(chance.sample(range(rows), min(count, rows)))
+
+
+def psnr(shown: Levels, seen: Levels) -> float:
+    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`.
+
+    `model.metrics` has one too, whose library takes seconds to import: more than all audits of a short run.
+    """
+    error = float(np.square(shown.astype(np.float64) - seen).mean())
+    return min(MAX_PSNR, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A shard that is unlike its dataset."""
+
+    shard: str
+    kind: Literal["collapse", "drift", "low"]
+    problem: str
+    """What was found, beside what the others have."""
+
+    def __str__(self) -> str:
+        return f"shard {self.shard}: {self.kind}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one shard's audit found."""
+
+    shard: str
+    rows: int
+    psnr: float | None
+    """dB, mean of the rows that were looked at; None where there were none."""
+    perplexity: Mapping[str, Sequence[float]]
+    """Per depth, by stream."""
+
+    @classmethod
+    def of(cls, shard: str, audit: Mapping[str, Any]) -> "Figures":
+        """Read them off a receipt's `audit`."""
+        ratios = audit["psnr"]
+        perplexity = {stream: audit[f"{stream}_perplexity"] for stream in STREAMS}
+        return cls(shard, audit["rows"], sum(ratios) / len(ratios) if ratios else None, perplexity)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What the median shard of a dataset is like, which each is judged against."""
+
+    shards: int
+    rows: float
+    psnr: float | None
+    """dB; None where fewer than two shards have one."""
+    psnr_spread: float
+    """Median absolute deviation, dB; 0 of few shards."""
+    perplexity: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def of(cls, shards: Sequence[Figures]) -> "Norm":
+        """Find it, of one shard at least."""
+        ratios = [one.psnr for one in shards if one.psnr is not None]
+        middle = median(ratios) if len(ratios) > 1 else None
+        spread = 0.0 if middle is None or len(ratios) < MANY else median(abs(ratio - middle) for ratio in ratios)
+        perplexity = {stream: _medians([one.perplexity[stream] for one in shards]) for stream in STREAMS}
+        return cls(len(shards), median(one.rows for one in shards), middle, spread, perplexity)
+
+
+def judge(one: Figures, norm: Norm, min_psnr: float | None = None) -> Alarm | None:
+    """Return what is wrong with a shard, the worst first; `norm` is its dataset's, itself taken into it or not."""
+    return _collapse(one, norm) or _low(one, min_psnr) or _drift(one, norm)
+
+
+def _low(one: Figures, min_psnr: float | None) -> Alarm | None:
+    if one.psnr is None or min_psnr is None or one.psnr >= min_psnr:
+        return None
+    return Alarm(one.shard, "low", f"PSNR {one.psnr:.1f} dB, pretokenize.min_psnr={min_psnr:g}")
+
+
+def _collapse(one: Figures, norm: Norm) -> Alarm | None:
+    if one.rows >= ROWS_FOR_ONE_CODE:
+        for stream, depth, value in _depths(one.perplexity):
+            if value < ONE_CODE:
+                return Alarm(one.shard, "collapse", f"{stream} depth {depth + 1} has perplexity {value:.2f}: one code for all images")
+    return _beside_median(one, norm, "collapse", COLLAPSE)
+
+
+def _drift(one: Figures, norm: Norm) -> Alarm | None:
+    if one.psnr is not None and norm.psnr is not None and norm.psnr - one.psnr > max(PSNR_DROP, OUTLIER * norm.psnr_spread):
+        return Alarm(one.shard, "drift", f"PSNR {one.psnr:.1f} dB, the dataset's median is {norm.psnr:.1f}")
+    return _beside_median(one, norm, "drift", DRIFT)
+
+
+def _beside_median(one: Figures, norm: Norm, kind: Literal["collapse", "drift"], share: float) -> Alarm | None:
+    # A short shard, such as a corpus's last, has fewer codes because it has fewer images.
+    if norm.shards < 2 or one.rows * 2 < norm.rows:
+        return None
+    for stream, depth, value in _depths(one.perplexity):
+        middle = norm.perplexity[stream][depth]
+        if value < share * middle:
+            said = f"{stream} depth {depth + 1} has perplexity {value:.1f}, the dataset's median is {middle:.1f}"
+            return Alarm(one.shard, kind, said)
+    return None
+
+
+def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [median(values) for values in zip(*rows, strict=True)]
+
+
+def _depths(perplexity: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, int, float]]:
+    for stream, values in perplexity.items():
+        for depth, value in enumerate(values):
+            yield stream, depth, value
+
+
+class DatasetAudit:
+    """What a finished dataset's shards are like, taken from their receipts as these pass."""
+
+    def __init__(self, min_psnr: float | None = None) -> None:
+        self._min_psnr = min_psnr
+        self._shards: list[Figures] = []
+        self._ratios: list[float] = []
+
+    def seen(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
+        """Pass receipts on."""
+        for receipt in receipts:
+            if audit := receipt.facts.get("audit"):
+                self._shards.append(Figures.of(receipt.unit, audit))
+                self._ratios += audit["psnr"]
+            yield receipt
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the dataset's manifest says of them."""
+        norm = Norm.of(self._shards) if self._shards else None
+        alarms = [alarm for one in self._shards if norm and (alarm := judge(one, norm, self._min_psnr))]
+        return {
+            "rows": len(self._ratios),
+            "psnr_median": round(median(self._ratios), 2) if self._ratios else None,
+            "psnr_lowest": min(self._ratios, default=None),
+            **{f"{stream}_perplexity": [round(value, 3) for value in norm.perplexity[stream]] if norm else [] for stream in STREAMS},
+            "alarms": [asdict(alarm) for alarm in alarms],
+        }
+
+
+def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iterator[Outcome]:
+    """Pass outcomes on, and say which shards are unlike those before them; raises `TokenAlarm` where the recipe stops at that."""
+    config = work[0].job.recipe.pretokenize
+    before: dict[str, deque[Figures]] = {}
+    for outcome in outcomes:
+        yield outcome
+        if not outcome.audit:
+            continue
+        seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
+        one = Figures.of(outcome.unit, outcome.audit)
+        seen.append(one)
+        if alarm := judge(one, Norm.of(seen if len(seen) >= MANY else [one]), config.min_psnr):
+            say(f"{outcome.label} {alarm}")
+            if config.on_alarm == "stop":
+                raise stopped(outcome.label, alarm)
+
+
+def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:
+    """Return the error that a run ends with where its recipe stops at alarms."""
+    return TokenAlarm(f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report")

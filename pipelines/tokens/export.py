@@ -1,0 +1,121 @@
+"""Exports a token dataset to another tool's format (`pipelines.tokens.export_formats`), a shard at a time.
+
+Every shard is compared with its checksums before it is read. `export.json` is written last: what was exported, and each file's size
+and checksum. A folder without it is an export that did not end.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualtoken.infra.digests import digest
+from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.receipts import FileRecord, Record
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.tokens.export_formats import FORMATS, Shape, ShardRows
+from dualtoken.pipelines.tokens.reader import TokenDataset
+from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from dualtoken.pipelines.tokens.shards import STREAMS
+
+EXPORT_FILE = "export.json"
+CACHE_BYTES = 1 << 30
+
+
+class Export(Record):
+    """What an exported folder is."""
+
+    format: str
+    dataset: str
+    root_hash: str
+    """Of the dataset that was exported."""
+    tokenizer: dict[str, str]
+    grid: tuple[int, int]
+    depth: int
+    codes: dict[str, int]
+    """Size of the codebook, by stream in the order of the ids."""
+    first_id: int
+    rows: int
+    files: tuple[FileRecord, ...]
+
+
+def export_tokens(
+    dataset: str, kind: str, out: str, *, streams: Sequence[str] = STREAMS, first_id: int = 0, tokenizer: str | None = None
+) -> Export:
+    """Write a dataset into a folder, a path or URL, that is empty; `first_id` is Megatron's alone.
+
+    Raises `UserError` where the dataset is unfinished, foreign or newer, where `tokenizer` is another than its own, or where the
+    folder holds files; `DamagedShardError` where a shard is not as committed.
+    """
+    with scratch_folder() as name:
+        scratch = Path(name)
+        tokens = open_tokens(dataset, streams, scratch, tokenizer)
+        target = _Target(Store(out), scratch / "out")
+        shards = tokens.shards()
+        shape = Shape(tokens.shape[:2], tokens.shape[2], {stream: tokens.num_codes[stream] for stream in streams}, len(shards), "")
+        shape = shape._replace(fingerprint=tokens.fingerprint)
+        writer = FORMATS[kind](target.open, shape, first_id)
+        first = 0
+        for number, (_, rows) in enumerate(shards):
+            writer.write(_read(tokens, number, first))
+            first += rows
+        writer.finish()
+        export = Export(
+            format=kind,
+            dataset=tokens.url,
+            root_hash=tokens.fingerprint,
+            tokenizer={"fingerprint": tokens.tokenizer_fingerprint, "sha256": tokens.tokenizer_sha256},
+            grid=shape.grid,
+            depth=shape.depth,
+            codes=shape.num_codes,
+            first_id=first_id,
+            rows=first,
+            files=tuple(target.files),
+        )
+        target.store.put_bytes(export.to_bytes(), EXPORT_FILE)
+        return export
+
+
+def open_tokens(dataset: str, streams: Sequence[str], scratch: Path, tokenizer: str | None = None) -> TokenDataset:
+    """Open a finished token dataset; raises `UserError` for anything else."""
+    try:
+        tokens = TokenDataset(dataset, streams=streams, cache=ShardCache(scratch / "cache", CACHE_BYTES))
+        if tokenizer is not None:
+            tokens.require_tokenizer(tokenizer)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not len(tokens):
+        raise UserError(f"{dataset} has no rows: there is nothing to export")
+    return tokens
+
+
+def _read(tokens: TokenDataset, number: int, first: int) -> ShardRows:
+    shard, rows = tokens.shard_name(number)
+    meta = tokens.read_meta(number).drop_columns("key")
+    said = tokens.read(np.arange(first, first + rows))
+    codes: dict[str, Any] = {stream: getattr(said, stream) for stream in tokens.streams}
+    return ShardRows(shard, [key.tobytes() for key in said.keys], codes, meta)
+
+
+class _Target:
+    """Takes an export's files: written in place in a local folder, else in scratch and put from there."""
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        if next(store.files(), None):
+            raise UserError(f"--out {store.url} holds files already: give an empty folder")
+        self.store, self.files = store, list[FileRecord]()
+        self._folder = Path(store.path()) if store.is_local else scratch
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Path]:
+        path = self._folder / name
+        yield path
+        found = digest(path)
+        if not self.store.is_local:
+            self.store.put(path, name)
+            path.unlink()
+        self.files.append(FileRecord(name=name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128))

@@ -1,0 +1,232 @@
+"""Token shards: what the MLLM stage trains from.
+
+    manifest.json         schema version, tokenizer, counts, root hash; written last
+    index.parquet         a row per shard
+    data/00000.arrow      Arrow IPC *file*, uncompressed, batches of 256 rows
+    meta/00000.parquet    caption, url, scores, in the same row order; or another dataset's (`pipelines.tokens.captions`)
+
+The IPC file format fails loudly when it is cut (the stream format loses rows silently), and a row is one
+contiguous read or a view of a memory map. Neither notices a flipped byte, hence the checksums.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from dualtoken.infra.digests import DigestingFile, FileDigest
+from dualtoken.infra.storage import Store
+from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.pipelines.core.ledger import KEY_BYTES
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
+from dualtoken.pipelines.tokens.captions import meta_path
+
+SCHEMA_VERSION, BORROWING_VERSION = 1, 2
+"""Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
+ROWS_PER_BATCH = 256
+INDEX = "index.parquet"
+STREAMS = ("semantic", "pixel")
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("meta_path", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("xxh3_128", pa.string(), nullable=False),
+        pa.field("semantic_usage", pa.list_(pa.float32()), nullable=False),
+        pa.field("pixel_usage", pa.list_(pa.float32()), nullable=False),
+        pa.field("statuses", pa.map_(pa.string(), pa.int64()), nullable=False),
+    ]
+)
+"""Usage is the share of a codebook's codes that the shard uses, per depth."""
+
+Ids = np.ndarray[Any, np.dtype[np.uint16]]
+
+
+def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32") -> pa.Schema:
+    """Return the schema of a data shard.
+
+    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures, `precision` how they
+    were encoded.
+    """
+    codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
+    metadata = {
+        "dualtoken.schema_version": str(SCHEMA_VERSION),
+        "dualtoken.tokenizer_fingerprint": tokenizer["fingerprint"],
+        "dualtoken.tokenizer_sha256": tokenizer["sha256"],
+        "dualtoken.preprocessing": preprocessing,
+        "dualtoken.grid": f"{config.grid_size}x{config.grid_size}",
+        "dualtoken.depth": str(config.pixel.depth),
+        "dualtoken.semantic_codes": str(config.semantic.num_codes),
+        "dualtoken.pixel_codes": str(config.pixel.num_codes),
+        "dualtoken.order": "position-major, depth-minor",
+        "dualtoken.precision": precision,
+    }
+    key = pa.field("key", pa.binary(KEY_BYTES), nullable=False)
+    return pa.schema([key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata)
+
+
+class ShardWriter:
+    """Writes one data shard as rows come, holding at most one batch of the file; its checksums are taken on the way."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema, self._kind = schema, schema.field(1).type
+        self._keys: list[bytes] = []
+        self._held = [np.empty((ROWS_PER_BATCH, self._kind.list_size), np.uint16) for _ in STREAMS]
+        self._file = DigestingFile(path)
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def append(self, keys: Sequence[bytes], semantic: Ids, pixel: Ids) -> None:
+        """Add rows; `semantic` and `pixel` are (rows, codes of a row)."""
+        first = 0
+        while first < len(keys):
+            held = len(self._keys)
+            last = min(len(keys), first + ROWS_PER_BATCH - held)
+            if last - first == ROWS_PER_BATCH:
+                self._write(keys[first:last], [semantic[first:last], pixel[first:last]])
+            else:
+                self._hold(keys[first:last], semantic[first:last], pixel[first:last])
+            first = last
+
+    def _hold(self, keys: Sequence[bytes], *streams: Ids) -> None:
+        held = len(self._keys)
+        self._keys += keys
+        for mine, ids in zip(self._held, streams, strict=True):
+            mine[held : len(self._keys)] = ids
+        if len(self._keys) == ROWS_PER_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._write(self._keys, [ids[: len(self._keys)] for ids in self._held])
+        self._keys = []
+
+    def _write(self, keys: Sequence[bytes], streams: Sequence[Ids]) -> None:
+        columns = [pa.array(keys, pa.binary(KEY_BYTES)), *(_fixed_lists(ids, self._kind) for ids in streams)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self.rows += len(keys)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the file, unless the block raised: what it leaves then is cut, and no reader takes it for whole."""
+        with self._file:
+            if error is None:
+                if self._keys:
+                    self._flush()
+                self._writer.close()
+
+    @property
+    def digest(self) -> FileDigest:
+        """The closed file's size and checksums."""
+        assert self._file.closed, "a file's checksums are known when it is closed"
+        return self._file.digest
+
+
+def said_of(schema: pa.Schema) -> dict[str, str]:
+    """Return what a data shard's schema says of it."""
+    return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+
+
+def write_data_shard(path: Path, schema: pa.Schema, keys: list[bytes], semantic: Ids, pixel: Ids) -> None:
+    """Write one data shard; `semantic` and `pixel` are (rows, codes of a row)."""
+    with ShardWriter(path, schema) as writer:
+        writer.append(keys, semantic, pixel)
+
+
+def _fixed_lists(ids: Ids, kind: pa.DataType) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(ids).reshape(-1)), type=kind)
+
+
+def read_data_shard(path: Path) -> pa.Table:
+    """Map a data shard, or any other table in an Arrow file, into memory; a cut file raises `pa.ArrowInvalid`."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def codes_of(table: pa.Table, stream: str) -> Ids:
+    """Return a stream's codes as (rows, codes of a row)."""
+    column = table[stream].combine_chunks()
+    width = table.schema.field(stream).type.list_size
+    return column.flatten().to_numpy().reshape(-1, width) if len(column) else np.zeros((0, width), np.uint16)
+
+
+def write_index(path: Path, receipts: Iterable[Receipt]) -> pa.Table:
+    """Write the index from the receipts of a finished corpus, and return it; rows become columns some at a time, which takes less room."""
+    rows, parts = map(_index_row, receipts), [INDEX_SCHEMA.empty_table()]
+    while some := list(islice(rows, 4096)):
+        parts.append(pa.Table.from_pylist(some, schema=INDEX_SCHEMA))
+    index = pa.concat_tables(parts).combine_chunks()
+    pq.write_table(index, path)
+    return index
+
+
+def data_path(unit: str) -> str:
+    """Name a unit's data shard in its dataset's folder."""
+    return f"data/{unit}.arrow"
+
+
+def rows_of(receipt: Receipt) -> int:
+    """Return the rows of a unit's shard: of a sample there are as many as the recipe has crops."""
+    return int(receipt.facts.get("rows_out_by_shard", {}).get(receipt.unit, receipt.rows_out))
+
+
+def _index_row(receipt: Receipt) -> dict[str, Any]:
+    files = {file.name: file for file in receipt.files}
+    data = files[data_path(receipt.unit)]
+    return {
+        "shard": receipt.unit,
+        "path": data.name,
+        "meta_path": meta_path(receipt),
+        "rows": rows_of(receipt),
+        "bytes": data.bytes,
+        "sha256": data.sha256,
+        "xxh3_128": data.xxh3_128,
+        "semantic_usage": receipt.facts["semantic_usage"],
+        "pixel_usage": receipt.facts["pixel_usage"],
+        "statuses": list(receipt.counts.items()),
+    }
+
+
+def require_finished(store: Store) -> Manifest:
+    """Return a token dataset's manifest; raises ValueError for an unfinished, newer or foreign one, or one finished in times to come."""
+    try:
+        data = store.read(MANIFEST_FILE)
+    except FileNotFoundError:
+        raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again") from None
+    _require_known(store.url, data)
+    try:
+        manifest = Manifest.from_bytes(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy") from None
+    if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
+        raise ValueError(f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`")
+    return manifest
+
+
+def _require_known(url: str, data: bytes) -> None:
+    """Look at stage and version before any other field: what a newer version has, nobody knows here."""
+    try:
+        said = json.loads(data)
+        stage = said["stage"]
+        version = said["details"]["schema_version"] if stage == "pretokenize" else 0
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset") from None
+    if stage != "pretokenize":
+        raise ValueError(f"{url} is a folder of the stage {stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
+    if not isinstance(version, int) or version > BORROWING_VERSION:
+        raise ValueError(f"{url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")

@@ -1,0 +1,66 @@
+"""Targets: what the teacher says of each kept sample, once, for every later epoch.
+
+One Arrow IPC file per image shard, its rows the kept samples in the shard's order.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
+from dualtoken.pipelines.core.tables import read_input
+from dualtoken.pipelines.images.samples import batches, decode, kept_rows, open_shard
+from dualtoken.pipelines.inference.networks import open_teacher
+
+
+class Worker:
+    """Runs the teacher over one image shard per unit."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+        self._teacher = open_teacher(job)
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Write `<shard>.arrow`: embeddings, similarity, pooled output and, by recipe, dense features."""
+        recipe = self._job.recipe
+        shard = open_shard(self._job.input("download"), unit.id, scratch)
+        rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
+        schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
+        with pa.OSFile(str(scratch / f"{unit.id}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches(rows, recipe.targets.batch_size):
+                pictures = [decode(shard.image(row.row)) for row in batch]
+                captions = [shard.captions[row.row] for row in batch]
+                said = self._teacher.targets(pictures, captions, recipe.tokenizer.semantic_block)
+                columns = [pa.array([row.key for row in batch], pa.binary(KEY_BYTES))]
+                columns += [_column(said[name], schema.field(name).type) for name in schema.names[1:]]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        keys = [row.key for row in rows]
+        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [(Status.OK, "", "")] * len(keys)))
+
+
+def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Schema:  # noqa: ANN401
+    """Return the columns of a target file; `tokenizer` is a `TokenizerConfig`."""
+    fields = [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("image_embedding", _vector(pa.float32(), embedding_width), nullable=False),
+        pa.field("text_embedding", _vector(pa.float32(), embedding_width), nullable=False),
+        pa.field("pooled", _vector(pa.float32(), tokenizer.tower.width), nullable=False),
+    ]
+    if dense:
+        fields.append(pa.field("dense", _vector(pa.float16(), tokenizer.grid_size**2 * tokenizer.tower.width), nullable=False))
+    return pa.schema(fields)
+
+
+def _vector(kind: pa.DataType, width: int) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False), width)
+
+
+def _column(values: np.ndarray[Any, Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    item = kind.value_type.to_pandas_dtype()
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(item).reshape(-1)), type=kind)

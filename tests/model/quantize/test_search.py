@@ -1,0 +1,211 @@
+"""The nearest-code search: exact, and the same whatever surrounds a vector."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualtoken.model.config.quantizer import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
+from dualtoken.model.quantize import Quantizer, ResidualQuantizer, build_quantizer, nearest, nearest_codes
+from dualtoken.model.quantize import candidates as products
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def exact(vectors: Tensor, codes: Tensor) -> Tensor:
+    return (vectors.double()[:, None] - codes.double()).square().sum(-1).argmin(1)
+
+
+@pytest.fixture(params=["normal", "far", "twins", "close", "tiny"])
+def hard(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
+    """Vectors and codes: ordinary, and such that float32 products cannot tell the nearest."""
+    torch.manual_seed(0)
+    vectors, codes = torch.randn(150, 12), torch.randn(200, 12)
+    cases = {
+        "normal": (vectors, codes),
+        "far": (vectors + 1000, codes + 1000),
+        "twins": (vectors, codes.repeat(3, 1)),
+        "close": (vectors, codes[:1] + 1e-7 * codes),
+        "tiny": (vectors * 1e-22, codes * 1e-22),
+    }
+    return cases[request.param]
+
+
+def test_codes_are_exact_with_ties_to_the_lowest(hard: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(nearest_codes(*hard), exact(*hard))
+
+
+def test_a_code_whose_square_is_beyond_float32_is_found() -> None:
+    assert nearest_codes(torch.tensor([[1e19]]), torch.tensor([[-2e19], [2.7e19], [-1e19]])).tolist() == [1]
+
+
+def test_codes_do_not_depend_on_batch_chunk_or_threads(hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, codes = hard
+    whole = nearest_codes(vectors, codes)
+    assert torch.equal(torch.cat([nearest_codes(vector, codes) for vector in vectors.split(1)]), whole)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(nearest_codes(vectors, codes), whole)
+    finally:
+        torch.set_num_threads(1)
+    monkeypatch.setattr(nearest, "_THREAD_PRODUCTS", 1000)
+    assert torch.equal(nearest_codes(vectors, codes), whole)
+    monkeypatch.setattr(products, "MAX_PAIRS", 300)
+    assert torch.equal(nearest_codes(vectors, codes), whole)
+
+
+def test_coarser_products_cost_time_and_no_codes(hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_input_rounding", lambda _: 2.0**-7)
+    assert torch.equal(nearest_codes(*hard), exact(*hard))
+
+
+def test_what_is_not_a_finite_number_gets_code_0_and_what_is_huge_its_own() -> None:
+    vectors = torch.tensor([[float("nan"), 0.0], [1.0, 1.0], [1.0, float("-inf")], [1e30, 1e30]])
+    assert nearest_codes(vectors, torch.tensor([[-1e30, 5.0], [1.0, 1.0], [1e30, 1e30]])).tolist() == [0, 1, 0, 2]
+
+
+def test_several_nearest_codes_come_in_order_equal_ones_once(hard: tuple[Tensor, Tensor]) -> None:
+    vectors, codes = hard
+    distances = (vectors.double()[:, None] - codes.double()).square().sum(-1)
+    once = [code for code in range(len(codes)) if not (codes[:code] == codes[code]).all(1).any()]
+    expected = torch.tensor(once)[distances[:, once].sort(dim=1, stable=True).indices[:, :5]]
+    assert torch.equal(nearest.CodeSearch(codes).several(vectors, 5).ids, expected)
+
+
+def crowds() -> dict[str, tuple[Tensor, Tensor]]:
+    """Vectors and codes, thousands of which float32 products cannot tell apart, as after restarts from few vectors."""
+    torch.manual_seed(0)
+    vectors, codes, few = torch.randn(30, 8), torch.randn(3000, 8), torch.randn(7, 8)
+    signed = torch.where(torch.rand(3000, 1) < 0.5, -1.0, 1.0).expand(-1, 8)
+    return {
+        "equal": (vectors, few[torch.randint(7, (3000,))]),
+        "equal lengths": (vectors, signed),
+        "signs of zero": (vectors, torch.cat((0 * signed, few))),
+        "beside zero": (torch.cat((vectors, 1e-7 * vectors)), torch.cat((10 * few, 1e-7 * codes))),
+        "beside a point": (few[0] + 1e-6 * vectors, torch.cat((few[1:], few[0] + 1e-6 * codes))),
+    }
+
+
+@pytest.mark.parametrize("name", crowds())
+def test_crowds_of_codes_are_told_apart_by_weighing_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (vectors, codes), weigh, weighed = crowds()[name], nearest.squared_distances, []
+
+    def counting(vectors: Tensor, codes: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        weighed.append(len(rows))
+        return weigh(vectors, codes, rows, ids)
+
+    monkeypatch.setattr(nearest, "squared_distances", counting)
+    assert torch.equal(nearest_codes(vectors, codes), exact(vectors, codes))
+    # A block of 64 that holds short codes and long ones is weighed whole.
+    assert sum(weighed) <= 64 * len(vectors)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_vectors_that_are_no_numbers_get_code_0_alone_too(beam: int) -> None:
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=2, width=8, beam=beam))
+    for value in (torch.nan, torch.inf):
+        assert not quantizer.encode(torch.full((2, 3, 8), value)).any()
+    assert quantizer.encode(torch.zeros(0, 3, 8)).shape == (0, 3, 2)
+
+
+def test_rounding_does_not_decide_a_beam_s_order_of_codes() -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=4))
+    tokens = torch.randn(1, 500, 8)
+    # One book for all depths: the same codes in another order are the same sum, but for its last bits.
+    assert torch.equal(quantizer.encode(tokens * (1 + 2**-22)), quantizer.encode(tokens))
+
+
+def test_a_beam_of_4_lowers_the_error_by_half_a_decibel_and_a_beam_of_1_changes_nothing() -> None:
+    torch.manual_seed(0)
+    tokens, errors = torch.randn(1, 200, 8), []
+    for beam in (1, 4):
+        quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=beam))
+        torch.manual_seed(1)
+        assert isinstance(quantizer, ResidualQuantizer)
+        quantizer.codes.copy_(torch.randn(64, 8) * torch.linspace(0.3, 1, 64)[:, None])
+        if beam == 1:
+            assert torch.equal(quantizer.encode(tokens), quantizer(tokens).ids)
+        errors.append((quantizer.lookup(quantizer.encode(tokens)) - tokens).square().mean().item())
+    assert 10 * math.log10(errors[0] / errors[1]) > 0.5
+
+
+@pytest.fixture(
+    params=[
+        QuantizerConfig(num_codes=40, depth=4, width=8, shared=False),
+        QuantizerConfig(num_codes=40, depth=4, width=8, beam=3),
+        SplitQuantizerConfig(kind="split", num_codes=40, depth=4, width=8),
+        ScalarQuantizerConfig(kind="scalar", levels=(8, 5), depth=4),
+    ],
+    ids=["separate", "beam", "split", "scalar"],
+)
+def quantizer(request: pytest.FixtureRequest) -> Quantizer:
+    torch.manual_seed(0)
+    return build_quantizer(request.param)
+
+
+def test_every_quantiser_keeps_the_contract(quantizer: Quantizer) -> None:
+    tokens = torch.randn(3, 10, 8, requires_grad=True)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantized = quantizer(tokens)
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    assert torch.equal(quantizer.lookup(quantized.ids), quantized.vectors)
+    assert quantized.ids.amin() >= 0
+    assert quantized.ids.amax() < 40
+    alone = torch.cat([quantizer.encode(each) for each in tokens.detach().flatten(0, 1)[:, None].split(1)])
+    assert torch.equal(alone.view(3, 10, 4), quantizer.encode(tokens))
+    quantized.vectors.sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.abs().sum() > 0
+
+
+def test_micro_batches_update_as_their_whole(quantizer: Quantizer) -> None:
+    tokens = torch.randn(4, 10, 8)
+    other = copy.deepcopy(quantizer)
+    quantizer.update(quantizer(tokens), torch.Generator().manual_seed(1))
+    other.update([other(part) for part in tokens.split(1)], torch.Generator().manual_seed(1))
+    for name, value in quantizer.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_scalar_ids_are_rounded_tanh_in_mixed_radix() -> None:
+    scalar = build_quantizer(ScalarQuantizerConfig(kind="scalar", levels=(8, 5), depth=1))
+    quantized = scalar(torch.tensor([[[0.0, 0.0], [9.0, 9.0], [-9.0, -9.0]]]))
+    assert quantized.ids.flatten().tolist() == [4 + 2 * 8, 39, 0]
+    assert quantized.vectors[0].tolist() == [[0.0, 0.0], [0.75, 1.0], [-1.0, -1.0]]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROJECT / "tests/model/quantize/triton_check.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [
+        *("shared", "separate", "wide", "one_code", "twins", "same_lane", "all_lengths", "close", "crowded", "huge"),
+        *("square_too_large", "small_codes", "permuted", "tiny", "small_of_large", "zeros", "not_finite", "large_programs"),
+    ], done.stderr
+
+
+def test_without_triton_a_cpu_finds_codes_all_the_same() -> None:
+    code = "import sys; sys.modules['triton'] = None; import torch; "
+    code += "from dualtoken.model.quantize.residual_search import residual_codes as find"
+    find = "print(find(torch.eye(4)[None], torch.eye(4)[None, None].flip(2), 1, 1).flatten().tolist())"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {find}"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[3, 2, 1, 0]\n", done.stderr
+
+
+def test_two_processes_update_as_one_with_their_batches_joined(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("gloo_check.py"))
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    for first, second, alone in zip(*(torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone")), strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)

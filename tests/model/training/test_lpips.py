@@ -1,0 +1,104 @@
+"""LPIPS is torchmetrics' for the same weights, and without weights says where to put them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.config.training import LpipsConfig
+from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
+from dualtoken.model.vision.imports import vision_imports
+from tests.model.training.steps import Settings, fresh_state, run
+
+with vision_imports():
+    from torchmetrics.functional.image.lpips import _LPIPS
+    from torchvision.models.vgg import cfgs, make_layers
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG16's features with random weights, named as in torchvision's file, beside a layer that LPIPS does not read."""
+    torch.manual_seed(0)
+    state = {f"features.{name}": tensor for name, tensor in make_layers(cfgs["D"]).state_dict().items()}
+    file = tmp_path_factory.mktemp("weights") / "vgg.pth"
+    torch.save(state | {"classifier.0.bias": torch.zeros(3)}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def lpips(backbone: Path) -> Lpips:
+    return load_lpips(backbone)
+
+
+@pytest.fixture
+def pictures() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))  # pyright: ignore[reportReturnType]
+
+
+def test_distances_are_those_of_torchmetrics(lpips: Lpips, backbone: Path, pictures: tuple[Tensor, Tensor]) -> None:
+    theirs = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
+    weights = torch.load(backbone, weights_only=True)
+    layers = [layer for block in range(1, 6) for layer in getattr(theirs.net, f"slice{block}")]
+    for index, layer in enumerate(layers):
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.load_state_dict({kind: weights[f"features.{index}.{kind}"] for kind in ("weight", "bias")})
+    found, expected = lpips(*pictures), theirs(*pictures).mean()
+    assert expected > 1e-4
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_picture_is_at_no_distance_from_itself(lpips: Lpips, pictures: tuple[Tensor, Tensor]) -> None:
+    assert lpips(pictures[0], pictures[0]).item() == 0
+    assert lpips(*pictures).item() > 0
+
+
+def test_only_the_pictures_get_a_gradient(lpips: Lpips, pictures: tuple[Tensor, Tensor]) -> None:
+    ours, original = (picture.clone().requires_grad_() for picture in pictures)
+    lpips(ours, original).backward()
+    assert ours.grad is not None
+    assert original.grad is None
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in lpips.parameters())
+
+
+def test_a_step_counts_it_by_its_weight_and_leaves_it_as_it_is(lpips: Lpips, config: TokenizerConfig) -> None:
+    before = {name: tensor.clone() for name, tensor in lpips.state_dict().items()}
+    with_it = fresh_state(config, Settings(perceptual=LpipsConfig(kind="lpips", weight=3.0)), lpips)
+    ours, plain = run(with_it, 1)[0], run(fresh_state(config), 1)[0]
+    assert ours.perceptual is not None
+    assert ours.perceptual > 0
+    assert ours.loss == pytest.approx(plain.loss + 3 * ours.perceptual, rel=1e-6)
+    assert all(torch.equal(before[name], tensor) for name, tensor in lpips.state_dict().items())
+    assert not [name for name in with_it.state_dict()["model"] if "features" in name]
+
+
+def test_without_weights_the_error_says_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    expected = rf"no VGG16 weights at {tmp_path}/hub/checkpoints/vgg16-397923af\.pth: download https://.*train\.perceptual=none"
+    with pytest.raises(MissingWeightsError, match=expected):
+        load_lpips()
+    with pytest.raises(MissingWeightsError, match=r"no weights at .*/nowhere\.pth: put them there, or name the file"):
+        load_lpips(tmp_path / "nowhere.pth")
+
+
+def test_a_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half of it")
+    with pytest.raises(MissingWeightsError, match="is damaged, its SHA-256 does not begin with 397923af"):
+        load_lpips()
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path: Path, backbone: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(MissingWeightsError, match=r"other\.pth holds no features\.0\.weight of shape \(64, 3, 3, 3\)"):
+        load_lpips(tmp_path / "other.pth")
+    with pytest.raises(MissingWeightsError, match=r"vgg\.pth holds no heads\.0 of shape \(1, 64, 1, 1\)"):
+        load_lpips(backbone, heads=backbone)
+    for damaged in (backbone.read_bytes()[:1000], b"a text"):
+        (tmp_path / "other.pth").write_bytes(damaged)
+        with pytest.raises(MissingWeightsError, match=r"other\.pth cannot be read as weights alone: \w+$"):
+            load_lpips(tmp_path / "other.pth")

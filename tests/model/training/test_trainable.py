@@ -1,0 +1,115 @@
+"""What the stages train, and what they leave as it was."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualtoken.model.config.tokenizer import ShortcutConfig, TokenizerConfig
+from dualtoken.model.training.step import train_step
+from tests.model.training.steps import Settings, Weights, batch, changed, fresh_state, run, snapshot
+
+STAGE_0 = Settings(stage=0, losses=Weights(semantic=0.0, pooled=5.0))
+STAGE_2 = Settings(stage=2, losses=Weights(reconstruction=0.0, semantic=1.0, pooled=5.0))
+
+
+@pytest.fixture
+def deeper(config: TokenizerConfig) -> TokenizerConfig:
+    """A block lies between shortcut and pixel tap, one between the taps, and one after."""
+    tower = config.tower.model_copy(update={"depth": 6})
+    return config.model_copy(update={"tower": tower, "shortcut": ShortcutConfig(block=1), "pixel_block": 3, "semantic_block": 5})
+
+
+def moved_by(settings: Settings, config: TokenizerConfig) -> set[str]:
+    state = fresh_state(config, settings)
+    before = snapshot(state.tokenizer)
+    run(state, 2)
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters())
+    held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad}
+    return changed(state.tokenizer, before)
+
+
+def blocks(names: set[str]) -> set[int]:
+    return {int(name.split(".")[2]) + 1 for name in names if name.startswith("tower.blocks.")}
+
+
+def starts(names: set[str]) -> set[str]:
+    return {name.split(".")[1] if name.startswith("tower.") else name.split(".")[0] for name in names}
+
+
+NEW_PARTS = {"reduce_pixel", "reduce_shortcut", "reduce_semantic", "expand_pixel", "expand_semantic", "post_quant", "decoder"}
+CODEBOOKS = {"quantize_pixel", "quantize_semantic"}
+
+
+def test_stage_0_trains_new_parts_and_what_follows_the_semantic_block(deeper: TokenizerConfig) -> None:
+    moved = moved_by(STAGE_0, deeper)
+    assert blocks(moved) == {6}
+    assert starts(moved) == NEW_PARTS | CODEBOOKS | {"blocks", "norm", "attn_pool"}
+
+
+def test_stage_1_trains_everything(deeper: TokenizerConfig) -> None:
+    moved = moved_by(Settings(), deeper)
+    assert blocks(moved) == {1, 2, 3, 4, 5, 6}
+    assert starts(moved) == NEW_PARTS | CODEBOOKS | {"blocks", "norm", "attn_pool", "patch_embed", "pos_embed"}
+
+
+def test_stage_2_trains_the_semantic_stream_and_blocks_after_the_pixel_tap(deeper: TokenizerConfig) -> None:
+    moved = moved_by(STAGE_2, deeper)
+    assert blocks(moved) == {4, 5, 6}
+    assert starts(moved) == {"reduce_semantic", "expand_semantic", "quantize_semantic", "blocks", "norm", "attn_pool"}
+
+
+def test_stage_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerConfig) -> None:
+    state = fresh_state(deeper, STAGE_2)
+    images, _ = batch(0, deeper)
+    before = state.tokenizer.encode(images)
+    picture = state.tokenizer.decode(before.pixel)
+    run(state, 3)
+    after = state.tokenizer.encode(images)
+    assert torch.equal(after.pixel, before.pixel)
+    assert torch.equal(state.tokenizer.decode(after.pixel), picture)
+    assert not torch.equal(after.semantic, before.semantic)
+
+
+def test_stage_2_runs_no_decoder_and_compares_tokens_by_angle(deeper: TokenizerConfig) -> None:
+    state, ran = fresh_state(deeper, STAGE_2), []
+    state.tokenizer.decoder.register_forward_hook(lambda *_: ran.append("decoder"))
+    images, targets = batch(0, deeper)
+    longer = targets._replace(dense=targets.dense * 7)
+    figures, same = train_step(state, images, targets), train_step(fresh_state(deeper, STAGE_2), images, longer)
+    assert ran == []
+    assert figures.reconstruction is None
+    assert figures.semantic == pytest.approx(same.semantic, rel=1e-5)
+    present = figures.present()
+    assert figures.loss == pytest.approx(present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"])
+
+
+def test_a_frozen_tower_stays_in_every_stage(deeper: TokenizerConfig) -> None:
+    for settings in (STAGE_0, Settings(), STAGE_2):
+        assert starts(moved_by(settings._replace(freeze_tower=True), deeper)).isdisjoint({"blocks", "norm", "attn_pool", "patch_embed"})
+
+
+def test_what_no_loss_reaches_is_frozen(deeper: TokenizerConfig) -> None:
+    without_pool = moved_by(Settings(losses=Weights(pooled=0.0)), deeper)
+    assert blocks(without_pool) == {1, 2, 3, 4, 5}
+    assert starts(without_pool).isdisjoint({"norm", "attn_pool"})
+
+
+def test_stage_2_of_one_shared_codebook_is_refused(config: TokenizerConfig) -> None:
+    shared = config.model_copy(update={"pixel_block": 3, "shortcut": None, "shared_codebook": True})
+    with pytest.raises(ValueError, match=r"train\.stage=2 .* shared_codebook=true"):
+        fresh_state(shared, STAGE_2)
+
+
+def test_a_run_without_losses_is_refused(config: TokenizerConfig) -> None:
+    with pytest.raises(ValueError, match="no weight above 0"):
+        fresh_state(config, Settings(losses=Weights(reconstruction=0.0, semantic=0.0, pooled=0.0)))
+
+
+def test_a_stream_not_asked_for_is_not_computed(config: TokenizerConfig, images: Tensor) -> None:
+    tokenizer = fresh_state(config).tokenizer
+    both, pixel, semantic = tokenizer(images), tokenizer(images, semantic=False), tokenizer(images, pixel=False)
+    assert torch.equal(pixel.reconstruction, both.reconstruction)
+    assert (pixel.semantic, pixel.semantic_tokens, pixel.pooled) == (None, None, None)
+    assert torch.equal(semantic.pooled, both.pooled)
+    assert (semantic.pixel, semantic.reconstruction) == (None, None)

@@ -1,0 +1,121 @@
+"""Settings of training: a stage's own weights, what is refused, and files that count by their content."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dualtoken.model.config.training import LpipsConfig, NoPerceptual
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.training.perceptual import open_perceptual
+
+
+def test_a_stage_brings_the_released_weights_and_a_recipe_may_change_them() -> None:
+    first, zero, two = (load_recipe("scenes", [f"train.stage={stage}", *more]).train.losses for stage, more in (
+        (1, []), (0, ["train.losses.commitment=1"]), (2, ["train.start_from=there"]),
+    ))  # fmt: skip
+    assert first.model_dump() == {"reconstruction": 5.0, "semantic": 5.0, "pooled": 1.0, "commitment": 5.0}
+    assert zero.model_dump() == {"reconstruction": 5.0, "semantic": 0.0, "pooled": 5.0, "commitment": 1.0}
+    assert two.model_dump() == {"reconstruction": 0.0, "semantic": 1.0, "pooled": 5.0, "commitment": 5.0}
+
+
+def test_perceptual_is_none_or_a_mapping() -> None:
+    assert load_recipe("scenes").train.perceptual == NoPerceptual(kind="none")
+    assert load_recipe("scenes", ["train.perceptual=none"]).train.perceptual == NoPerceptual(kind="none")
+    given = load_recipe("scenes", ["train.perceptual={kind: lpips, backbone: vgg.pth}"]).train.perceptual
+    assert given == LpipsConfig(kind="lpips", weight=1.0, backbone="vgg.pth")
+
+
+MISTAKES = {
+    ("train.perceptual=vgg",): "train.perceptual.kind='vgg': set it to one of 'none', 'lpips'",
+    ("train.perceptual={kind: lpips, wait: 2}",): "train.perceptual.wait=2 is no key of a recipe: did you mean weight?",
+    ("train.stage=3",): "train.stage=3: should be 0, 1 or 2",
+    ("train.stage=2",): "train: stage=2 refines a trained tokenizer: set start_from to its folder",
+    ("train.stage=2", "train.gan={}"): "train: stage=2 leaves pictures as they are: set losses.reconstruction=0, perceptual=none, gan=null",
+    (
+        "train.gan={}",
+        "train.losses.reconstruction=0",
+    ): "train: gan weighs its loss against that of pictures: set losses.reconstruction above 0",
+    ("train.memory_format=channels_last",): (
+        "train: memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous"
+    ),
+    ("train.random_crop={}",): (
+        "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
+    ),
+    ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
+    ("train.accumulate_steps=3",): "train: batch_size=32 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
+    ("tokenizer.shared_codebook=true",): (
+        "tokenizer: shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block"
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_is_one_line_with_key_value_and_fix(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe("scenes", overrides)
+    assert str(error.value) == f"scenes: {MISTAKES[overrides]}"
+
+
+def test_settings_that_came_later_enter_the_fingerprint_only_where_they_are_set() -> None:
+    plain, compiled = (load_recipe("scenes", more).train.identity() for more in ([], ["train.compile=true"]))
+    assert not {"compile", "memory_format", "random_crop"} & plain.keys()
+    assert compiled == plain | {"compile": True}
+
+
+def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) -> None:
+    for name, content in (("one.pth", b"a"), ("other.pth", b"a"), ("changed.pth", b"b")):
+        (tmp_path / name).write_bytes(content)
+    one, other, changed = (
+        STEPS["train"].settings(load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None)
+        for name in ("one.pth", "other.pth", "changed.pth")
+    )
+    assert one == other != changed
+    with pytest.raises(UserError, match=r"train\.perceptual\.heads='.*gone\.pth' is no file"):
+        STEPS["train"].settings(load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None)
+
+
+def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
+    def settings(folder: Path) -> object:
+        return STEPS["train"].settings(load_recipe("scenes", [f"train.start_from={folder}"]), None)
+
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
+        (tmp_path / folder / "model.safetensors").write_text("weights")
+    assert settings(tmp_path / "one") == settings(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_text("other weights")
+    assert settings(tmp_path / "one") != settings(tmp_path / "other")
+    with pytest.raises(UserError, match=r"train\.start_from='.*' has no config\.json: give a tokenizer's folder"):
+        settings(tmp_path)
+
+
+def test_missing_weights_are_the_user_s_to_bring(tmp_path: Path) -> None:
+    assert open_perceptual(NoPerceptual(kind="none"), tmp_path) is None
+    with pytest.raises(UserError, match=r"^train\.perceptual: LPIPS has no weights at .*gone\.pth"):
+        open_perceptual(LpipsConfig(kind="lpips", backbone=str(tmp_path / "gone.pth")), tmp_path)
+
+
+def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"base": "scenes", "name": "mine", "train": {"steps": 7}, "filter": {"rules": []}}))
+    mine, scenes = load_recipe(str(file), ["train.seed=3"]), load_recipe("scenes", ["train.steps=7", "train.seed=3"])
+    assert (mine.name, mine.filter.rules) == ("mine", ())
+    assert mine.train == scenes.train
+    assert mine.tokenizer == scenes.tokenizer
+
+
+def test_another_kind_takes_its_base_s_place_whole(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    teacher = {"kind": "local", "folder": "/there"}
+    file.write_text(yaml.safe_dump({"base": "scenes", "name": "mine", "teacher": teacher}))
+    assert load_recipe(str(file)).teacher.model_dump() == teacher
+
+
+def test_a_base_that_is_not_shipped_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: scene\nname: mine\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: base='scene' is no shipped recipe: set it to one of .*scenes"):
+        load_recipe(str(file))

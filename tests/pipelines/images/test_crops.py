@@ -1,0 +1,83 @@
+"""Crops lie inside the image, and depend on the recipe and the sample's key alone."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop, GridCrops, RandomCrops
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.crops import Crop, crop_columns, views
+from dualtoken.pipelines.runtime.plan import Planner
+from tests.conftest import LoadTiny
+
+KEY = b"k" * 16
+
+
+def crops_of(size: tuple[int, int], *crops: AnyCrops, key: bytes = KEY) -> list[Crop]:
+    return [crop for view in views(Image.new("RGB", size), crops, key) for crop in view.crops]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.one_of(
+        st.builds(CenterCrop, kind=st.just("center"), flip=st.booleans()),
+        st.builds(GridCrops, kind=st.just("grid"), rows=st.integers(1, 8), columns=st.integers(1, 8), scale=st.floats(0.01, 1)),
+        st.builds(RandomCrops, kind=st.just("random"), number=st.integers(1, 9), min_scale=st.floats(0.01, 1), seed=st.integers(-9, 9)),
+    ),
+    st.binary(min_size=16, max_size=16),
+)
+def test_crops_are_squares_inside_the_image_as_many_as_the_recipe_counts(size: tuple[int, int], config: AnyCrops, key: bytes) -> None:
+    crops = crops_of(size, config, key=key)
+    assert len(crops) == config.count * (1 + config.flip)
+    for crop in crops:
+        assert crop.width == crop.height >= 1
+        assert 0 <= crop.left <= size[0] - crop.width
+        assert 0 <= crop.top <= size[1] - crop.height
+    assert crops_of(size, config, key=key) == crops
+
+
+def test_a_grid_touches_the_edges() -> None:
+    assert crops_of((60, 40), GridCrops(kind="grid", rows=2, columns=3)) == [
+        Crop(left, top, 20, 20) for top in (0, 20) for left in (0, 20, 40)
+    ]
+    assert crops_of((60, 40), GridCrops(kind="grid", rows=1, columns=1, scale=1)) == [Crop(10, 0, 40, 40)]
+
+
+def test_random_crops_differ_by_key_and_seed() -> None:
+    config = RandomCrops(kind="random", number=3)
+    assert crops_of((64, 64), config) != crops_of((64, 64), config, key=b"l" * 16)
+    assert crops_of((64, 64), config) != crops_of((64, 64), RandomCrops(kind="random", number=3, seed=1))
+    assert len(set(crops_of((64, 64), config))) == 3
+
+
+def test_a_squashing_tokenizer_sees_the_whole_image() -> None:
+    (view,) = views(Image.new("RGB", (60, 40)), (CenterCrop(kind="center"),), KEY, "squash")
+    assert view.crops == (Crop(0, 0, 60, 40),)
+
+
+def test_no_samples_have_no_crops_and_all_columns() -> None:
+    assert {len(column) for column in crop_columns([]).values()} == {0}
+
+
+def test_the_default_said_in_words_is_the_default(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    assert load_tiny(tmp_path, "pretokenize.crops=[{kind: center}]") == load_tiny(tmp_path)
+
+
+def test_a_plan_expects_a_row_per_variant(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    sizes = [
+        Planner(load_tiny(tmp_path, *crops)).one("pretokenize", "tiny-train").output_bytes
+        for crops in ((), ("pretokenize.crops=[{kind: grid, flip: true}]",))
+    ]
+    assert sizes[0] is not None
+    assert sizes[1] == 8 * sizes[0]
+
+
+def test_too_many_variants_are_refused_by_name(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    with pytest.raises(UserError, match="crops give 65 rows of tokens an image, at most 64: take some out"):
+        load_tiny(tmp_path, "pretokenize.crops=[{kind: center}, {kind: grid, rows: 8, columns: 8}]")
+    with pytest.raises(UserError, match=r"min_scale=0\.9 is over max_scale=0\.5"):
+        load_tiny(tmp_path, "pretokenize.crops=[{kind: random, number: 1, min_scale: 0.9, max_scale: 0.5}]")

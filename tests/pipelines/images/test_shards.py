@@ -1,0 +1,168 @@
+"""Image shards: repeatable, readable by webdataset, and img2dataset's own are readable by us."""
+
+import io
+import json
+import tarfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dualtoken.pipelines.core.ledger import sample_key
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.shards import FAILED_TO_DOWNLOAD, SUCCESS, ImageShard, ShardRow, ShardWriter, find_shards
+
+
+def png(level: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (level, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_ours(folder: Path, rows: int = 12) -> None:
+    folder.mkdir()
+    with ShardWriter(folder, "00003", "png", pa.schema([pa.field("license", pa.string())])) as writer:
+        for number in range(rows):
+            row = ShardRow(
+                f"http://h/{number}", f"caption {number} ü", sample_key("c", number), SUCCESS, "", None, 8, 8, 80 + number, 90, "0a"
+            )
+            if number % 4 == 1:
+                row = ShardRow(f"http://h/{number}", "", sample_key("c", number), FAILED_TO_DOWNLOAD, "http_404", "Not Found")
+            writer.write(row, png(number) if row.status == SUCCESS else None, {"license": "cc0"})
+
+
+def write_theirs(folder: Path, rows: int = 12) -> None:
+    """Write a shard with img2dataset's own class, as its downloader does: in order of arrival, failures between."""
+    folder.mkdir(exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from img2dataset.writer import WebDatasetSampleWriter  # noqa: PLC0415
+    texts = ["url", "caption", "key", "status", "error_message"]
+    numbers = ["width", "height", "original_width", "original_height"]
+    schema = pa.schema([*((name, pa.string()) for name in texts), *((name, pa.int32()) for name in numbers)])
+    writer: Any = WebDatasetSampleWriter(2, str(folder), True, 5, schema, "png")
+    for number in [*range(rows // 2, rows), *range(rows // 2)]:
+        key, failed = f"{2 * 10**4 + number:09d}", number % 3 == 0
+        sizes = dict.fromkeys(numbers, None if failed else 8)
+        meta = {"url": f"http://h/{number}", "caption": f"caption {number}", "key": key, **sizes}
+        meta |= (
+            {"status": "failed_to_download", "error_message": "HTTP Error 404"} if failed else {"status": "success", "error_message": None}
+        )
+        writer.write(None if failed else png(number), key, meta["caption"], meta)
+    writer.close()
+    writer.tar_fd.close()
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a")
+    write_ours(tmp_path / "b")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["00003.parquet", "00003.tar", "00003_stats.json"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with tarfile.open(tmp_path / "a/00003.tar") as tar:
+        members = tar.getmembers()
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "dualtoken")}
+    assert [member.name for member in members[:6]] == [f"00003{n:04d}.{suffix}" for n in (0, 2) for suffix in ("json", "png", "txt")]
+
+
+def test_the_table_has_a_row_per_input_and_the_statistics_count_them(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a")
+    table = pq.read_table(tmp_path / "a/00003.parquet")
+    assert table.num_rows == 12
+    assert table["status"].to_pylist().count("success") == 9
+    assert table["reason"].to_pylist()[:3] == ["", "http_404", ""]
+    assert table["key"].to_pylist() == [f"00003{number:04d}" for number in range(12)]
+    assert set(table["license"].to_pylist()) == {"cc0"}
+    stats = json.loads((tmp_path / "a/00003_stats.json").read_text())
+    assert stats == {
+        "count": 12,
+        "successes": 9,
+        "failed_to_download": 3,
+        "failed_to_resize": 0,
+        "status_dict": {"success": 9, "http_404": 3},
+    }
+
+
+def test_rows_are_read_at_random(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a")
+    with ImageShard(tmp_path / "a/00003.tar", tmp_path / "a/00003.parquet") as shard:
+        numbers = [number for number in range(12) if number % 4 != 1]
+        assert len(shard) == 9
+        assert shard.keys == [sample_key("c", number) for number in numbers]
+        assert shard.captions == [f"caption {number} ü" for number in numbers]
+        assert shard.original_sizes[0] == (80, 90)
+        for row in (8, 0, 4):
+            assert shard.image(row) == png(numbers[row])
+
+
+def test_webdataset_reads_ours(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import webdataset  # noqa: PLC0415
+
+        samples = list(webdataset.WebDataset(str(tmp_path / "a/00003.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"00003{n:04d}" for n in range(12) if n % 4 != 1]
+    assert samples[1]["png"] == png(2)
+    assert samples[1]["txt"].decode() == "caption 2 ü"
+    assert json.loads(samples[1]["json"])["url"] == "http://h/2"
+
+
+def test_img2datasets_own_shards_are_read_in_the_tars_order(tmp_path: Path) -> None:
+    write_theirs(tmp_path / "theirs")
+    order = [number for number in [*range(6, 12), *range(6)] if number % 3]
+    rows_in_table = [place for place, number in enumerate([*range(6, 12), *range(6)]) if number % 3]
+    with ImageShard(tmp_path / "theirs/00002.tar", tmp_path / "theirs/00002.parquet", "laion", 500) as shard:
+        assert [shard.image(row) for row in range(len(shard))] == [png(number) for number in order]
+        assert shard.captions == [f"caption {number}" for number in order]
+        assert shard.keys == [sample_key("laion", 500 + row) for row in rows_in_table]
+    with pytest.raises(AssertionError, match="name the corpus"):
+        ImageShard(tmp_path / "theirs/00002.tar", tmp_path / "theirs/00002.parquet")
+
+
+def test_a_tar_of_images_alone_is_enough(tmp_path: Path) -> None:
+    names = {"a": "jpg", "b": "jpeg", "c": "webp", "d": "png"}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key, suffix in names.items():
+            info = tarfile.TarInfo(f"./{key}.{suffix}")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(key.encode()))
+    pq.write_table(pa.table({"key": ["d", "c", "b", "a"], "status": ["success"] * 4}), tmp_path / "0.parquet")
+    with ImageShard(tmp_path / "0.tar", tmp_path / "0.parquet", "c") as shard:
+        assert [shard.image(row) for row in range(4)] == [b"a", b"b", b"c", b"d"]
+        assert shard.captions == [""] * 4
+
+
+def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write_ours(tmp_path / "a")
+    whole = (tmp_path / "a/00003.tar").read_bytes()
+    with tarfile.open(tmp_path / "a/00003.tar") as tar:
+        end = max(member.offset_data for member in tar.getmembers() if member.name.endswith("png"))
+    cuts = [0, 100, 512, 700, 1536, 5000, 5120, len(whole) // 2, end - 512, end]
+    for cut in cuts:
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"cut\.tar.*fetch it again"):
+            ImageShard(tmp_path / "cut.tar", tmp_path / "a/00003.parquet")
+
+
+def test_a_folder_is_listed_in_order_and_must_be_whole(tmp_path: Path) -> None:
+    for name, rows in [("00000", 3), ("00002", 5)]:
+        pq.write_table(pa.table({"key": ["k"] * rows, "status": ["success"] * rows}), tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.tar").touch()
+    assert find_shards(str(tmp_path)) == [("00000", 0, 3), ("00002", 3, 5)]
+    (tmp_path / "00002.tar").unlink()
+    with pytest.raises(UserError, match=r"has 00002\.parquet but no 00002\.tar"):
+        find_shards(str(tmp_path))
+    with pytest.raises(UserError, match=r"has no NNNNN\.parquet: set it"):
+        find_shards(str(tmp_path / "none"))
+
+
+def test_a_shard_whose_block_raises_has_no_table(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="success with no image"), ShardWriter(tmp_path, "00000", "png") as writer:
+        writer.write(ShardRow("u", "", sample_key("c", 0), SUCCESS), None)
+    assert not (tmp_path / "00000.parquet").exists()

@@ -1,0 +1,68 @@
+"""A stage runs on the device that its recipe gives it, whatever else the machine has."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtoken.pipelines.core.stage import StageJob, Unit
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.inference.networks import open_teacher, open_tokenizer, stage_device
+from dualtoken.pipelines.training import teacher, train
+from tests.conftest import LoadTiny
+
+LOOKING = ("score", "targets", "pretokenize", "report")
+GPU_THERE, NONE_THERE = True, False
+NONE_HERE = "asks for a GPU, and PyTorch finds none here: run where there is one, or change it"
+JobOf = Callable[..., StageJob]
+
+
+@pytest.fixture
+def job_of(tmp_path: Path, load_tiny: LoadTiny) -> JobOf:
+    """Return a stage's job; what it reads is not there, and is not needed to choose a device."""
+
+    def job_of(stage: str, *settings: str) -> StageJob:
+        inputs = {"teacher": str(tmp_path), "train": str(tmp_path)}
+        return StageJob(stage, None, load_tiny(tmp_path, *settings), str(tmp_path), "0", inputs, (Unit("model", 0),))
+
+    return job_of
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("machine", [GPU_THERE, NONE_THERE], indirect=True)
+@pytest.mark.parametrize("stage", ["teacher", "train", *LOOKING])
+def test_a_recipe_without_gpus_leaves_a_gpu_alone(stage: str, job_of: JobOf) -> None:
+    assert stage_device(job_of(stage)) == torch.device("cpu")
+    other = "cluster.gpus_per_worker=1" if stage in {"teacher", "train"} else "train.use_gpu=true"
+    assert stage_device(job_of(stage, other)) == torch.device("cpu")
+
+
+ASKED = {"teacher": "train.use_gpu=true", "train": "train.use_gpu=true", **dict.fromkeys(LOOKING, "cluster.gpus_per_worker=0.5")}
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("machine", [GPU_THERE], indirect=True)
+@pytest.mark.parametrize("stage", ASKED)
+def test_a_recipe_with_gpus_gets_one(stage: str, job_of: JobOf) -> None:
+    assert stage_device(job_of(stage, ASKED[stage])) == torch.device("cuda")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("machine", [NONE_THERE], indirect=True)
+@pytest.mark.parametrize("stage", ASKED)
+def test_a_gpu_that_is_not_there_is_told_in_one_line_by_what_opens_the_networks(stage: str, job_of: JobOf, tmp_path: Path) -> None:
+    job = job_of(stage, ASKED[stage])
+    openers: dict[str, Callable[[], object]] = {
+        "teacher": lambda: teacher.Worker(job).run(job.units[0], tmp_path),
+        "train": lambda: train.Worker(job).run(job.units[0], tmp_path),
+        "pretokenize": lambda: open_tokenizer(job),
+    }
+    with pytest.raises(UserError) as error:
+        openers.get(stage, lambda: open_teacher(job))()
+    assert str(error.value) == f"{job.label}: {ASKED[stage]} {NONE_HERE}"

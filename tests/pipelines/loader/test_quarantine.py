@@ -1,0 +1,264 @@
+"""Damaged shards under quarantine: fetched again, then named in a ledger and counted; all other samples come, once and exactly."""
+
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.loader.documents import Markers, PackPlan
+from dualtoken.pipelines.loader.load_plan import LoadPlan
+from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.quarantine import read_quarantine
+from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
+from dualtoken.pipelines.tokens import caption_cache as caption_columns
+from dualtoken.pipelines.tokens import open_shards
+from dualtoken.pipelines.tokens.checked_files import DamagedShardError
+from dualtoken.pipelines.tokens.reader import TokenDataset
+from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from tests.helpers.s3_servers import s3_server
+from tests.helpers.token_datasets import key_of, write_tokens
+
+ROWS, PER_SHARD = 450, 100
+LOST = range(100, 200)
+"""Rows of the damaged shard."""
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=PER_SHARD)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+@pytest.fixture(
+    params=[("data/00001.arrow", flip), ("data/00001.arrow", cut), ("data/00001.arrow", Path.unlink), ("meta/00001.parquet", flip)]
+)
+def damaged(request: pytest.FixtureRequest, tokens: str, tmp_path: Path) -> tuple[TokenDataset, str, Path]:
+    name, damage = request.param
+    shutil.copytree(tokens, tmp_path / "damaged")
+    damage(tmp_path / "damaged" / name)
+    return TokenDataset(str(tmp_path / "damaged")), name, tmp_path / "ledger.jsonl"
+
+
+Batches = list[Any]
+
+
+def _samples(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> TokenLoader:
+    del pool_size
+    return TokenLoader(load, 7, **ranks)
+
+
+def _sequences(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> PackedLoader:
+    markers = Markers(image_start=1, image_end=2)
+    return PackedLoader(
+        PackPlan(load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size), 3, **ranks
+    )
+
+
+LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _sequences}
+
+
+def quarantined(dataset: TokenDataset, ledger: Path, **how: Any) -> LoadPlan:
+    return LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger, **how)
+
+
+def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None:
+    """Captions decide which sequences there are, so a run that meets damaged ones ends, and names them for the next."""
+    if kind == "sequences" and name.startswith("meta"):
+        with pytest.raises(DamagedShardError, match=name) as ended:
+            list(LOADERS[kind](load))
+        assert f"{load.damage_ledger} names it now" in ended.value.__notes__[0]
+
+
+def keys(batches: list[TokenBatch] | list[PackedBatch]) -> Counter[bytes]:
+    return Counter(key.tobytes() for batch in batches for key in batch.keys.numpy())
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+    dataset, name, ledger = damaged
+    load = quarantined(dataset, ledger, epochs=(2,))
+    end_where_captions_are_damaged(kind, name, load)
+    batches = [batch for rank in range(3) for batch in LOADERS[kind](load, rank=rank, world_size=3)]
+    assert keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
+    assert sum(batch.lost for batch in batches) == 2 * len(LOST)
+    (entry,) = read_quarantine(ledger)
+    assert (entry["dataset"], entry["shard"], entry["file"], entry["rows"]) == (dataset.url, "00001", name, 100)
+    assert entry["reason"]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+    dataset, name, ledger = damaged
+    with pytest.raises(DamagedShardError, match=rf"{name} is damaged \(.*\): run `dualtoken verify"):
+        list(LOADERS[kind](LoadPlan(datasets=(dataset,), with_captions=True)))
+    assert not ledger.exists()
+
+
+def test_a_worker_process_ends_the_run_with_the_same_error(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    flip(tmp_path / "copy/data/00001.arrow")
+    with pytest.raises(DamagedShardError, match=r"data/00001\.arrow is damaged \(.*\): run `dualtoken verify"):
+        list(iterate(_samples(LoadPlan(datasets=(TokenDataset(str(tmp_path / "copy")),))), num_workers=1))
+
+
+def test_the_error_goes_to_other_processes_whole() -> None:
+    error = DamagedShardError.of("s3://a/tokens", "data/00001.arrow", "missing")
+    error.shard = ("s3://a/tokens", 1)
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_stopped_run_loses_the_same_samples_under_other_ranks(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+    dataset, name, ledger = damaged
+    load = quarantined(dataset, ledger)
+    end_where_captions_are_damaged(kind, name, load)
+    first = LOADERS[kind](load)
+    begun: Batches = [batch for _, batch in zip(range(4), first, strict=False)]
+    state = json.loads(json.dumps(first.state_dict(begun[-1])))
+    for rank in range(2):
+        second = LOADERS[kind](load, rank=rank, world_size=2)
+        second.load_state_dict(state)
+        begun += second
+    assert keys(begun) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert sum(batch.lost for batch in begun) == len(LOST)
+
+
+def test_worker_processes_write_one_line_together(damaged: tuple[TokenDataset, str, Path]) -> None:
+    dataset, _, ledger = damaged
+    load = quarantined(dataset, ledger)
+    batches = list(iterate(TokenLoader(load, 7), num_workers=2))
+    assert sum(batch.lost for batch in batches) == len(LOST)
+    assert len(read_quarantine(ledger)) == 1
+
+
+def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_path: Path) -> None:
+    with s3_server("rclone", tmp_path / "server") as bucket:
+        remote = Store(f"{bucket}/a")
+        for name, _ in Store(tokens).files():
+            remote.put(Path(tokens) / name, name)
+        cache, ledger = ShardCache(tmp_path / "cache", max_bytes=10**6), tmp_path / "ledger.jsonl"
+
+        def run() -> list[TokenBatch]:
+            return list(TokenLoader(quarantined(TokenDataset(remote.url, cache=cache), ledger), 64))
+
+        whole = run()
+        for copy in (tmp_path / "cache").glob("*.shard"):
+            flip(copy)
+        assert keys(run()) == keys(whole) == Counter(key_of("a", row) for row in range(ROWS))
+        assert not read_quarantine(ledger), "copies that could be fetched again are no loss"
+        for damaged in (*(tmp_path / "cache").glob("*.shard"), tmp_path / "server/test/a/data/00001.arrow"):
+            flip(damaged)
+        assert keys(run()) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+        assert [entry["file"] for entry in read_quarantine(ledger)] == ["data/00001.arrow"]
+
+
+@pytest.mark.parametrize("name", ["data/00001.arrow", "meta/00001.parquet"])
+def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
+    name: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(caption_columns, "CAPTION_BYTES", 1)
+    shutil.copytree(tokens, tmp_path / "copy")
+    load = quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl", epochs=(2,), shuffle=False)
+    batches: Batches = []
+    for batch in TokenLoader(load, 50):
+        batches.append(batch)
+        if len(batches) == ROWS // 50:
+            flip(tmp_path / "copy" / name)
+    assert keys(batches) == Counter({key_of("a", row): 1 if row in LOST else 2 for row in range(ROWS)})
+    assert sum(batch.lost for batch in batches) == len(LOST)
+
+
+def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    shard, load = tmp_path / "copy/data/00001.arrow", quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl")
+    shard.rename(tmp_path / "aside")
+    shard.symlink_to(shard)  # whose end is never found
+    loader = TokenLoader(load, ROWS)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        next(iter(loader))
+    shard.unlink()
+    flip(tmp_path / "aside")
+    (tmp_path / "aside").rename(shard)
+    assert keys(list(loader)) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+
+
+def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+
+    def rank(number: int) -> Batches:
+        return list(LOADERS["sequences"](quarantined(TokenDataset(str(tmp_path / "copy")), ledger), rank=number, world_size=2))
+
+    ledger = tmp_path / "ledger.jsonl"
+    whole = [rank(0), rank(1)]
+    flip(tmp_path / "copy/data/00001.arrow")
+    holed = rank(0)
+    assert [(batch.position, batch.waiting) for batch in holed] == [(batch.position, batch.waiting) for batch in whole[1]]
+    assert sum(len(batch.keys) + batch.lost for batch in holed) == sum(len(batch.keys) for batch in whole[0])
+    assert keys(holed + whole[1]) < keys(whole[0] + whole[1])
+    flip(tmp_path / "copy/meta/00002.parquet")
+    with pytest.raises(DamagedShardError, match=r"00002\.parquet"):
+        rank(0)
+    flip(tmp_path / "copy/meta/00002.parquet")  # whole for the other rank, which goes by the ledger all the same
+    assert [(batch.position, batch.waiting) for batch in rank(0)] == [(batch.position, batch.waiting) for batch in rank(1)]
+    assert not keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
+
+
+def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(tokens: str, tmp_path: Path) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    ledger = tmp_path / "ledger.jsonl"
+
+    def rank(number: int) -> Batches:
+        # Opened anew, as by a process that begins when the other's damage stands in the ledger.
+        load = quarantined(TokenDataset(str(tmp_path / "copy")), ledger)
+        plan = PackPlan(
+            load=load, capacity=40, tokenize=lambda text: [7] * len(text), markers=Markers(image_start=1, image_end=2), pool_size=16,
+            lengths=lambda _, rows: np.array([len(f"a {row}") for row in rows]),
+        )  # fmt: skip
+        return list(iterate(PackedLoader(plan, 3, rank=number, world_size=2), num_workers=2))
+
+    whole = [rank(0), rank(1)]
+    flip(tmp_path / "copy/meta/00001.parquet")
+    holed = [rank(0), rank(1)]
+    (entry,) = read_quarantine(ledger)
+    assert (entry["file"], entry["captions"]) == ("meta/00001.parquet", True)
+    for ours, theirs in zip(holed, whole, strict=True):
+        assert [(batch.position, batch.waiting) for batch in ours] == [(batch.position, batch.waiting) for batch in theirs]
+    assert keys(holed[0] + holed[1]) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert sum(batch.lost for batch in holed[0] + holed[1]) == len(LOST)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize(("rows", "lost"), [(80, 80), (140, 50), (180, 90)])
+def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(kind: str, rows: int, lost: int, tmp_path: Path) -> None:
+    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))  # 15 steps of 2 x 3 sequences
+    last = f"meta/{(rows - 1) // 90:05d}.parquet"
+    flip(tmp_path / "a" / last)
+    load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
+    end_where_captions_are_damaged(kind, last, load)
+    steps = [list(LOADERS[kind](load, pool_size=1, rank=rank, world_size=2)) for rank in range(2)]
+    assert len(steps[0]) == len(steps[1])
+    assert sum(batch.lost for batch in (*steps[0], *steps[1])) == lost
+    assert sum(len(batch.keys) for batch in (*steps[0], *steps[1])) == rows - lost
+
+
+def test_quarantine_without_a_ledger_is_refused(tokens: str) -> None:
+    with pytest.raises(ValueError, match="on_damage=quarantine without damage_ledger: name a file"):
+        LoadPlan(datasets=(TokenDataset(tokens),), on_damage="quarantine")

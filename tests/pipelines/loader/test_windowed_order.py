@@ -1,0 +1,56 @@
+"""Orders of few shards at a time: every row once, the same everywhere, and no shard before its window or after."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualtoken.pipelines.loader.windowed_order import WindowedOrder
+
+SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
+
+
+def bounds_of(rows: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.append(0, np.cumsum(rows, dtype=np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHARDS, st.integers(1, 6), st.integers(0, 9), st.integers(0, 3))
+def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(rows: list[int], window: int, seed: int, epoch: int) -> None:
+    bounds = bounds_of(rows)
+    order = WindowedOrder(bounds, window, seed, epoch, "a")(np.arange(sum(rows)))
+    assert sorted(order.tolist()) == list(range(sum(rows)))
+    shards, left, taken = np.searchsorted(bounds, order, side="right") - 1, {n for n, count in enumerate(rows) if count}, 0
+    while taken < len(order):
+        # A window's rows are those of whole shards, at most so many: as many as make up the rows until none of them comes again.
+        end = taken + 1
+        while set(shards[taken:end].tolist()) & set(shards[end:].tolist()):
+            end += 1
+        here = set(shards[taken:end].tolist())
+        assert len(here) <= window
+        assert end - taken == sum(rows[shard] for shard in here)
+        left -= here
+        taken = end
+    assert not left
+
+
+@given(SHARDS, st.integers(1, 6), st.data())
+def test_any_part_of_an_order_is_that_part_of_the_whole(rows: list[int], window: int, data: st.DataObject) -> None:
+    order = WindowedOrder(bounds_of(rows), window, 3, 1, "a")
+    picked = np.array(data.draw(st.lists(st.integers(0, sum(rows) - 1), max_size=9)), np.int64)
+    assert order(picked).tolist() == order(np.arange(sum(rows)))[picked].tolist()
+
+
+def test_an_order_is_the_same_on_every_machine() -> None:
+    assert WindowedOrder(bounds_of([4, 2, 3, 1]), 2, seed=0, epoch=0, name="a")(np.arange(10)).tolist() == PINNED
+
+
+PINNED = [4, 5, 9, 3, 8, 6, 7, 1, 0, 2]
+
+
+def test_a_windows_rows_are_mixed_and_each_epoch_has_other_windows() -> None:
+    bounds = bounds_of([100] * 100)
+    first, second = (WindowedOrder(bounds, 10, 0, epoch, "a")(np.arange(10_000)) // 100 for epoch in range(2))
+    for begin in range(0, 10_000, 1000):
+        assert len(set(first[begin : begin + 1000].tolist())) == 10
+        assert len(set(first[begin : begin + 200].tolist())) == 10
+    assert len(set(first[:1000].tolist()) & set(second[:1000].tolist())) < 6

@@ -1,0 +1,61 @@
+"""What units come to is told one by one; where what all of them need is gone, not all of them are waited for."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed
+from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, collect
+from dualtoken.pipelines.runtime.finish import problems
+from tests.conftest import planned
+
+DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "looked_at"),
+    [
+        ([GONE] * 30, GIVE_UP_AFTER),
+        ([DONE, *[GONE] * 30], 1 + GIVE_UP_AFTER),
+        ([*[GONE] * (GIVE_UP_AFTER - 1), DONE] * 3, 3 * GIVE_UP_AFTER),
+    ],
+)
+def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(outcomes: list[Outcome], looked_at: int, finished: Recipe) -> None:
+    seen: list[Outcome] = []
+
+    def come() -> Iterator[Outcome]:
+        for one in outcomes:
+            seen.append(one)
+            yield one
+
+    job = planned(finished, "targets", "tiny-train").job
+    assert job is not None
+    with pytest.raises(UnitsFailed, match="no answer") as error:
+        collect(come(), [Work(job, job.units)], lambda _: None)
+    assert error.value.code == ExitCode.TEMPORARY
+    assert len(seen) == looked_at
+
+
+def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
+    tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "dualtoken-killed").mkdir()
+    (tmp_path / "dualtoken-killed.lock").touch()
+    job = planned(finished, "filter", "tiny-train").job
+    assert job is not None
+    WorkerSlot().open(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_addresses_that_were_refused_are_told_with_the_key_that_allows_them(finished: Recipe) -> None:
+    manifest = planned(finished, "download", "tiny-train").manifest
+    assert manifest is not None
+    assert list(problems(manifest)) == []
+    (said,) = problems(manifest.model_copy(update={"counts": {"ok": 1, "failed:private_address": 34}, "rows_in": 35}))
+    assert said.startswith("34 of 35 URLs lead into a private network")
+    assert said.endswith("set download.allow_private_addresses=true and run again")
