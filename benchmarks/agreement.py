@@ -14,7 +14,9 @@ from dualtoken.model.tokenizer.dual_tokenizer import Codes, DualTokenizer
 from dualtoken.model.vision.image_files import ImageFileError, find_images, open_image
 
 
-def encode(tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, precision: Precision = "float32") -> Codes:
+def encode(
+    tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, precision: Precision = "float32"
+) -> Codes:
     """Return the codes of images on the CPU, computed where the tokenizer is."""
     device = next(tokenizer.parameters()).device
     with tower_precision(device, precision):
@@ -24,8 +26,13 @@ def encode(tokenizer: DualTokenizer, images: torch.Tensor, batch_size: int, prec
 
 def row(name: str, codes: Codes, reference: Codes) -> str:
     """Return a line of the table: semantic depths, then pixel depths, in percent."""
-    shares = [(ours == theirs).double().flatten(0, 2).mean(dim=0) for ours, theirs in zip(codes, reference, strict=True)]
-    return f"{name:24}" + " |".join("".join(f"{100 * share:7.2f}" for share in stream.tolist()) for stream in shares)
+    shares = [
+        (ours == theirs).double().flatten(0, 2).mean(dim=0)
+        for ours, theirs in zip(codes, reference, strict=True)
+    ]
+    return f"{name:24}" + " |".join(
+        "".join(f"{100 * share:7.2f}" for share in stream.tolist()) for stream in shares
+    )
 
 
 def main(arguments: list[str]) -> int:

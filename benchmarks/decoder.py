@@ -51,15 +51,20 @@ def compare(shape: tuple[int, int, int], device: torch.device, rounds: int) -> s
     images, channels, side = shape
     torch.manual_seed(0)
     grid, weight = (
-        torch.randn(*size, device=device, requires_grad=True) for size in ((images, channels, side, side), (channels, channels, 3, 3))
+        torch.randn(*size, device=device, requires_grad=True)
+        for size in ((images, channels, side, side), (channels, channels, 3, 3))
     )
     bias = torch.randn(channels, device=device, requires_grad=True)
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds + 1):
         for name, form in FORMS.items():
             with torch.no_grad():
-                taken.setdefault((name, "forward"), []).append(seconds(lambda form=form: form(grid, weight, bias), device))
-            taken.setdefault((name, "both"), []).append(seconds(lambda form=form: form(grid, weight, bias).sum().backward(), device))
+                taken.setdefault((name, "forward"), []).append(
+                    seconds(lambda form=form: form(grid, weight, bias), device)
+                )
+            taken.setdefault((name, "both"), []).append(
+                seconds(lambda form=form: form(grid, weight, bias).sum().backward(), device)
+            )
     middle = {key: 1e3 * statistics.median(times[1:]) for key, times in taken.items()}
     cells = [f"{images} x {channels} x {side} x {side}"]
     for pass_ in ("forward", "both"):
@@ -76,8 +81,12 @@ def main() -> None:
     arguments = parser.parse_args()
     gflop, device = count(), torch.device(arguments.device)
     forbid_tf32()
-    print(f"the paper's decoder, forward and backward: {gflop['direct']:.0f} GFLOP an image directly, {gflop['phases']:.0f} by phases")
-    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, float32; ms by phases, directly, ratio")
+    print(
+        f"the paper's decoder, forward and backward: {gflop['direct']:.0f} GFLOP an image directly, {gflop['phases']:.0f} by phases"
+    )
+    print(
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, float32; ms by phases, directly, ratio"
+    )
     print(f"{'':20}{'forward':>26}{'with backward':>26}")
     for shape in SHAPES:
         print(compare(shape, device, arguments.rounds))

@@ -24,7 +24,10 @@ MODELS = {"paper": PAPER_384, "small": SMALL_192}
 def count(config: TokenizerConfig) -> dict[str, float]:
     """Return GFLOP an image of encoding and of a full forward, without running them: matrix products, convolutions, code searches."""
     with torch.device("meta"):
-        tokenizer, images = DualTokenizer(config).eval().requires_grad_(False), torch.empty(1, 3, config.image_size, config.image_size)
+        tokenizer, images = (
+            DualTokenizer(config).eval().requires_grad_(False),
+            torch.empty(1, 3, config.image_size, config.image_size),
+        )
     gflop = {}
     for name, run in {"encode": tokenizer.encode, "full": tokenizer}.items():
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=SEARCHES) as counter:
@@ -70,12 +73,16 @@ def measure(config: TokenizerConfig, device: torch.device, batch_size: int, roun
         for _ in range(rounds):
             for name, run in work.items():
                 taken[name].append(seconds(run, device))
-    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, {config.image_size} px, batch {batch_size}, float32")
+    print(
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, {config.image_size} px, batch {batch_size}, float32"
+    )
     print(f"{'':8}{'images/s':>10}{'peak MB':>10}")
     for name, times in taken.items():
         print(f"{name:8}{batch_size / statistics.median(times):10.2f}{peaks[name]:10.0f}")
     ratios = [full / encode for encode, full in zip(taken["encode"], taken["full"], strict=True)]
-    print(f"a full forward takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(
+        f"a full forward takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 def _peak(device: torch.device) -> float:
@@ -95,7 +102,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, config in MODELS.items():
         gflop = count(config)
-        print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times")
+        print(
+            f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times"
+        )
     device = torch.device(arguments.device)
     forbid_tf32()
     model = arguments.model or ("paper" if device.type == "cuda" else "small")

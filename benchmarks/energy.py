@@ -15,7 +15,11 @@ def energy_counter(device: torch.device, powercap: Path = POWERCAP) -> Callable[
     RAPL's counters start again at zero after hours at the least, so a difference may come out negative once in a while.
     """
     if device.type == "cuda":
-        return _nvml(torch.cuda.current_device() if device.index is None else device.index) if find_spec("pynvml") else None
+        return (
+            _nvml(torch.cuda.current_device() if device.index is None else device.index)
+            if find_spec("pynvml")
+            else None
+        )
     counters = sorted(powercap.glob("*rapl:[0-9]/energy_uj"))
 
     def joules() -> float:

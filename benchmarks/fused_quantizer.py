@@ -26,9 +26,14 @@ def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object
     products = rounded[0][0][0].new_empty(TOKENS, codes.shape[2])
     return {
         "ours": lambda: residual_codes(vectors, codes, DEPTH, 1),
-        "full distances": lambda: [full_distances(part, book, move=False) for parts, book in streams for part in parts],
+        "full distances": lambda: [
+            full_distances(part, book, move=False) for parts, book in streams for part in parts
+        ],
         f"{kind} products alone": lambda: [
-            torch.mm(part, book, out=products) for parts, book in rounded for part in parts for _ in range(DEPTH)
+            torch.mm(part, book, out=products)
+            for parts, book in rounded
+            for part in parts
+            for _ in range(DEPTH)
         ],
     }
 
@@ -37,7 +42,9 @@ def main() -> None:
     """Print times, ratios and the share of codes that float64 gives, for each number of images at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 8, 64] if torch.cuda.is_available() else [1])
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[1, 8, 64] if torch.cuda.is_available() else [1]
+    )
     parser.add_argument("--repeats", type=int, default=20 if torch.cuda.is_available() else 3)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -46,7 +53,9 @@ def main() -> None:
     quantizers, tokens = zip(*(trained() for _ in range(2)), strict=True)
     codes = torch.stack([quantizer.codes[None] for quantizer in quantizers]).to(device)
     image = torch.cat(tokens).to(device)
-    print(f"{hardware(device)}: 2 streams, {TOKENS} tokens an image, {CODES} codes, {WIDTH} channels, {DEPTH} depths")
+    print(
+        f"{hardware(device)}: 2 streams, {TOKENS} tokens an image, {CODES} codes, {WIDTH} channels, {DEPTH} depths"
+    )
     print("ours is", "the fused kernel" if is_fused(image, 1) else "the search in PyTorch")
     for images in arguments.images:
         vectors = image.repeat(1, images, 1)
@@ -60,8 +69,12 @@ def main() -> None:
         medians = {name: statistics.median(taken) / images * 1e6 for name, taken in times.items()}
         line = ", ".join(f"{name} {us:.0f} us ({us / medians['ours']:.2f})" for name, us in medians.items())
         ends = torch.cat((torch.arange(CHECKED), torch.arange(-CHECKED, 0))).to(device)
-        found = zip(vectors[:, ends], codes[:, 0], residual_codes(vectors, codes, DEPTH, 1)[:, ends], strict=True)
-        print(f"{images} images: {line}; of ids at both ends {statistics.mean(agreement(*stream) for stream in found):.4%} are float64's")
+        found = zip(
+            vectors[:, ends], codes[:, 0], residual_codes(vectors, codes, DEPTH, 1)[:, ends], strict=True
+        )
+        print(
+            f"{images} images: {line}; of ids at both ends {statistics.mean(agreement(*stream) for stream in found):.4%} are float64's"
+        )
 
 
 if __name__ == "__main__":

@@ -43,17 +43,28 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "ours":
         loader_peers.main(lambda _, folder: ours(folder))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=12_288)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0, help="that all run on")
-    parser.add_argument("--peers-python", default=None, help="of an environment with the peers that this one lacks")
-    parser.add_argument("--folder", type=Path, default=None, help="for the data of all contestants, about 25 kB a row and peer; kept")
+    parser.add_argument(
+        "--peers-python", default=None, help="of an environment with the peers that this one lacks"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="for the data of all contestants, about 25 kB a row and peer; kept",
+    )
     given = parser.parse_args()
     os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
-        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-benchmark-")))
+        folder = given.folder or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-benchmark-"))
+        )
         expected = write_codes(folder, given.rows)
         write_dataset(folder, given.rows)
         compare(folder, given.rounds, given.peers_python, (given.rows, expected), stack)
@@ -88,25 +99,47 @@ class _Both:
         return self.streams[stream][(rows, *rest)]
 
 
-def compare(folder: Path, rounds: int, peers_python: str | None, expected: tuple[int, int], stack: contextlib.ExitStack) -> None:
+def compare(
+    folder: Path,
+    rounds: int,
+    peers_python: str | None,
+    expected: tuple[int, int],
+    stack: contextlib.ExitStack,
+) -> None:
     """Time all contestants, and print medians and ratios."""
-    running = {"ours": stack.enter_context(Contestant([sys.executable, "-m", "benchmarks.loader"], "ours", folder))}
+    running = {
+        "ours": stack.enter_context(Contestant([sys.executable, "-m", "benchmarks.loader"], "ours", folder))
+    }
     for name in loader_peers.PEERS:
-        pythons = [python for python in (sys.executable, peers_python) if python and _has(python, name.partition("_")[0])]
+        pythons = [
+            python
+            for python in (sys.executable, peers_python)
+            if python and _has(python, name.partition("_")[0])
+        ]
         if not pythons:
             print(f"{name}: left out, neither this Python nor --peers-python has it")
             continue
-        running[name] = stack.enter_context(Contestant([pythons[0], "-P", loader_peers.__file__], name, folder))
+        running[name] = stack.enter_context(
+            Contestant([pythons[0], "-P", loader_peers.__file__], name, folder)
+        )
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for number in range(rounds + 1):  # the first one warms up
         for mode in MODES:
             for name, contestant in running.items():
                 epoch = contestant.epoch(mode)
-                assert (epoch["samples"], epoch["total"]) == expected, f"{name} does not give each sample once: {epoch}, {expected}"
+                assert (epoch["samples"], epoch["total"]) == expected, (
+                    f"{name} does not give each sample once: {epoch}, {expected}"
+                )
                 if number:
                     found.setdefault((name, mode), []).append(epoch)
-    print(f"{expected[0]} samples of 729 x 8 x 2 codes, batches of {BATCH}, one core, warm, {rounds} rounds; samples a second, medians")
-    print(f"{'':12}" + "".join(f"{mode + ', ' + clock:>20}" for mode in MODES for clock in ("cpu", "wall")) + f"{'ours is, by cpu':>24}")
+    print(
+        f"{expected[0]} samples of 729 x 8 x 2 codes, batches of {BATCH}, one core, warm, {rounds} rounds; samples a second, medians"
+    )
+    print(
+        f"{'':12}"
+        + "".join(f"{mode + ', ' + clock:>20}" for mode in MODES for clock in ("cpu", "wall"))
+        + f"{'ours is, by cpu':>24}"
+    )
     rates = {
         (name, mode, clock): statistics.median(epoch["samples"] / epoch[clock] for epoch in epochs)
         for (name, mode), epochs in found.items()
@@ -114,21 +147,36 @@ def compare(folder: Path, rounds: int, peers_python: str | None, expected: tuple
     }
     for name in running:
         line = "".join(f"{rates[name, mode, clock]:20,.0f}" for mode in MODES for clock in ("cpu", "wall"))
-        print(f"{name:12}{line}" + "".join(f"{rates['ours', mode, 'cpu'] / rates[name, mode, 'cpu']:11.1f} x" for mode in MODES))
+        print(
+            f"{name:12}{line}"
+            + "".join(f"{rates['ours', mode, 'cpu'] / rates[name, mode, 'cpu']:11.1f} x" for mode in MODES)
+        )
     for mode in MODES:
         peers = [(rates[name, mode, "cpu"], name) for name in running if name in loader_peers.DOCUMENTED]
         if peers:
-            print(f"{mode}: {rates['ours', mode, 'cpu'] / max(peers)[0]:.1f} times the best peer at its documented best, {max(peers)[1]}")
+            print(
+                f"{mode}: {rates['ours', mode, 'cpu'] / max(peers)[0]:.1f} times the best peer at its documented best, {max(peers)[1]}"
+            )
 
 
 class Contestant:
     """A process that reads epochs when told."""
 
     def __init__(self, command: list[str], name: str, folder: Path) -> None:
-        quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        quiet = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        }
         self._log = (folder / f"{name}.log").open("w", encoding="utf-8")
         self._process = subprocess.Popen(  # noqa: S603
-            [*command, name, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=quiet
+            [*command, name, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=quiet,
         )
         self._name = name
 
@@ -195,7 +243,12 @@ def packing(folder: Path) -> None:
         dataset = TokenDataset(captioned(folder, grid, 8192))
         load = LoadPlan(datasets=(dataset,), seed=1)
         markers = Markers(image_start=1, image_end=2, start=3, end=4)
-        plan = PackPlan(load=load, capacity=capacity, tokenize=lambda text: np.frombuffer(text.encode(), np.uint8), markers=markers)
+        plan = PackPlan(
+            load=load,
+            capacity=capacity,
+            tokenize=lambda text: np.frombuffer(text.encode(), np.uint8),
+            markers=markers,
+        )
         used, sequences, state, start = 0, 0, None, time.process_time()
         for number, batch in enumerate(PackedLoader(plan, 4)):
             lengths, documents = batch.cu_seqlens.diff(), batch.segments >= 0

@@ -13,7 +13,15 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig, TowerConfig
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, read_receipts, receipt_name, root_hash
+from dualtoken.pipelines.core.receipts import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    Receipt,
+    read_receipts,
+    receipt_name,
+    root_hash,
+)
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
 _TOKENIZER = {"fingerprint": "f" * 12, "sha256": "f" * 64}
@@ -28,7 +36,9 @@ def write_codes(folder: Path, rows: int) -> int:
         out = np.lib.format.open_memmap(path, "w+", np.uint16, (rows, *SHAPE))
         random = np.random.default_rng(0)
         for first in range(0, rows, SHARD):
-            out[first : first + SHARD] = random.integers(0, 16_384, (min(SHARD, rows - first), *SHAPE), np.uint16)
+            out[first : first + SHARD] = random.integers(
+                0, 16_384, (min(SHARD, rows - first), *SHAPE), np.uint16
+            )
         out.flush()
     found = codes(folder)
     if len(found) != rows:
@@ -60,7 +70,9 @@ def write_links(folder: Path, num_shards: int) -> str:
 
 
 def _linked(receipt: Receipt, unit: str) -> Receipt:
-    files = tuple(file.model_copy(update={"name": file.name.replace(receipt.unit, unit)}) for file in receipt.files)
+    files = tuple(
+        file.model_copy(update={"name": file.name.replace(receipt.unit, unit)}) for file in receipt.files
+    )
     return receipt.model_copy(update={"unit": unit, "files": files})
 
 
@@ -83,8 +95,13 @@ def _write(out: Path, grid: int, streams: list[Ids], captions: list[str]) -> Non
     for first in range(0, len(captions), SHARD):
         rows, shard = range(first, min(first + SHARD, len(captions))), f"{first // SHARD:05d}"
         keys = [hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows]
-        write_data_shard(out / f"data/{shard}.arrow", schema, keys, *(ids[rows.start : rows.stop] for ids in streams))
-        pq.write_table(pa.table({"key": keys, "caption": captions[rows.start : rows.stop]}), out / f"meta/{shard}.parquet")
+        write_data_shard(
+            out / f"data/{shard}.arrow", schema, keys, *(ids[rows.start : rows.stop] for ids in streams)
+        )
+        pq.write_table(
+            pa.table({"key": keys, "caption": captions[rows.start : rows.stop]}),
+            out / f"meta/{shard}.parquet",
+        )
         receipts.append(_receipt(out, shard, len(rows), depth))
         store.put_bytes(receipts[-1].to_bytes(), receipt_name(shard))
     write_index(out / "index.parquet", receipts)
@@ -125,5 +142,11 @@ def _config(grid: int, depth: int) -> TokenizerConfig:
     tower = TowerConfig(patch_size=8, width=32, depth=3, num_heads=2, mlp_width=32)
     decoder = DecoderConfig(latent_size=2 * grid, latent_width=32, width=32, multipliers=(1, 1, 1))
     return TokenizerConfig(
-        image_size=8 * grid, tower=tower, pixel_block=1, semantic_block=2, pixel=codebook, semantic=codebook, decoder=decoder
+        image_size=8 * grid,
+        tower=tower,
+        pixel_block=1,
+        semantic_block=2,
+        pixel=codebook,
+        semantic=codebook,
+        decoder=decoder,
     )

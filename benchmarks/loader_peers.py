@@ -36,13 +36,24 @@ def main(make: Callable[[str, Path], Epoch]) -> None:
         samples, total, cpu, wall = 0, 0, _cpu(), time.perf_counter()
         for batch in epoch(line.strip() == "shuffled"):
             samples += len(batch)
-            total += sum(int(np.asarray(corner).sum(dtype=np.int64)) for corner in (batch[:, 0, 0, 0], batch[:, 1, -1, -1]))
-        print(json.dumps({"samples": samples, "total": total, "cpu": _cpu() - cpu, "wall": time.perf_counter() - wall}), flush=True)
+            total += sum(
+                int(np.asarray(corner).sum(dtype=np.int64))
+                for corner in (batch[:, 0, 0, 0], batch[:, 1, -1, -1])
+            )
+        print(
+            json.dumps(
+                {"samples": samples, "total": total, "cpu": _cpu() - cpu, "wall": time.perf_counter() - wall}
+            ),
+            flush=True,
+        )
 
 
 def _cpu() -> float:
     """Return the processor seconds of this process, all its threads, and of its children that ended."""
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def codes(folder: Path) -> Any:  # noqa: ANN401
@@ -76,7 +87,9 @@ def webdataset(folder: Path) -> Epoch:
     shards = sorted(map(str, out.glob("*.tar")))
 
     def epoch(shuffled: bool) -> Batches:
-        dataset: Any = wds.WebDataset(shards, shardshuffle=len(shards) if shuffled else False, empty_check=False)
+        dataset: Any = wds.WebDataset(
+            shards, shardshuffle=len(shards) if shuffled else False, empty_check=False
+        )
         return stacked(sample["codes"] for sample in (dataset.shuffle(1000) if shuffled else dataset))
 
     return epoch
@@ -110,7 +123,10 @@ def streaming(folder: Path) -> Epoch:
 
     out = written(folder / "streaming", write)
     importlib.import_module("streaming.base.util").clean_stale_shared_memory()
-    datasets = {shuffled: mosaic.StreamingDataset(local=str(out), shuffle=shuffled, batch_size=BATCH) for shuffled in (False, True)}
+    datasets = {
+        shuffled: mosaic.StreamingDataset(local=str(out), shuffle=shuffled, batch_size=BATCH)
+        for shuffled in (False, True)
+    }
     return lambda shuffled: stacked(sample["codes"] for sample in datasets[shuffled])
 
 
@@ -120,7 +136,9 @@ def datasets(folder: Path, kind: str = "torch", take: Callable[[Any], Any] = ite
 
     def write(out: Path) -> None:
         features = peer.Features({"codes": peer.List(peer.Value("uint16"), length=int(np.prod(SHAPE)))})
-        rows = peer.Dataset.from_generator(partial(_rows, folder), features=features, cache_dir=str(folder / "cache"))
+        rows = peer.Dataset.from_generator(
+            partial(_rows, folder), features=features, cache_dir=str(folder / "cache")
+        )
         rows.save_to_disk(str(out), max_shard_size="100MB")
 
     out = written(folder / "datasets", write)

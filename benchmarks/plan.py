@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.commit import describe_stage
+from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name
-from dualtoken.pipelines.core.stage import Outcome, StageJob, Work
+from dualtoken.pipelines.core.stage import StageJob, UnitOutcome, Work
 from dualtoken.pipelines.runtime.plan import Planned, Planner
 from dualtoken.pipelines.runtime.run import run_planned
 
@@ -45,7 +45,9 @@ FACTS = {"download": {"bytes_fetched": 1}, "pretokenize": {**USAGE, "audit": AUD
 
 def write_table(path: Path, rows: int) -> None:
     """Write a URL table of that many equal rows, which takes a few megabytes."""
-    texts = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), GROUP_ROWS), pa.array(["https://example.org/0.jpg"]))
+    texts = pa.DictionaryArray.from_arrays(
+        pa.repeat(pa.scalar(0, pa.int8()), GROUP_ROWS), pa.array(["https://example.org/0.jpg"])
+    )
     table = pa.table({"url": texts, "caption": texts})
     with pq.ParquetWriter(path, table.schema) as writer:
         for first in range(0, rows, GROUP_ROWS):
@@ -55,7 +57,10 @@ def write_table(path: Path, rows: int) -> None:
 def receipt(job: StageJob, unit: str, rows: int) -> Receipt:
     """Return a unit's receipt, as long as a real one."""
     names = (name.format(unit) for name in FILES[job.stage])
-    files = tuple(FileRecord(name=name, bytes=90_000_000, sha256=f"{unit:0>64}", xxh3_128=f"{unit:0>32}") for name in names)
+    files = tuple(
+        FileRecord(name=name, bytes=90_000_000, sha256=f"{unit:0>64}", xxh3_128=f"{unit:0>32}")
+        for name in names
+    )
     facts = FACTS[job.stage] | {"rows_out_by_shard": {unit: rows}}
     return Receipt(
         stage=job.stage, corpus=job.corpus, unit=unit, fingerprint=job.fingerprint, attempt="0" * 32, rows=rows, counts={"ok": rows},
@@ -67,10 +72,12 @@ def pretend_finished(planned: Planned) -> None:
     """Write a stage's manifest, and the one receipt that later stages read."""
     job = planned.job
     assert job is not None
-    describe_stage(job, planned.identity)
+    write_stage_record(job, planned.identity)
     units = {unit.id: unit.rows for unit in job.units}
     if job.stage == "filter":
-        units = dict.fromkeys((f"{unit:05d}" for unit in range(-(-planned.num_rows // ROWS_PER_SHARD))), ROWS_PER_SHARD)
+        units = dict.fromkeys(
+            (f"{unit:05d}" for unit in range(-(-planned.num_rows // ROWS_PER_SHARD))), ROWS_PER_SHARD
+        )
     manifest = Manifest(
         stage=job.stage, corpus=job.corpus, fingerprint=job.fingerprint, root_hash="0" * 64, rows_in=planned.num_rows,
         counts={"ok": planned.num_rows}, units=units, bytes=10**12, seconds=1e6, first_started_at=MOMENT, last_finished_at=MOMENT,
@@ -90,7 +97,7 @@ def pretend_begun(planned: Planned, left_open: int) -> None:
     """Write the receipts of all units but some, evenly spread."""
     job = planned.job
     assert job is not None
-    describe_stage(job, planned.identity)
+    write_stage_record(job, planned.identity)
     left = {number * len(job.units) // left_open for number in range(left_open)}
     template = receipt(job, "@@@@@", ROWS_PER_SHARD).to_bytes().decode()
     folder = Path(job.folder, "receipts")
@@ -116,13 +123,13 @@ def _pretend_captions(job: StageJob) -> None:
 class NoWork:
     """An executor that puts receipts and does nothing for them."""
 
-    def run(self, work: Sequence[Work]) -> Iterator[Outcome]:
+    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         """Yield an outcome per unit."""
         for one in work:
             store = one.job.store()
             for unit in one.units:
                 store.put_if_absent(receipt(one.job, unit.id, unit.rows).to_bytes(), receipt_name(unit.id))
-                yield Outcome(one.job.label, unit.id, {"ok": unit.rows}, 0.0, audit=AUDIT)
+                yield UnitOutcome(one.job.label, unit.id, {"ok": unit.rows}, 0.0, audit=AUDIT)
 
 
 def resume(recipe: Recipe) -> None:
@@ -145,7 +152,10 @@ def timed(label: str, command: Sequence[str]) -> None:
     assert status == 0, f"{label} failed"
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
     about = [line for line in said if line.startswith(label.split(", ")[1].split(maxsplit=1)[0])]
-    print(f"{label:34}{taken:8.1f} s{cpu:8.1f} s of CPU{peak:7.0f} MB   {' '.join((about or said)[-1].split())}", flush=True)
+    print(
+        f"{label:34}{taken:8.1f} s{cpu:8.1f} s of CPU{peak:7.0f} MB   {' '.join((about or said)[-1].split())}",
+        flush=True,
+    )
 
 
 def measure(root: str, settings: Sequence[str], stage: str, commands: Sequence[str]) -> None:
@@ -153,7 +163,9 @@ def measure(root: str, settings: Sequence[str], stage: str, commands: Sequence[s
     options = [text for setting in settings for text in ("--set", setting)]
     for command in commands:
         words = command.split()
-        program = ["-m", "benchmarks.plan", "--resume"] if words[0] == "resume" else ["-m", "dualtoken.jobs.cli"]
+        program = (
+            ["-m", "benchmarks.plan", "--resume"] if words[0] == "resume" else ["-m", "dualtoken.jobs.cli"]
+        )
         arguments = [] if words[0] == "resume" else [*words, "urls"]
         timed(f"{command}, {stage} begun", [sys.executable, *program, *arguments, "--root", root, *options])
 
@@ -180,7 +192,9 @@ def _measure_all(folder: Path, images: int, *, s3: bool) -> None:
     write_table(table, images)
     settings = [f"corpora.web.source.table={table}", f"download.rows_per_shard={ROWS_PER_SHARD}"]
     recipe = load_recipe("urls", [*settings, f"root={root}"])
-    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {images:,} images, {-(-images // ROWS_PER_SHARD):,} shards, on {'s3' if s3 else 'disk'}")
+    print(
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {images:,} images, {-(-images // ROWS_PER_SHARD):,} shards, on {'s3' if s3 else 'disk'}"
+    )
     with _served(folder) if s3 else nullcontext(str(folder / "test")) as top:
         at = f"{top}/run"
         measure(at, settings, "nothing", ["plan"])
@@ -190,7 +204,9 @@ def _measure_all(folder: Path, images: int, *, s3: bool) -> None:
         for step in BEFORE_TOKENS:
             pretend_finished(Planner(recipe).one(step, None if step in {"teacher", "train"} else "web"))
         pretend_begun(Planner(recipe).one("pretokenize", "web"), left_open=1000)
-        measure(at, settings, "pretokenize", ["plan", "status", *([] if s3 else ["status --exact"]), "resume"])
+        measure(
+            at, settings, "pretokenize", ["plan", "status", *([] if s3 else ["status --exact"]), "resume"]
+        )
         measure(at, settings, "report", ["plan", "status"])
 
 

@@ -25,7 +25,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.core.commit import run_unit, upload
 from dualtoken.pipelines.core.stage import StageJob, Unit
-from dualtoken.pipelines.tokens.shards import ShardWriter, token_schema
+from dualtoken.pipelines.tokens.shards import TokenShardWriter, token_schema
 
 MEGABYTE = 1e6
 TINY_SHARDS = 12
@@ -52,13 +52,13 @@ def taken(work: Callable[[], float | None]) -> Taken:
 def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401  (imports torch late)
     """Read, decode and encode, one after the other."""
     from dualtoken.pipelines.core.tables import read_table  # noqa: PLC0415
-    from dualtoken.pipelines.images.samples import batches, decode, kept_rows, open_shard  # noqa: PLC0415
+    from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard  # noqa: PLC0415
 
     for unit in units:
-        shard = open_shard(job.input("download"), unit.id, Path(job.folder))
-        rows = kept_rows(shard, read_table(job.input("filter"), f"{unit.id}.parquet"))
-        for batch in batches(rows, job.recipe.pretokenize.batch_size):
-            tokenizer.encode([decode(shard.image(row.row)) for row in batch])
+        shard = open_image_shard(job.input("download"), unit.id, Path(job.folder))
+        rows = kept_samples(shard, read_table(job.input("filter"), f"{unit.id}.parquet"))
+        for batch in batched(rows, job.recipe.pretokenize.batch_size):
+            tokenizer.encode([decode_rgb(shard.image(row.row)) for row in batch])
 
 
 def do_units(job: StageJob, worker: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401
@@ -139,22 +139,34 @@ def stage(job: StageJob, rounds: int) -> None:
             if (found := taken(run)) and number:
                 times[name].append(found)
     pair.close()
-    print(f"{len(large)} shards of {large[0].rows}, {job.recipe.tokenizer.image_size} px, {rounds} rounds; images a second, median")
+    print(
+        f"{len(large)} shards of {large[0].rows}, {job.recipe.tokenizer.image_size} px, {rounds} rounds; images a second, median"
+    )
     for name in ("plain loop", "one worker", "two loops", "two workers"):
-        print(f"  {name:12}{sum(unit.rows for unit in large) / statistics.median(one.wall for one in times[name]):8.0f}")
+        print(
+            f"  {name:12}{sum(unit.rows for unit in large) / statistics.median(one.wall for one in times[name]):8.0f}"
+        )
     loop, one, loops, two = (times[name] for name in list(work)[:4])
     _ratio("one worker over the loop", [a.wall / b.wall for a, b in zip(loop, one, strict=True)], 0.90)
     _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loop, one, strict=True)], 0.90)
-    _ratio("two workers over twice the loop", [a.wall / b.wall / 2 for a, b in zip(loop, two, strict=True)], 0.85)
-    _ratio("two workers over two loops at once", [a.wall / b.wall for a, b in zip(loops, two, strict=True)], 0.85)
+    _ratio(
+        "two workers over twice the loop", [a.wall / b.wall / 2 for a, b in zip(loop, two, strict=True)], 0.85
+    )
+    _ratio(
+        "two workers over two loops at once", [a.wall / b.wall for a, b in zip(loops, two, strict=True)], 0.85
+    )
     _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loops, two, strict=True)], 0.85)
     alone, fixed = times["loop, shards of 1"], times["worker, shards of 1"]
     costs = [1e3 * (b.wall - a.wall) / len(small) for a, b in zip(alone, fixed, strict=True)]
-    print(f"  fixed cost per shard {statistics.median(costs):.0f} ms ({min(costs):.0f} to {max(costs):.0f}; bar: under 150)")
+    print(
+        f"  fixed cost per shard {statistics.median(costs):.0f} ms ({min(costs):.0f} to {max(costs):.0f}; bar: under 150)"
+    )
 
 
 def _ratio(name: str, values: list[float], bar: float) -> None:
-    print(f"  {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}; bar: {bar:.2f})")
+    print(
+        f"  {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}; bar: {bar:.2f})"
+    )
 
 
 def _write(pipe: Connection, folder: str, rounds: int) -> None:
@@ -162,15 +174,22 @@ def _write(pipe: Connection, folder: str, rounds: int) -> None:
     config = load_recipe("paper-384").tokenizer
     schema = token_schema(config, {"fingerprint": "0" * 12, "sha256": "0" * 64}, "none")
     width = config.grid_size**2 * config.pixel.depth
-    codes = np.random.default_rng(0).integers(0, config.pixel.num_codes, (2, WRITER_BATCH, width)).astype(np.uint16)
-    keys = [[row.to_bytes(16, "big") for row in range(first, first + WRITER_BATCH)] for first in range(0, WRITER_ROWS, WRITER_BATCH)]
+    codes = (
+        np.random.default_rng(0)
+        .integers(0, config.pixel.num_codes, (2, WRITER_BATCH, width))
+        .astype(np.uint16)
+    )
+    keys = [
+        [row.to_bytes(16, "big") for row in range(first, first + WRITER_BATCH)]
+        for first in range(0, WRITER_ROWS, WRITER_BATCH)
+    ]
     store, scratch = Store(f"{folder}/store"), Path(folder) / "scratch"
     before = _resident()
     rates: dict[str, list[float]] = {"to scratch": [], "the same by CPU time": [], "committed": []}
     for number in range(rounds + 1):
         path = scratch / f"{number}.arrow"
         started, busy = time.perf_counter(), time.process_time()
-        with ShardWriter(path, schema) as writer:
+        with TokenShardWriter(path, schema) as writer:
             for batch in keys:
                 writer.append(batch, codes[0], codes[1])
         written, worked = time.perf_counter() - started, time.process_time() - busy
@@ -200,10 +219,16 @@ def writer(folder: Path, rounds: int) -> None:
     """Print megabytes a second of codes written with their checksums, and the memory that it takes."""
     with _child(_write, str(folder), rounds) as pipe:
         rates, before, peak = pipe.recv()
-    print(f"writer, {WRITER_ROWS} rows of 729 x 8 x 2 codes in batches of {WRITER_BATCH}, SHA-256 and xxh3 included, MB/s")
+    print(
+        f"writer, {WRITER_ROWS} rows of 729 x 8 x 2 codes in batches of {WRITER_BATCH}, SHA-256 and xxh3 included, MB/s"
+    )
     for name, values in rates.items():
-        print(f"  {name:22}{statistics.median(values):6.0f} ({min(values):.0f} to {max(values):.0f}; bar: 500)")
-    print(f"  peak memory {peak:.0f} MB of the whole process, {peak - before:.0f} MB over what it held before (bar: under 300)")
+        print(
+            f"  {name:22}{statistics.median(values):6.0f} ({min(values):.0f} to {max(values):.0f}; bar: 500)"
+        )
+    print(
+        f"  peak memory {peak:.0f} MB of the whole process, {peak - before:.0f} MB over what it held before (bar: under 300)"
+    )
 
 
 def main() -> None:
@@ -232,7 +257,9 @@ def main() -> None:
         print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}")
         shards = (arguments.rows,) * arguments.shards + (1,) * TINY_SHARDS
         recipe = load_recipe(arguments.recipe, [f"cluster.gpus_per_worker={int(device.type == 'cuda')}"])
-        stage(make_job(recipe, Path(folder) / "run", shards, arguments.side, arguments.format), arguments.rounds)
+        stage(
+            make_job(recipe, Path(folder) / "run", shards, arguments.side, arguments.format), arguments.rounds
+        )
 
 
 if __name__ == "__main__":

@@ -40,13 +40,19 @@ def main() -> None:
             run()
             seconds[name].append(clock() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{TOKENS} tokens, {CODES} codes, {WIDTH} channels, {DEPTH} depths; {torch.get_num_threads()} threads, {repeats} repeats")
-    print(f"{'':42}{'CPU ms' if clock is time.process_time else 'wall ms':>10}{'over ours':>11}{'extra MB':>10}")
+    print(
+        f"{TOKENS} tokens, {CODES} codes, {WIDTH} channels, {DEPTH} depths; {torch.get_num_threads()} threads, {repeats} repeats"
+    )
+    print(
+        f"{'':42}{'CPU ms' if clock is time.process_time else 'wall ms':>10}{'over ours':>11}{'extra MB':>10}"
+    )
     for name, median in medians.items():
         ours = medians["ours, training step" if "training" in name else "ours, encode"]
         print(f"{name:42}{median * 1e3:10.1f}{median / ours:11.2f}{memory[name]:10.0f}")
     tiles, encode = medians["floor: product of this shape, in tiles"], medians["ours, encode"]
-    rate_floor = 2 * TOKENS * CODES * WIDTH * DEPTH / (2 * 1024**3 / medians["(product of 1024 by 1024 by 1024)"])
+    rate_floor = (
+        2 * TOKENS * CODES * WIDTH * DEPTH / (2 * 1024**3 / medians["(product of 1024 by 1024 by 1024)"])
+    )
     print(f"ours, encode, over the floor: {encode / tiles:.2f} by this shape's product,", end=" ")
     print(f"{encode / rate_floor:.2f} by the 1024-cube's rate ({rate_floor * 1e3:.1f} ms)")
     checked = tokens[:, :CHECKED]
@@ -57,7 +63,9 @@ def main() -> None:
 def trained() -> tuple[ResidualQuantizer, Tensor]:
     """Return a codebook moved by a few steps on a mixture of Gaussians, and tokens of that mixture."""
     centers, scale = torch.randn(256, WIDTH), torch.linspace(1.5, 0.2, WIDTH)
-    quantizer = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, decay=0.5, restart_below=0.5))
+    quantizer = ResidualQuantizer(
+        QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, decay=0.5, restart_below=0.5)
+    )
     for step in range(4):
         batch = (centers[torch.randint(256, (1, 4096))] + 0.5 * torch.randn(1, 4096, WIDTH)) * scale
         quantizer.update(quantizer(batch), torch.Generator().manual_seed(step))
@@ -69,10 +77,16 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
     # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, pile up in few places. Those are `crowded`.
     ours = ResidualQuantizer(quantizer.config.model_copy(update={"restart_below": None}))
     ours.load_state_dict(quantizer.state_dict())
-    peers = [ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True) for _ in range(2)]
+    peers = [
+        ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True)
+        for _ in range(2)
+    ]
     for peer in peers:
         peer.load_state_dict(
-            {name: quantizer.codes[None] if name.endswith(".embed") else value for name, value in peer.state_dict().items()}
+            {
+                name: quantizer.codes[None] if name.endswith(".embed") else value
+                for name, value in peer.state_dict().items()
+            }
         )
     peers[0].eval()
     crowded = ResidualQuantizer(QuantizerConfig(num_codes=CODES, depth=DEPTH, width=WIDTH, restart_below=1.0))
@@ -86,13 +100,17 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
         "ours, encode": lambda: quantizer.encode(tokens),
         "ours, encode, beam of 4": lambda: several.encode(tokens),
         "ours, training step": lambda: ours.update(ours(tokens), torch.Generator()),
-        "ours, training step, crowded codes": lambda: crowded.update(crowded(tokens), torch.Generator().manual_seed(4)),
+        "ours, training step, crowded codes": lambda: crowded.update(
+            crowded(tokens), torch.Generator().manual_seed(4)
+        ),
         "vector-quantize-pytorch, eval": lambda: peers[0](tokens),
         "vector-quantize-pytorch, training forward": lambda: peers[1](tokens),
         "full distances, one-hot, eval": lambda: full_distances(vectors, quantizer.codes, move=False),
         "full distances, one-hot, training": lambda: full_distances(vectors, quantizer.codes, move=True),
         "floor: product of this shape, in tiles": lambda: [
-            torch.mm(chunk, quantizer.codes.T, out=tile[: len(chunk)]) for _ in range(DEPTH) for chunk in vectors.split(64)
+            torch.mm(chunk, quantizer.codes.T, out=tile[: len(chunk)])
+            for _ in range(DEPTH)
+            for chunk in vectors.split(64)
         ],
         "floor: product of this shape, whole": lambda: [vectors @ quantizer.codes.T for _ in range(DEPTH)],
         "(product of 1024 by 1024 by 1024)": lambda: large @ large,

@@ -30,10 +30,10 @@ from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.lpips import Lpips
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from dualtoken.model.vision.towers import build_any_tower
+from dualtoken.model.vision.towers import build_tower_like
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.training.train import lay_out
+from dualtoken.pipelines.training.train import apply_memory_layout
 
 SHARE = "of the matrix products' rate"
 
@@ -54,7 +54,11 @@ def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]
     config = recipe.tokenizer
     tokenizer = DualTokenizer(config).to(device)
     images = torch.rand(batch_size, 3, config.image_size, config.image_size, device=device) * 2 - 1
-    codes = torch.randint(config.pixel.num_codes, (batch_size, config.grid_size, config.grid_size, config.pixel.depth), device=device)
+    codes = torch.randint(
+        config.pixel.num_codes,
+        (batch_size, config.grid_size, config.grid_size, config.pixel.depth),
+        device=device,
+    )
 
     def encode(precision: Precision) -> object:
         with tower_precision(device, precision):
@@ -70,14 +74,16 @@ def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]
 def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> Callable[[], object]:
     """Return what the train stage does with a batch once the GAN, if there is one, has started."""
     config, train = recipe.tokenizer, recipe.train
-    lay_out(tokenizer, train)
-    state = TrainState(tokenizer, train, _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None)
+    apply_memory_layout(tokenizer, train)
+    state = TrainState(
+        tokenizer, train, _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None
+    )
     state.step = train.gan.start_step if train.gan else 0
     if recipe.targets.dense:
         dense = torch.randn(len(images), config.grid_size**2, config.tower.width, device=images.device)
         stored = TeacherTargets(dense.mean(1), dense)
         return lambda: train_step(state, images, stored)
-    teacher = build_any_tower(config.tower, config.image_size).to(images.device).eval()
+    teacher = build_tower_like(config.tower, config.image_size).to(images.device).eval()
 
     def ask_and_train() -> None:
         with tower_precision(images.device, train.precision):
@@ -99,7 +105,9 @@ def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> floa
     size = 8192 if device.type == "cuda" else 1024
     one = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
     torch.mm(one, one)
-    return 2e-9 * size**3 / statistics.median(seconds(lambda: torch.mm(one, one), device) for _ in range(rounds))
+    return (
+        2e-9 * size**3 / statistics.median(seconds(lambda: torch.mm(one, one), device) for _ in range(rounds))
+    )
 
 
 def main() -> None:
@@ -119,12 +127,23 @@ def main() -> None:
     for row in work(recipe, device, arguments.batch_size):
         peak = _peak(row.run, device)
         before = energy() if energy else 0.0
-        rate = arguments.batch_size / statistics.median(seconds(row.run, device) for _ in range(arguments.rounds))
-        joules = f"{(energy() - before) / (arguments.batch_size * arguments.rounds):.2f}" if energy else "unread"
+        rate = arguments.batch_size / statistics.median(
+            seconds(row.run, device) for _ in range(arguments.rounds)
+        )
+        joules = (
+            f"{(energy() - before) / (arguments.batch_size * arguments.rounds):.2f}" if energy else "unread"
+        )
         # A CPU without bfloat16 products has no rate of them to speak of.
         compared = row.gflop and (device.type == "cuda" or row.precision == "float32")
-        share = f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}" if compared else ""
-        print(f"{row.name:16}{row.precision:>10}{rate:10.{1 if rate >= 10 else 3}f}{joules:>10}{peak:10.0f}{share:>32}", flush=True)
+        share = (
+            f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}"
+            if compared
+            else ""
+        )
+        print(
+            f"{row.name:16}{row.precision:>10}{rate:10.{1 if rate >= 10 else 3}f}{joules:>10}{peak:10.0f}{share:>32}",
+            flush=True,
+        )
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> float:

@@ -15,14 +15,18 @@ from dualtoken.pipelines.core.commit import StageContent, commit_manifest, commi
 from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.scene_generator import caption, render, scene
-from dualtoken.pipelines.images.shards import SUCCESS, ShardRow, ShardWriter
+from dualtoken.pipelines.images.shards import SUCCESS, ImageShardWriter, ShardRow
 
 CORPUS = "scenes-train"
 
 
-def make_job(recipe: Recipe, root: Path, shard_rows: tuple[int, ...], side: int, encode_format: str) -> StageJob:
+def make_job(
+    recipe: Recipe, root: Path, shard_rows: tuple[int, ...], side: int, encode_format: str
+) -> StageJob:
     """Write the inputs below `root` and return the job; a unit per shard, of as many rows as asked for."""
-    inputs = {f"{step}/{CORPUS}": str(root / step) for step in ("download", "filter", "score")} | {"train": str(root / "train")}
+    inputs = {f"{step}/{CORPUS}": str(root / step) for step in ("download", "filter", "score")} | {
+        "train": str(root / "train")
+    }
     for folder in inputs.values():
         Path(folder).mkdir(parents=True)
     first = 0
@@ -36,15 +40,22 @@ def make_job(recipe: Recipe, root: Path, shard_rows: tuple[int, ...], side: int,
 
 def _write_shard(root: Path, name: str, first: int, rows: int, side: int, encode_format: str) -> None:
     keys = [sample_key(CORPUS, row) for row in range(first, first + rows)]
-    with ShardWriter(root / "download", name, encode_format) as shard:
+    with ImageShardWriter(root / "download", name, encode_format) as shard:
         for row, key in enumerate(keys, start=first):
             drawn, file = scene("train", 0, row), io.BytesIO()
-            render(drawn).resize((side, side)).save(file, {"jpg": "JPEG", "png": "PNG"}[encode_format], quality=95)
+            render(drawn).resize((side, side)).save(
+                file, {"jpg": "JPEG", "png": "PNG"}[encode_format], quality=95
+            )
             said = ShardRow(f"http://127.0.0.1/{row}", caption(drawn), key, SUCCESS, width=side, height=side)
             shard.write(said._replace(original_width=side, original_height=side), file.getvalue())
     columns = {"key": pa.array(keys, pa.binary(16))}
-    pq.write_table(pa.table(columns | {"keep": [True] * rows, "reason": [""] * rows}), root / f"filter/{name}.parquet")
-    pq.write_table(pa.table(columns | {"similarity": pa.array([0.5] * rows, pa.float32())}), root / f"score/{name}.parquet")
+    pq.write_table(
+        pa.table(columns | {"keep": [True] * rows, "reason": [""] * rows}), root / f"filter/{name}.parquet"
+    )
+    pq.write_table(
+        pa.table(columns | {"similarity": pa.array([0.5] * rows, pa.float32())}),
+        root / f"score/{name}.parquet",
+    )
 
 
 def _write_tokenizer(recipe: Recipe, folder: Path) -> None:

@@ -21,7 +21,7 @@ from .pipelines.tokens.checked_files import DamagedShardError as DamagedShardErr
 from .pipelines.tokens.reader import TokenDataset as TokenDataset
 from .pipelines.tokens.reader import TokenRows as TokenRows
 from .pipelines.tokens.shard_cache import ShardCache as ShardCache
-from .pipelines.tokens.shards import INDEX as INDEX
+from .pipelines.tokens.shards import INDEX_FILE as INDEX_FILE
 from .pipelines.tokens.shards import ROWS_PER_BATCH as ROWS_PER_BATCH
 from .pipelines.tokens.shards import SCHEMA_VERSION as SCHEMA_VERSION
 from .pipelines.tokens.shards import STREAMS as STREAMS

@@ -39,17 +39,23 @@ class CheckedResolver(AbstractResolver):
         self._allow_private = allow_private
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
         """Return the name's addresses, each of them checked; raises `PrivateAddressError`."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        found = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        )
         results = []
         for kind, _, protocol, _, address in found:
             ip = str(address[0])
             if not self._allow_private and not is_public(ip):
                 raise PrivateAddressError(f"{host} is at {ip}")
             flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            results.append(ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags))
+            results.append(
+                ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags)
+            )
         return results
 
     async def close(self) -> None:

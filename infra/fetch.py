@@ -51,7 +51,13 @@ class FetchReason(StrEnum):
 
 
 MAY_PASS = frozenset(
-    {FetchReason.DNS, FetchReason.CONNECTION, FetchReason.TIMEOUT, FetchReason.INCOMPLETE_BODY, *(f"http_{status}" for status in RETRIED)}
+    {
+        FetchReason.DNS,
+        FetchReason.CONNECTION,
+        FetchReason.TIMEOUT,
+        FetchReason.INCOMPLETE_BODY,
+        *(f"http_{status}" for status in RETRIED),
+    }
 )
 """Reasons that a later try may not meet."""
 _TRIED_AGAIN = MAY_PASS - {FetchReason.DNS, FetchReason.TIMEOUT}
@@ -129,11 +135,17 @@ class Fetcher:
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
             # Images are compressed already.
-            headers={"User-Agent": user_agent(), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+            headers={
+                "User-Agent": user_agent(),
+                "Accept": "image/*,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
         )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close all connections."""
         assert self._session is not None
         await self._session.close()
@@ -151,13 +163,21 @@ class Fetcher:
                         except _Failure as failure:
                             last = failure.failed
                             # Jitter, since the rows of one host fail together.
-                            pause = max(failure.retry_after, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
-                        if last.reason not in _TRIED_AGAIN or attempt == self._limits.retries or time.monotonic() + pause >= stop:
+                            pause = max(
+                                failure.retry_after, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
+                            )
+                        if (
+                            last.reason not in _TRIED_AGAIN
+                            or attempt == self._limits.retries
+                            or time.monotonic() + pause >= stop
+                        ):
                             return last
                         await asyncio.sleep(pause)
             except TimeoutError:
                 after = f", after {last.reason}" if last else ""
-                return FetchFailed(FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}")
+                return FetchFailed(
+                    FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}"
+                )
             except Exception as error:  # noqa: BLE001  (the last resort: one hostile answer must not fail the thousands of rows beside it)
                 return FetchFailed(FetchReason.BAD_RESPONSE, f"{type(error).__name__}: {error}"[:200])
             raise AssertionError("the last attempt returns")
@@ -169,7 +189,9 @@ class Fetcher:
                 answer = await self._request(target)
             except aiohttp.ClientError as error:
                 _classify(error)
-            except ValueError as error:  # of a host that no look-up can spell, such as one with two dots in a row
+            except (
+                ValueError
+            ) as error:  # of a host that no look-up can spell, such as one with two dots in a row
                 raise _Failure(FetchReason.BAD_URL, str(error)) from error
             if isinstance(answer, Fetched):
                 return answer
@@ -202,7 +224,11 @@ class Fetcher:
             if response.status in REDIRECTS and (location := response.headers.get("Location")):
                 return location
             if response.status != 200:
-                raise _Failure(f"http_{response.status}", response.reason or "", _retry_after(response.headers.get("Retry-After")))
+                raise _Failure(
+                    f"http_{response.status}",
+                    response.reason or "",
+                    _retry_after(response.headers.get("Retry-After")),
+                )
             if any(_opts_out(value) for value in response.headers.getall("X-Robots-Tag", [])):
                 raise _Failure(FetchReason.OPTED_OUT, "X-Robots-Tag")
             return Fetched(await self._body(response), response.content_type)
@@ -210,8 +236,13 @@ class Fetcher:
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         cap = self._limits.max_bytes
         if (response.content_length or 0) > cap:
-            raise _Failure(FetchReason.TOO_MANY_BYTES, f"Content-Length {response.content_length}, max_bytes={cap}")
-        body, inflate = bytearray(), _decoder(response.headers.get("Content-Encoding", "identity").strip().lower())
+            raise _Failure(
+                FetchReason.TOO_MANY_BYTES, f"Content-Length {response.content_length}, max_bytes={cap}"
+            )
+        body, inflate = (
+            bytearray(),
+            _decoder(response.headers.get("Content-Encoding", "identity").strip().lower()),
+        )
         async for chunk in response.content.iter_chunked(CHUNK_BYTES):
             try:
                 # One byte over the cap is enough to know, so a bomb never unfolds.

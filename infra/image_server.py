@@ -60,7 +60,9 @@ def serve_images(lookup: Lookup) -> Generator[str]:
     """Answer GET and HEAD on 127.0.0.1 and a free port while the block runs; yield `http://127.0.0.1:<port>`."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.lookup = lookup
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="image-server", daemon=True)
+    thread = Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="image-server", daemon=True
+    )
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -17,7 +17,9 @@ def list_files(folder: str) -> Iterator[tuple[str, int, float]]:
     try:
         with os.scandir(folder) as entries:
             # With its slash, a folder's name sorts as the paths below it do.
-            children = sorted((f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries)
+            children = sorted(
+                (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries
+            )
     except (FileNotFoundError, NotADirectoryError):
         return
     for child in children:

@@ -26,7 +26,9 @@ class ProcessesDied(OSError):
 def is_death(error: BaseException) -> bool:
     """Tell whether a process, a node or a connection was lost; false for an exception that our own code raised."""
     if isinstance(error, RayError):
-        return not isinstance(error, (RayTaskError, UserCodeException)) and not getattr(error, "actor_init_failed", False)
+        return not isinstance(error, (RayTaskError, UserCodeException)) and not getattr(
+            error, "actor_init_failed", False
+        )
     return isinstance(error, _OF_TRAIN)
 
 

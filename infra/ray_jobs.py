@@ -29,7 +29,19 @@ from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachabl
 __all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
 
 EXCLUDES = (
-    *(".env", ".env.*", ".netrc", ".aws", ".ssh", ".ray", "auth_token", "id_rsa*", "id_ed25519*", "*.pem", "*.key"),
+    *(
+        ".env",
+        ".env.*",
+        ".netrc",
+        ".aws",
+        ".ssh",
+        ".ray",
+        "auth_token",
+        "id_rsa*",
+        "id_ed25519*",
+        "*.pem",
+        "*.key",
+    ),
     *(".git", ".venv", "__pycache__", "node_modules", "/data"),
 )
 """Never uploaded, in .gitignore's syntax: secrets first, then what a job does not need."""
@@ -130,7 +142,9 @@ class _Work:
     def run(self, max_attempts: int) -> JobOutcome:
         number = 1
         for remaining in range(max_attempts - 1, -1, -1):
-            while (job := self.patiently(partial(self.client.find, f"{self.name}-a{number}"))) and _ended(job):
+            while (job := self.patiently(partial(self.client.find, f"{self.name}-a{number}"))) and _ended(
+                job
+            ):
                 number += 1
             self.current = f"{self.name}-a{number}"
             if job is None:
@@ -141,13 +155,17 @@ class _Work:
             outcome, again = self.judge(self.follow(self.current))
             if outcome.done or not again or not remaining:
                 return outcome
-            self.print_line(f"{self.current} ended with status {outcome.exit_code}: trying again, {remaining} left")
+            self.print_line(
+                f"{self.current} ended with status {outcome.exit_code}: trying again, {remaining} left"
+            )
         raise AssertionError("max_attempts was checked to be positive")
 
     def submit(self, submission_id: str) -> None:
         def once() -> None:
             try:
-                self.client.submit_job(entrypoint=self.entrypoint, submission_id=submission_id, runtime_env=self.runtime_env)
+                self.client.submit_job(
+                    entrypoint=self.entrypoint, submission_id=submission_id, runtime_env=self.runtime_env
+                )
             except (*_TRANSIENT, RuntimeError) as error:
                 # The answer may have been lost after the job was taken, or another client was first: both are fine.
                 if self.client.find(submission_id) is not None:
@@ -169,7 +187,9 @@ class _Work:
             except _TRANSIENT as error:
                 if time.monotonic() > deadline:
                     doing = f"; {self.current} may go on" if self.current else ""
-                    raise ClusterUnreachable(f"lost the Ray cluster at {self.address} ({_first_line(error)}){doing}") from None
+                    raise ClusterUnreachable(
+                        f"lost the Ray cluster at {self.address} ({_first_line(error)}){doing}"
+                    ) from None
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
@@ -225,7 +245,9 @@ class _Work:
 
     def judge(self, job: JobDetails | None) -> tuple[JobOutcome, bool]:
         """The outcome of a job that ended, and whether another attempt may help."""
-        message = "the cluster has no record of it any more" if job is None else _first_line(job.message or "")
+        message = (
+            "the cluster has no record of it any more" if job is None else _first_line(job.message or "")
+        )
         if self.is_done():
             return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message), False
         if job is None or job.error_type in _LOST:
@@ -265,25 +287,33 @@ def submit_and_follow(
     Raises ValueError for bad arguments, ClusterUnreachable, AuthenticationRefused, and KeyboardInterrupt after detaching.
     """
     if not _HTTP_ADDRESS.match(address):
-        raise ValueError(f"address={address!r} names no Ray dashboard: set it to host:port, such as http://127.0.0.1:8265")
+        raise ValueError(
+            f"address={address!r} names no Ray dashboard: set it to host:port, such as http://127.0.0.1:8265"
+        )
     if not _NAME.match(name):
         raise ValueError(f"name={name!r}: use up to 200 letters, digits, dots, dashes and underscores")
     if max_attempts < 1:
         raise ValueError(f"max_attempts={max_attempts}: set it to 1 or more")
     for variable in env:
         if _SECRET.search(variable):
-            raise ValueError(f"env.{variable} looks like a secret, and Ray shows a job's environment: set it on the cluster's nodes")
+            raise ValueError(
+                f"env.{variable} looks like a secret, and Ray shows a job's environment: set it on the cluster's nodes"
+            )
     if is_done():
         return JobOutcome(done=True, exit_code=_DONE)
     _check_size(Path(working_dir))
     runtime_env = {"working_dir": str(working_dir), "excludes": list(EXCLUDES), "env_vars": dict(env)}
     address = (address if "://" in address else f"http://{address}").rstrip("/")
-    work = _Work(address, name, entrypoint, runtime_env, is_done, print_line, patience_seconds, _connect(address))
+    work = _Work(
+        address, name, entrypoint, runtime_env, is_done, print_line, patience_seconds, _connect(address)
+    )
     try:
         return work.run(max_attempts)
     except KeyboardInterrupt:
         if work.current:
-            print_line(f"detached from {work.current}, which goes on; to follow it again, repeat the command; to stop it:")
+            print_line(
+                f"detached from {work.current}, which goes on; to follow it again, repeat the command; to stop it:"
+            )
             print_line(shlex.join(["ray", "job", "stop", "--address", address, work.current]))
         raise
 

@@ -87,7 +87,10 @@ def ray_session(
     _check_address(address)
     if ray.is_initialized():
         raise RuntimeError("this process is connected to Ray already: end that session first")
-    options: dict[str, Any] = {"logging_level": logging.WARNING if quiet else logging.INFO, "log_to_driver": True}
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING if quiet else logging.INFO,
+        "log_to_driver": True,
+    }
     if worker_setup is not None:
         options["runtime_env"] = {"worker_process_setup_hook": worker_setup}
     with environment(_variables(address)):
@@ -113,11 +116,15 @@ def ray_session(
 def _check_address(address: str) -> None:
     if address == LOCAL:
         if job := current_job_address():
-            raise ValueError(f"address=local inside a job of the Ray cluster {job}: set it to current_job_address()")
+            raise ValueError(
+                f"address=local inside a job of the Ray cluster {job}: set it to current_job_address()"
+            )
         return
     match = _HOST_PORT.match(address)
     if match is None or not 0 < int(match[1]) < 65536:
-        raise ValueError(f"address={address!r} names no Ray cluster: set it to local, or to host:port such as 10.0.0.5:6379")
+        raise ValueError(
+            f"address={address!r} names no Ray cluster: set it to local, or to host:port such as 10.0.0.5:6379"
+        )
 
 
 def _check_answers(address: str) -> None:
@@ -147,7 +154,9 @@ def _variables(address: str) -> dict[str, str]:
             # A token in the environment keeps Ray from writing one to the home folder.
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     elif "RAY_AUTH_MODE" not in os.environ:
-        variables["RAY_AUTH_MODE"] = "token" if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True) else "disabled"
+        variables["RAY_AUTH_MODE"] = (
+            "token" if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True) else "disabled"
+        )
     return variables
 
 
@@ -157,7 +166,9 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
     def ours() -> dict[str, str]:
         return {
-            name: value for name, value in os.environ.items() if name.startswith("RAY_") or name in variables or name == "PYTHONBREAKPOINT"
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("RAY_") or name in variables or name == "PYTHONBREAKPOINT"
         }
 
     before = ours()
@@ -192,7 +203,9 @@ def _connection(**options: Any) -> Iterator[None]:  # noqa: ANN401  # those of r
         except Exception as error:
             if "timed out during startup" not in str(error):  # Ray gives it no class of its own
                 raise
-            raise ClusterUnreachable("the local Ray cluster did not start in 30 s: this machine is too busy") from None
+            raise ClusterUnreachable(
+                "the local Ray cluster did not start in 30 s: this machine is too busy"
+            ) from None
         if in_main_thread:
             signal.signal(signal.SIGTERM, _exit_preempted if before in (None, signal.SIG_DFL) else before)
         yield
@@ -221,7 +234,9 @@ def _session_folder() -> Iterator[Path]:
                 yield folder
         except Exception:
             (folder / "failed").touch()
-            _log.warning("Ray's logs of the failed session are kept for %d days in %s", KEEP_FAILED_DAYS, folder)
+            _log.warning(
+                "Ray's logs of the failed session are kept for %d days in %s", KEEP_FAILED_DAYS, folder
+            )
             raise
         finally:
             if not (folder / "failed").exists():

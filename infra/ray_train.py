@@ -14,8 +14,17 @@ import ray
 import ray.train
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution import context as execution_context
@@ -57,7 +66,9 @@ class WorkerRun:
         assert checkpoint_dir is None or self.rank == 0, "only rank 0 hands over a checkpoint"
         checkpoint = None if checkpoint_dir is None else Checkpoint.from_directory(checkpoint_dir)
         # Named by step: what a killed worker copied but nobody committed is overwritten, not left behind.
-        ray.train.report({**metrics, "step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:09d}")
+        ray.train.report(
+            {**metrics, "step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:09d}"
+        )
 
     def wrap(self, model: torch.nn.Module, **ddp_options: Any) -> torch.nn.Module:  # noqa: ANN401  # those of DistributedDataParallel
         """Move a model to the device and average its gradients over the workers; buffers are equal at the start only."""
@@ -90,12 +101,18 @@ def fit(
     failed otherwise, RuntimeError if there never was a checkpoint.
     """
     filesystem, root = fsspec.core.url_to_fs(storage_path)
-    local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
+    local = "file" in (
+        filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
+    )
     trainer = _Trainer(
         partial(_work, loop),
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_resources(cpus_per_worker, use_gpu)),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(cpus_per_worker, use_gpu),
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=root,
@@ -127,7 +144,11 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         # The watcher asks the dashboard each second, and says so each second where there is none.
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if _many_nodes() or not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [
+            callback
+            for callback in callbacks
+            if _many_nodes() or not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
 def _many_nodes() -> bool:
@@ -153,7 +174,9 @@ def _work(loop: Loop, settings: dict[str, Any]) -> None:
     assert isinstance(device, torch.device)
     # Ray names this logger by its file, which escapes the level set for ray.train; it has a line for each report.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
-    loop(settings, WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device))
+    loop(
+        settings, WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    )
 
 
 def _mistake(error: TrainingFailedError) -> ValueError | None:

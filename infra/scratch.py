@@ -40,7 +40,9 @@ def remove_abandoned() -> int:
             os.close(descriptor)
             continue
         folder = Path(str(path).removesuffix(LOCK))
-        with suppress(OSError):  # such as a file that may not be removed: the lock stays, and a later process tries again
+        with suppress(
+            OSError
+        ):  # such as a file that may not be removed: the lock stays, and a later process tries again
             shutil.rmtree(folder)
             removed += 1
         if folder.exists():

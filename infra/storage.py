@@ -117,7 +117,13 @@ class Store:
         Holds one local folder's names, or one page of an S3 listing, however many files there are.
         """
         start = self.path(folder)
-        found = list_files(start) if self.is_local else self._s3_files(start) if self._is_s3 else self._found(start)
+        found = (
+            list_files(start)
+            if self.is_local
+            else self._s3_files(start)
+            if self._is_s3
+            else self._found(start)
+        )
         for path, size, modified in found:
             yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified)
 
@@ -175,7 +181,9 @@ class Store:
         """
         target, expected = self.path(name), source.stat().st_size
         if self.is_local:
-            replace(target, lambda part: move_or_copy(source, part) if move else shutil.copyfile(source, part))
+            replace(
+                target, lambda part: move_or_copy(source, part) if move else shutil.copyfile(source, part)
+            )
         else:
             # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended for one that is not there.
             _twice(lambda: self.fs.put_file(str(source), target))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dualtoken.jobs.output_paths import require_new, require_safetensors
-from dualtoken.jobs.recipe_arguments import say
+from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.pipelines.errors import UserError
 
 
@@ -19,9 +19,16 @@ def convert(
             "or with --to-reference a folder of ours.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder to make; with --to-reference, a .safetensors file.")],
-    config: Annotated[Path | None, typer.Option("--config", help="The configuration file beside the checkpoint.")] = None,
-    to_reference: Annotated[bool, typer.Option("--to-reference", help="From ours to the released code's names.")] = False,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="A folder to make; with --to-reference, a .safetensors file."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The configuration file beside the checkpoint.")
+    ] = None,
+    to_reference: Annotated[
+        bool, typer.Option("--to-reference", help="From ours to the released code's names.")
+    ] = False,
 ) -> None:
     """Convert weights: the released DualToken code's to ours and back, or Hugging Face's SigLIP to a teacher."""
     if not source.exists():
@@ -42,7 +49,9 @@ def convert(
 
 def _from_reference(source: Path, config: Path | None, out: Path) -> None:
     if config is None:
-        raise UserError("--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json")
+        raise UserError(
+            "--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json"
+        )
     from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
     from dualtoken.model.convert.reference_config import reference_config  # noqa: PLC0415
     from dualtoken.model.convert.siglip import read_json, read_weights  # noqa: PLC0415
@@ -54,8 +63,10 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
     tokenizer = DualTokenizer.from_weights(settings, from_reference(state, settings))
     tokenizer.save_pretrained(out)
     num_text = sum(name.startswith("siglip_model.text_model.") for name in state)
-    say(f"{out}: a tokenizer of {settings.grid_size}x{settings.grid_size} tokens, {settings.pixel.depth} codes deep in each stream")
-    say(f"left out: {num_text} tensors of the text tower, which a tokenizer does not have")
+    print_line(
+        f"{out}: a tokenizer of {settings.grid_size}x{settings.grid_size} tokens, {settings.pixel.depth} codes deep in each stream"
+    )
+    print_line(f"left out: {num_text} tensors of the text tower, which a tokenizer does not have")
 
 
 def _to_reference(source: Path, out: Path) -> None:
@@ -66,12 +77,14 @@ def _to_reference(source: Path, out: Path) -> None:
     tokenizer = DualTokenizer.from_pretrained(source)
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
     write_safetensors(weights, out)
-    say(f"{out}: {len(weights)} tensors under the released code's names")
-    say("absent: siglip_model.text_model.*, logit_scale and logit_bias; load with strict=False, or take them from SigLIP")
+    print_line(f"{out}: {len(weights)} tensors under the released code's names")
+    print_line(
+        "absent: siglip_model.text_model.*, logit_scale and logit_bias; load with strict=False, or take them from SigLIP"
+    )
 
 
 def _siglip(source: Path, out: Path) -> None:
     from dualtoken.model.convert.siglip_teacher import convert_siglip  # noqa: PLC0415
 
     convert_siglip(source, out)
-    say(f"{out}: a teacher; name it in a recipe as teacher: {{kind: local, folder: {out}}}")
+    print_line(f"{out}: a teacher; name it in a recipe as teacher: {{kind: local, folder: {out}}}")

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dualtoken.pipelines.errors import ExitCode, Preempted, StageFailed, UnitsFailed, exit_code, lacks_keys
+from dualtoken.pipelines.errors import (
+    ExitCode,
+    Preempted,
+    StageFailed,
+    UnitsFailed,
+    exit_code,
+    lacks_credentials,
+)
 
 _KEYS = "; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
@@ -26,7 +33,7 @@ def typed_exit() -> Iterator[None]:
     except Exception as error:
         if (code := exit_code(error)) == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
             raise
-        fix = "; try again" if code == ExitCode.TEMPORARY else _KEYS if lacks_keys(error) else ""
+        fix = "; try again" if code == ExitCode.TEMPORARY else _KEYS if lacks_credentials(error) else ""
         _end(f"{error}{fix}", code)
 
 

@@ -9,15 +9,20 @@ from typing import Annotated
 import typer
 
 from dualtoken.jobs.output_paths import require_apart, require_safetensors, require_writable
-from dualtoken.jobs.recipe_arguments import say
-from dualtoken.pipelines.core.messages import counted
+from dualtoken.jobs.recipe_arguments import print_line
+from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.errors import ExitCode, UserError
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder with config.json and model.safetensors, or a hub repository such as owner/name.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder with config.json and model.safetensors, or a hub repository such as owner/name.",
+    ),
 ]
 ImagesArgument = Annotated[
-    list[str], typer.Argument(metavar="IMAGE...", help="Image files; a folder stands for the images in it and below.")
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Image files; a folder stands for the images in it and below."),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
 
@@ -44,7 +49,10 @@ def tokenize(
     from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
 
     done = tokenize_files(open_model(model), images, out, batch_size, _complain)
-    _end(f"{counted(done.images, 'image')}, {out}" if done.images else f"no image, so {out} is not written", done.bad)
+    _end(
+        f"{pluralized(done.images, 'image')}, {out}" if done.images else f"no image, so {out} is not written",
+        done.bad,
+    )
 
 
 def reconstruct(
@@ -59,7 +67,7 @@ def reconstruct(
     require_writable(out)
     from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
 
-    done = reconstruct_files(open_model(model), images, out, batch_size, say, _complain)
+    done = reconstruct_files(open_model(model), images, out, batch_size, print_line, _complain)
     _end(None if done.images else "no image", done.bad)
 
 
@@ -80,7 +88,7 @@ def export(
     except ValueError as error:
         raise UserError(str(error)) from error
     for path in paths:
-        say(f"{path}: {path.stat().st_size:,} bytes")
+        print_line(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def _check_places(model: str, images: Sequence[str] = ()) -> None:
@@ -93,7 +101,9 @@ def _check_places(model: str, images: Sequence[str] = ()) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     if images and not any(Path(image).exists() for image in images):
-        raise UserError(f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}")
+        raise UserError(
+            f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}"
+        )
 
 
 def _complain(line: str) -> None:
@@ -102,6 +112,6 @@ def _complain(line: str) -> None:
 
 def _end(line: str | None, bad: int) -> None:
     if line:
-        say(line)
+        print_line(line)
     if bad:
         raise typer.Exit(ExitCode.CONFIGURATION)

@@ -14,7 +14,9 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}): name another place") from None
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): name another place"
+        ) from None
 
 
 def require_safetensors(file: Path) -> None:

@@ -9,7 +9,9 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 
 
-def open_recipe(location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None) -> Recipe:
+def open_recipe(
+    location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None
+) -> Recipe:
     """Read a recipe with its overrides; options win over `--set`, which wins over the file."""
     settings = list(overrides or [])
     if root is not None:
@@ -35,6 +37,6 @@ def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
             raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line at once, so that a log shows it when it happens."""
     print(line, flush=True)

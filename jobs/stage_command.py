@@ -5,8 +5,15 @@ from collections.abc import Callable
 import typer
 
 from dualtoken.jobs.exits import typed_exit
-from dualtoken.jobs.options import AddressOption, CorpusOption, InProcessOption, RecipeArgument, RootOption, SetOption
-from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, say
+from dualtoken.jobs.options import (
+    AddressOption,
+    CorpusOption,
+    InProcessOption,
+    RecipeArgument,
+    RootOption,
+    SetOption,
+)
+from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, print_line
 from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.run import run_command
 
@@ -25,11 +32,13 @@ def stage_command(command: str) -> Callable[..., None]:
         settings = open_recipe(recipe, overrides, root, address)
         check_corpora(settings, corpus)
         with open_executor(settings.cluster, in_process=in_process) as executor:
-            finished = run_command(command, settings, executor, say, corpus)
+            finished = run_command(command, settings, executor, print_line, corpus)
         for one in finished:
             if one.manifest and one.job:
-                counts = ", ".join(f"{count} {status}" for status, count in one.manifest.counts.items()) or "done"
-                say(f"{one.label}: {counts}; {one.job.folder}")
+                counts = (
+                    ", ".join(f"{count} {status}" for status, count in one.manifest.counts.items()) or "done"
+                )
+                print_line(f"{one.label}: {counts}; {one.job.folder}")
 
     return run
 

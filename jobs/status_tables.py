@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dualtoken.pipelines.core.timing import PARTS, WorkParts
-from dualtoken.pipelines.core.totals import Totals, add_up
+from dualtoken.pipelines.core.timing import PARTS, TimeBreakdown
+from dualtoken.pipelines.core.totals import Totals, sum_receipts
 from dualtoken.pipelines.runtime.plan import Planned
 
 PIPE_WIDTH = 200
@@ -66,7 +66,11 @@ def _status_table(known: Sequence[tuple[Planned, Totals | None]]) -> Table:
     table.add_column("last unit")
     table.add_column("samples")
     for one, totals in known:
-        table.add_row(one.step, one.corpus or "", *(_status_cells(one, totals) if totals else ["", "", "", "", "", "waiting"]))
+        table.add_row(
+            one.step,
+            one.corpus or "",
+            *(_status_cells(one, totals) if totals else ["", "", "", "", "", "waiting"]),
+        )
     return table
 
 
@@ -76,7 +80,10 @@ def _parts_table(timed: Sequence[tuple[Planned, Totals]]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("most for")
     for one, totals in timed:
-        parts, about = WorkParts(corpus=one.corpus or "", seconds=totals.parts), "≈ " if totals.estimated else ""
+        parts, about = (
+            TimeBreakdown(corpus=one.corpus or "", seconds=totals.parts),
+            "≈ " if totals.estimated else "",
+        )
         cells = [f"{about}{parts.seconds[name]:,.1f}" if name in parts.seconds else "" for name in PARTS]
         table.add_row(one.step, parts.corpus, *cells, f"{parts.encoder_waits:.0%}", parts.longest_wait)
     return table
@@ -84,7 +91,11 @@ def _parts_table(timed: Sequence[tuple[Planned, Totals]]) -> Table:
 
 def _totals(one: Planned, most: int | None) -> Totals:
     assert one.job is not None
-    return Totals.of_manifest(one.manifest, one.num_units) if one.manifest else add_up(one.job.store(), one.done, most)
+    return (
+        Totals.of_manifest(one.manifest, one.num_units)
+        if one.manifest
+        else sum_receipts(one.job.store(), one.done, most)
+    )
 
 
 def _status_cells(one: Planned, totals: Totals) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dualtoken.jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
-from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, say
+from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, print_line
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.steps import COMMANDS
 
@@ -13,11 +13,15 @@ from dualtoken.pipelines.runtime.steps import COMMANDS
 def submit(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(COMMANDS)}.")],
     recipe: RecipeArgument,
-    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    address: Annotated[
+        str, typer.Option("--address", help="The cluster's dashboard, such as http://127.0.0.1:8265.")
+    ],
     overrides: SetOption = None,
     root: RootOption = None,
     corpus: CorpusOption = None,
-    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Jobs to start at most, where a failure may pass.")] = 1,
+    attempts: Annotated[
+        int, typer.Option("--attempts", min=1, help="Jobs to start at most, where a failure may pass.")
+    ] = 1,
 ) -> None:
     """Run a stage on a running Ray cluster, follow its log, and exit by its receipts.
 
@@ -29,6 +33,8 @@ def submit(
     check_corpora(settings, corpus)
     from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415  (a mistake in the recipe must not wait for Ray)
 
-    outcome = submit_stage(stage, settings, address, say, corpora=corpus, attempts=attempts)
-    say(f"{stage}: {'done' if outcome.done else f'not done: {outcome.message}'} ({outcome.submission_id or 'nothing to submit'})")
+    outcome = submit_stage(stage, settings, address, print_line, corpora=corpus, attempts=attempts)
+    print_line(
+        f"{stage}: {'done' if outcome.done else f'not done: {outcome.message}'} ({outcome.submission_id or 'nothing to submit'})"
+    )
     raise typer.Exit(outcome.exit_code)

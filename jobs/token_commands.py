@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from dualtoken.infra.scratch import scratch_folder
-from dualtoken.jobs.recipe_arguments import say
-from dualtoken.pipelines.core.messages import counted
+from dualtoken.jobs.recipe_arguments import print_line
+from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.errors import ExitCode, UserError
 
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")]
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")
+]
 
 
 class TokenFormat(StrEnum):
@@ -32,27 +34,40 @@ class Streams(StrEnum):
 
 
 def inspect(
-    shard: Annotated[str, typer.Argument(metavar="SHARD", help="data/NNNNN.arrow of a token dataset; a path or URL.")],
+    shard: Annotated[
+        str, typer.Argument(metavar="SHARD", help="data/NNNNN.arrow of a token dataset; a path or URL.")
+    ],
     row: Annotated[int | None, typer.Option("--row", help="Show this row too, 0 the first.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Write the PNG that the row's pixel codes say; row 0 by default.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The tokenizer's folder, where the run's own is gone.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Write the PNG that the row's pixel codes say; row 0 by default."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The tokenizer's folder, where the run's own is gone.")
+    ] = None,
 ) -> None:
     """Show a token shard: schema, metadata, checksum, use of the codebooks; one row, and its picture."""
-    from dualtoken.pipelines.maintenance.inspect_shard import decode_row, describe, describe_row, find_tokenizer, open_shard  # noqa: PLC0415
+    from dualtoken.pipelines.maintenance.inspect_shard import (  # noqa: PLC0415
+        decode_row,
+        describe,
+        describe_row,
+        find_tokenizer,
+        open_shard,
+    )
 
     with scratch_folder() as name:
         scratch = Path(name)
         opened = open_shard(shard, scratch)
         for line in describe(opened):
-            say(line)
+            print_line(line)
         if row is not None:
             for line in describe_row(opened, row):
-                say(line)
+                print_line(line)
         if image is not None:
             picture = decode_row(opened, row or 0, model or find_tokenizer(opened), scratch)
             image.parent.mkdir(parents=True, exist_ok=True)
             picture.save(image, "PNG")
-            say(f"{image}: {picture.width} x {picture.height} pixels")
+            print_line(f"{image}: {picture.width} x {picture.height} pixels")
 
 
 def export_tokens(
@@ -60,8 +75,16 @@ def export_tokens(
     format: Annotated[TokenFormat, typer.Option("--format", help="Of which tool.")],  # noqa: A002
     out: Annotated[str, typer.Option("--out", help="An empty folder; a path or URL.")],
     streams: Annotated[Streams, typer.Option("--streams", help="Which codes.")] = Streams.BOTH,
-    first_id: Annotated[int, typer.Option("--first-id", min=0, help="Megatron: the id of semantic code 0, such as the text's ids.")] = 0,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint.")] = None,
+    first_id: Annotated[
+        int,
+        typer.Option(
+            "--first-id", min=0, help="Megatron: the id of semantic code 0, such as the text's ids."
+        ),
+    ] = 0,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint."),
+    ] = None,
 ) -> None:
     """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
     from dualtoken.pipelines.tokens.checked_files import DamagedShardError  # noqa: PLC0415
@@ -75,33 +98,43 @@ def export_tokens(
         typer.echo(f"dualtoken: {error}", err=True)
         raise typer.Exit(ExitCode.BUG) from None
     size = sum(file.bytes for file in done.files)
-    say(f"{out}: {counted(done.rows, 'row')} in {counted(len(done.files), 'file')}, {size:,} bytes, as {done.format}")
+    print_line(
+        f"{out}: {pluralized(done.rows, 'row')} in {pluralized(len(done.files), 'file')}, {size:,} bytes, as {done.format}"
+    )
 
 
 def card(
     dataset: DatasetArgument,
-    out: Annotated[Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")
+    ] = None,
 ) -> None:
     """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
     from dualtoken.infra.storage import Store  # noqa: PLC0415
     from dualtoken.pipelines.core.receipts import done_units  # noqa: PLC0415
-    from dualtoken.pipelines.core.totals import add_up  # noqa: PLC0415
+    from dualtoken.pipelines.core.totals import sum_receipts  # noqa: PLC0415
     from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.card import CARD  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.card import CARD_FILE  # noqa: PLC0415
     from dualtoken.pipelines.tokens.card import card as compose  # noqa: PLC0415
     from dualtoken.pipelines.tokens.shards import require_finished  # noqa: PLC0415
 
     store = Store(dataset)
     record = read_stage(store)
     if record.stage != "pretokenize":
-        raise UserError(f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
+        raise UserError(
+            f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
+        )
     try:
         details = require_finished(store).details
     except ValueError as error:
         raise UserError(str(error)) from error
     # Datasets from before cards were written have none.
-    text = store.read(CARD).decode() if store.exists(CARD) else compose(stage_job(store, record), details, add_up(store, done_units(store)))
+    text = (
+        store.read(CARD_FILE).decode()
+        if store.exists(CARD_FILE)
+        else compose(stage_job(store, record), details, sum_receipts(store, done_units(store)))
+    )
     if out is None:
-        say(text.rstrip())
+        print_line(text.rstrip())
     else:
         out.write_text(text, encoding="utf-8")

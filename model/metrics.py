@@ -34,14 +34,18 @@ def ssim(images: UInt8[Tensor, "B 3 H W"], references: UInt8[Tensor, "B 3 H W"])
     It is that of torchmetrics, whose import takes 7 s, more than all else that a report needs. At least 6 pixels a side.
     """
     side = _WINDOW // 2
-    one, other = (F.pad(each / 255, (side, side, side, side), mode="reflect") for each in (images, references))
+    one, other = (
+        F.pad(each / 255, (side, side, side, side), mode="reflect") for each in (images, references)
+    )
     bell = torch.exp(-(torch.arange(_WINDOW, device=one.device) - side).square() / (2 * _SIGMA**2))
     window = (bell[:, None] * bell / bell.sum().square()).expand(3, 1, -1, -1)
     parts = F.conv2d(torch.cat((one, other, one * one, other * other, one * other)), window, groups=3)
     mean, mean_other, square, square_other, product = parts.chunk(5)
     variances = (square - mean.square()).clamp(min=0) + (square_other - mean_other.square()).clamp(min=0)
     likeness = (2 * mean * mean_other + _STABLE[0]) * (2 * (product - mean * mean_other) + _STABLE[1])
-    return (likeness / ((mean.square() + mean_other.square() + _STABLE[0]) * (variances + _STABLE[1]))).mean(dim=(1, 2, 3))
+    return (likeness / ((mean.square() + mean_other.square() + _STABLE[0]) * (variances + _STABLE[1]))).mean(
+        dim=(1, 2, 3)
+    )
 
 
 def count_codes(ids: Int[Tensor, "*B D"], num_codes: int) -> Int[Tensor, "D K"]:
@@ -58,7 +62,9 @@ def codebook_use(counts: Int[Tensor, "D K"]) -> CodebookUse:
     return CodebookUse((counts.sum(dim=0) > 0).double().mean(), (counts > 0).double().mean(dim=1), perplexity)
 
 
-def choice_accuracy(images: Float[Tensor, "B E"], candidates: Float[Tensor, "B C E"], right: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+def choice_accuracy(
+    images: Float[Tensor, "B E"], candidates: Float[Tensor, "B C E"], right: Int[Tensor, " B"]
+) -> Float[Tensor, ""]:
     """Return the share of images nearest in angle to the right one of their own candidate texts; ties to the first."""
     cosines = torch.cosine_similarity(images[:, None], candidates, dim=-1)
     return (cosines.argmax(dim=1) == right).double().mean()

@@ -9,7 +9,9 @@ _LEARNED_TOKENS = ("pos_embed", "positional_embedding", "latent", "prefix", "cls
 """What trains for itself, not as the factor of a product: positions, and vectors that stand among tokens."""
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
     """Return AdamW over what trains; weight decay on matrices and kernels, not on biases, norms, scales and learned tokens."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kept = [parameter for name, parameter in named if parameter.ndim < 2 or name.endswith(_LEARNED_TOKENS)]

@@ -32,7 +32,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def telling_divergence() -> Iterator[None]:
+def user_error_on_divergence() -> Iterator[None]:
     """Raise what a training says of values that are no numbers, with the key to lower, as the user's mistake."""
     try:
         yield
@@ -43,10 +43,14 @@ def telling_divergence() -> Iterator[None]:
 class UnitsFailed(Exception):
     """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
 
-    def __init__(self, failures: Mapping[str, str], num_units: int, code: ExitCode, num_left: int = 0) -> None:
+    def __init__(
+        self, failures: Mapping[str, str], num_units: int, code: ExitCode, num_left: int = 0
+    ) -> None:
         unit, reason = next(iter(failures.items()))
         left = f", and {num_left} were not tried after so many in a row" if num_left else ""
-        super().__init__(f"{len(failures)} of {num_units} units failed{left}; {unit}: {' '.join(reason.split())}")
+        super().__init__(
+            f"{len(failures)} of {num_units} units failed{left}; {unit}: {' '.join(reason.split())}"
+        )
         self.code = code
 
 
@@ -69,7 +73,7 @@ class TokenAlarm(StageFailed):
         super().__init__(message, ExitCode.BUG)
 
 
-def lacks_keys(error: BaseException) -> bool:
+def lacks_credentials(error: BaseException) -> bool:
     """Tell whether S3 was not even asked, for want of an access key."""
     return type(error).__name__ in _NO_KEYS and type(error).__module__.startswith(_STORAGE_CLIENTS)
 
@@ -78,7 +82,11 @@ def exit_code(error: BaseException) -> ExitCode:
     """Sort an error: the user's, one that may pass when tried again, or a bug of ours."""
     if isinstance(error, (UnitsFailed, StageFailed)):
         return error.code
-    if isinstance(error, UserError) or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION or lacks_keys(error):
+    if (
+        isinstance(error, UserError)
+        or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION
+        or lacks_credentials(error)
+    ):
         return ExitCode.CONFIGURATION
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return ExitCode.CONFIGURATION  # no folder becomes writable by trying again

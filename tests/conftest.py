@@ -19,7 +19,15 @@ from dualtoken.pipelines.runtime.steps import COMMANDS
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 pytest_plugins = ("tests.helpers.ray_head", "tests.helpers.three_nodes")
-LONGEST = ("test_executors_agree", "test_ray_jobs", "test_ray_session", "test_submit", "test_model_commands", "test_cli", "test_ray_train")
+LONGEST = (
+    "test_executors_agree",
+    "test_ray_jobs",
+    "test_ray_session",
+    "test_submit",
+    "test_model_commands",
+    "test_cli",
+    "test_ray_train",
+)
 """These files begin first, so that none is left running alone at the end."""
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 LoadTiny = Callable[..., Recipe]

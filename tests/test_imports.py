@@ -9,14 +9,30 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = "dualtoken"
-MAY_IMPORT = {"infra": set(), "model": set(), "pipelines": {"infra", "model"}, "jobs": {"infra", "model", "pipelines"}}
+MAY_IMPORT = {
+    "infra": set(),
+    "model": set(),
+    "pipelines": {"infra", "model"},
+    "jobs": {"infra", "model", "pipelines"},
+}
 ROOMS = {
     "pipelines": [
         *("errors", "config", "core", "images", "inference", "curation", "tokens", "runtime"),
         *("loader", "training", "evaluation", "maintenance", "workflow"),
     ],
     "model": [
-        *("config", "precision", "metrics", "optimizer", "hub", "vision", "quantize", "tokenizer", "teacher", "training"),
+        *(
+            "config",
+            "precision",
+            "metrics",
+            "optimizer",
+            "hub",
+            "vision",
+            "quantize",
+            "tokenizer",
+            "teacher",
+            "training",
+        ),
         "convert",
     ],
 }
@@ -84,10 +100,16 @@ def test_rooms_import_only_lower_rooms(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", sorted(ROOMS))
 def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
-    names = {".".join((ROOT, *file.relative_to(PROJECT).with_suffix("").parts)): file for file in sources(folder)}
+    names = {
+        ".".join((ROOT, *file.relative_to(PROJECT).with_suffix("").parts)): file for file in sources(folder)
+    }
     names = {name.removesuffix(".__init__"): file for name, file in names.items()}
     # A room's face imports its files and none of them imports it, so a package counts only where it is meant itself.
-    edges = {name: imported(file) & names.keys() - {name} for name, file in names.items() if file.name != "__init__.py"}
+    edges = {
+        name: imported(file) & names.keys() - {name}
+        for name, file in names.items()
+        if file.name != "__init__.py"
+    }
     open_names = dict(edges)
     while free := [name for name, targets in open_names.items() if not targets & open_names.keys()]:
         for name in free:
@@ -96,7 +118,11 @@ def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
 
 
 def test_torch_is_imported_at_module_level_in_four_rooms_only() -> None:
-    users = {file for file in sources("pipelines") if "torch" in {name.split(".")[0] for name in imported(file, at_module_level=True)}}
+    users = {
+        file
+        for file in sources("pipelines")
+        if "torch" in {name.split(".")[0] for name in imported(file, at_module_level=True)}
+    }
     assert users
     assert {str(file) for file in users if room(file) not in TORCH_ROOMS} == set()
 
@@ -113,13 +139,22 @@ def test_model_touches_no_cluster_no_table_and_no_network() -> None:
 
 
 def users_of(library: str) -> set[str]:
-    return {file.relative_to(PROJECT).as_posix() for folder in MAY_IMPORT for file in sources(folder) if library in roots(file)}
+    return {
+        file.relative_to(PROJECT).as_posix()
+        for folder in MAY_IMPORT
+        for file in sources(folder)
+        if library in roots(file)
+    }
 
 
 def test_ray_is_imported_where_clusters_are_met_and_nowhere_else() -> None:
     users = users_of("ray")
     assert users
-    assert {user for user in users if not user.startswith(("infra/ray_", "jobs/")) and user != "pipelines/runtime/ray_executor.py"} == set()
+    assert {
+        user
+        for user in users
+        if not user.startswith(("infra/ray_", "jobs/")) and user != "pipelines/runtime/ray_executor.py"
+    } == set()
 
 
 def test_dagster_is_imported_in_the_workflow_and_nowhere_else() -> None:
@@ -139,6 +174,10 @@ def test_dagster_is_imported_in_the_workflow_and_nowhere_else() -> None:
     ],
 )
 def test_what_reads_a_recipe_imports_neither_torch_nor_ray_nor_dagster(module: str) -> None:
-    heavy = f"import sys, {module}; print(sorted({{'torch', 'ray', 'dagster', 'open_clip'}} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True, cwd=PROJECT)
+    heavy = (
+        f"import sys, {module}; print(sorted({{'torch', 'ray', 'dagster', 'open_clip'}} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
     assert found.stdout.strip() == "[]"

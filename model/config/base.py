@@ -6,12 +6,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
-def run_only(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
+def not_in_fingerprint(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
     """Return a field that changes how a stage runs but never what it gives, so it is no part of a fingerprint."""
     return Field(json_schema_extra={"run_only": True}, **settings)
 
 
-def if_set(**settings: Any) -> Any:  # noqa: ANN401
+def in_fingerprint_unless_default(**settings: Any) -> Any:  # noqa: ANN401
     """Return a field that came later: at its default it is no part of a fingerprint, so that what was made before it stays."""
     return Field(json_schema_extra={"if_set": True}, **settings)
 
@@ -22,8 +22,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that decide an output: all but `run_only` and unset `if_set` fields, nested models included."""
-        return {name: _identity(value) for name, field in type(self).model_fields.items() if _counts(field, value := getattr(self, name))}
+        """Return the values that decide an output: all but `not_in_fingerprint` and unset `in_fingerprint_unless_default` fields, nested models included."""
+        return {
+            name: _identity(value)
+            for name, field in type(self).model_fields.items()
+            if _counts(field, value := getattr(self, name))
+        }
 
 
 def _counts(field: Any, value: Any) -> bool:  # noqa: ANN401

@@ -84,16 +84,22 @@ def tower_shape(model: str) -> TowerShape:
     if (name := vision.get("timm_model_name")) is not None:
         return _timm_shape(model, name)
     if vision["patch_size"] is None:
-        raise ValueError(f"model={model} has a ResNet for a tower, which has no tokens: set a model with a vision transformer")
+        raise ValueError(
+            f"model={model} has a ResNet for a tower, which has no tokens: set a model with a vision transformer"
+        )
     if vision.get("attentional_pool"):
-        raise ValueError(f"model={model} pools by CoCa's many queries, which give no vector of the tower's width: set another model")
+        raise ValueError(
+            f"model={model} pools by CoCa's many queries, which give no vector of the tower's width: set another model"
+        )
     return TowerShape(vision["patch_size"], vision["width"], vision["layers"])
 
 
 def input_statistics(model: str) -> Statistics:
     """Return the mean and standard deviation of the images that a model's usual weights expect, images being 0 to 1."""
     name = model_config(model)["vision_cfg"].get("timm_model_name") or model
-    return next((statistics for pattern, statistics in _STATISTICS.items() if re.search(pattern, name)), OPENAI)
+    return next(
+        (statistics for pattern, statistics in _STATISTICS.items() if re.search(pattern, name)), OPENAI
+    )
 
 
 @cache
@@ -107,9 +113,13 @@ def _folder() -> Path:
 def _timm_shape(model: str, name: str) -> TowerShape:
     for pattern, reason in _NO_TOKENS.items():
         if re.match(pattern, name):
-            raise ValueError(f"model={model} has timm's {name} for a tower: {reason}; set a model with a plain vision transformer")
+            raise ValueError(
+                f"model={model} has timm's {name} for a tower: {reason}; set a model with a plain vision transformer"
+            )
     for pattern, (width, depth) in _TIMM.items():
         if re.match(pattern + r"(_|$)", name):
             patch = re.search(r"_patch(\d+)", name)
             return TowerShape(int(patch[1]) if patch else _DEFAULT_PATCH_SIZE, width, depth)
-    raise ValueError(f"model={model} has timm's {name} for a tower, whose shape is not known here: describe it as patch_size, width, ...")
+    raise ValueError(
+        f"model={model} has timm's {name} for a tower, whose shape is not known here: describe it as patch_size, width, ..."
+    )

@@ -4,7 +4,7 @@
 from typing import Literal, Protocol, runtime_checkable
 
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
-from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Stage, WeightEmaConfig
+from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Phase, WeightEmaConfig
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class TrainSettings(Protocol):
     @property
     def compile(self) -> bool: ...
     @property
-    def stage(self) -> Stage: ...
+    def stage(self) -> Phase: ...
     @property
     def freeze_tower(self) -> bool: ...
     @property

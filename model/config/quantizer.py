@@ -46,7 +46,9 @@ class SplitQuantizerConfig(CodebookConfig):
     @model_validator(mode="after")
     def _parts_divide_width(self) -> "SplitQuantizerConfig":
         if self.width % self.depth:
-            raise ValueError(f"width={self.width} is no multiple of depth={self.depth}, the number of parts: change one of them")
+            raise ValueError(
+                f"width={self.width} is no multiple of depth={self.depth}, the number of parts: change one of them"
+            )
         return self
 
 
@@ -72,7 +74,9 @@ class ScalarQuantizerConfig(Config):
     @model_validator(mode="after")
     def _codes_are_uint16(self) -> "ScalarQuantizerConfig":
         if self.num_codes > MAX_CODES:
-            raise ValueError(f"levels={self.levels} give {self.num_codes} codes, over {MAX_CODES}: take fewer levels or channels")
+            raise ValueError(
+                f"levels={self.levels} give {self.num_codes} codes, over {MAX_CODES}: take fewer levels or channels"
+            )
         return self
 
 
@@ -84,6 +88,8 @@ AnyQuantizerConfig = Annotated[
     Annotated[QuantizerConfig, Tag("residual")]
     | Annotated[SplitQuantizerConfig, Tag("split")]
     | Annotated[ScalarQuantizerConfig, Tag("scalar")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind must be residual, split or scalar"),
+    Discriminator(
+        _kind, custom_error_type="kind", custom_error_message="kind must be residual, split or scalar"
+    ),
 ]
 """The quantiser of a stream, told apart by `kind`; residual where none is said."""

@@ -30,7 +30,9 @@ class TowerConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+            raise ValueError(
+                f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them"
+            )
         return self
 
 
@@ -74,10 +76,17 @@ class NamedTower(Config):
 
 
 def _tower_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
-    return "NamedTower" if isinstance(value, NamedTower) or (isinstance(value, dict) and "model" in value) else "TowerConfig"
+    return (
+        "NamedTower"
+        if isinstance(value, NamedTower) or (isinstance(value, dict) and "model" in value)
+        else "TowerConfig"
+    )
 
 
-AnyTower = Annotated[Annotated[TowerConfig, Tag("TowerConfig")] | Annotated[NamedTower, Tag("NamedTower")], Discriminator(_tower_kind)]
+AnyTower = Annotated[
+    Annotated[TowerConfig, Tag("TowerConfig")] | Annotated[NamedTower, Tag("NamedTower")],
+    Discriminator(_tower_kind),
+]
 
 
 def default_pixel_block(depth: int) -> int:
@@ -97,7 +106,9 @@ class TextConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TextConfig":
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them")
+            raise ValueError(
+                f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them"
+            )
         return self
 
 
@@ -131,7 +142,9 @@ class DecoderConfig(Config):
     def _groups_divide_channels(self) -> "DecoderConfig":
         channels = [self.latent_width, *(self.width * multiplier for multiplier in self.multipliers)]
         if bad := [count for count in channels if count % self.norm_groups]:
-            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change latent_width, width or norm_groups")
+            raise ValueError(
+                f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change latent_width, width or norm_groups"
+            )
         return self
 
 
@@ -150,7 +163,9 @@ class ConvEncoderConfig(Config):
     def _groups_divide_channels(self) -> "ConvEncoderConfig":
         channels = [self.width * multiplier for multiplier in self.multipliers]
         if bad := [count for count in channels if count % self.norm_groups]:
-            raise ValueError(f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change width or norm_groups")
+            raise ValueError(
+                f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change width or norm_groups"
+            )
         return self
 
 
@@ -161,7 +176,9 @@ class TokenizerConfig(Config):
     """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
     tower: AnyTower
     """Our own shape, or `{model: NAME}` of an open_clip model."""
-    pixel_block: PositiveInt = Field(default_factory=lambda values: default_pixel_block(values["tower"].depth))
+    pixel_block: PositiveInt = Field(
+        default_factory=lambda values: default_pixel_block(values["tower"].depth)
+    )
     """Block (1 is the first) whose output feeds the pixel codebook; by default the first quarter's last, as in the paper."""
     semantic_block: PositiveInt = Field(default_factory=lambda values: values["tower"].depth - 1)
     """Block whose output feeds the semantic codebook; by default the last but one, as in the paper."""
@@ -191,13 +208,17 @@ class TokenizerConfig(Config):
                 "set pixel_block <= semantic_block < tower.depth"
             )
         if self.shortcut and self.shortcut.block > self.pixel_block:
-            raise ValueError(f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: set it to at most that")
+            raise ValueError(
+                f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: set it to at most that"
+            )
         return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TokenizerConfig":
         if self.image_size < self.tower.patch_size:
-            raise ValueError(f"image_size={self.image_size} is under tower.patch_size={self.tower.patch_size}: raise it")
+            raise ValueError(
+                f"image_size={self.image_size} is under tower.patch_size={self.tower.patch_size}: raise it"
+            )
         if self.decoder.image_size != self.image_size:
             raise ValueError(
                 f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers decodes "
@@ -209,7 +230,9 @@ class TokenizerConfig(Config):
     def _widths_fit(self) -> "TokenizerConfig":
         for name, width in (("pixel", self.pixel.width), ("semantic", self.semantic.width)):
             if max(width, self.tower.width) % min(width, self.tower.width):
-                raise ValueError(f"{name}.width={width}, tower.width={self.tower.width}: make one a multiple of the other")
+                raise ValueError(
+                    f"{name}.width={width}, tower.width={self.tower.width}: make one a multiple of the other"
+                )
         if self.tower.width % self.decoder.norm_groups:
             raise ValueError(
                 f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: change norm_groups"
@@ -219,7 +242,9 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _streams_share_a_shape(self) -> "TokenizerConfig":
         if self.pixel.depth != self.semantic.depth:
-            raise ValueError(f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal")
+            raise ValueError(
+                f"pixel.depth={self.pixel.depth}, semantic.depth={self.semantic.depth}: make them equal"
+            )
         return self
 
     @model_validator(mode="after")
@@ -227,9 +252,13 @@ class TokenizerConfig(Config):
         if not self.shared_codebook:
             return self
         if self.pixel != self.semantic or self.pixel_block != self.semantic_block:
-            raise ValueError("shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block")
+            raise ValueError(
+                "shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block"
+            )
         if self.shortcut or self.pixel_encoder:
-            raise ValueError("shared_codebook=true has one source of tokens: set shortcut and pixel_encoder to null")
+            raise ValueError(
+                "shared_codebook=true has one source of tokens: set shortcut and pixel_encoder to null"
+            )
         return self
 
     @model_validator(mode="after")

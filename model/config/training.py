@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dualtoken.model.config.base import Config, Location, PositiveInt, run_only
+from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
 
-Stage = Literal[0, 1, 2]
+Phase = Literal[0, 1, 2]
 """0 starts the new parts beside a frozen tower, 1 trains everything, 2 refines meaning and leaves pictures as they are."""
 
 
@@ -24,9 +24,9 @@ class LpipsConfig(Config):
 
     kind: Literal["lpips"]
     weight: Annotated[float, Field(gt=0)] = 1.0
-    backbone: Location | None = run_only(default=None)
+    backbone: Location | None = not_in_fingerprint(default=None)
     """File with torchvision's VGG16 weights; by default where torchvision keeps its downloads."""
-    heads: Location | None = run_only(default=None)
+    heads: Location | None = not_in_fingerprint(default=None)
     """File with the linear heads; by default those that torchmetrics ships."""
 
 
@@ -34,7 +34,9 @@ def _spell_out(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
-PerceptualConfig = Annotated[NoPerceptual | LpipsConfig, Field(discriminator="kind"), BeforeValidator(_spell_out)]
+PerceptualConfig = Annotated[
+    NoPerceptual | LpipsConfig, Field(discriminator="kind"), BeforeValidator(_spell_out)
+]
 """`none`, or a mapping with its `kind`. Files are run_only since their contents, not their names, are part of a fingerprint."""
 
 

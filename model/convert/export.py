@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dualtoken.model.quantize import Quantizer
-from dualtoken.model.quantize.exportable import plain
+from dualtoken.model.quantize.exportable import exportable
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 Format = Literal["onnx", "torch-export"]
@@ -44,7 +44,9 @@ def export(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]
     ValueError if a package that the format needs is missing.
     """
     if format == "onnx" and (missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]):
-        raise ValueError(f"format=onnx needs the package {missing[0]}: pip install '.[export]' in its folder, or use torch-export")
+        raise ValueError(
+            f"format=onnx needs the package {missing[0]}: pip install '.[export]' in its folder, or use torch-export"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with _for_inference(tokenizer), _quiet():
@@ -60,7 +62,9 @@ def export(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]
 def _graphs(tokenizer: DualTokenizer) -> tuple[Graph, Graph]:
     config, network, device = tokenizer.config, _plain(tokenizer), next(tokenizer.parameters()).device
     images = torch.zeros(_EXAMPLES, 3, config.image_size, config.image_size, device=device)
-    codes = torch.zeros(_EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth, dtype=torch.int64, device=device)
+    codes = torch.zeros(
+        _EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth, dtype=torch.int64, device=device
+    )
     return (
         Graph("encode", _Encode(network), (images,), ["images"], ["semantic", "pixel"]),
         Graph("decode", _Decode(network), (codes,), ["pixel"], ["images"]),
@@ -109,7 +113,9 @@ class _Encode(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, images: Float[Tensor, "B 3 S S"]) -> tuple[Int[Tensor, "B H W D"], Int[Tensor, "B H W D"]]:
+    def forward(
+        self, images: Float[Tensor, "B 3 S S"]
+    ) -> tuple[Int[Tensor, "B H W D"], Int[Tensor, "B H W D"]]:
         codes = self.tokenizer.encode(images)
         return codes.semantic, codes.pixel
 
@@ -130,5 +136,5 @@ def _plain(tokenizer: DualTokenizer) -> DualTokenizer:
     for name in ("quantize_pixel", "quantize_semantic"):
         quantizer = network._modules.get(name)  # noqa: SLF001  (a shared codebook is in one place only)
         if isinstance(quantizer, Quantizer):
-            network._modules[name] = plain(quantizer)  # noqa: SLF001
+            network._modules[name] = exportable(quantizer)  # noqa: SLF001
     return network

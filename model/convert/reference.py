@@ -30,10 +30,17 @@ def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict
     ours = _on_meta(config)
     _check_keys(state, to_reference(ours, config))
     _check_depths_share_a_codebook(state)
-    single = {name: tensor for name, tensor in state.items() if not (match := _CODEBOOK.fullmatch(name)) or match[2] == "0"}
+    single = {
+        name: tensor
+        for name, tensor in state.items()
+        if not (match := _CODEBOOK.fullmatch(name)) or match[2] == "0"
+    }
     arranged = rearrange(single, tokenizer_matches(ours, config.tower.depth))
     # The last row of a codebook pads it; checkpoints in half precision come out in float32, as models are.
-    return {name: (tensor[:-1].clone() if name.endswith(".codes") else tensor).float() for name, tensor in arranged.items()}
+    return {
+        name: (tensor[:-1].clone() if name.endswith(".codes") else tensor).float()
+        for name, tensor in arranged.items()
+    }
 
 
 def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
@@ -50,14 +57,20 @@ def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[s
 def _not_in_reference(config: TokenizerConfig) -> str | None:
     """Say what of a tokenizer the released code has no like of."""
     if not isinstance(config.tower, TowerConfig):
-        return f"tower={config.tower!r}, where the released code has SigLIP towers described by their shape only"
+        return (
+            f"tower={config.tower!r}, where the released code has SigLIP towers described by their shape only"
+        )
     for stream in ("pixel", "semantic"):
         quantizer = getattr(config, stream)
         if not isinstance(quantizer, QuantizerConfig) or not quantizer.shared:
             return f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook shared by all depths"
     others = {"shared_codebook": False, "pixel_encoder": None, "causal_pixel": True, "causal_semantic": True}
     differ = [name for name, value in others.items() if getattr(config, name) != value]
-    return f"{differ[0]}={getattr(config, differ[0])!r}, where the released code has {others[differ[0]]!r}" if differ else None
+    return (
+        f"{differ[0]}={getattr(config, differ[0])!r}, where the released code has {others[differ[0]]!r}"
+        if differ
+        else None
+    )
 
 
 def _completed(named: Mapping[str, Tensor], depth: int) -> Iterator[tuple[str, Tensor]]:
@@ -86,7 +99,8 @@ def refuse_older_layouts(state: Mapping[str, Tensor]) -> None:
             heads & {"quantizer", "prequant_visual", "postquant_visual"}
         ),
         "March 2026 (semantic tokens are quantised as they are, and seen both ways after it)": bool(
-            heads & {"quantizer_semantic", "quantizer_pixel"} or ("quantizer_sem" in heads and "prequant_sem" not in heads)
+            heads & {"quantizer_semantic", "quantizer_pixel"}
+            or ("quantizer_sem" in heads and "prequant_sem" not in heads)
         ),
     }
     for layout, found in older.items():
@@ -98,23 +112,31 @@ def refuse_older_layouts(state: Mapping[str, Tensor]) -> None:
 
 
 def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (found, expected))
+    shapes, wanted = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (found, expected)
+    )
     problems = {
         "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - shapes.keys()],
         "unexpected": [f"{name} {shapes[name]}" for name in shapes.keys() - wanted.keys()],
         "misshapen": [
-            f"{name} {shapes[name]}, not {wanted[name]}" for name in wanted.keys() & shapes.keys() if shapes[name] != wanted[name]
+            f"{name} {shapes[name]}, not {wanted[name]}"
+            for name in wanted.keys() & shapes.keys()
+            if shapes[name] != wanted[name]
         ],
     }
     if not any(problems.values()):
         return
     counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
     lines = [f"{kind}: {text}" for kind, texts in problems.items() for text in sorted(texts)]
-    raise ValueError("\n".join([f"the checkpoint does not fit the configuration: of its keys {counts}", *lines]))
+    raise ValueError(
+        "\n".join([f"the checkpoint does not fit the configuration: of its keys {counts}", *lines])
+    )
 
 
 def _check_depths_share_a_codebook(state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         first = _CODEBOOK.sub(r"\1.0.\3", name)
         if first != name and not torch.equal(tensor, state[first]):
-            raise ValueError(f"{name} differs from {first}: only checkpoints with shared_codebook=true can be converted")
+            raise ValueError(
+                f"{name} differs from {first}: only checkpoints with shared_codebook=true can be converted"
+            )

@@ -24,15 +24,23 @@ def reference_config(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     try:
         return _reference_config(values, _vision_shape(values, state))
     except KeyError as error:
-        raise ValueError(f"configuration or checkpoint lacks {error.args[0]}: are they of the released DualToken code?") from None
+        raise ValueError(
+            f"configuration or checkpoint lacks {error.args[0]}: are they of the released DualToken code?"
+        ) from None
 
 
 def _reference_config(values: Mapping[str, Any], vision: Mapping[str, Any]) -> TokenizerConfig:
     decoder, latent = values["ddconfig"], values["decoder_latent_shape"][0]
     if list(attends := decoder.get("attn_resolutions", [latent])) != [latent]:
-        raise ValueError(f"ddconfig.attn_resolutions={attends}: ours attends on the latent grid only, {[latent]}")
+        raise ValueError(
+            f"ddconfig.attn_resolutions={attends}: ours attends on the latent grid only, {[latent]}"
+        )
     pixel, semantic = (_quantizer(f"vq_{stream}", values[f"vq_{stream}"]) for stream in ("pix", "sem"))
-    shortcut = {"block": values["layer_shortcut"], "weight": values["weight_shortcut"]} if values.get("layer_shortcut") else None
+    shortcut = (
+        {"block": values["layer_shortcut"], "weight": values["weight_shortcut"]}
+        if values.get("layer_shortcut")
+        else None
+    )
     return TokenizerConfig.model_validate(
         {
             "image_size": vision["image_size"],
@@ -75,11 +83,20 @@ def _quantizer(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _vision_shape(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
     given = values.get("siglip", {}).get("vision", {})
-    patches, mlp = (state[VISION + name] for name in ("embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight"))
+    patches, mlp = (
+        state[VISION + name]
+        for name in ("embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+    )
     width = patches.shape[0]
     if (heads := given.get("num_attention_heads", _HEADS.get(width))) is None:
-        raise ValueError(f'the tower is {width} wide, as no published SigLIP: add {{"siglip": {{"vision": {{"num_attention_heads": N}}}}}}')
-    blocks = {match[1] for name in state if (match := re.match(re.escape(VISION) + r"encoder\.layers\.(\d+)\.", name))}
+        raise ValueError(
+            f'the tower is {width} wide, as no published SigLIP: add {{"siglip": {{"vision": {{"num_attention_heads": N}}}}}}'
+        )
+    blocks = {
+        match[1]
+        for name in state
+        if (match := re.match(re.escape(VISION) + r"encoder\.layers\.(\d+)\.", name))
+    }
     found = {
         "patch_size": patches.shape[-1],
         "hidden_size": width,

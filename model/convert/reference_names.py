@@ -31,17 +31,30 @@ def siglip_matches(depth: int) -> list[Match]:
         "attn_pool.mlp.fc1": "head.mlp.fc1",
         "attn_pool.mlp.fc2": "head.mlp.fc2",
     }
-    matches = [_one("pos_embed", "embeddings.position_embedding.weight"), _one("attn_pool.latent", "head.probe")]
+    matches = [
+        _one("pos_embed", "embeddings.position_embedding.weight"),
+        _one("attn_pool.latent", "head.probe"),
+    ]
     for kind in ("weight", "bias"):
         matches += [_one(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in pairs.items()]
-        matches.append(Match({f"attn_pool.q.{kind}": 1, f"attn_pool.kv.{kind}": 2}, {f"head.attention.in_proj_{kind}": 1}))
+        matches.append(
+            Match(
+                {f"attn_pool.q.{kind}": 1, f"attn_pool.kv.{kind}": 2}, {f"head.attention.in_proj_{kind}": 1}
+            )
+        )
         for block in range(depth):
             matches += _block_matches(f"blocks.{block}.", f"encoder.layers.{block}.", kind)
     return matches
 
 
 def _block_matches(ours: str, theirs: str, kind: str) -> list[Match]:
-    pairs = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    pairs = {
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "attn.proj": "self_attn.out_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
     parts = {f"{theirs}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
     return [
         Match({f"{ours}attn.qkv.{kind}": 1}, parts),
@@ -69,20 +82,29 @@ def tokenizer_matches(names: Iterable[str], depth: int) -> list[Match]:
     Raises ValueError for weights that the released code has no place for.
     """
     matches = [
-        Match({f"tower.{name}": share for name, share in ours.items()}, {VISION + name: share for name, share in theirs.items()})
+        Match(
+            {f"tower.{name}": share for name, share in ours.items()},
+            {VISION + name: share for name, share in theirs.items()},
+        )
         for ours, theirs in siglip_matches(depth)
     ]
     for name in names:
         part = next((part for part in _PARTS if name.startswith(part)), None)
         if part is not None:
             rest = name.removeprefix(part)
-            matches.append(_one(name, _PARTS[part] + (_BUFFERS[rest] if part.startswith("quantize_") else rest)))
+            matches.append(
+                _one(name, _PARTS[part] + (_BUFFERS[rest] if part.startswith("quantize_") else rest))
+            )
         elif not name.startswith("tower."):
-            raise ValueError(f"{name} has no counterpart in the released code: only a tokenizer of its shape can be converted")
+            raise ValueError(
+                f"{name} has no counterpart in the released code: only a tokenizer of its shape can be converted"
+            )
     return matches
 
 
-def rearrange(state: Mapping[str, Tensor], matches: Iterable[Match], *, back: bool = False) -> dict[str, Tensor]:
+def rearrange(
+    state: Mapping[str, Tensor], matches: Iterable[Match], *, back: bool = False
+) -> dict[str, Tensor]:
     """Return their tensors under our names, or with `back` ours under theirs; all that the matches name must be there."""
     arranged: dict[str, Tensor] = {}
     for match in matches:
@@ -92,7 +114,11 @@ def rearrange(state: Mapping[str, Tensor], matches: Iterable[Match], *, back: bo
         if any(re.search(r"(^|\.)pos_embed$", name) for name in match.ours):
             # timm's positions have a batch axis.
             stacked = stacked[0] if back else stacked[None]
-        rows = stacked.split([len(stacked) * share // sum(wanted.values()) for share in wanted.values()]) if len(wanted) > 1 else (stacked,)
+        rows = (
+            stacked.split([len(stacked) * share // sum(wanted.values()) for share in wanted.values()])
+            if len(wanted) > 1
+            else (stacked,)
+        )
         arranged |= {name: part.contiguous() for name, part in zip(wanted, rows, strict=True)}
     return arranged
 

@@ -45,7 +45,9 @@ def load_siglip(folder: str | Path) -> SiglipTower:
     values = read_config(folder)
     vision = VISION_DEFAULTS | values.get("vision_config", values)
     if vision["layer_norm_eps"] != 1e-6:
-        raise ValueError(f"{folder}/config.json has layer_norm_eps={vision['layer_norm_eps']}: only 1e-06 is supported")
+        raise ValueError(
+            f"{folder}/config.json has layer_norm_eps={vision['layer_norm_eps']}: only 1e-06 is supported"
+        )
     config = TowerConfig.model_validate(
         {
             "patch_size": vision["patch_size"],
@@ -73,7 +75,9 @@ def tower_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
         if f"{prefix}embeddings.patch_embedding.weight" in state:
             return _from_siglip(_below(state, prefix), source)
     first = min(state, default="missing")
-    raise ValueError(f"{source} holds no image tower, its first key being {first}: give SigLIP's or open_clip's weights")
+    raise ValueError(
+        f"{source} holds no image tower, its first key being {first}: give SigLIP's or open_clip's weights"
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -141,7 +145,9 @@ def _from_siglip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     blocks = {match[1] for name in state if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
     matches = siglip_matches(len(blocks))
     if missing := sorted(name for match in matches for name in match.theirs if name not in state):
-        raise ValueError(f"{source} lacks {len(missing)} weights of SigLIP's image tower, such as {missing[0]}")
+        raise ValueError(
+            f"{source} lacks {len(missing)} weights of SigLIP's image tower, such as {missing[0]}"
+        )
     return rearrange(state, matches)
 
 

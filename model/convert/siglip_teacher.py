@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dualtoken.model.convert.reference_names import Match, rearrange
-from dualtoken.model.convert.siglip import SiglipTower, activation, load_siglip, read_config, read_json, read_weights
+from dualtoken.model.convert.siglip import (
+    SiglipTower,
+    activation,
+    load_siglip,
+    read_config,
+    read_json,
+    read_weights,
+)
 from dualtoken.model.teacher.teacher import save_open_clip
 from dualtoken.model.vision.siglip_tower import tower_name
 
@@ -35,14 +42,24 @@ def convert_siglip(source: str | Path, folder: str | Path) -> None:
     source, folder = Path(source), Path(folder)
     values = read_config(source)
     if "vision_config" not in values:
-        raise ValueError(f"{source}/config.json is of an image tower alone: a teacher reads texts too, give the whole model's folder")
+        raise ValueError(
+            f"{source}/config.json is of an image tower alone: a teacher reads texts too, give the whole model's folder"
+        )
     if not (source / _TOKENIZER_FILES[0]).is_file():
-        raise ValueError(f"{source} has no {_TOKENIZER_FILES[0]}: put the text tokeniser's files beside the weights")
-    tower, text, state = load_siglip(source), _TEXT_DEFAULTS | values.get("text_config", {}), read_weights(source)
+        raise ValueError(
+            f"{source} has no {_TOKENIZER_FILES[0]}: put the text tokeniser's files beside the weights"
+        )
+    tower, text, state = (
+        load_siglip(source),
+        _TEXT_DEFAULTS | values.get("text_config", {}),
+        read_weights(source),
+    )
     weights = {f"visual.trunk.{name}": tensor for name, tensor in tower.weights.items()}
     weights |= rearrange(state, _text_matches(text["num_hidden_layers"]))
     weights |= {name: state[name].reshape(()) for name in ("logit_scale", "logit_bias")}
-    save_open_clip(weights, {"model_cfg": _model_config(tower, text), "preprocess_cfg": _preprocessing(source)}, folder)
+    save_open_clip(
+        weights, {"model_cfg": _model_config(tower, text), "preprocess_cfg": _preprocessing(source)}, folder
+    )
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -54,7 +71,10 @@ def _text_matches(depth: int) -> list[Match]:
     pairs |= {"text.positional_embedding": "embeddings.position_embedding.weight"}
     stacked = []
     for kind in ("weight", "bias"):
-        pairs |= {f"text.ln_final.{kind}": f"final_layer_norm.{kind}", f"text.text_projection.{kind}": f"head.{kind}"}
+        pairs |= {
+            f"text.ln_final.{kind}": f"final_layer_norm.{kind}",
+            f"text.text_projection.{kind}": f"head.{kind}",
+        }
         for block in range(depth):
             ours, theirs = f"text.transformer.resblocks.{block}.", f"encoder.layers.{block}."
             parts = {f"text_model.{theirs}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
@@ -72,7 +92,12 @@ def _model_config(tower: SiglipTower, text: Mapping[str, Any]) -> dict[str, Any]
         "embed_dim": tower.config.width,
         "init_logit_bias": -10,
         "custom_text": True,
-        "vision_cfg": {"image_size": tower.image_size, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"},
+        "vision_cfg": {
+            "image_size": tower.image_size,
+            "timm_model_name": name,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
         "text_cfg": {
             "context_length": text["max_position_embeddings"],
             "vocab_size": text["vocab_size"],

@@ -19,11 +19,15 @@ def local_folder(model: str) -> Path | None:
     except HFValidationError:
         named = False
     if not named:
-        raise ValueError(f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name")
+        raise ValueError(
+            f"{model}: no such folder: name a folder that save_pretrained wrote, or a hub repository such as owner/name"
+        )
     return None
 
 
 def require_files(folder: Path) -> None:
     """Raise ValueError unless a folder has the files of a saved model."""
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} has no {missing[0]}: name a folder that DualTokenizer.save_pretrained wrote")
+        raise ValueError(
+            f"{folder} has no {missing[0]}: name a folder that DualTokenizer.save_pretrained wrote"
+        )

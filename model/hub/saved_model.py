@@ -67,7 +67,13 @@ class HubModel(ModelHubMixin, ABC):
         )
 
     @classmethod
-    def _from_pretrained(cls: type[Model], *, model_id: str, device: str | torch.device = "cpu", **source: Any) -> Model:  # noqa: ANN401
+    def _from_pretrained(
+        cls: type[Model],
+        *,
+        model_id: str,
+        device: str | torch.device = "cpu",
+        **source: Any,  # noqa: ANN401
+    ) -> Model:
         return cls._from_folder(find_folder(model_id, **source), torch.device(device))
 
     @classmethod
@@ -129,8 +135,12 @@ def find_folder(
             local_files_only=offline or unreachable is not None, allow_patterns=list(FILES),
         )  # fmt: skip
     except LocalEntryNotFoundError as error:
-        why = f"the hub cannot be reached ({unreachable})" if unreachable else "the hub is not asked (offline)"
-        raise ValueError(f"{model}: no such folder, not in the hub's cache, and {why}: name a folder of save_pretrained") from error
+        why = (
+            f"the hub cannot be reached ({unreachable})" if unreachable else "the hub is not asked (offline)"
+        )
+        raise ValueError(
+            f"{model}: no such folder, not in the hub's cache, and {why}: name a folder of save_pretrained"
+        ) from error
     return Path(folder)
 
 
@@ -140,7 +150,9 @@ def _unreachable(model: str, revision: str | None, token: str | bool | None) -> 
         HfApi(token=token).model_info(model, revision=revision, timeout=_PATIENCE)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         version = f" at {revision}" if revision else ""
-        raise ValueError(f"{model}{version}: no such folder, and the hub shows no such repository: check name and token") from error
+        raise ValueError(
+            f"{model}{version}: no such folder, and the hub shows no such repository: check name and token"
+        ) from error
     except Exception as error:  # noqa: BLE001  (the client of the day has its own errors; what is in the cache still serves)
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
@@ -170,7 +182,9 @@ def read_safetensors(file: Path, device: str | torch.device = "cpu") -> dict[str
         raise ValueError(f"{file} is no file of safetensors, or a damaged one: {error}") from None
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH) -> None:
+def write_safetensors(
+    tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH
+) -> None:
     """Write a file of safetensors, with the permissions of any new file: safetensors' own writer leaves it to its owner alone."""
     file.touch()
     mode = file.stat().st_mode
@@ -187,7 +201,9 @@ def read_config(folder: Path) -> SavedConfig:
         raise ValueError(f"{folder}/{CONFIG} is no JSON: {error}") from error
     found = (saved.get("format"), saved.get("format_version")) if isinstance(saved, dict) else (None, None)
     if found != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{folder}/{CONFIG} has format and format_version {found}: this reads {(FORMAT, FORMAT_VERSION)}")
+        raise ValueError(
+            f"{folder}/{CONFIG} has format and format_version {found}: this reads {(FORMAT, FORMAT_VERSION)}"
+        )
     return SavedConfig(saved["config"], saved.get("transform"))
 
 

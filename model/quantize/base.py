@@ -16,8 +16,12 @@ class Quantized(NamedTuple):
     """What a quantiser makes of a batch."""
 
     ids: Int[Tensor, "B N D"]  # chosen code per depth, in [0, num_codes)
-    vectors: Float[Tensor, "B N W"]  # what the ids say, to the bit `lookup`; its gradient passes straight to the tokens
-    commitment: Float[Tensor, ""]  # mean squared error, over depths, which pulls tokens to codes; 0 where codes are fixed
+    vectors: Float[
+        Tensor, "B N W"
+    ]  # what the ids say, to the bit `lookup`; its gradient passes straight to the tokens
+    commitment: Float[
+        Tensor, ""
+    ]  # mean squared error, over depths, which pulls tokens to codes; 0 where codes are fixed
     residuals: Float[Tensor, "B N D V"]  # what each depth had to quantise, detached
 
 

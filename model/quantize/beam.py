@@ -15,7 +15,9 @@ from dualtoken.model.quantize.nearest import CodeSearch
 
 
 @torch.no_grad()
-def beam_codes(vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam: int, *, shared: bool) -> Int[Tensor, "M D"]:
+def beam_codes(
+    vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam: int, *, shared: bool
+) -> Int[Tensor, "M D"]:
     """Return the codes of the best sum found, one per book; a beam of 1 takes the nearest code each time.
 
     At each depth the `beam` sums nearest to the vector are kept, by exact distances. Of equal ones, that which extends the
@@ -27,10 +29,15 @@ def beam_codes(vectors: Float[Tensor, "M W"], books: Iterable[CodeSearch], beam:
     ids = torch.zeros((len(vectors), 1, 0), dtype=torch.int64, device=vectors.device)
     marks = torch.zeros((len(vectors), 1), dtype=torch.int64, device=vectors.device)
     for book in books:
-        found, distances = (each.unflatten(0, residuals.shape[:2]).flatten(1) for each in book.several(residuals.flatten(0, 1), beam))
+        found, distances = (
+            each.unflatten(0, residuals.shape[:2]).flatten(1)
+            for each in book.several(residuals.flatten(0, 1), beam)
+        )
         tried = found.shape[1] // residuals.shape[1]
         if shared:
-            marks = marks.repeat_interleave(tried, dim=1) + code_marks(len(book.codes)).to(found.device)[found]
+            marks = (
+                marks.repeat_interleave(tried, dim=1) + code_marks(len(book.codes)).to(found.device)[found]
+            )
             distances = _joined(distances, marks)
         best = distances.sort(dim=1, stable=True).indices[:, :beam]
         chosen = found.gather(1, best)

@@ -29,12 +29,14 @@ class Pairs(NamedTuple):
     ids: Int[Tensor, " P"]  # index of the code
 
 
-class Near(NamedTuple):
+class Candidates(NamedTuple):
     """Products of some vectors with all codes, and what it takes to be a candidate."""
 
     blocks: Float[Tensor, "R B L"]  # products; those that fill up the last block are -inf
     least: Float[Tensor, "R B"]  # less is not a candidate
-    places: Int[Tensor, "N 2"]  # row and block of each block with a candidate, in order; each row has one or more
+    places: Int[
+        Tensor, "N 2"
+    ]  # row and block of each block with a candidate, in order; each row has one or more
 
     def crowded(self, most: int) -> Bool[Tensor, " R"] | None:
         """Tell which rows have candidates in more than `most` blocks; None if none has."""
@@ -43,7 +45,7 @@ class Near(NamedTuple):
         crowded = torch.bincount(self.places[:, 0], minlength=len(self.blocks)) > most
         return crowded if crowded.any() else None
 
-    def without(self, rows: Bool[Tensor, " R"]) -> "Near":
+    def without(self, rows: Bool[Tensor, " R"]) -> "Candidates":
         """Leave out the candidates of some rows."""
         return self._replace(places=self.places[~rows[self.places[:, 0]]])
 
@@ -63,7 +65,7 @@ class Near(NamedTuple):
         return Pairs(row[place], block[place] * _BLOCK + offset)
 
 
-class Products:
+class CandidateSearch:
     """The codes as a matrix to multiply with; they come in order of length, so that a block's codes are wrong by about as much."""
 
     def __init__(self, codes: Float[Tensor, "K W"], squares: Float[Tensor, " K"], dtype: torch.dtype) -> None:
@@ -72,29 +74,35 @@ class Products:
         bias = F.pad((squares / -2).to(dtype), (0, more), value=-math.inf)
         self._rows = torch.cat((F.pad(codes.to(dtype), (0, 0, 0, more)), bias[:, None]), dim=1)
         longest = F.pad(squares, (0, more)).view(-1, _BLOCK).amax(dim=1).sqrt()
-        self._length, self._both, self._own = (part.to(dtype) for part in self._rounding(longest, width, dtype))
+        self._length, self._both, self._own = (
+            part.to(dtype) for part in self._rounding(longest, width, dtype)
+        )
         self._held = self._rows.new_empty(0)
 
     def __len__(self) -> int:
         """Return the number of products of one vector."""
         return len(self._rows)
 
-    def near(self, vectors: Float[Tensor, "R W"], count: int) -> Near:
+    def near(self, vectors: Float[Tensor, "R W"], count: int) -> Candidates:
         """Return products with candidates among which are each vector's `count` nearest codes; they last until the next call."""
         vectors = vectors.to(self._rows.dtype)
         if len(self._held) < len(vectors):
             self._held = self._rows.new_empty(len(vectors), len(self._rows))
         with torch.autocast(vectors.device.type, enabled=False):
-            products = torch.mm(F.pad(vectors, (0, 1), value=1.0), self._rows.T, out=self._held[: len(vectors)])
+            products = torch.mm(
+                F.pad(vectors, (0, 1), value=1.0), self._rows.T, out=self._held[: len(vectors)]
+            )
         blocks = products.view(len(vectors), -1, _BLOCK)
         parts = _parts(blocks) if 1 < count <= blocks[0].numel() // _PART else blocks
         peaks, size = parts.amax(dim=2), vectors.square().sum(dim=1).sqrt()[:, None]
         wrong = torch.addcmul(self._length, size, self._both)
         reached = peaks - wrong if count == 1 else (parts - wrong[:, :, None]).flatten(1)
         least = _reached(reached, count) - 2 * self._own * size.square() - wrong
-        return Near(blocks, least, (~(peaks < least)).nonzero())
+        return Candidates(blocks, least, (~(peaks < least)).nonzero())
 
-    def _rounding(self, longest: Float[Tensor, " B"], width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def _rounding(
+        self, longest: Float[Tensor, " B"], width: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Bound a product's error against the distance in float64 that decides: a + b |v| + c |v|², a and b per block.
 
         Any order of additions, fused or not: a sum of n terms is wrong by at most n u times the sum of its terms' sizes (Higham,
@@ -102,7 +110,9 @@ class Products:
         roundings of the bias and of this bound. The distance is a sum of W squares by halves, half of which is wrong by at most
         (log2 W + 4) u (|v| + |c|)² / 2. The smallest normal number stands for what underflows; a square that may overflow has no bound.
         """
-        unit = (width + 8) * torch.finfo(dtype).eps / 2 + (_input_rounding(longest.device) if dtype == torch.float32 else 0)
+        unit = (width + 8) * torch.finfo(dtype).eps / 2 + (
+            _input_rounding(longest.device) if dtype == torch.float32 else 0
+        )
         exact = (math.ceil(math.log2(width)) + 4) * torch.finfo(torch.float64).eps / 4
         constant = (unit / 2 + exact) * longest.square() + width * torch.finfo(dtype).tiny
         constant = constant.where(longest.square() < torch.finfo(dtype).max / 8, math.inf)

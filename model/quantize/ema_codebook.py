@@ -62,10 +62,15 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         and must be in the same state on all ranks; ranks must hold equally many tokens. One all-reduce where torch.distributed
         is initialised.
         """
-        batches = [self._assigned(each) for each in ([quantized] if isinstance(quantized, Quantized) else quantized)]
+        batches = [
+            self._assigned(each) for each in ([quantized] if isinstance(quantized, Quantized) else quantized)
+        ]
         # float64, so that sums differ less than float32 shows between one rank or batch and many.
         shape = (self._groups, self.config.num_codes, self.codes.shape[-1])
-        counts, sums = self.codes.new_zeros(shape[:2], dtype=torch.float64), self.codes.new_zeros(shape, dtype=torch.float64)
+        counts, sums = (
+            self.codes.new_zeros(shape[:2], dtype=torch.float64),
+            self.codes.new_zeros(shape, dtype=torch.float64),
+        )
         for ids, vectors in batches:
             places = (ids + torch.arange(len(ids), device=ids.device)[:, None] * shape[1]).flatten()
             counts += torch.bincount(places, minlength=counts.numel()).view_as(counts)
@@ -76,9 +81,19 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         statistics = torch.cat(parts, dim=2)
         if dist.is_initialized():
             dist.all_reduce(statistics)
-        self._move(*(part.view(*self.codes.shape[:-1], -1).float() for part in statistics.split([part.shape[2] for part in parts], dim=2)))
+        self._move(
+            *(
+                part.view(*self.codes.shape[:-1], -1).float()
+                for part in statistics.split([part.shape[2] for part in parts], dim=2)
+            )
+        )
 
-    def _move(self, counts: Float[Tensor, "*G K 1"], sums: Float[Tensor, "*G K V"], drawn: Float[Tensor, "*G K V"] | None = None) -> None:
+    def _move(
+        self,
+        counts: Float[Tensor, "*G K 1"],
+        sums: Float[Tensor, "*G K V"],
+        drawn: Float[Tensor, "*G K V"] | None = None,
+    ) -> None:
         decay, least = self.config.decay, self.config.restart_below
         self.counts.mul_(decay).add_(counts[..., 0], alpha=1 - decay)
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)
@@ -90,7 +105,9 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         smoothed = total * (self.counts + _COUNT_EPSILON) / (total + self.config.num_codes * _COUNT_EPSILON)
         self.codes.copy_(self._place(self.sums / smoothed[..., None]))
 
-    def _drawn(self, batches: Sequence[Float[Tensor, "G _ V"]], generator: torch.Generator) -> Float[Tensor, "G K V"]:
+    def _drawn(
+        self, batches: Sequence[Float[Tensor, "G _ V"]], generator: torch.Generator
+    ) -> Float[Tensor, "G K V"]:
         """Draw one vector per code from all ranks' vectors; a rank fills in its own and leaves zeros for the others'.
 
         Vectors are numbered by rank, then micro-batch: as one process numbers them that has the ranks' batches one after another.

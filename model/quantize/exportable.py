@@ -21,14 +21,14 @@ _CANDIDATES = 8
 """Codes that are compared exactly beside those asked for; two at a float32's rounding of each other are rare."""
 
 
-def plain(quantizer: Quantizer) -> "PlainResidual | PlainSplit | PlainScalar":
+def exportable(quantizer: Quantizer) -> "ExportableResidual | ExportableSplit | ExportableScalar":
     """Return what has a quantiser's `encode` and `lookup` and fits into a graph."""
     if isinstance(quantizer, ResidualQuantizer):
-        return PlainResidual(quantizer)
+        return ExportableResidual(quantizer)
     if isinstance(quantizer, SplitQuantizer):
-        return PlainSplit(quantizer)
+        return ExportableSplit(quantizer)
     assert isinstance(quantizer, ScalarQuantizer)
-    return PlainScalar(quantizer)
+    return ExportableScalar(quantizer)
 
 
 class _Books(nn.Module):
@@ -48,12 +48,16 @@ class _Books(nn.Module):
     def nearest(self, vectors: Float[Tensor, "*S V"], depth: int) -> Int[Tensor, "*S"]:
         return self.several(vectors, depth, 1)[0][..., 0]
 
-    def several(self, vectors: Float[Tensor, "*S V"], depth: int, count: int) -> tuple[Int[Tensor, "*S C"], Float[Tensor, "*S C"]]:
+    def several(
+        self, vectors: Float[Tensor, "*S V"], depth: int, count: int
+    ) -> tuple[Int[Tensor, "*S C"], Float[Tensor, "*S C"]]:
         """Return the nearest different codes, nearest first, and their squared distances; fewer than asked where there are fewer."""
         codes, halves = self._of("books", depth), self._of("halves", depth)
         count = min(count, self.num_different[self._place(depth)])
         found = (vectors @ codes.T - halves).topk(min(count + _CANDIDATES - 1, len(codes)), dim=-1).indices
-        distances = (self.vectors(found, depth).double() - vectors[..., None, :].double()).square().sum(dim=-1)
+        distances = (
+            (self.vectors(found, depth).double() - vectors[..., None, :].double()).square().sum(dim=-1)
+        )
         # Of values that are no numbers nothing is nearest: code 0, as in the search proper.
         real = vectors.isfinite().all(dim=-1, keepdim=True)
         distances = torch.where(halves[found].isinf() | ~real, math.inf, distances)
@@ -66,28 +70,42 @@ class _Books(nn.Module):
         return depth if len(self.num_different) > 1 else 0
 
 
-class PlainResidual(_Books):
+class ExportableResidual(_Books):
     """A residual quantiser, with its beam."""
 
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         super().__init__(quantizer.books)
-        self.depth, self.beam, self.shared = quantizer.config.depth, quantizer.config.beam, quantizer.config.shared
+        self.depth, self.beam, self.shared = (
+            quantizer.config.depth,
+            quantizer.config.beam,
+            quantizer.config.shared,
+        )
         self.register_buffer("marks", code_marks(quantizer.config.num_codes))
 
     def encode(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
         """Return the codes of tokens: as `model.quantize.beam` finds them, of which a beam of 1 is the nearest code each time."""
         if self.beam == 1:
             return self._greedy(tokens)
-        residuals, ids, marks = tokens[:, :, None], None, torch.zeros_like(tokens[:, :, :1], dtype=torch.int64)
+        residuals, ids, marks = (
+            tokens[:, :, None],
+            None,
+            torch.zeros_like(tokens[:, :, :1], dtype=torch.int64),
+        )
         for depth in range(self.depth):
             found, distances = self.several(residuals, depth, self.beam)
             sums, tried = found.shape[2:]
             places = torch.arange(sums * tried, device=tokens.device).expand(*tokens.shape[:2], -1)
-            alike = (marks[..., None] + cast("Tensor", self.marks)[found]).flatten(2) if self.shared else places
+            alike = (
+                (marks[..., None] + cast("Tensor", self.marks)[found]).flatten(2) if self.shared else places
+            )
             best, _ = _least(distances.flatten(2), places, min(self.beam, sums * tried), alike)
             chosen, parents, marks = found.flatten(2).gather(2, best), best // tried, alike.gather(2, best)
             residuals = of_parents(residuals, parents) - self.vectors(chosen, depth)
-            ids = chosen[..., None] if ids is None else torch.cat((of_parents(ids, parents), chosen[..., None]), dim=3)
+            ids = (
+                chosen[..., None]
+                if ids is None
+                else torch.cat((of_parents(ids, parents), chosen[..., None]), dim=3)
+            )
         assert ids is not None
         return ids[:, :, 0]
 
@@ -106,7 +124,7 @@ class PlainResidual(_Books):
         return total
 
 
-class PlainSplit(_Books):
+class ExportableSplit(_Books):
     """A split multi-codebook quantiser."""
 
     def __init__(self, quantizer: SplitQuantizer) -> None:
@@ -125,7 +143,7 @@ class PlainSplit(_Books):
         return torch.cat([self.vectors(ids[..., depth], depth) for depth in range(self.depth)], dim=2)
 
 
-class PlainScalar(nn.Module):
+class ExportableScalar(nn.Module):
     """A scalar quantiser, which searches nothing."""
 
     def __init__(self, quantizer: ScalarQuantizer) -> None:
@@ -134,7 +152,10 @@ class PlainScalar(nn.Module):
 
 
 def _least(
-    values: Float[Tensor, "*S C"], keys: Int[Tensor, "*S C"], count: int, alike: Int[Tensor, "*S C"] | None = None
+    values: Float[Tensor, "*S C"],
+    keys: Int[Tensor, "*S C"],
+    count: int,
+    alike: Int[Tensor, "*S C"] | None = None,
 ) -> tuple[Int[Tensor, "*S _"], Float[Tensor, "*S _"]]:
     """Return the keys of the `count` least values, and these, least first, of equal ones the lowest key first.
 

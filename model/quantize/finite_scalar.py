@@ -59,7 +59,9 @@ class ScalarQuantizer(Quantizer):
     def _bounded(self, channels: Float[Tensor, "B N D C"]) -> Float[Tensor, "B N D C"]:
         """Return what rounding would turn into levels, over the same half: its gradient is the levels'."""
         halves = torch.tensor([levels // 2 for levels in self.config.levels], device=channels.device)
-        reach, offset, shift = torch.tensor([_bound(levels) for levels in self.config.levels], device=channels.device).T
+        reach, offset, shift = torch.tensor(
+            [_bound(levels) for levels in self.config.levels], device=channels.device
+        ).T
         return ((channels + shift).tanh() * reach - offset) / halves
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dualtoken.model.quantize.candidates import MAX_PAIRS, Near, Pairs, Products
+from dualtoken.model.quantize.candidates import MAX_PAIRS, Candidates, CandidateSearch, Pairs
 
 _THREAD_PRODUCTS = 2**20
 """Products held per thread: 4 MiB, so that the pass after the matrix product finds them in cache."""
@@ -51,11 +51,11 @@ class CodeSearch:
         squares = row_sums(codes.double().square())
         self.codes, self._ids = codes, _different(codes, squares)
         self._squares = squares[self._ids]
-        self._single = Products(codes[self._ids], self._squares, torch.float32)
+        self._single = CandidateSearch(codes[self._ids], self._squares, torch.float32)
 
     @cached_property
-    def _double(self) -> Products:
-        return Products(self.codes[self._ids], self._squares, torch.float64)
+    def _double(self) -> CandidateSearch:
+        return CandidateSearch(self.codes[self._ids], self._squares, torch.float64)
 
     @torch.no_grad()
     def nearest(self, vectors: Float[Tensor, "M W"]) -> Int[Tensor, " M"]:
@@ -105,14 +105,17 @@ class CodeSearch:
                 for part in rows[crowded].split(max(1, MAX_PAIRS // len(self._double))):
                     yield from self._named(self._double.near(vectors[part], count), part)
 
-    def _named(self, near: Near, rows: Int[Tensor, " R"]) -> Iterator[Pairs]:
+    def _named(self, near: Candidates, rows: Int[Tensor, " R"]) -> Iterator[Pairs]:
         for places, ids in near.pairs():
             real = ids < len(self._ids)  # others fill up a block
             yield Pairs(rows[places[real]], self._ids[ids[real]])
 
 
 def squared_distances(
-    vectors: Float[Tensor, "M W"], codes: Float[Tensor, "K W"], rows: Int[Tensor, " P"], ids: Int[Tensor, " P"]
+    vectors: Float[Tensor, "M W"],
+    codes: Float[Tensor, "K W"],
+    rows: Int[Tensor, " P"],
+    ids: Int[Tensor, " P"],
 ) -> Float[Tensor, " P"]:
     """Return |vectors[rows] - codes[ids]|² in float64, the same for a pair whatever the others are."""
     size = max(1, MAX_PAIRS * 2 // vectors.shape[1])
@@ -149,5 +152,7 @@ def _different(codes: Float[Tensor, "K W"], squares: Float[Tensor, " K"]) -> Int
 
 def _hashes(codes: Float[Tensor, "K W"]) -> Int[Tensor, " K"]:
     bits = (codes + 0.0).view(torch.int32).long()  # -0.0 becomes 0.0, which equals it
-    factors = torch.randint(2**62, codes.shape[1:], generator=torch.Generator().manual_seed(0)).to(codes.device)
+    factors = torch.randint(2**62, codes.shape[1:], generator=torch.Generator().manual_seed(0)).to(
+        codes.device
+    )
     return (bits * (2 * factors + 1)).sum(dim=1)

@@ -32,7 +32,11 @@ class ResidualQuantizer(CodebookQuantizer[QuantizerConfig]):
         with without_autocast(tokens.device):
             tokens = tokens.float()
             ids = self._search(tokens, beam=1)
-            residual, total, commitment = tokens.detach(), torch.zeros_like(tokens.detach()), tokens.new_zeros(())
+            residual, total, commitment = (
+                tokens.detach(),
+                torch.zeros_like(tokens.detach()),
+                tokens.new_zeros(()),
+            )
             residuals = []
             for depth in range(self.config.depth):
                 residuals.append(residual)
@@ -59,7 +63,9 @@ class ResidualQuantizer(CodebookQuantizer[QuantizerConfig]):
 
     def _search(self, tokens: Float[Tensor, "B N W"], beam: int) -> Int[Tensor, "B N D"]:
         vectors = tokens.detach().flatten(0, 1)[None]
-        return residual_codes(vectors, self.books[None], self.config.depth, beam)[0].unflatten(0, tokens.shape[:2])
+        return residual_codes(vectors, self.books[None], self.config.depth, beam)[0].unflatten(
+            0, tokens.shape[:2]
+        )
 
     def _assigned(self, quantized: Quantized) -> tuple[Int[Tensor, "G M"], Float[Tensor, "G M W"]]:
         if self.config.shared:

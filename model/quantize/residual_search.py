@@ -19,9 +19,13 @@ _FUSED_WIDTH = 64
 
 
 @torch.library.custom_op(
-    "dualtoken::residual_codes", mutates_args=(), schema="(Tensor vectors, Tensor codes, int depth, int beam) -> Tensor"
+    "dualtoken::residual_codes",
+    mutates_args=(),
+    schema="(Tensor vectors, Tensor codes, int depth, int beam) -> Tensor",
 )
-def residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int, beam: int) -> Int[Tensor, "S M D"]:
+def residual_codes(
+    vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int, beam: int
+) -> Int[Tensor, "S M D"]:
     """Return each depth's code of what the depths before left over; with a beam, of the best sums found."""
     if is_fused(vectors, beam):
         from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (only where there is a GPU)
@@ -35,7 +39,9 @@ def _(vectors: Tensor, codes: Tensor, depth: int, beam: int) -> Tensor:  # noqa:
     return vectors.new_empty((*vectors.shape[:2], depth), dtype=torch.int64)
 
 
-@torch.library.custom_op("dualtoken::part_codes", mutates_args=(), schema="(Tensor vectors, Tensor codes) -> Tensor")
+@torch.library.custom_op(
+    "dualtoken::part_codes", mutates_args=(), schema="(Tensor vectors, Tensor codes) -> Tensor"
+)
 def part_codes(vectors: Float[Tensor, "D M V"], codes: Float[Tensor, "D K V"]) -> Int[Tensor, "D M"]:
     """Return each part's nearest code in its own codebook."""
     return torch.stack([CodeSearch(book).nearest(part) for part, book in zip(vectors, codes, strict=True)])
@@ -46,7 +52,9 @@ def _(vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ARG001
     return vectors.new_empty(vectors.shape[:2], dtype=torch.int64)
 
 
-def _residual_codes(vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"], depth: int, beam: int) -> Int[Tensor, "M D"]:
+def _residual_codes(
+    vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"], depth: int, beam: int
+) -> Int[Tensor, "M D"]:
     assert len(codes) in (1, depth), f"{len(codes)} codebooks for {depth} depths"
     # Of several codebooks one at a time: what is worked out for each takes memory.
     books = repeat(CodeSearch(codes[0]), depth) if len(codes) == 1 else map(CodeSearch, codes)

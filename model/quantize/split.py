@@ -31,13 +31,19 @@ class SplitQuantizer(CodebookQuantizer[SplitQuantizerConfig]):
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
         with without_autocast(tokens.device):
             parts = self._place(tokens.float().unflatten(2, (self.config.depth, -1)))
-            ids = part_codes(parts.detach().flatten(0, 1).transpose(0, 1).contiguous(), self.codes).T.unflatten(0, tokens.shape[:2])
+            ids = part_codes(
+                parts.detach().flatten(0, 1).transpose(0, 1).contiguous(), self.codes
+            ).T.unflatten(0, tokens.shape[:2])
             vectors, source = self.lookup(ids), parts.flatten(2)
-            return Quantized(ids, straight_through(vectors, source), F.mse_loss(source, vectors), parts.detach())
+            return Quantized(
+                ids, straight_through(vectors, source), F.mse_loss(source, vectors), parts.detach()
+            )
 
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """Return the parts' codes side by side: `vectors` of the `forward` that chose the ids, to the bit."""
-        return torch.cat([F.embedding(ids[..., depth], self.codes[depth]) for depth in range(self.config.depth)], dim=2)
+        return torch.cat(
+            [F.embedding(ids[..., depth], self.codes[depth]) for depth in range(self.config.depth)], dim=2
+        )
 
     def _assigned(self, quantized: Quantized) -> tuple[Int[Tensor, "D M"], Float[Tensor, "D M V"]]:
         return quantized.ids.flatten(0, 1).T, quantized.residuals.flatten(0, 1).transpose(0, 1)

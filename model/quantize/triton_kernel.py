@@ -41,7 +41,9 @@ _HUGE = tl.constexpr(2.0**100)
 """Where products reach this, every code is a candidate."""
 
 
-def fused_residual_codes(vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int) -> Int[Tensor, "S M D"]:
+def fused_residual_codes(
+    vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int
+) -> Int[Tensor, "S M D"]:
     """Return what `residual_codes` returns with a beam of 1; W is at most 64."""
     streams, num_vectors, width = vectors.shape
     assert width <= 64, f"{width} channels, of which rounding is bounded for 64"
@@ -76,7 +78,9 @@ def _halve(
     code, channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, PADDED)
     real = code < num_codes
     inside = real[:, None] & (channel < WIDTH)[None, :]
-    value = tl.load(codes + (book * num_codes + code[:, None]) * WIDTH + channel[None, :], mask=inside, other=0.0)
+    value = tl.load(
+        codes + (book * num_codes + code[:, None]) * WIDTH + channel[None, :], mask=inside, other=0.0
+    )
     unit, inverse = _unit(tl.load(largest + book))
     place = book * steps * COLUMNS + code
     tl.store(halves + place[:, None] * PADDED + channel[None, :], (value * inverse).to(tl.float16))
@@ -84,7 +88,9 @@ def _halve(
     upper = (square * (_SINGLE - 0.5) + _TINY).to(tl.float32)
     upper = tl.where(square < _HUGE, upper, float("inf"))
     tl.store(bias + place, tl.where(real, upper, -float("inf")))
-    tl.store(rounding + place, tl.where(real, tl.sqrt(square).to(tl.float32) * _ROUNDING + unit * _SMALL_HALF, 0.0))
+    tl.store(
+        rounding + place, tl.where(real, tl.sqrt(square).to(tl.float32) * _ROUNDING + unit * _SMALL_HALF, 0.0)
+    )
 
 
 @triton.jit
@@ -96,7 +102,9 @@ def _residual_codes(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, PADDED)
     inside = (row < num_vectors)[:, None] & (channel < WIDTH)[None, :]
-    residual = tl.load(vectors + (stream * num_vectors + row[:, None]) * WIDTH + channel[None, :], mask=inside, other=0.0)
+    residual = tl.load(
+        vectors + (stream * num_vectors + row[:, None]) * WIDTH + channel[None, :], mask=inside, other=0.0
+    )
     for level in range(depth):
         book = stream * num_books + tl.minimum(level, num_books - 1)
         first = book * steps * COLUMNS
@@ -104,7 +112,9 @@ def _residual_codes(
             residual, row < num_vectors, codes + book * num_codes * WIDTH, tl.load(largest + book),
             halves + first * PADDED, bias + first, rounding + first, num_codes, steps, WIDTH, PADDED, COLUMNS, ROWS, RANKED,
         )  # fmt: skip
-        tl.store(ids + (stream * num_vectors + row) * depth + level, chosen.to(tl.int64), mask=row < num_vectors)
+        tl.store(
+            ids + (stream * num_vectors + row) * depth + level, chosen.to(tl.int64), mask=row < num_vectors
+        )
         place = codes + (book * num_codes + chosen[:, None]) * WIDTH + channel[None, :]
         residual -= tl.load(place, mask=inside, other=0.0)
 
@@ -134,16 +144,22 @@ def _nearest(
     # A value is over the true one by at most twice what was added to it; of a square, _SINGLE is under half of the rounding's.
     added = tl.load(rounding + code)
     lower = best - (2 * length[:, None] + added) * added - 2 * _TINY
-    least = (tl.max(tl.where(best < float("inf"), lower, -float("inf")), axis=1) - length * (length * _DOUBLE))[:, None]
+    least = (
+        tl.max(tl.where(best < float("inf"), lower, -float("inf")), axis=1) - length * (length * _DOUBLE)
+    )[:, None]
     # Not "at least": where a value is not a number, every code is a candidate.
     near = (best < least) == 0
-    doubtful = tl.max(((second < least) == 0).to(tl.int32), axis=1) | (tl.sum(near.to(tl.int32), axis=1) > RANKED).to(tl.int32)
+    doubtful = tl.max(((second < least) == 0).to(tl.int32), axis=1) | (
+        tl.sum(near.to(tl.int32), axis=1) > RANKED
+    ).to(tl.int32)
     finite = tl.sum((residual - residual != 0).to(tl.int32), axis=1) == 0
     doubtful = doubtful & (real & finite).to(tl.int32)
     chosen = tl.full((ROWS,), _NO_CODE, tl.int32)
     distance = tl.full((ROWS,), float("inf"), tl.float64)
     for _ in tl.static_range(RANKED):
-        chosen, distance, near = _weigh(residual, codes, num_codes, near, code, chosen, distance, WIDTH, PADDED)
+        chosen, distance, near = _weigh(
+            residual, codes, num_codes, near, code, chosen, distance, WIDTH, PADDED
+        )
     if tl.max(doubtful, axis=0) > 0:
         again = doubtful > 0
         chosen = tl.where(again, _NO_CODE, chosen)
@@ -154,7 +170,9 @@ def _nearest(
             # Ascending, so that of equal distances the lowest code stays.
             while tl.max(tl.max(near.to(tl.int32), axis=1), axis=0) > 0:
                 number = tl.zeros((ROWS, COLUMNS), tl.int32) + step * COLUMNS + lane[None, :]
-                chosen, distance, near = _weigh(residual, codes, num_codes, near, number, chosen, distance, WIDTH, PADDED)
+                chosen, distance, near = _weigh(
+                    residual, codes, num_codes, near, number, chosen, distance, WIDTH, PADDED
+                )
     return tl.where(finite & (chosen < num_codes), chosen, 0)
 
 
@@ -168,13 +186,19 @@ def _upper(half, scale, length, halves, bias, rounding, step, PADDED: tl.constex
 
 
 @triton.jit
-def _weigh(residual, codes, num_codes, near, code, chosen, distance, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def _weigh(
+    residual, codes, num_codes, near, code, chosen, distance, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
     """Take each row's lowest code of those that are near, and return what is then chosen, its distance, and what is left."""
     lowest = tl.min(tl.where(near, code, _NO_CODE), axis=1)
     there = lowest < num_codes
     candidate = _distance(residual, codes, tl.where(there, lowest, 0), WIDTH, PADDED)
     nearer = there & (candidate < distance)
-    return tl.where(nearer, lowest, chosen), tl.where(nearer, candidate, distance), near & (code != lowest[:, None])
+    return (
+        tl.where(nearer, lowest, chosen),
+        tl.where(nearer, candidate, distance),
+        near & (code != lowest[:, None]),
+    )
 
 
 @triton.jit

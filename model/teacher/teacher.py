@@ -22,7 +22,7 @@ from dualtoken.model.hub.saved_model import write_safetensors
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.model.vision.siglip_tower import register_tower, tower_name
-from dualtoken.model.vision.towers import Tower, check_tower, finish, tap, tower_differs
+from dualtoken.model.vision.towers import Tower, check_tower, forward_from_block, forward_taps, tower_differs
 
 with vision_imports():
     import open_clip
@@ -73,10 +73,14 @@ def _text_tokenizer(context_length: int) -> SimpleTokenizer:
 def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
     """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    save_open_clip(model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(
+        model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder)
+    )
 
 
-def export_open_clip(model_name: str, pretrained: str, folder: str | Path, tower: TowerConfig | None = None) -> None:
+def export_open_clip(
+    model_name: str, pretrained: str, folder: str | Path, tower: TowerConfig | None = None
+) -> None:
     """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
 
     `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Where the image
@@ -92,7 +96,9 @@ def export_open_clip(model_name: str, pretrained: str, folder: str | Path, tower
     if tower and not tower_differs(visual.trunk if hasattr(visual, "trunk") else visual, tower, image_size):
         named = {"timm_model_name": tower_name(tower, image_size), "timm_model_pretrained": False}
         model_config = model_config | {"vision_cfg": model_config["vision_cfg"] | named}
-    save_open_clip(model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder))
+    save_open_clip(
+        model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder)
+    )
     if "hf_tokenizer_name" in model_config["text_cfg"]:
         open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -104,7 +110,9 @@ def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Tea
     """
     folder = Path(folder)
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} has no {missing[0]}: name a folder of an open_clip model, such as save_teacher writes")
+        raise ValueError(
+            f"{folder} has no {missing[0]}: name a folder of an open_clip model, such as save_teacher writes"
+        )
     model_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     register_tower(model_config["vision_cfg"].get("timm_model_name", ""))
     model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
@@ -137,7 +145,9 @@ class Teacher(nn.Module):
     def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Normalise levels by the model's own mean and standard deviation."""
         if images.shape[-1] != self.image_size:
-            raise ValueError(f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: resize them to that")
+            raise ValueError(
+                f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: resize them to that"
+            )
         return (images.float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
@@ -174,8 +184,8 @@ class Teacher(nn.Module):
 @torch.no_grad()
 def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
     """Return what a tower says of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
-    dense, prefix = tap(tower, images, [block])[block]
-    return TeacherTargets(finish(tower, dense, block, prefix), dense)
+    dense, prefix = forward_taps(tower, images, [block])[block]
+    return TeacherTargets(forward_from_block(tower, dense, block, prefix), dense)
 
 
 def _model_config(config: TeacherShape) -> dict[str, Any]:
@@ -187,7 +197,12 @@ def _model_config(config: TeacherShape) -> dict[str, Any]:
         "init_logit_scale": math.log(_LOGIT_SCALE),
         "init_logit_bias": _LOGIT_BIAS,
         "custom_text": True,
-        "vision_cfg": {"image_size": config.image_size, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"},
+        "vision_cfg": {
+            "image_size": config.image_size,
+            "timm_model_name": name,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
         "text_cfg": {
             "context_length": config.text.context_length,
             "width": config.text.width,

@@ -39,14 +39,20 @@ class TeacherTrainer:
             torch.manual_seed(settings.seed)
             self.model = build_teacher(settings).to(device)
         self.optimizer = build_optimizer(
-            self.model, learning_rate=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+            self.model,
+            learning_rate=settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
         )
         _quicken_logits(self.optimizer, self.model)
 
     def train_step(self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> TeacherMetrics:
         """Take the next step, on levels 0 to 255 and the token ids of `teacher.tokenize`."""
         rate = learning_rate_at(
-            self.step, peak=self.settings.learning_rate, warmup_steps=self.settings.warmup_steps, steps=self.settings.steps
+            self.step,
+            peak=self.settings.learning_rate,
+            warmup_steps=self.settings.warmup_steps,
+            steps=self.settings.steps,
         )
         metrics = teacher_step(self.model, self.optimizer, normalize(images), tokens, learning_rate=rate)
         self.step += 1
@@ -57,7 +63,9 @@ def _quicken_logits(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Let the loss's scale and bias move at `_LOGIT_RATE` times the rate: in a few hundred steps they must go far."""
     logits = [model.get_parameter(name) for name in ("logit_scale", "logit_bias")]
     for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if not any(parameter is logit for logit in logits)]
+        group["params"] = [
+            parameter for parameter in group["params"] if not any(parameter is logit for logit in logits)
+        ]
     optimizer.add_param_group({"params": logits, "weight_decay": 0.0, "lr_scale": _LOGIT_RATE})
 
 
@@ -75,10 +83,14 @@ def teacher_step(
     image_features, text_features, scale, bias = model(images, tokens)
     loss = SigLipLoss()(image_features, text_features, scale, bias)
     if not loss.isfinite():
-        raise FloatingPointError(f"the teacher's loss is {loss.item()}: lower teacher.learning_rate, or look for broken images")
+        raise FloatingPointError(
+            f"the teacher's loss is {loss.item()}: lower teacher.learning_rate, or look for broken images"
+        )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        right = (image_features @ text_features.T).argmax(dim=1) == torch.arange(len(images), device=images.device)
+        right = (image_features @ text_features.T).argmax(dim=1) == torch.arange(
+            len(images), device=images.device
+        )
     return TeacherMetrics(loss.item(), right.float().mean().item(), learning_rate)

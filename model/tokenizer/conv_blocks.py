@@ -17,7 +17,9 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, first_kernel, padding=first_kernel // 2)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.nin_shortcut = (
+            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        )
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
         """Return the grid with the output channels."""
@@ -37,7 +39,9 @@ class AttnBlock(nn.Module):
         """Return the grid and what its positions see of each other."""
         normed = self.norm(grid)
         # The one head is a dimension of its own: fused kernels, and ONNX, want four.
-        queries, keys, values = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        queries, keys, values = (
+            layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
+        )
         seen = F.scaled_dot_product_attention(queries, keys, values)[:, 0]
         return grid + self.proj_out(seen.transpose(1, 2).unflatten(2, grid.shape[2:]))
 

@@ -16,7 +16,10 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, config: ConvEncoderConfig, out_width: int) -> None:
         super().__init__()
-        groups, channels = config.norm_groups, [config.width * multiplier for multiplier in config.multipliers]
+        groups, channels = (
+            config.norm_groups,
+            [config.width * multiplier for multiplier in config.multipliers],
+        )
         lowest = len(channels) - 1
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         # Level 0 is the image's resolution, and runs first.
@@ -40,10 +43,24 @@ class ConvEncoder(nn.Module):
 
 
 class _Level(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, downsamples: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        *,
+        blocks: int,
+        attends: bool,
+        downsamples: bool,
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks))
+        self.block = nn.ModuleList(
+            ResBlock(in_channels if index == 0 else out_channels, out_channels, groups)
+            for index in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks)
+        )
         self.downsample = nn.Conv2d(out_channels, out_channels, 3, stride=2) if downsamples else None
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O T U"]:

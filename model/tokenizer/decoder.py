@@ -20,7 +20,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        groups, channels = config.norm_groups, [config.width * multiplier for multiplier in config.multipliers]
+        groups, channels = (
+            config.norm_groups,
+            [config.width * multiplier for multiplier in config.multipliers],
+        )
         lowest = len(channels) - 1
         self.conv_in = nn.Conv2d(config.latent_width, channels[-1], 3, padding=1)
         self.mid = Middle(channels[-1], groups)
@@ -54,10 +57,17 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, upsamples: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, upsamples: bool
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks))
+        self.block = nn.ModuleList(
+            ResBlock(in_channels if index == 0 else out_channels, out_channels, groups)
+            for index in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks)
+        )
         self.upsample = _Upsample(out_channels) if upsamples else nn.Identity()
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O T U"]:

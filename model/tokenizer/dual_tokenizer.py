@@ -27,13 +27,13 @@ from dualtoken.model.tokenizer.model_card import card
 from dualtoken.model.tokenizer.projection import AttnProjection
 from dualtoken.model.vision.towers import (
     Tap,
-    build_any_tower,
+    build_tower_like,
     encoder_weights,
     fill_computed_buffers,
-    finish,
+    forward_from_block,
+    forward_taps,
     names_that_differ,
     num_prefix_tokens,
-    tap,
 )
 from dualtoken.model.vision.transform import Transform
 
@@ -68,7 +68,9 @@ class DualTokenizer(nn.Module, HubModel):
     `forward` changes no state: a training step moves the codebooks by calling their `update`.
     """
 
-    input_scale: Float[Tensor, "3 1 1"] | None  # from images of -1 to 1 to what the tower expects, if that is something else
+    input_scale: (
+        Float[Tensor, "3 1 1"] | None
+    )  # from images of -1 to 1 to what the tower expects, if that is something else
     input_shift: Float[Tensor, "3 1 1"] | None
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -76,15 +78,19 @@ class DualTokenizer(nn.Module, HubModel):
         self.config = config
         self.transform = Transform(image_size=config.image_size)
         width = config.tower.width
-        self.tower = build_any_tower(config.tower, config.image_size)
+        self.tower = build_tower_like(config.tower, config.image_size)
         self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
         scale, shift = _input_change(config)
         self.register_buffer("input_scale", scale)
         self.register_buffer("input_shift", shift)
-        self.pixel_encoder = ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
+        self.pixel_encoder = (
+            ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
+        )
         own_tap = not (config.shared_codebook or config.pixel_encoder)
         self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
-        self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
+        self.reduce_shortcut = (
+            AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
+        )
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
         self.quantize_pixel: Quantizer
         if not config.shared_codebook:
@@ -96,10 +102,14 @@ class DualTokenizer(nn.Module, HubModel):
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
         # To the decoder's width; the released code's first convolution is of single positions.
-        self.post_quant = ResBlock(width, config.decoder.latent_width, config.decoder.norm_groups, first_kernel=1)
+        self.post_quant = ResBlock(
+            width, config.decoder.latent_width, config.decoder.norm_groups, first_kernel=1
+        )
         self.decoder = Decoder(config.decoder)
 
-    def forward(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> TokenizerOutput:
+    def forward(
+        self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
+    ) -> TokenizerOutput:
         """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
         taps = self._tap(images, pixel=pixel, semantic=semantic)
         pixels, semantics = self._quantize(images, taps, pixel=pixel, semantic=semantic)
@@ -136,16 +146,22 @@ class DualTokenizer(nn.Module, HubModel):
         Raises ValueError for codes of another shape, and for a tower with a class token whose `prefix` is the image's own.
         """
         if self.prefix is None and num_prefix_tokens(self.tower):
-            raise ValueError("tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned")
+            raise ValueError(
+                "tower.prefix=tower: codes lack the image's class token: train with tower.prefix=learned"
+            )
         return self._semantic_features(self.quantize_semantic.lookup(self._ids(semantic)), None)
 
     def _ids(self, codes: Integer[Tensor, "B H W D"]) -> Int[Tensor, "B N D"]:
         side, depth = self.config.grid_size, self.config.pixel.depth
         if codes.shape[1:] != (side, side, depth):
-            raise ValueError(f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), as encode gives them")
+            raise ValueError(
+                f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), as encode gives them"
+            )
         return codes.flatten(1, 2).long()
 
-    def _tap(self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True) -> dict[int, Tap]:
+    def _tap(
+        self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
+    ) -> dict[int, Tap]:
         """Return what the tower holds after each block that a stream leaves from; none after the last of them runs."""
         config = self.config
         if not images.is_floating_point() or images.shape[1:] != (3, config.image_size, config.image_size):
@@ -160,7 +176,7 @@ class DualTokenizer(nn.Module, HubModel):
             return {}
         if self.input_scale is not None and self.input_shift is not None:
             images = images * self.input_scale + self.input_shift
-        return tap(self.tower, images, blocks)
+        return forward_taps(self.tower, images, blocks)
 
     def _quantize(
         self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool, semantic: bool
@@ -174,7 +190,9 @@ class DualTokenizer(nn.Module, HubModel):
             self.quantize_semantic(self._semantic_tokens(taps)) if semantic else None,
         )
 
-    def _pixel_tokens(self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]) -> Float[Tensor, "B N P"]:
+    def _pixel_tokens(
+        self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]
+    ) -> Float[Tensor, "B N P"]:
         if self.pixel_encoder:
             return self.pixel_encoder(images)
         assert self.reduce_pixel is not None
@@ -186,14 +204,22 @@ class DualTokenizer(nn.Module, HubModel):
     def _semantic_tokens(self, taps: Mapping[int, Tap]) -> Float[Tensor, "B N Q"]:
         return self.reduce_semantic(taps[self.config.semantic_block].tokens)
 
-    def _semantic_features(self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None) -> SemanticFeatures:
+    def _semantic_features(
+        self, vectors: Float[Tensor, "B N Q"], prefix: Float[Tensor, "B C W"] | None
+    ) -> SemanticFeatures:
         tokens = self.expand_semantic(vectors)
         if self.prefix is not None:
             prefix = self.prefix.expand(len(tokens), -1, -1)
-        return SemanticFeatures(tokens, finish(self.tower, tokens, self.config.semantic_block, prefix))
+        return SemanticFeatures(
+            tokens, forward_from_block(self.tower, tokens, self.config.semantic_block, prefix)
+        )
 
     def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
-        grid = self.expand_pixel(vectors).transpose(1, 2).unflatten(2, (self.config.grid_size, self.config.grid_size))
+        grid = (
+            self.expand_pixel(vectors)
+            .transpose(1, 2)
+            .unflatten(2, (self.config.grid_size, self.config.grid_size))
+        )
         if (side := self.config.decoder.latent_size) != self.config.grid_size:
             grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
         return self.decoder(self.post_quant(grid))
@@ -211,7 +237,9 @@ class DualTokenizer(nn.Module, HubModel):
         write_folder(save_directory, saved, self.state_dict())
 
     def _card(self, fingerprint: str | None) -> str:
-        parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()}
+        parameters = {
+            name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()
+        }
         return card(self.config, self.transform, parameters, fingerprint)
 
     @classmethod
@@ -225,13 +253,17 @@ class DualTokenizer(nn.Module, HubModel):
         return tokenizer
 
     @classmethod
-    def from_weights(cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration") -> "DualTokenizer":
+    def from_weights(
+        cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration"
+    ) -> "DualTokenizer":
         """Return a model made of given weights, ready for inference; `expected` is what an error says they do not fit."""
         # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
         with torch.device("meta"):
             tokenizer = cls(config)
         _load(tokenizer, state, expected, assign=True)
-        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, next(iter(state.values())).device)
+        fill_computed_buffers(
+            tokenizer.tower, config.tower, config.image_size, next(iter(state.values())).device
+        )
         return tokenizer.eval()
 
 
@@ -255,5 +287,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], expected: str, *, assi
     if differ := names_that_differ(ours, state):
         name = differ[0]
         theirs, wanted = (tuple(one[name].shape) if name in one else None for one in (state, ours))
-        raise ValueError(f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs}, not {wanted}")
+        raise ValueError(
+            f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs}, not {wanted}"
+        )
     module.load_state_dict(state, assign=assign)

@@ -43,14 +43,28 @@ def bits_per_image(quantizer: Any, grid_size: int) -> float:  # noqa: ANN401
     return grid_size**2 * quantizer.depth * math.log2(quantizer.num_codes)
 
 
-def card(config: TokenizerConfig, transform: Transform, parameters: dict[str, int], fingerprint: str | None) -> str:
+def card(
+    config: TokenizerConfig, transform: Transform, parameters: dict[str, int], fingerprint: str | None
+) -> str:
     """Return README.md; `parameters` counts them per part of the network."""
-    size, grid, taps = config.image_size, config.grid_size, f"{config.pixel_block} (pixel) and {config.semantic_block} (semantic)"
-    rows = ["| stream | codes per image | codebook | bits per image | bits per pixel |", "|---|---|---|---|---|"]
-    bits = {name: bits_per_image(quantizer, grid) for name, quantizer in (("semantic", config.semantic), ("pixel", config.pixel))}
+    size, grid, taps = (
+        config.image_size,
+        config.grid_size,
+        f"{config.pixel_block} (pixel) and {config.semantic_block} (semantic)",
+    )
+    rows = [
+        "| stream | codes per image | codebook | bits per image | bits per pixel |",
+        "|---|---|---|---|---|",
+    ]
+    bits = {
+        name: bits_per_image(quantizer, grid)
+        for name, quantizer in (("semantic", config.semantic), ("pixel", config.pixel))
+    }
     for name, quantizer in (("semantic", config.semantic), ("pixel", config.pixel)):
         shape = f"{grid} x {grid} x {quantizer.depth}"
-        rows.append(f"| {name} | {shape} | {quantizer.num_codes:,} | {bits[name]:,.0f} | {bits[name] / size**2:.4f} |")
+        rows.append(
+            f"| {name} | {shape} | {quantizer.num_codes:,} | {bits[name]:,.0f} | {bits[name] / size**2:.4f} |"
+        )
     total = sum(bits.values())
     rows.append(f"| both | | | {total:,.0f} | {total / size**2:.4f} |")
     facts = [
@@ -59,5 +73,15 @@ def card(config: TokenizerConfig, transform: Transform, parameters: dict[str, in
         f"* Parameters: {sum(parameters.values()):,} ({', '.join(f'{name} {count:,}' for name, count in parameters.items() if count)}).",
     ]
     if fingerprint:
-        facts.append(f"* Fingerprint: `{fingerprint}`, the SHA-256 of `config.json` followed by `model.safetensors`.")
-    return _HEAD.format(size=size) + "\n" + "\n".join(rows) + "\n\n" + "\n".join(facts) + "\n" + _USAGE.format(size=size)
+        facts.append(
+            f"* Fingerprint: `{fingerprint}`, the SHA-256 of `config.json` followed by `model.safetensors`."
+        )
+    return (
+        _HEAD.format(size=size)
+        + "\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + "\n".join(facts)
+        + "\n"
+        + _USAGE.format(size=size)
+    )

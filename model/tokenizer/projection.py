@@ -45,7 +45,11 @@ class _Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N I"]) -> Float[Tensor, "B N O"]:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        queries, keys, values = F.linear(tokens, self.qkv.weight, bias).unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = (
+            F.linear(tokens, self.qkv.weight, bias)
+            .unflatten(-1, (3, -1, self.head_width))
+            .permute(2, 0, 3, 1, 4)
+        )
         heads = F.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
         # Narrowing, the heads' mean has the output's width; widening, the heads side by side have it.
         return self.proj(heads.mean(dim=1) if self.reduces else heads.transpose(1, 2).flatten(2))

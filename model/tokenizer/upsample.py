@@ -13,13 +13,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def upsample_conv(grid: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3"], bias: Float[Tensor, " O"]) -> Float[Tensor, "B O T U"]:
+def upsample_conv(
+    grid: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3"], bias: Float[Tensor, " O"]
+) -> Float[Tensor, "B O T U"]:
     """Return the doubled grid's 3x3 convolution, with zeros around it."""
     height, width = grid.shape[2:]
     # A zero around the grid, as the 3x3 convolution has around the doubled one: there, a phase sees one row of it.
     padded = F.pad(grid, (1, 1, 1, 1))
     rows = [
-        _interleaved([F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], _folded(weight, y, x), bias) for x in (0, 1)], dim=3)
+        _interleaved(
+            [
+                F.conv2d(padded[:, :, y : y + height + 1, x : x + width + 1], _folded(weight, y, x), bias)
+                for x in (0, 1)
+            ],
+            dim=3,
+        )
         for y in (0, 1)
     ]
     return _interleaved(rows, dim=2)

@@ -29,7 +29,9 @@ class Adversary:
             torch.manual_seed(seed)
             self.discriminator = PatchDiscriminator(config.width)
         self.discriminator.to(device)
-        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=config.learning_rate, betas=config.betas, fused=True
+        )
 
     def takes_part(self, step: int) -> bool:
         """Tell whether the GAN is on in a step; before, neither side of it is computed."""
@@ -40,14 +42,18 @@ class Adversary:
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         return generator_loss(functional_call(self.discriminator, frozen, (reconstruction,)))
 
-    def discriminator_loss(self, images: Float[Tensor, "B 3 S S"], reconstruction: Float[Tensor, "B 3 S S"]) -> Float[Tensor, ""]:
+    def discriminator_loss(
+        self, images: Float[Tensor, "B 3 S S"], reconstruction: Float[Tensor, "B 3 S S"]
+    ) -> Float[Tensor, ""]:
         """Return the discriminator's own loss; no gradient reaches the tokenizer."""
         return discriminator_loss(*self.discriminator(torch.cat((images, reconstruction.detach()))).chunk(2))
 
     def adaptive_weight(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
         """Return the adaptive weight, from the gradients of picture and generator loss at the decoder's last layer."""
         picture, generator = (gradient.norm() for gradient in mean_over_ranks(gradients))
-        return (picture / (generator + _EPSILON)).clamp(self.config.min_adaptive_weight, self.config.max_adaptive_weight)
+        return (picture / (generator + _EPSILON)).clamp(
+            self.config.min_adaptive_weight, self.config.max_adaptive_weight
+        )
 
     def finish_backward(self) -> Float[Tensor, ""]:
         """Average the gradients over ranks and return their norm."""
@@ -56,7 +62,9 @@ class Adversary:
         # 1.73 M numbers: one all-reduce of them needs no bucketing behind the backward pass.
         for parameter, gradient in zip(parameters, mean_over_ranks(gradients), strict=True):
             parameter.grad = gradient
-        return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return nn.utils.get_total_norm(
+            [parameter.grad for parameter in parameters if parameter.grad is not None]
+        )
 
     def take_step(self, step: int) -> None:
         """Move the discriminator by the gradients it has; steps are the tokenizer's."""

@@ -19,7 +19,9 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, width, 3, stride=2, padding=1)
         self.blocks = nn.Sequential(
-            _Block(width, 2 * width, stride=2), _Block(2 * width, 4 * width, stride=2), _Block(4 * width, 8 * width, stride=1)
+            _Block(width, 2 * width, stride=2),
+            _Block(2 * width, 4 * width, stride=2),
+            _Block(4 * width, 8 * width, stride=1),
         )
         self.conv_out = nn.Conv2d(8 * width, 1, 3, padding=1)
         for module in self.modules():

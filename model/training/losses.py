@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualtoken.model.config.protocols import LossWeights
-from dualtoken.model.config.training import Stage
+from dualtoken.model.config.training import Phase
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import TokenizerOutput
 
@@ -30,7 +30,9 @@ class TokenizerLoss(NamedTuple):
     total: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""] | None  # mean squared error of images of -1 to 1
     perceptual: Float[Tensor, ""] | None  # LPIPS of the same
-    semantic: Float[Tensor, ""] | None  # of semantic tokens against the teacher's: mean squared error + 1 - cosine
+    semantic: (
+        Float[Tensor, ""] | None
+    )  # of semantic tokens against the teacher's: mean squared error + 1 - cosine
     pooled: Float[Tensor, ""] | None  # of image embeddings against the teacher's, likewise
     commitment: Float[Tensor, ""]  # of all codebooks together
 
@@ -41,7 +43,7 @@ def tokenizer_loss(
     targets: TeacherTargets,
     weights: LossWeights,
     *,
-    stage: Stage = 1,
+    stage: Phase = 1,
     perceptual: Perceptual | None = None,
 ) -> TokenizerLoss:
     """Return the loss of a batch, in float32 but for the perceptual network, which runs in the caller's precision.
@@ -64,7 +66,10 @@ def tokenizer_loss(
         (weights.commitment, commitment),
     )
     # A weight of 0 takes a term out: 0 times what is not finite is not 0.
-    total = sum((weight * term for weight, term in terms if term is not None and weight), start=commitment.new_zeros(()))
+    total = sum(
+        (weight * term for weight, term in terms if term is not None and weight),
+        start=commitment.new_zeros(()),
+    )
     return TokenizerLoss(total, reconstruction, shown, semantic, pooled, commitment)
 
 
@@ -74,10 +79,14 @@ def _commitment(output: TokenizerOutput) -> Float[Tensor, ""]:
     if pixel is None:
         assert semantic is not None, "no stream runs"
         return semantic.commitment
-    return pixel.commitment if semantic is None or semantic is pixel else pixel.commitment + semantic.commitment
+    return (
+        pixel.commitment if semantic is None or semantic is pixel else pixel.commitment + semantic.commitment
+    )
 
 
-def _distance(ours: Float[Tensor, "*B W"], theirs: Float[Tensor, "*B W"], *, squared: bool) -> Float[Tensor, ""]:
+def _distance(
+    ours: Float[Tensor, "*B W"], theirs: Float[Tensor, "*B W"], *, squared: bool
+) -> Float[Tensor, ""]:
     """Equation 2 of the paper, plus one; or its cosine alone."""
     error = F.mse_loss(ours, theirs) if squared else 0.0
     return error + 1 - F.cosine_similarity(ours, theirs, dim=-1).mean()

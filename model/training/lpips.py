@@ -45,7 +45,9 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
-    def forward(self, images: Float[Tensor, "B 3 S S"], originals: Float[Tensor, "B 3 S S"]) -> Float[Tensor, ""]:
+    def forward(
+        self, images: Float[Tensor, "B 3 S S"], originals: Float[Tensor, "B 3 S S"]
+    ) -> Float[Tensor, ""]:
         """Return the mean over images."""
         with torch.no_grad():
             wanted = self._features(originals)
@@ -78,19 +80,26 @@ def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = No
     backbone = Path(backbone) if backbone else _cached_backbone()
     heads = Path(heads) if heads else _shipped_heads()
     features = {f"features.{name}": tensor for name, tensor in _read(backbone, "features.").items()}
-    linear = {f"heads.{index}": _read(heads, f"lin{index}.model.1.").get("weight") for index in range(len(_CHANNELS))}
+    linear = {
+        f"heads.{index}": _read(heads, f"lin{index}.model.1.").get("weight")
+        for index in range(len(_CHANNELS))
+    }
     given = {name: tensor for name, tensor in (features | linear).items() if tensor is not None}
     for name, expected in network.state_dict().items():
         if name not in given or given[name].shape != expected.shape:
             file = backbone if name.startswith("features.") else heads
-            raise MissingWeightsError(f"{file} holds no {name} of shape {tuple(expected.shape)}: name a file of LPIPS' VGG16 weights")
+            raise MissingWeightsError(
+                f"{file} holds no {name} of shape {tuple(expected.shape)}: name a file of LPIPS' VGG16 weights"
+            )
     network.load_state_dict({name: given[name] for name in network.state_dict()})
     return network
 
 
 def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
     if not file.is_file():
-        raise MissingWeightsError(f"LPIPS has no weights at {file}: put them there, or name the file that has them")
+        raise MissingWeightsError(
+            f"LPIPS has no weights at {file}: put them there, or name the file that has them"
+        )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
@@ -109,7 +118,9 @@ def _cached_backbone() -> Path:
         )
     wanted = file.stem.rpartition("-")[2]
     if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(wanted):
-        raise MissingWeightsError(f"{file} is damaged, its SHA-256 does not begin with {wanted}: download {url} again")
+        raise MissingWeightsError(
+            f"{file} is damaged, its SHA-256 does not begin with {wanted}: download {url} again"
+        )
     return file
 
 

@@ -16,7 +16,7 @@ from dualtoken.model.precision import tower_precision
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.adversary import Adversary
 from dualtoken.model.training.losses import Perceptual
-from dualtoken.model.training.trainable import freeze, trained_streams
+from dualtoken.model.training.trainable import freeze, streams_in_training
 
 COMPILER = "inductor"
 """Backend of torch.compile: it needs Triton on a GPU, a C++ compiler on a CPU."""
@@ -31,15 +31,23 @@ class TrainState:
     """
 
     def __init__(
-        self, model: DualTokenizer | DistributedDataParallel, settings: TrainSettings, perceptual: nn.Module | None = None
+        self,
+        model: DualTokenizer | DistributedDataParallel,
+        settings: TrainSettings,
+        perceptual: nn.Module | None = None,
     ) -> None:
         self.model, self.settings, self.step = model, settings, 0
-        self.streams = trained_streams(settings)
+        self.streams = streams_in_training(settings)
         before = _trained(model)
         freeze(self.tokenizer, settings)
-        assert before == _trained(model) or isinstance(model, DualTokenizer), "freeze the tokenizer before it is wrapped"
+        assert before == _trained(model) or isinstance(model, DualTokenizer), (
+            "freeze the tokenizer before it is wrapped"
+        )
         self.optimizer = build_optimizer(
-            model, learning_rate=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            model,
+            learning_rate=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
         )
         self.perceptual = None
         if isinstance(settings.perceptual, LpipsConfig):
@@ -47,16 +55,24 @@ class TrainState:
             self.perceptual = Perceptual(perceptual, settings.perceptual.weight)
         self.adversary = None
         if settings.gan and self.streams.pixel:
-            self.adversary = Adversary(settings.gan, steps=settings.steps, seed=settings.seed, device=self.device)
+            self.adversary = Adversary(
+                settings.gan, steps=settings.steps, seed=settings.seed, device=self.device
+            )
         self.average = None
         if settings.weight_ema:
-            self.average = AveragedModel(self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.weight_ema.decay))
+            self.average = AveragedModel(
+                self.tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.weight_ema.decay)
+            )
         self._compiled: dict[Callable[..., Any], Any] = {}
 
     @property
     def tokenizer(self) -> DualTokenizer:
         """The model itself, out of any wrapper."""
-        return cast("DualTokenizer", self.model.module) if isinstance(self.model, DistributedDataParallel) else self.model
+        return (
+            cast("DualTokenizer", self.model.module)
+            if isinstance(self.model, DistributedDataParallel)
+            else self.model
+        )
 
     @property
     def result(self) -> DualTokenizer:
@@ -79,7 +95,12 @@ class TrainState:
         self.step = state["step"]
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.tokenizer, "optimizer": self.optimizer, "adversary": self.adversary, "average": self.average}
+        parts = {
+            "model": self.tokenizer,
+            "optimizer": self.optimizer,
+            "adversary": self.adversary,
+            "average": self.average,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     def compiled(self, function: Function, *, calls_model: bool = False) -> Function:
@@ -92,7 +113,9 @@ class TrainState:
         if function not in self._compiled:
             # The adaptive weight of a GAN goes through a graph twice, whose buffers may not be given away then.
             functorch_config.donated_buffer = False
-            self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=self.model is self.tokenizer or not calls_model)
+            self._compiled[function] = torch.compile(
+                function, backend=COMPILER, fullgraph=self.model is self.tokenizer or not calls_model
+            )
         return self._compiled[function]
 
     def autocast(self) -> torch.autocast:

@@ -63,14 +63,18 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     Raises FloatingPointError, before any weight changes, if a loss or its gradient is not finite.
     """
     settings, adversary = state.settings, _adversary(state)
-    rate = learning_rate_at(state.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=settings.steps)
+    rate = learning_rate_at(
+        state.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=settings.steps
+    )
     set_learning_rate(state.optimizer, rate)
     state.model.train()
     state.optimizer.zero_grad()
     if adversary:
         adversary.optimizer.zero_grad()
     batches = _split(_Batch(images, targets), settings.accumulate_steps)
-    adaptive_weight = _adaptive_weight_ahead(state, adversary, batches) if adversary and len(batches) > 1 else None
+    adaptive_weight = (
+        _adaptive_weight_ahead(state, adversary, batches) if adversary and len(batches) > 1 else None
+    )
     share = 1 / len(batches)
     done = [_backward(state, batch, share, adaptive_weight, last=batch is batches[-1]) for batch in batches]
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
@@ -81,7 +85,9 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     metrics = _metrics(figures, rate)
     _check_finite(metrics, state.step)
     if settings.max_gradient_norm is not None:
-        nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.max_gradient_norm, figures["gradient_norm"])
+        nn.utils.clip_grads_with_norm_(
+            state.model.parameters(), settings.max_gradient_norm, figures["gradient_norm"]
+        )
     state.optimizer.step()
     if adversary:
         adversary.take_step(state.step)
@@ -100,12 +106,16 @@ def _split(batch: _Batch, count: int) -> list[_Batch]:
     """Part a batch into micro-batches of one size, so that the mean of their means is the batch's."""
     size, rest = divmod(len(batch.images), count)
     if rest or not size:
-        raise ValueError(f"accumulate_steps={count} does not divide the {len(batch.images)} images of a rank: change one of them")
+        raise ValueError(
+            f"accumulate_steps={count} does not divide the {len(batch.images)} images of a rank: change one of them"
+        )
     parts = (tensor.split(size) for tensor in (batch.images, *batch.targets))
     return [_Batch(images, TeacherTargets(*targets)) for images, *targets in zip(*parts, strict=True)]
 
 
-def _backward(state: TrainState, batch: _Batch, share: float, adaptive_weight: Tensor | None, *, last: bool) -> _Done:
+def _backward(
+    state: TrainState, batch: _Batch, share: float, adaptive_weight: Tensor | None, *, last: bool
+) -> _Done:
     """Add a micro-batch's gradients, the tokenizer's and the discriminator's; ranks meet in the last one only."""
     adversary, losses = _adversary(state), {}
     waits = isinstance(state.model, DistributedDataParallel) and not last
@@ -115,24 +125,40 @@ def _backward(state: TrainState, batch: _Batch, share: float, adaptive_weight: T
         if adversary:
             generator = _generator_loss(state, adversary, output)
             if adaptive_weight is None:
-                adaptive_weight = adversary.adaptive_weight(_last_layer_gradients(state.tokenizer, loss, generator))
+                adaptive_weight = adversary.adaptive_weight(
+                    _last_layer_gradients(state.tokenizer, loss, generator)
+                )
             total = total + adversary.config.weight * adaptive_weight * generator
             losses = {"generator": generator, "adaptive_weight": adaptive_weight}
         (total * share).backward()
     if adversary and output.reconstruction is not None:
         with state.autocast():
-            losses["discriminator"] = state.compiled(adversary.discriminator_loss)(batch.images, output.reconstruction.float())
+            losses["discriminator"] = state.compiled(adversary.discriminator_loss)(
+                batch.images, output.reconstruction.float()
+            )
         (losses["discriminator"] * share).backward()
     losses |= {name: term for name, term in loss._asdict().items() if term is not None} | {"loss": total}
     del losses["total"]
-    return _Done({name: term.detach() for name, term in losses.items()}, *map(_detached, (output.pixel, output.semantic)))
+    return _Done(
+        {name: term.detach() for name, term in losses.items()},
+        *map(_detached, (output.pixel, output.semantic)),
+    )
 
 
-def forward_losses(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets) -> tuple[TokenizerOutput, TokenizerLoss]:
+def forward_losses(
+    state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets
+) -> tuple[TokenizerOutput, TokenizerLoss]:
     """Run the streams that train, and return what they give and their loss, all but the GAN's."""
     with state.autocast():
         output = cast("TokenizerOutput", state.model(images, **state.streams._asdict()))
-        loss = tokenizer_loss(output, images, targets, state.settings.losses, stage=state.settings.stage, perceptual=state.perceptual)
+        loss = tokenizer_loss(
+            output,
+            images,
+            targets,
+            state.settings.losses,
+            stage=state.settings.stage,
+            perceptual=state.perceptual,
+        )
     return output, loss
 
 
@@ -142,7 +168,9 @@ def _generator_loss(state: TrainState, adversary: Adversary, output: TokenizerOu
         return state.compiled(adversary.generator_loss)(output.reconstruction.float())
 
 
-def _last_layer_gradients(tokenizer: DualTokenizer, loss: TokenizerLoss, generator: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
+def _last_layer_gradients(
+    tokenizer: DualTokenizer, loss: TokenizerLoss, generator: Float[Tensor, ""]
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of the picture loss, its parts unweighted, and of the generator's at the decoder's last layer."""
     picture = torch.stack([term for term in (loss.reconstruction, loss.perceptual) if term is not None]).sum()
     weight = tokenizer.decoder.conv_out.weight
@@ -163,7 +191,9 @@ def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Seq
             with torch.no_grad(), state.autocast():
                 output = tokenizer(batch.images, pixel=True, semantic=False)
             with state.autocast():
-                loss = tokenizer_loss(output, batch.images, batch.targets, state.settings.losses, perceptual=state.perceptual)
+                loss = tokenizer_loss(
+                    output, batch.images, batch.targets, state.settings.losses, perceptual=state.perceptual
+                )
             gradients = _last_layer_gradients(tokenizer, loss, _generator_loss(state, adversary, output))
             sums = gradients if sums is None else (sums[0] + gradients[0], sums[1] + gradients[1])
     finally:
@@ -201,7 +231,9 @@ def _update_codebooks(state: TrainState, done: Sequence[_Done]) -> None:
     if done[0].pixel is not None:
         tokenizer.quantize_pixel.update([one.pixel for one in done if one.pixel is not None], generator)
     if done[0].semantic is not None and not (done[0].pixel is not None and tokenizer.config.shared_codebook):
-        tokenizer.quantize_semantic.update([one.semantic for one in done if one.semantic is not None], generator)
+        tokenizer.quantize_semantic.update(
+            [one.semantic for one in done if one.semantic is not None], generator
+        )
 
 
 def _detached(quantized: Quantized | None) -> Quantized | None:

@@ -16,7 +16,14 @@ from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 _BLOCK = re.compile(r"tower\.(?:blocks|transformer\.resblocks)\.(\d+)\.")
 _TOWER_END = ("tower.norm.", "tower.attn_pool.", "tower.fc_norm.", "tower.head.", "tower.ln_post.")
-_PIXEL_PATH = ("pixel_encoder.", "reduce_pixel.", "reduce_shortcut.", "expand_pixel.", "post_quant.", "decoder.")
+_PIXEL_PATH = (
+    "pixel_encoder.",
+    "reduce_pixel.",
+    "reduce_shortcut.",
+    "expand_pixel.",
+    "post_quant.",
+    "decoder.",
+)
 _SEMANTIC_PATH = ("reduce_semantic.", "expand_semantic.")
 
 
@@ -27,7 +34,7 @@ class Streams(NamedTuple):
     semantic: bool
 
 
-def trained_streams(settings: TrainSettings) -> Streams:
+def streams_in_training(settings: TrainSettings) -> Streams:
     """Return the streams that have a loss; the other one is not run, and its codebook stays."""
     losses = settings.losses
     pictures = losses.reconstruction > 0 or isinstance(settings.perceptual, LpipsConfig)
@@ -40,7 +47,9 @@ def freeze(tokenizer: DualTokenizer, settings: TrainSettings) -> None:
     Raises ValueError if the stage trains nothing of this tokenizer, or cannot keep its streams apart.
     """
     if settings.stage == 2 and tokenizer.config.shared_codebook:
-        raise ValueError("train.stage=2 leaves the pixel stream as it is, but shared_codebook=true has one for both: set another stage")
+        raise ValueError(
+            "train.stage=2 leaves the pixel stream as it is, but shared_codebook=true has one for both: set another stage"
+        )
     trained = [is_trained(name, tokenizer.config, settings) for name, _ in tokenizer.named_parameters()]
     if not any(trained):
         raise ValueError("train.losses has no weight above 0: set one, there is nothing to train")
@@ -50,7 +59,7 @@ def freeze(tokenizer: DualTokenizer, settings: TrainSettings) -> None:
 
 def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> bool:
     """Tell whether a parameter of a DualTokenizer moves in these settings."""
-    streams = trained_streams(settings)
+    streams = streams_in_training(settings)
     if name.startswith("tower."):
         return not settings.freeze_tower and _tower_trains(name, config, settings, streams)
     if name == "prefix":  # stands for a class token, from the semantic block on
@@ -68,7 +77,9 @@ def _tower_trains(name: str, config: TokenizerConfig, settings: TrainSettings, s
     lowest = {0: config.semantic_block, 1: 0, 2: pixel_block}[settings.stage]
     # What lies beyond the last token that some loss needs would have no gradient.
     reached = (
-        [pixel_block] * streams.pixel + [config.semantic_block] * streams.semantic + [config.tower.depth] * (settings.losses.pooled > 0)
+        [pixel_block] * streams.pixel
+        + [config.semantic_block] * streams.semantic
+        + [config.tower.depth] * (settings.losses.pooled > 0)
     )
     highest = max(reached, default=0)
     if match := _BLOCK.match(name):

@@ -12,12 +12,20 @@ _TRIES = 10
 """Draws that may not fit into the picture before its centre is taken, as in torchvision."""
 
 
-def random_crop(image: Image.Image, size: int, config: RandomCropConfig, generator: np.random.Generator) -> Image.Image:
+def random_crop(
+    image: Image.Image, size: int, config: RandomCropConfig, generator: np.random.Generator
+) -> Image.Image:
     """Return a random part of a picture as a square of `size` pixels, resized bicubically; transparency over white."""
-    return opaque(image).crop(crop_box(image.size, config, generator)).resize((size, size), Image.Resampling.BICUBIC)
+    return (
+        opaque(image)
+        .crop(crop_box(image.size, config, generator))
+        .resize((size, size), Image.Resampling.BICUBIC)
+    )
 
 
-def crop_box(size: tuple[int, int], config: RandomCropConfig, generator: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(
+    size: tuple[int, int], config: RandomCropConfig, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Draw left, top, right and bottom within a picture of `size`; ratios are drawn evenly in their logarithm."""
     whole_width, whole_height = size
     for _ in range(_TRIES):
@@ -25,7 +33,9 @@ def crop_box(size: tuple[int, int], config: RandomCropConfig, generator: np.rand
         ratio = math.exp(generator.uniform(math.log(config.ratio[0]), math.log(config.ratio[1])))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= whole_width and 0 < height <= whole_height:
-            left, top = (int(generator.integers(room + 1)) for room in (whole_width - width, whole_height - height))
+            left, top = (
+                int(generator.integers(room + 1)) for room in (whole_width - width, whole_height - height)
+            )
             return left, top, left + width, top + height
     return _centre(size, config.ratio)
 

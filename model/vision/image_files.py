@@ -45,7 +45,9 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path | ImageFileError]:
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        inside = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
         yield from inside or [ImageFileError(f"{path}: has no image in it ({', '.join(SUFFIXES)})")]
 
 
@@ -72,10 +74,14 @@ def _decode(file: BinaryIO, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # a decoder of hostile bytes may raise anything
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        cut = isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "unexpected end"))
+        cut = isinstance(error, EOFError) or any(
+            word in text.lower() for word in ("truncated", "unexpected end")
+        )
         raise _Unfit(f"is cut short ({text})" if cut else f"cannot be decoded: {text}") from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     if (pixels := image.width * image.height) > max_pixels:
-        raise _Unfit(f"has {image.width} x {image.height} = {pixels:,} pixels, more than {max_pixels:,}: make it smaller")
+        raise _Unfit(
+            f"has {image.width} x {image.height} = {pixels:,} pixels, more than {max_pixels:,}: make it smaller"
+        )

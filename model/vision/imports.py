@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-_SCHEMAS = tuple(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms"))
+_SCHEMAS = tuple(
+    f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")
+)
 # A Library withdraws its operators when it is collected, so it lives as long as the process.
 _declared: torch.library.Library | None = None
 
@@ -33,7 +35,9 @@ def vision_imports() -> Iterator[None]:
     stubs: dict[str, ModuleType | None] = {}
     if "torch._dynamo" not in sys.modules:
         stubs["torch._dynamo"] = _Compiler("torch._dynamo", disable=lambda method, *_, **__: method)
-        stubs["torch._dynamo.utils"] = _Compiler("torch._dynamo.utils", is_compile_supported=_is_compile_supported)
+        stubs["torch._dynamo.utils"] = _Compiler(
+            "torch._dynamo.utils", is_compile_supported=_is_compile_supported
+        )
     if "wandb" not in sys.modules:
         stubs["wandb"] = None  # an import of it raises ImportError
     sys.modules.update(stubs)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -54,7 +58,9 @@ class _Compiler(ModuleType):
 
     def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401  (a module's attributes are of any type)
         is_import_of_another_part = attribute == "__path__" and self.__name__ == "torch._dynamo"
-        if attribute.startswith("__") and not is_import_of_another_part:  # `inspect` looks at every module there is
+        if (
+            attribute.startswith("__") and not is_import_of_another_part
+        ):  # `inspect` looks at every module there is
             raise AttributeError(attribute)
         if sys.modules.get(self.__name__) is self:
             for name in ("torch._dynamo", "torch._dynamo.utils"):
@@ -70,7 +76,12 @@ def declare_missing_ops() -> None:
     """Declare the operators that torchvision's compiled part would bring; changes nothing where that part loads."""
     global _declared  # noqa: PLW0603
     spec = None if "torchvision" in sys.modules else importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms") or _compiled_part_loads(Path(spec.origin).parent):
+    if (
+        spec is None
+        or spec.origin is None
+        or hasattr(torch.ops.torchvision, "nms")
+        or _compiled_part_loads(Path(spec.origin).parent)
+    ):
         return
     _declared = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:

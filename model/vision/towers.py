@@ -39,7 +39,7 @@ class Tap(NamedTuple):
     prefix: Float[Tensor, "B C W"]  # class and register tokens, C may be 0
 
 
-def build_any_tower(config: TowerConfig | NamedTower, image_size: int) -> Tower:
+def build_tower_like(config: TowerConfig | NamedTower, image_size: int) -> Tower:
     """Return a tower with fresh weights, without a projection into a joint space."""
     if isinstance(config, TowerConfig):
         return build_tower(config, image_size)
@@ -48,13 +48,17 @@ def build_any_tower(config: TowerConfig | NamedTower, image_size: int) -> Tower:
     if (name := vision.get("timm_model_name")) is None:
         from open_clip.model import _build_vision_tower  # noqa: PLC0415  (see Tower)
 
-        tower = _build_vision_tower(model["embed_dim"], vision | {"image_size": image_size}, model.get("quick_gelu", False))
+        tower = _build_vision_tower(
+            model["embed_dim"], vision | {"image_size": image_size}, model.get("quick_gelu", False)
+        )
         cast("Any", tower).proj = None
     else:
         pool = {"global_pool": vision["timm_pool"]} if vision.get("timm_pool") else {}
         tower = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **pool)
     found = (tower_width(checked := check_tower(tower)), tower_depth(checked))
-    assert found == (config.width, config.depth), f"{config.model} has width and depth {found}: open_clip_names says otherwise"
+    assert found == (config.width, config.depth), (
+        f"{config.model} has width and depth {found}: open_clip_names says otherwise"
+    )
     return checked
 
 
@@ -64,7 +68,9 @@ def check_tower(tower: nn.Module) -> Tower:
         return tower
     if isinstance(tower, (VisionTransformer, Eva)):
         return tower
-    raise ValueError(f"the image tower is {type(tower).__name__}: use a plain vision transformer, such as SigLIP, CLIP or EVA02")
+    raise ValueError(
+        f"the image tower is {type(tower).__name__}: use a plain vision transformer, such as SigLIP, CLIP or EVA02"
+    )
 
 
 def tower_width(tower: Tower) -> int:
@@ -95,7 +101,7 @@ def num_prefix_tokens(tower: Tower) -> int:
     return 1 if _is_native(tower) else tower.num_prefix_tokens
 
 
-def tap(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int]) -> dict[int, Tap]:
+def forward_taps(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int]) -> dict[int, Tap]:
     """Return what the tower holds after some of its blocks; blocks after the last of them do not run."""
     blocks = sorted(set(blocks))
     settings: dict[str, Any] = {
@@ -105,16 +111,24 @@ def tap(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int])
         "output_fmt": "NLC",
     }
     if _is_native(tower):
-        output = cast("dict[str, list[Tensor]]", tower.forward_intermediates(images, output_extra_tokens=True, **settings))
+        output = cast(
+            "dict[str, list[Tensor]]",
+            tower.forward_intermediates(images, output_extra_tokens=True, **settings),
+        )
         pairs = zip(output["image_intermediates"], output["image_intermediates_prefix"], strict=True)
     elif tower.num_prefix_tokens:
         pairs = tower.forward_intermediates(images, return_prefix_tokens=True, **settings)
     else:
-        pairs = ((tokens, tokens[:, :0]) for tokens in cast("list[Tensor]", tower.forward_intermediates(images, **settings)))
+        pairs = (
+            (tokens, tokens[:, :0])
+            for tokens in cast("list[Tensor]", tower.forward_intermediates(images, **settings))
+        )
     return {block: Tap(*pair) for block, pair in zip(blocks, cast("Any", pairs), strict=True)}
 
 
-def finish(tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Float[Tensor, "B C W"] | None = None) -> Float[Tensor, "B W"]:
+def forward_from_block(
+    tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Float[Tensor, "B C W"] | None = None
+) -> Float[Tensor, "B W"]:
     """Run what comes after a block, norm and pooling included, on tokens in the place of that block's output."""
     hidden = tokens if prefix is None else torch.cat((prefix, tokens), dim=1)
     positions = _rotary_positions(tower)
@@ -130,12 +144,14 @@ def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name != "proj" and not name.startswith("head.")}
 
 
-def fill_computed_buffers(tower: Tower, config: TowerConfig | NamedTower, image_size: int, device: str | torch.device) -> None:
+def fill_computed_buffers(
+    tower: Tower, config: TowerConfig | NamedTower, image_size: int, device: str | torch.device
+) -> None:
     """Compute what a tower built on `meta` still lacks once its weights are loaded: buffers that no file holds."""
     missing = [name for name, buffer in tower.named_buffers() if buffer.is_meta]
     if not missing:
         return
-    computed = dict(build_any_tower(config, image_size).named_buffers())
+    computed = dict(build_tower_like(config, image_size).named_buffers())
     for name in missing:
         module, _, last = name.rpartition(".")
         setattr(tower.get_submodule(module), last, computed[name].to(device))
@@ -155,18 +171,22 @@ def _rotary_positions(tower: Tower) -> Sequence[Tensor]:
         return ()
     rope = cast("Any", tower.rope)
     # Rotary modules without a grid of their own are told it.
-    positions = rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=tower.patch_embed.grid_size)
+    positions = (
+        rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=tower.patch_embed.grid_size)
+    )
     return list(positions) if tower.rope_mixed else [positions] * len(tower.blocks)
 
 
 def tower_differs(tower: nn.Module, config: TowerConfig | NamedTower, image_size: int) -> list[str]:
     """Return the names of weights in which a tower, whatever it projects, is not one of a configuration."""
     with torch.device("meta"):
-        expected = build_any_tower(config, image_size).state_dict()
+        expected = build_tower_like(config, image_size).state_dict()
     return names_that_differ(expected, encoder_weights(tower.state_dict()))
 
 
 def names_that_differ(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
     """Return the names at which two state dicts differ, in presence or shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in (ours, theirs)]
-    return sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    return sorted(
+        name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
+    )

@@ -59,9 +59,15 @@ class Transform(Config):
     def __str__(self) -> str:
         """Say it in words, such as a data set's metadata needs."""
         size, method = self.image_size, self.interpolation
-        fit = f"shorter side to {size} {method}, centre crop" if self.fit == "crop" else f"both sides to {size} {method}"
+        fit = (
+            f"shorter side to {size} {method}, centre crop"
+            if self.fit == "crop"
+            else f"both sides to {size} {method}"
+        )
         is_plain = self.mean == self.std == _HALF
-        return f"RGB over white, {fit}, " + ("[-1, 1]" if is_plain else f"mean {list(self.mean)}, deviation {list(self.std)}")
+        return f"RGB over white, {fit}, " + (
+            "[-1, 1]" if is_plain else f"mean {list(self.mean)}, deviation {list(self.std)}"
+        )
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
@@ -82,11 +88,15 @@ class Transform(Config):
         return image.crop((left, top, left + size, top + size))
 
 
-def _resize_centre(image: Image.Image, resized: tuple[int, int], size: int, method: Image.Resampling) -> Image.Image:
+def _resize_centre(
+    image: Image.Image, resized: tuple[int, int], size: int, method: Image.Resampling
+) -> Image.Image:
     """Return the centre of what an image resized to `resized` would be, without making the rest of it."""
     scales = [side / new for side, new in zip(image.size, resized, strict=True)]
     left, top = (round((new - size) / 2) * scale for new, scale in zip(resized, scales, strict=True))
-    return image.resize((size, size), method, box=(left, top, left + size * scales[0], top + size * scales[1]))
+    return image.resize(
+        (size, size), method, box=(left, top, left + size * scales[0], top + size * scales[1])
+    )
 
 
 def to_tensor(images: Sequence[Image.Image], size: int) -> UInt8[Tensor, "B 3 S S"]:

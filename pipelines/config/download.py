@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt, run_only
+from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
 
 
 class DownloadConfig(Config):
@@ -26,9 +26,9 @@ class DownloadConfig(Config):
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Of failures that may pass: no connection, a body cut short, HTTP 408, 429 and 5xx."""
-    accept_dead_units: bool = run_only(default=False)
+    accept_dead_units: bool = not_in_fingerprint(default=False)
     """Finish a unit none of whose URLs answered, too; off, since a network that was down would be taken for dead links."""
-    concurrency: PositiveInt = run_only(default=32)
+    concurrency: PositiveInt = not_in_fingerprint(default=32)
     """Requests under way at once, of one worker."""
     allow_private_addresses: bool = False
     """Fetch from loopback and private networks too; off, since a hostile URL table could read internal services."""
@@ -36,5 +36,7 @@ class DownloadConfig(Config):
     @model_validator(mode="after")
     def _png_quality_is_compression(self) -> "DownloadConfig":
         if self.encode_format == "png" and self.encode_quality > 9:
-            raise ValueError(f"encode_quality={self.encode_quality} with encode_format=png: PNG takes a compression of 0 to 9")
+            raise ValueError(
+                f"encode_quality={self.encode_quality} with encode_format=png: PNG takes a compression of 0 to 9"
+            )
         return self

@@ -44,7 +44,9 @@ class Similarity(Config):
     """Of those that reach this rule."""
 
 
-Rule = Annotated[MinSide | MaxAspect | CaptionLength | ExactDuplicate | Similarity, Field(discriminator="rule")]
+Rule = Annotated[
+    MinSide | MaxAspect | CaptionLength | ExactDuplicate | Similarity, Field(discriminator="rule")
+]
 
 
 class FilterConfig(Config):

@@ -58,7 +58,9 @@ class LoadConfig(Config):
     @model_validator(mode="after")
     def _endless_or_finite(self) -> "LoadConfig":
         if self.weights is not None and self.epochs is not None:
-            raise ValueError("weights and epochs are both set: weights make an endless run, epochs a finite one; leave one out")
+            raise ValueError(
+                "weights and epochs are both set: weights make an endless run, epochs a finite one; leave one out"
+            )
         if self.weights is not None and 0 not in self.weights:
             raise ValueError("weights do not begin at sample 0: add {0: ...}")
         return self
@@ -72,9 +74,15 @@ class LoadConfig(Config):
     @model_validator(mode="after")
     def _damage_is_written_down(self) -> "LoadConfig":
         if self.on_damage == "quarantine" and self.damage_ledger is None:
-            raise ValueError("on_damage=quarantine without damage_ledger: set it to a file for the shards that are lost")
+            raise ValueError(
+                "on_damage=quarantine without damage_ledger: set it to a file for the shards that are lost"
+            )
         return self
 
     def named(self) -> set[str]:
         """Return the corpora that any key names."""
-        return {*(self.corpora or ()), *(self.epochs or {}), *(name for shares in (self.weights or {}).values() for name in shares)}
+        return {
+            *(self.corpora or ()),
+            *(self.epochs or {}),
+            *(name for shares in (self.weights or {}).values() for name in shares),
+        }

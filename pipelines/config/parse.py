@@ -37,7 +37,9 @@ def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
 def _check_root_lasts(root: str) -> None:
     """Raise `UserError` for a relative root in a Ray job: its working directory is a copy that goes with it."""
     if current_job_address() and not is_url(root) and not root.startswith(("/", "~")):
-        raise UserError(f"root={root!r} in a Ray job lies in its copy of the code, which goes with it: set --root to a URL or a full path")
+        raise UserError(
+            f"root={root!r} in a Ray job lies in its copy of the code, which goes with it: set --root to a URL or a full path"
+        )
 
 
 def validate(values: Mapping[str, Any], location: str) -> Recipe:
@@ -45,15 +47,25 @@ def validate(values: Mapping[str, Any], location: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"{location}: {_explain(item, values)}" for item in error.errors(include_url=False) if item["type"] != _NOT_COMPUTED]
+        lines = [
+            f"{location}: {_explain(item, values)}"
+            for item in error.errors(include_url=False)
+            if item["type"] != _NOT_COMPUTED
+        ]
         raise UserError("\n".join(lines)) from None
-    check_own_cluster(recipe)  # no rule of the model: what was made in one process, whatever the cluster, must stay readable
+    check_own_cluster(
+        recipe
+    )  # no rule of the model: what was made in one process, whatever the cluster, must stay readable
     return recipe
 
 
 def shipped_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in resources.files("recipes").iterdir() if file.name.endswith(".yaml"))
+    return sorted(
+        file.name.removesuffix(".yaml")
+        for file in resources.files("recipes").iterdir()
+        if file.name.endswith(".yaml")
+    )
 
 
 def _read(location: str) -> str:
@@ -64,8 +76,14 @@ def _read(location: str) -> str:
         return bytes(fs.cat_file(path)).decode()
     except (FileNotFoundError, IsADirectoryError):
         names = shipped_recipes()
-        hint = f"did you mean {close[0]}? Else " if (close := difflib.get_close_matches(location, names, n=1)) else ""
-        raise UserError(f"recipe {location!r} is no file: {hint}give a path, or one of the shipped recipes: {', '.join(names)}") from None
+        hint = (
+            f"did you mean {close[0]}? Else "
+            if (close := difflib.get_close_matches(location, names, n=1))
+            else ""
+        )
+        raise UserError(
+            f"recipe {location!r} is no file: {hint}give a path, or one of the shipped recipes: {', '.join(names)}"
+        ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"recipe {location!r} cannot be read: {error}") from None
 
@@ -76,7 +94,9 @@ def _parse(text: str, location: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{location}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{location}: holds {type(values).__name__}, not keys and values: see recipes/scenes.yaml")
+        raise UserError(
+            f"{location}: holds {type(values).__name__}, not keys and values: see recipes/scenes.yaml"
+        )
     return values
 
 
@@ -87,14 +107,20 @@ def _with_base(values: dict[str, Any], location: str) -> dict[str, Any]:
     if base not in shipped_recipes() or base == location:
         names = ", ".join(name for name in shipped_recipes() if name != location)
         raise UserError(f"{location}: base={base!r} is no shipped recipe: set it to one of {names}")
-    return _lay_over(_with_base(_parse((resources.files("recipes") / f"{base}.yaml").read_text(), base), base), own)
+    return _lay_over(
+        _with_base(_parse((resources.files("recipes") / f"{base}.yaml").read_text(), base), base), own
+    )
 
 
 def _lay_over(below: Any, above: Any) -> Any:  # noqa: ANN401
     """Merge mappings key by key; anything else, and a mapping of another `kind`, takes the place of what is below."""
-    if not (isinstance(below, dict) and isinstance(above, dict)) or above.get("kind", below.get("kind")) != below.get("kind"):
+    if not (isinstance(below, dict) and isinstance(above, dict)) or above.get(
+        "kind", below.get("kind")
+    ) != below.get("kind"):
         return above
-    return below | {key: _lay_over(below[key], value) if key in below else value for key, value in above.items()}
+    return below | {
+        key: _lay_over(below[key], value) if key in below else value for key, value in above.items()
+    }
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -116,17 +142,23 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _step_into(target: Any, name: str, override: str, above: Sequence[str]) -> Any:  # noqa: ANN401
-    inner = target[_index(target, name, override)] if isinstance(target, list) else target.setdefault(name, {})
+    inner = (
+        target[_index(target, name, override)] if isinstance(target, list) else target.setdefault(name, {})
+    )
     if inner is None and isinstance(target, dict):
         inner = target[name] = {}
     if not isinstance(inner, (dict, list)):
-        raise UserError(f"--set {override!r}: {'.'.join([*above, name])} is {inner!r}, which has no keys: set it whole")
+        raise UserError(
+            f"--set {override!r}: {'.'.join([*above, name])} is {inner!r}, which has no keys: set it whole"
+        )
     return inner
 
 
 def _index(target: list[Any], name: str, override: str) -> int:
     if not name.isdecimal() or int(name) >= len(target):
-        raise UserError(f"--set {override!r}: {name!r} is no place in a list of {len(target)}: use 0 to {len(target) - 1}")
+        raise UserError(
+            f"--set {override!r}: {name!r} is no place in a list of {len(target)}: use 0 to {len(target) - 1}"
+        )
     return int(name)
 
 
@@ -145,7 +177,11 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401  (pyd
         context = item["ctx"]
         tag = f"{key}.{context['discriminator'].strip(chr(39))}"
         kinds = context.get("expected_tags")
-        return f"{tag}={_short(context['tag'])}: set it to one of {kinds}" if kinds else f"{tag} is missing: set it{_other(place, values)}"
+        return (
+            f"{tag}={_short(context['tag'])}: set it to one of {kinds}"
+            if kinds
+            else f"{tag} is missing: set it{_other(place, values)}"
+        )
     if item["type"] == "model_type":
         return f"{key}={_short(value)} is no group of keys: set one of {', '.join(f'{key}.{name}' for name in _fields_at(place)[:3])}, ..."
     return f"{key}={_short(value)}: {item['msg'].removeprefix('Input ')}"
@@ -153,7 +189,11 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401  (pyd
 
 def _other(place: Sequence[str], values: Mapping[str, Any]) -> str:
     """Ask whether a corpus that lacks its source is another one, misspelt."""
-    others = [str(name) for name in values.get("corpora", {}) if name not in place] if place[0] == "corpora" else []
+    others = (
+        [str(name) for name in values.get("corpora", {}) if name not in place]
+        if place[0] == "corpora"
+        else []
+    )
     close = difflib.get_close_matches(place[1], others, n=1) if others else []
     return f", or did you mean corpora.{close[0]}?" if close else ""
 
@@ -181,7 +221,9 @@ def _descend(annotation: Any, part: str | int) -> tuple[Any, bool]:  # noqa: ANN
     models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
     if len(models) > 1:
         for model in models:
-            if part == model.__name__ or any(part in get_args(field.annotation) for field in model.model_fields.values()):
+            if part == model.__name__ or any(
+                part in get_args(field.annotation) for field in model.model_fields.values()
+            ):
                 return model, True
     for model in models:
         if part in model.model_fields:
@@ -204,5 +246,9 @@ def _fields_at(place: Sequence[str]) -> list[str]:
     annotation: Any = Recipe
     for part in place:
         annotation, _ = _descend(annotation, part)
-    models = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
+    models = [
+        option
+        for option in _options(annotation)
+        if isinstance(option, type) and issubclass(option, BaseModel)
+    ]
     return sorted({name for model in models for name in model.model_fields})

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, Location, run_only
+from dualtoken.model.config.base import Config, Location, not_in_fingerprint
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.config.corpora import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
@@ -21,7 +21,7 @@ class Recipe(Config):
     """A whole run."""
 
     name: Name
-    root: Location = run_only(default="data", validate_default=True)
+    root: Location = not_in_fingerprint(default="data", validate_default=True)
     """Where everything is written."""
     corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
     heldout: Annotated[HeldoutCorpus | HeldoutFraction, Field(discriminator="kind")]
@@ -35,7 +35,7 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     pretokenize: PretokenizeConfig = PretokenizeConfig()
     report: ReportConfig = ReportConfig()
-    load: LoadConfig = run_only(default=LoadConfig())
+    load: LoadConfig = not_in_fingerprint(default=LoadConfig())
 
     @property
     def training_corpora(self) -> tuple[str, ...]:
@@ -51,14 +51,20 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _heldout_is_a_corpus(self) -> "Recipe":
         if isinstance(self.heldout, HeldoutCorpus) and self.heldout.corpus not in self.corpora:
-            raise ValueError(f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}")
+            raise ValueError(
+                f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}"
+            )
         if not self.training_corpora:
-            raise ValueError("heldout.corpus holds out the only corpus: add a second one, or hold out a fraction")
+            raise ValueError(
+                "heldout.corpus holds out the only corpus: add a second one, or hold out a fraction"
+            )
         return self
 
     @model_validator(mode="after")
     def _loads_its_corpora(self) -> "Recipe":
-        if unknown := sorted(self.load.named() - ({*(self.load.corpora or self.training_corpora)} & self.corpora.keys())):
+        if unknown := sorted(
+            self.load.named() - ({*(self.load.corpora or self.training_corpora)} & self.corpora.keys())
+        ):
             raise ValueError(
                 f"load names {unknown[0]}: set load.corpora to some of {', '.join(self.corpora)}, and weights or epochs of these"
             )
@@ -67,26 +73,34 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _captions_are_of_corpora(self) -> "Recipe":
         if unknown := sorted(self.pretokenize.captions_of.keys() - self.corpora.keys()):
-            raise ValueError(f"pretokenize.captions_of.{unknown[0]} is of no corpus: name one of {', '.join(self.corpora)}")
+            raise ValueError(
+                f"pretokenize.captions_of.{unknown[0]} is of no corpus: name one of {', '.join(self.corpora)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _stage_fits_tokenizer(self) -> "Recipe":
         if self.train.stage == 2 and self.tokenizer.shared_codebook:
-            raise ValueError("train.stage=2 leaves the pixel stream as it is, tokenizer.shared_codebook=true has one for both: set stage=1")
+            raise ValueError(
+                "train.stage=2 leaves the pixel stream as it is, tokenizer.shared_codebook=true has one for both: set stage=1"
+            )
         return self
 
     @model_validator(mode="after")
     def _teacher_sees_the_crops(self) -> "Recipe":
         if self.train.random_crop and self.targets.dense:
-            raise ValueError("train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false")
+            raise ValueError(
+                "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
+            )
         return self
 
     @model_validator(mode="after")
     def _teacher_fits_tokenizer(self) -> "Recipe":
         if isinstance(self.teacher, TrainedTeacher):
             if self.teacher.tower != self.tokenizer.tower:
-                raise ValueError("teacher.tower differs from tokenizer.tower: make them equal, the tokenizer starts from the teacher")
+                raise ValueError(
+                    "teacher.tower differs from tokenizer.tower: make them equal, the tokenizer starts from the teacher"
+                )
             if self.teacher.image_size != self.tokenizer.image_size:
                 raise ValueError(
                     f"teacher.image_size={self.teacher.image_size}, tokenizer.image_size={self.tokenizer.image_size}: make them equal"

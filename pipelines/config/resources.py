@@ -33,14 +33,26 @@ def demands(recipe: Recipe, stage: str) -> tuple[Demand, Demand]:
     if stage not in {"train", "teacher"}:
         cpu = Demand("CPU", cpus, "a worker", "add a node with one")
         if cpus > 1:
-            cpu = Demand("CPU", cpus, f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}", "lower it")
+            cpu = Demand(
+                "CPU", cpus, f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}", "lower it"
+            )
         return cpu, Demand("GPU", gpus, f"cluster.gpus_per_worker={gpus:g}", "lower it")
     together = recipe.train.num_workers if stage == "train" else 1
-    times, lower = (f"train.num_workers={together} times ", "train.num_workers or ") if together > 1 else ("", "")
+    times, lower = (
+        (f"train.num_workers={together} times ", "train.num_workers or ") if together > 1 else ("", "")
+    )
     return (
-        Demand("CPU", together * cpus, f"{times}train.cpus_per_worker={cpus:g}", f"lower {lower}train.cpus_per_worker"),
         Demand(
-            "GPU", together * gpus, f"{times}train.use_gpu=true", "lower train.num_workers" if together > 1 else "set train.use_gpu=false"
+            "CPU",
+            together * cpus,
+            f"{times}train.cpus_per_worker={cpus:g}",
+            f"lower {lower}train.cpus_per_worker",
+        ),
+        Demand(
+            "GPU",
+            together * gpus,
+            f"{times}train.use_gpu=true",
+            "lower train.num_workers" if together > 1 else "set train.use_gpu=false",
         ),
     )
 
@@ -53,4 +65,6 @@ def check_own_cluster(recipe: Recipe) -> None:
     for stage in ("train", "teacher"):
         cpus, _ = demands(recipe, stage)
         if cpus.amount > there:
-            raise UserError(f"{cpus.keys} wants {cpus.amount:g} CPUs, cluster.num_cpus={there}: raise it, or {cpus.fix}")
+            raise UserError(
+                f"{cpus.keys} wants {cpus.amount:g} CPUs, cluster.num_cpus={there}: raise it, or {cpus.fix}"
+            )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dualtoken.model.config.base import Config, Location, PositiveInt, run_only
+from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 
 
@@ -45,6 +45,6 @@ class TargetsConfig(Config):
 
     dense: bool = True
     """Also the tokens of the semantic block, float16; without them, training runs the teacher itself."""
-    dense_budget_gb: float = run_only(default=50.0, gt=0)
+    dense_budget_gb: float = not_in_fingerprint(default=50.0, gt=0)
     """Refuse to write more dense targets than this per corpus."""
     batch_size: PositiveInt = 64

@@ -4,12 +4,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, Location, PositiveInt, if_set, run_only
-from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, PerceptualConfig, RandomCropConfig, Stage, WeightEmaConfig
+from dualtoken.model.config.base import (
+    Config,
+    Location,
+    PositiveInt,
+    in_fingerprint_unless_default,
+    not_in_fingerprint,
+)
+from dualtoken.model.config.training import (
+    GanConfig,
+    LpipsConfig,
+    NoPerceptual,
+    PerceptualConfig,
+    Phase,
+    RandomCropConfig,
+    WeightEmaConfig,
+)
 
 
 class LossConfig(Config):
-    """Weights of the loss terms; defaults are the released code's of stage 1, and those of `STAGE_WEIGHTS` in the others.
+    """Weights of the loss terms; defaults are the released code's of stage 1, and those of `PHASE_WEIGHTS` in the others.
 
     Where `semantic` and `pooled` are 0, or `reconstruction` and LPIPS are off, that stream is not trained.
     """
@@ -22,7 +36,7 @@ class LossConfig(Config):
     commitment: Annotated[float, Field(ge=0)] = 5.0
 
 
-STAGE_WEIGHTS: dict[int, dict[str, float]] = {
+PHASE_WEIGHTS: dict[int, dict[str, float]] = {
     0: {"semantic": 0.0, "pooled": 5.0},
     2: {"reconstruction": 0.0, "semantic": 1.0, "pooled": 5.0},
 }
@@ -46,17 +60,19 @@ class TrainConfig(Config):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the trunk and decoder; quantisers are float32 always."""
-    compile: bool = if_set(default=False)
+    compile: bool = in_fingerprint_unless_default(default=False)
     """Run a step by torch.compile: faster once it is compiled, other last bits; on a CPU it needs a C++ compiler."""
-    memory_format: Literal["contiguous", "channels_last"] = if_set(default="contiguous")
+    memory_format: Literal["contiguous", "channels_last"] = in_fingerprint_unless_default(
+        default="contiguous"
+    )
     """Of the decoder's weights; `channels_last` is for GPUs."""
-    checkpoint_tower: bool = run_only(default=False)
+    checkpoint_tower: bool = not_in_fingerprint(default=False)
     """Keep no activations inside the tower's blocks: each runs forward twice in a step, which gives the same."""
-    random_crop: RandomCropConfig | None = if_set(default=None)
+    random_crop: RandomCropConfig | None = in_fingerprint_unless_default(default=None)
     """What pictures are augmented by; the released code's is `{}`. The teacher must see the crops: `targets.dense: false`."""
-    stage: Stage = 1
+    stage: Phase = 1
     """What is trained: 1 all; 0 what a frozen tower lacks; 2 the semantic stream alone (`model/stages.py`)."""
-    start_from: Location | None = run_only(default=None)
+    start_from: Location | None = not_in_fingerprint(default=None)
     """A trained tokenizer's folder to go on from; by default the teacher's tower and fresh parts."""
     freeze_tower: bool = False
     """Keep the whole tower as it is at the start, in any stage."""
@@ -70,11 +86,11 @@ class TrainConfig(Config):
     """Parts that a worker takes its share of the batch in, one after the other; the step is that of the whole batch."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     """Longer gradients of the tokenizer are shortened to this."""
-    checkpoint_every: PositiveInt = run_only(default=100)
+    checkpoint_every: PositiveInt = not_in_fingerprint(default=100)
     """Steps."""
-    log_every: PositiveInt = run_only(default=10)
+    log_every: PositiveInt = not_in_fingerprint(default=10)
     """Steps."""
-    max_failures: Annotated[int, Field(ge=0)] = run_only(default=2)
+    max_failures: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=2)
     """Restarts of the workers before the run fails."""
     seed: int = 0
 
@@ -84,7 +100,7 @@ class TrainConfig(Config):
         if not isinstance(values, dict) or not isinstance(losses := values.get("losses", {}), dict):
             return values
         stage = values.get("stage")
-        return values | {"losses": (STAGE_WEIGHTS.get(stage, {}) if isinstance(stage, int) else {}) | losses}
+        return values | {"losses": (PHASE_WEIGHTS.get(stage, {}) if isinstance(stage, int) else {}) | losses}
 
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> "TrainConfig":
@@ -100,18 +116,24 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _channels_last_on_gpus(self) -> "TrainConfig":
         if self.memory_format == "channels_last" and not self.use_gpu:
-            raise ValueError("memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous")
+            raise ValueError(
+                "memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous"
+            )
         return self
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> "TrainConfig":
         pictures = self.losses.reconstruction > 0 or isinstance(self.perceptual, LpipsConfig)
         if self.stage == 2 and (pictures or self.gan):
-            raise ValueError("stage=2 leaves pictures as they are: set losses.reconstruction=0, perceptual=none, gan=null")
+            raise ValueError(
+                "stage=2 leaves pictures as they are: set losses.reconstruction=0, perceptual=none, gan=null"
+            )
         if self.stage == 2 and self.start_from is None:
             raise ValueError("stage=2 refines a trained tokenizer: set start_from to its folder")
         if self.gan and not pictures:
-            raise ValueError("gan weighs its loss against that of pictures: set losses.reconstruction above 0")
+            raise ValueError(
+                "gan weighs its loss against that of pictures: set losses.reconstruction above 0"
+            )
         if not (pictures or self.losses.semantic or self.losses.pooled):
             raise ValueError("losses are all 0: set reconstruction, semantic or pooled above 0")
         return self

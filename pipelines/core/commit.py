@@ -32,12 +32,12 @@ from dualtoken.pipelines.core.receipts import (
     receipt_name,
 )
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, Worker
-from dualtoken.pipelines.core.tombstones import Tombstones, read_tombstones, require_none_pending
+from dualtoken.pipelines.core.tombstones import Tombstones, read_tombstones, require_no_pending_forget
 from dualtoken.pipelines.core.totals import Totals
 from dualtoken.pipelines.errors import UserError
 
 
-def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
+def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
     """Write `stage.json` before the first unit, unless it is there."""
     record = StageRecord(
         stage=job.stage,
@@ -48,7 +48,9 @@ def describe_stage(job: StageJob, identity: Mapping[str, Any]) -> None:
         recipe=job.recipe.model_dump(mode="json"),
     )
     store = job.store()
-    if not store.exists(STAGE_FILE):  # looked for first: a finished folder may be read-only, and another store may replace it
+    if not store.exists(
+        STAGE_FILE
+    ):  # looked for first: a finished folder may be read-only, and another store may replace it
         store.put_if_absent(record.to_bytes(), STAGE_FILE)
 
 
@@ -58,18 +60,27 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
     store = job.store()
     if unit.id not in job.restores and store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
-    asked = _asked(job)
+    asked = _tombstones_shown(job)
     with scratch_folder() as scratch:
         try:
             return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started, asked)
         except OSError as error:
             if error.errno == errno.ENOSPC and error.filename is None:  # a store's own error names its file
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}; set TMPDIR to a folder with more room", scratch) from error
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{os.strerror(errno.ENOSPC)}; set TMPDIR to a folder with more room",
+                    scratch,
+                ) from error
             raise
 
 
 def commit_unit(
-    job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, started: float, asked: tuple[Tombstones, ...] | None = None
+    job: StageJob,
+    unit: Unit,
+    scratch: Path,
+    output: UnitOutput,
+    started: float,
+    asked: tuple[Tombstones, ...] | None = None,
 ) -> Receipt:
     """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`, `asked` of the same moment.
 
@@ -88,7 +99,7 @@ def commit_unit(
     restores = unit.id in job.restores
     if not restores and store.exists(receipt_name(unit.id)):
         return Receipt.from_bytes(store.read(receipt_name(unit.id)))
-    _require_unforgotten(job, unit, output.ledger, asked)
+    _require_not_forgotten(job, unit, output.ledger, asked)
     if restores:
         made = {name: output.digests.get(name) or digest(scratch / name) for name in names}
         restore_files(store, scratch, made, job.restores[unit.id], output.facts)
@@ -110,34 +121,44 @@ def commit_unit(
         seconds=round(time.monotonic() - started, 3),
     )
     if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
-        return _lost_race(job, receipt)
+        return _yield_to_winner(job, receipt)
     try:
         # Once more: `forget` writes its list first and looks for receipts then, so one of the two sees the other.
-        _require_unforgotten(job, unit, output.ledger, asked)
+        _require_not_forgotten(job, unit, output.ledger, asked)
     except OSError:
         store.remove(receipt_name(unit.id))
         raise
     return receipt
 
 
-def _lost_race(job: StageJob, receipt: Receipt) -> Receipt:
+def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
     """Return the receipt of the attempt that was first; raises `OSError` where its files had other bytes."""
     store = job.store()
     winner = Receipt.from_bytes(store.read(receipt_name(receipt.unit)))
     if winner.files != receipt.files:
         # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
         store.remove(receipt_name(receipt.unit))
-        raise OSError(f"{job.label} unit {receipt.unit}: two attempts at once gave different bytes; it is open again")
+        raise OSError(
+            f"{job.label} unit {receipt.unit}: two attempts at once gave different bytes; it is open again"
+        )
     return winner
 
 
-def restore_files(store: Store, scratch: Path, made: Mapping[str, FileDigest], earlier: Receipt | None, facts: Mapping[str, Any]) -> None:
+def restore_files(
+    store: Store,
+    scratch: Path,
+    made: Mapping[str, FileDigest],
+    earlier: Receipt | None,
+    facts: Mapping[str, Any],
+) -> None:
     """Put those files that are missing or altered in the store, once all are known to be what they were.
 
     Without a receipt that says so, they must be what is stored. Raises `UserError` where they are not, and then touches nothing.
     """
     with scratch_folder() as copies:
-        stored = {name: digest(store.local_copy(name, Path(copies))).sha256 for name in made if store.exists(name)}
+        stored = {
+            name: digest(store.local_copy(name, Path(copies))).sha256 for name in made if store.exists(name)
+        }
     sums = {name: content.sha256 for name, content in made.items()}
     expected = {file.name: file.sha256 for file in earlier.files} if earlier else sums | stored
     if changed := sorted(expected.items() ^ sums.items()):
@@ -155,23 +176,39 @@ def _device(facts: Mapping[str, Any]) -> str:
 
 
 def _facts(output: UnitOutput, began: float) -> dict[str, Any]:
-    timed = {"seconds": {**output.seconds, "commit": round(time.monotonic() - began, 3)}} if output.seconds else {}
+    timed = (
+        {"seconds": {**output.seconds, "commit": round(time.monotonic() - began, 3)}}
+        if output.seconds
+        else {}
+    )
     return {**output.facts, **timed}
 
 
-def _asked(job: StageJob) -> tuple[Tombstones, ...]:
+def _tombstones_shown(job: StageJob) -> tuple[Tombstones, ...]:
     """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is, and so does a source."""
-    corpora = [job.corpus] if job.corpus and job.stage != "scenes" else [*job.recipe.corpora] if job.stage == "report" else []
+    corpora = (
+        [job.corpus]
+        if job.corpus and job.stage != "scenes"
+        else [*job.recipe.corpora]
+        if job.stage == "report"
+        else []
+    )
     root = Store(job.recipe.root)
     return tuple(read_tombstones(root, corpus) for corpus in corpora)
 
 
-def _require_unforgotten(job: StageJob, unit: Unit, ledger: pa.Table | None, asked: tuple[Tombstones, ...] | None) -> None:
+def _require_not_forgotten(
+    job: StageJob, unit: Unit, ledger: pa.Table | None, asked: tuple[Tombstones, ...] | None
+) -> None:
     """Raise `OSError` where somebody asked to be forgotten while a unit was done, or it was made from shards of before."""
-    now = _asked(job)
+    now = _tombstones_shown(job)
     stays = ledger.filter(pc.field("status") != Status.FORGOTTEN.value)["key"].to_pylist() if ledger else []
-    if (asked is not None and asked != now) or any(key.hex() in one.keys for one in now if one.keys for key in stays):
-        raise OSError(f"{job.label} unit {unit.id}: samples of it were forgotten since it began: it is open again")
+    if (asked is not None and asked != now) or any(
+        key.hex() in one.keys for one in now if one.keys for key in stays
+    ):
+        raise OSError(
+            f"{job.label} unit {unit.id}: samples of it were forgotten since it began: it is open again"
+        )
 
 
 def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
@@ -198,7 +235,9 @@ class StageContent:
     def receipts(self) -> Iterator[Receipt]:
         """Yield the receipts that were not yet read, in order of unit."""
         for receipt in self._receipts:
-            assert receipt.unit in self._missing, f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
+            assert receipt.unit in self._missing, (
+                f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
+            )
             self._missing.remove(receipt.unit)
             self.totals.add(receipt)
             self.lines += map(content_line, receipt.files)
@@ -211,9 +250,11 @@ class StageContent:
         assert not self._missing, f"{self.job.label}: {len(self._missing)} units have no receipt"
 
 
-def commit_manifest(content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]) -> Manifest:
+def commit_manifest(
+    content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]
+) -> Manifest:
     """Write the manifest of a stage whose every unit has its receipt; raises `UserError` where a `forget` was cut short."""
-    forgotten = require_none_pending(content.job.store())
+    forgotten = require_no_pending_forget(content.job.store())
     content.read_all()
     job, totals = content.job, content.totals
     manifest = Manifest(

@@ -59,7 +59,9 @@ def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, st
 def count_statuses(ledger: pa.Table) -> dict[str, int]:
     """Count rows by status, with its reason where it has one: `ok`, `failed:http_404`, `rejected:min_side`."""
     groups = ledger.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    counts = {":".join(filter(None, (group["status"], group["reason"]))): group["count_all"] for group in groups}
+    counts = {
+        ":".join(filter(None, (group["status"], group["reason"]))): group["count_all"] for group in groups
+    }
     return dict(sorted(counts.items()))
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 
-def counted(number: int, noun: str) -> str:
+def pluralized(number: int, noun: str) -> str:
     """Return `1 file`, `2 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 """Prints one line for the user."""

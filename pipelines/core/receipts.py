@@ -21,7 +21,7 @@ RECEIPTS = "receipts"
 LEDGERS = "ledger"
 UNTRACKED = ("logs/", "checkpoints/")
 """Folders whose files no receipt names: a run's own records, of use while and after it runs."""
-CLOCK_SLACK = timedelta(minutes=15)
+MAX_CLOCK_SKEW = timedelta(minutes=15)
 """That two machines' clocks may be apart; S3 servers refuse requests from beyond it."""
 
 
@@ -117,14 +117,16 @@ class Manifest(Record):
     """What the stage itself adds."""
 
     @property
-    def stands_for(self) -> str:
+    def lineage_hash(self) -> str:
         """What later steps' fingerprints are made from: samples that are forgotten change no fingerprint."""
         return self.lineage or self.root_hash
 
     @property
     def wall_seconds(self) -> float:
         """From the first unit's start to the last one's end; pauses between two runs count too."""
-        first, last = (datetime.fromisoformat(moment) for moment in (self.first_started_at, self.last_finished_at))
+        first, last = (
+            datetime.fromisoformat(moment) for moment in (self.first_started_at, self.last_finished_at)
+        )
         return (last - first).total_seconds()
 
 
@@ -146,7 +148,11 @@ def read_receipts(store: Store) -> dict[str, Receipt]:
 
 def done_units(store: Store) -> set[str]:
     """Return the units that have a receipt, without reading any."""
-    return {name.removeprefix(f"{RECEIPTS}/").removesuffix(".json") for name, _ in store.files(RECEIPTS) if name.endswith(".json")}
+    return {
+        name.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
+        for name, _ in store.files(RECEIPTS)
+        if name.endswith(".json")
+    }
 
 
 def read_manifest(store: Store) -> Manifest | None:
@@ -181,7 +187,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def contradiction(receipt: Receipt, unit: str, print_: str | None) -> str | None:
+def receipt_mismatch(receipt: Receipt, unit: str, print_: str | None) -> str | None:
     """Return why a receipt is not that of a unit of the folder with a fingerprint, if this is known, or None."""
     if receipt.unit != unit or (print_ is not None and receipt.fingerprint != print_):
         return f"it is of the unit {receipt.unit} of {receipt.fingerprint}"
@@ -195,6 +201,6 @@ def clock_problem(finished_at: str, started_at: str | None = None) -> str | None
     finished = datetime.fromisoformat(finished_at)
     if started_at is not None and finished < datetime.fromisoformat(started_at):
         return f"finished at {finished_at}, before it was started at {started_at}"
-    if finished > datetime.now(UTC) + CLOCK_SLACK:
+    if finished > datetime.now(UTC) + MAX_CLOCK_SKEW:
         return f"finished at {finished_at}, which is yet to come by this machine's clock"
     return None

@@ -104,7 +104,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class UnitOutcome:
     """How one unit ended on a worker; the receipt is what counts, this is for the log."""
 
     label: str

@@ -29,4 +29,6 @@ def finished_files(store: Store, *names: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         name = next((name for name in names if not store.exists(name)), names[0])
-        raise UserError(f"{join(store.url, name)} is gone, its stage is finished: run `dualtoken verify {store.url} --repair`") from error
+        raise UserError(
+            f"{join(store.url, name)} is gone, its stage is finished: run `dualtoken verify {store.url} --repair`"
+        ) from error

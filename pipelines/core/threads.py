@@ -6,11 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
-CALLS_AHEAD = 2
+MAX_WAITING_CALLS = 2
 """Made or waiting while the caller goes on; each holds what it was given."""
 
 
-class Beside:
+class BackgroundThread:
     """Makes calls one after the other in a thread of its own, or, not `threaded`, at once and in the caller's."""
 
     def __init__(self, *, threaded: bool) -> None:
@@ -26,7 +26,7 @@ class Beside:
         if self._pool is None:
             call()
             return
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) == CALLS_AHEAD):
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) == MAX_WAITING_CALLS):
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._call, call))
 
@@ -44,7 +44,9 @@ class Beside:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Finish; after an error of the block, or of a call, what was not begun is left."""
         try:
             if error is None:
@@ -63,7 +65,9 @@ Result = TypeVar("Result")
 THREADS = 16
 
 
-def map_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS) -> Iterator[Result]:
+def map_ahead(
+    call: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
+) -> Iterator[Result]:
     """Yield `call(item)` in the items' order, done by threads at most `threads` ahead; an error in one is raised here.
 
     No thread is left when the last one was taken, or an error was raised.
@@ -78,8 +82,11 @@ def map_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: in
             yield waiting.popleft().result()
 
 
-def map_missing(
-    call: Callable[[Item], Result], items: Sequence[Item], is_at_hand: Callable[[Item], bool], threads: int = THREADS
+def map_ahead_unless_ready(
+    call: Callable[[Item], Result],
+    items: Sequence[Item],
+    is_at_hand: Callable[[Item], bool],
+    threads: int = THREADS,
 ) -> Iterator[Result]:
     """Yield `call(item)` in the items' order, by threads unless all are at hand: where nothing is waited for, they only cost."""
     return map(call, items) if all(map(is_at_hand, items)) else map_ahead(call, items, threads)

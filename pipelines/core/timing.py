@@ -50,7 +50,7 @@ PARTS_DETAIL = "seconds_by_part"
 """Where a manifest's details have them."""
 
 
-def parts_of(facts: Mapping[str, Any], seconds: float) -> dict[str, float]:
+def time_breakdown(facts: Mapping[str, Any], seconds: float) -> dict[str, float]:
     """Return a receipt's seconds by part, with the rest of its unit's `seconds`; nothing where its stage times no parts."""
     known = facts.get("seconds")
     if not isinstance(known, Mapping) or "encode" not in known:
@@ -59,7 +59,7 @@ def parts_of(facts: Mapping[str, Any], seconds: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkParts:
+class TimeBreakdown:
     """What the parts of a corpus's units add up to, over all workers."""
 
     corpus: str

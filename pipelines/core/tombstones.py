@@ -33,14 +33,18 @@ class Tombstones(Record):
         """Tell whether a sample is to be left out."""
         if not (self.keys or self.urls or self.hosts):
             return False
-        return key.hex() in self.keys or (url is not None and (url_hash(url) in self.urls or self._match_host(url)))
+        return key.hex() in self.keys or (
+            url is not None and (url_hash(url) in self.urls or self._match_host(url))
+        )
 
     def _match_host(self, url: str) -> bool:
         parts = host_of(url).split(".")
         return not self.hosts.isdisjoint(".".join(parts[first:]) for first in range(len(parts)))
 
     def __or__(self, other: "Tombstones") -> "Tombstones":
-        return Tombstones(keys=self.keys | other.keys, urls=self.urls | other.urls, hosts=self.hosts | other.hosts)
+        return Tombstones(
+            keys=self.keys | other.keys, urls=self.urls | other.urls, hosts=self.hosts | other.hosts
+        )
 
     def to_bytes(self) -> bytes:
         """Return the list in order, so that the same one has the same bytes."""
@@ -91,9 +95,11 @@ def read_forgotten(store: Store) -> Forgotten | None:
     return Forgotten.from_bytes(store.read(FORGOTTEN_FILE)) if store.exists(FORGOTTEN_FILE) else None
 
 
-def require_none_pending(store: Store) -> Forgotten | None:
+def require_no_pending_forget(store: Store) -> Forgotten | None:
     """Return the same; raises `UserError` where a `forget` was cut short."""
     forgotten = read_forgotten(store)
     if forgotten and forgotten.pending:
-        raise UserError(f"{store.url}: `dualtoken forget` was cut short here: run it again first, with the same or any other samples")
+        raise UserError(
+            f"{store.url}: `dualtoken forget` was cut short here: run it again first, with the same or any other samples"
+        )
     return forgotten

@@ -11,7 +11,7 @@ from typing import Self
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.receipts import Manifest, Receipt, iter_receipts
-from dualtoken.pipelines.core.timing import PARTS_DETAIL, parts_of
+from dualtoken.pipelines.core.timing import PARTS_DETAIL, time_breakdown
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Totals:
         self.counts.update(receipt.counts)
         self.bytes += sum(file.bytes for file in receipt.files)
         self.seconds += receipt.seconds
-        for name, seconds in parts_of(receipt.facts, receipt.seconds).items():
+        for name, seconds in time_breakdown(receipt.facts, receipt.seconds).items():
             self.parts[name] = self.parts.get(name, 0.0) + seconds
         started = _moment(datetime.fromisoformat(receipt.finished_at).timestamp() - receipt.seconds)
         self.first_started_at = min(self.first_started_at or started, started)
@@ -51,7 +51,16 @@ class Totals:
         """Return what a finished stage's manifest says its receipts add up to."""
         first, last = manifest.first_started_at, manifest.last_finished_at
         parts = dict(manifest.details.get(PARTS_DETAIL, {}))
-        return cls(units, manifest.rows_in, Counter(manifest.counts), manifest.bytes, manifest.seconds, first, last, parts)
+        return cls(
+            units,
+            manifest.rows_in,
+            Counter(manifest.counts),
+            manifest.bytes,
+            manifest.seconds,
+            first,
+            last,
+            parts,
+        )
 
     def scaled(self, units: int) -> "Totals":
         """Return an estimate for `units` units, of which these are an even sample."""
@@ -59,10 +68,19 @@ class Totals:
         counts = Counter({status: round(count * share) for status, count in self.counts.items()})
         rows, size, seconds = round(self.rows * share), round(self.bytes * share), self.seconds * share
         parts = {name: part * share for name, part in self.parts.items()}
-        return replace(self, units=units, rows=rows, counts=counts, bytes=size, seconds=seconds, parts=parts, estimated=True)
+        return replace(
+            self,
+            units=units,
+            rows=rows,
+            counts=counts,
+            bytes=size,
+            seconds=seconds,
+            parts=parts,
+            estimated=True,
+        )
 
 
-def add_up(store: Store, done: Iterable[str], most: int | None = None) -> Totals:
+def sum_receipts(store: Store, done: Iterable[str], most: int | None = None) -> Totals:
     """Add up the receipts of the units that are `done`; of more than `most`, an even sample is read, and the sum is an estimate."""
     units = sorted(done)
     step = 1 if most is None else max(1, -(-len(units) // most))

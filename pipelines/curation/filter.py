@@ -32,14 +32,19 @@ class Worker:
         scores_store = self._job.input("score")
         manifest = read_manifest(scores_store)
         assert manifest is not None, "a filter follows its scores"
-        tables = {shard: read_input(scores_store, f"{shard}.parquet") for shard in sorted(manifest.units, key=int)}
+        tables = {
+            shard: read_input(scores_store, f"{shard}.parquet") for shard in sorted(manifest.units, key=int)
+        }
         scores = pa.concat_tables(tables.values())
         reasons = decide(scores, self._job.recipe.filter.rules)
         start, kept = 0, {}
         for shard, table in tables.items():
             mine = reasons[start : start + len(table)]
             start += len(table)
-            decision = pa.table({"key": table["key"], "keep": [not reason for reason in mine], "reason": mine}, schema=DECISION_SCHEMA)
+            decision = pa.table(
+                {"key": table["key"], "keep": [not reason for reason in mine], "reason": mine},
+                schema=DECISION_SCHEMA,
+            )
             pq.write_table(decision, scratch / f"{shard}.parquet", compression="zstd")
             kept[shard] = sum(not reason for reason in mine)
         assert len(scores) == unit.rows
@@ -50,4 +55,7 @@ class Worker:
 def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:
     """Build the ledger of a corpus by column: it may have millions of rows."""
     statuses = [(Status.REJECTED if reason else Status.OK).value for reason in reasons]
-    return pa.table({"key": keys, "status": statuses, "reason": reasons, "detail": [""] * len(reasons)}, schema=LEDGER_SCHEMA)
+    return pa.table(
+        {"key": keys, "status": statuses, "reason": reasons, "detail": [""] * len(reasons)},
+        schema=LEDGER_SCHEMA,
+    )

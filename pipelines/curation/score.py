@@ -10,7 +10,7 @@ from PIL import Image
 
 from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.images.samples import batches, decode, open_shard
+from dualtoken.pipelines.images.samples import batched, decode_rgb, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.networks import open_teacher
 
@@ -43,15 +43,25 @@ class Worker:
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a row of scores for every sample that can be decoded."""
-        shard = open_shard(self._job.input("download"), unit.id, scratch)
+        shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples, errors = _decode_all(shard)
         similarities: list[float] = []
-        for batch in batches(samples, self._job.recipe.filter.batch_size):
+        for batch in batched(samples, self._job.recipe.filter.batch_size):
             captions = [shard.captions[sample.row] for sample in batch]
             similarities += self._teacher.similarities([sample.image for sample in batch], captions)
-        rows = [_scores(shard, sample, similarity) for sample, similarity in zip(samples, similarities, strict=True)]
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), scratch / f"{unit.id}.parquet", compression="zstd")
-        verdicts = [(Status.FAILED, "undecodable", errors[row]) if row in errors else (Status.OK, "", "") for row in range(len(shard.keys))]
+        rows = [
+            _scores(shard, sample, similarity)
+            for sample, similarity in zip(samples, similarities, strict=True)
+        ]
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=SCORE_SCHEMA),
+            scratch / f"{unit.id}.parquet",
+            compression="zstd",
+        )
+        verdicts = [
+            (Status.FAILED, "undecodable", errors[row]) if row in errors else (Status.OK, "", "")
+            for row in range(len(shard.keys))
+        ]
         return UnitOutput((f"{unit.id}.parquet",), ledger_table(shard.keys, verdicts))
 
 
@@ -59,7 +69,7 @@ def _decode_all(shard: ImageShard) -> tuple[list[_Sample], dict[int, str]]:
     samples, errors = [], {}
     for row in range(len(shard.keys)):
         try:
-            image = decode(shard.image(row))
+            image = decode_rgb(shard.image(row))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             errors[row] = str(error)
             continue

@@ -58,12 +58,16 @@ def tick_label(value: float, step: float) -> str:
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def line_chart(points: Sequence[tuple[int, float]], *, label: str, unit: str = "", tone: str = "neutral") -> str:
+def line_chart(
+    points: Sequence[tuple[int, float]], *, label: str, unit: str = "", tone: str = "neutral"
+) -> str:
     """Draw values over steps; a value that is not finite leaves a gap. `tone` is the CSS class that gives the colour."""
     svg = _svg(LINE_WIDTH, LINE_HEIGHT, label, f"chart line {tone}")
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     if not finite:
-        _text(svg, LINE_WIDTH / 2, LINE_HEIGHT / 2, "no finite values" if points else "no values", "none middle")
+        _text(
+            svg, LINE_WIDTH / 2, LINE_HEIGHT / 2, "no finite values" if points else "no values", "none middle"
+        )
         return tostring(svg, encoding="unicode")
     steps, values = [step for step, _ in points], [value for _, value in finite]
     low, high = min(values), max(values)
@@ -82,11 +86,23 @@ def line_chart(points: Sequence[tuple[int, float]], *, label: str, unit: str = "
         _text(svg, LEFT - 7, y_of(tick) + 4, tick_label(tick, y_ticks[1] - y_ticks[0]), "tick end")
     for tick in x_ticks:
         _line(svg, x_of(tick), BOTTOM, x_of(tick), BOTTOM + 4, "axis")
-        _text(svg, x_of(tick), BOTTOM + 17, tick_label(tick, x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1.0), "tick middle")
+        _text(
+            svg,
+            x_of(tick),
+            BOTTOM + 17,
+            tick_label(tick, x_ticks[1] - x_ticks[0] if len(x_ticks) > 1 else 1.0),
+            "tick middle",
+        )
     _line(svg, LEFT, BOTTOM, RIGHT, BOTTOM, "axis")
     _text(svg, (LEFT + RIGHT) / 2, LINE_HEIGHT - 5, "step", "tick middle")
     _trace(svg, [(x_of(step), y_of(value) if math.isfinite(value) else None) for step, value in points])
-    _hovers(svg, [(x_of(step), y_of(value), f"step {step:,}: {value:.4g}{unit and f' {unit}'}") for step, value in finite])
+    _hovers(
+        svg,
+        [
+            (x_of(step), y_of(value), f"step {step:,}: {value:.4g}{unit and f' {unit}'}")
+            for step, value in finite
+        ],
+    )
     return tostring(svg, encoding="unicode")
 
 
@@ -100,7 +116,14 @@ def bar_chart(bars: Sequence[Bar], *, label: str, maximum: float = 1.0, tone: st
         SubElement(row, "title").text = bar.title
         _text(row, 0, middle + 4, bar.label, "name")
         _rect(row, left, middle - BAR_THICKNESS / 2, right - left, BAR_THICKNESS, "track")
-        _rect(row, left, middle - BAR_THICKNESS / 2, (right - left) * _share(bar.value, maximum), BAR_THICKNESS, "fill")
+        _rect(
+            row,
+            left,
+            middle - BAR_THICKNESS / 2,
+            (right - left) * _share(bar.value, maximum),
+            BAR_THICKNESS,
+            "fill",
+        )
         if bar.mark is not None:
             x = round(left + (right - left) * _share(bar.mark, maximum), 2)
             for classes in ("halo", "mark"):
@@ -148,13 +171,21 @@ def _svg(width: float, height: float, label: str, classes: str) -> Element:
 
 def _rect(parent: Element, x: float, y: float, width: float, height: float, classes: str) -> None:
     lengths = {"x": x, "y": y, "width": width, "height": height}
-    SubElement(parent, "rect", {"class": classes} | {name: f"{round(length, 2):g}" for name, length in lengths.items()})
+    SubElement(
+        parent,
+        "rect",
+        {"class": classes} | {name: f"{round(length, 2):g}" for name, length in lengths.items()},
+    )
 
 
 def _line(parent: Element, x1: float, y1: float, x2: float, y2: float, classes: str) -> None:
     ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    SubElement(parent, "line", {"class": classes} | {name: f"{round(place, 2):g}" for name, place in ends.items()})
+    SubElement(
+        parent, "line", {"class": classes} | {name: f"{round(place, 2):g}" for name, place in ends.items()}
+    )
 
 
 def _text(parent: Element, x: float, y: float, text: str, classes: str) -> None:
-    SubElement(parent, "text", {"class": classes, "x": f"{round(x, 2):g}", "y": f"{round(y, 2):g}"}).text = text
+    SubElement(
+        parent, "text", {"class": classes, "x": f"{round(x, 2):g}", "y": f"{round(y, 2):g}"}
+    ).text = text

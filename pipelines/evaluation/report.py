@@ -8,7 +8,7 @@ import yaml
 
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.core.timing import PARTS_DETAIL, WorkParts
+from dualtoken.pipelines.core.timing import PARTS_DETAIL, TimeBreakdown
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
     Funnel,
@@ -22,7 +22,7 @@ from dualtoken.pipelines.evaluation.report_data import (
 )
 from dualtoken.pipelines.evaluation.report_page import render
 from dualtoken.pipelines.evaluation.tokenizer import Evaluation, heldout_batches
-from dualtoken.pipelines.inference.networks import OpenTokenizer, open_teacher, open_tokenizer
+from dualtoken.pipelines.inference.networks import TokenizerRunner, open_teacher, open_tokenizer
 from dualtoken.pipelines.tokens.audit import Alarm
 from dualtoken.pipelines.tokens.shards import STREAMS
 from dualtoken.pipelines.training.metrics_log import read_metrics
@@ -40,7 +40,9 @@ class Worker:
         self._job = job
         self._tokenizer, self._teacher = open_tokenizer(job), open_teacher(job)
         stores = {name: job.input(name) for name in job.inputs}
-        self._manifests = {name: manifest for name, store in stores.items() if (manifest := read_manifest(store))}
+        self._manifests = {
+            name: manifest for name, store in stores.items() if (manifest := read_manifest(store))
+        }
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `report.html` and its figures, `report.json`."""
@@ -55,16 +57,25 @@ class Worker:
             recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
             facts=_facts(self._tokenizer, self._manifests["train"]),
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
-            curves=tuple(curve for step in ("teacher", "train") for curve in curves(step, read_metrics(self._job.input(step)))),
+            curves=tuple(
+                curve
+                for step in ("teacher", "train")
+                for curve in curves(step, read_metrics(self._job.input(step)))
+            ),
             pairs=tuple(evaluation.pairs),
             reconstruction=evaluation.reconstruction(),
             usage=evaluation.usage(),
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),
-            stages=tuple(_time(manifest) for step in TIMED for manifest in self._manifests.values() if manifest.stage == step),
+            stages=tuple(
+                _time(manifest)
+                for step in TIMED
+                for manifest in self._manifests.values()
+                if manifest.stage == step
+            ),
             audits=tuple(_audit(one) for one in self._manifests.values() if "audit" in one.details),
             parts=tuple(
-                WorkParts(corpus=one.corpus or "", seconds=parts)
+                TimeBreakdown(corpus=one.corpus or "", seconds=parts)
                 for one in self._manifests.values()
                 if (parts := one.details.get(PARTS_DETAIL))
             ),
@@ -75,7 +86,9 @@ class Worker:
 
     def _funnel(self, corpus: str) -> Funnel:
         manifests = [self._manifests[f"{step}/{corpus}"] for step in FUNNEL]
-        steps = tuple(FunnelStep(stage=one.stage, rows_in=one.rows_in, counts=one.counts) for one in manifests)
+        steps = tuple(
+            FunnelStep(stage=one.stage, rows_in=one.rows_in, counts=one.counts) for one in manifests
+        )
         return Funnel(corpus=corpus, rows_in=manifests[0].rows_in, steps=steps)
 
 
@@ -94,7 +107,7 @@ def curves(step: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     ]
 
 
-def _facts(tokenizer: OpenTokenizer, manifest: Manifest) -> TokenizerFacts:
+def _facts(tokenizer: TokenizerRunner, manifest: Manifest) -> TokenizerFacts:
     config = tokenizer.config
     return TokenizerFacts(
         image_size=config.image_size,
@@ -127,6 +140,8 @@ def _time(manifest: Manifest) -> StageTime:
         wall_seconds=manifest.wall_seconds,
         work_seconds=manifest.seconds,
         samples=manifest.rows_in,
-        samples_per_second=manifest.rows_in / manifest.wall_seconds if manifest.rows_in and manifest.wall_seconds else None,
+        samples_per_second=manifest.rows_in / manifest.wall_seconds
+        if manifest.rows_in and manifest.wall_seconds
+        else None,
         bytes=manifest.bytes,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from dualtoken.pipelines.core.timing import WorkParts
+from dualtoken.pipelines.core.timing import TimeBreakdown
 
 Stream = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
@@ -55,11 +55,20 @@ class Funnel:
     def faults(self) -> tuple[str, ...]:
         """Where the ledger does not close, in words; empty where every row is accounted for."""
         sums = [(step, sum(step.counts.values())) for step in self.steps]
-        wrong = [f"{step.stage} took {step.rows_in:,} rows and accounts for {total:,}" for step, total in sums if total != step.rows_in]
+        wrong = [
+            f"{step.stage} took {step.rows_in:,} rows and accounts for {total:,}"
+            for step, total in sums
+            if total != step.rows_in
+        ]
         if self.steps and self.steps[0].rows_in != self.rows_in:
-            wrong.append(f"the source has {self.rows_in:,} rows and {self.steps[0].stage} took {self.steps[0].rows_in:,}")
+            wrong.append(
+                f"the source has {self.rows_in:,} rows and {self.steps[0].stage} took {self.steps[0].rows_in:,}"
+            )
         gaps = [(a, b) for a, b in pairwise(self.steps) if a.rows_ok != b.rows_in]
-        return (*wrong, *(f"{a.stage} passed on {a.rows_ok:,} rows and {b.stage} took {b.rows_in:,}" for a, b in gaps))
+        return (
+            *wrong,
+            *(f"{a.stage} passed on {a.rows_ok:,} rows and {b.stage} took {b.rows_in:,}" for a, b in gaps),
+        )
 
     @property
     def closes(self) -> bool:
@@ -240,7 +249,7 @@ class ReportData:
     stages: tuple[StageTime, ...]
     audits: tuple[TokenAudit, ...] = ()
     """Of the corpora whose token shards were audited."""
-    parts: tuple[WorkParts, ...] = ()
+    parts: tuple[TimeBreakdown, ...] = ()
     """Of the corpora whose token shards tell where their time went."""
 
 

@@ -17,7 +17,15 @@ from PIL import Image
 
 from dualtoken.pipelines.core.timing import PARTS
 from dualtoken.pipelines.evaluation.charts import Bar, bar_chart, line_chart
-from dualtoken.pipelines.evaluation.report_data import CodebookUsage, Curve, FunnelStep, Reconstruction, ReportData, Retrieval, ZeroShot
+from dualtoken.pipelines.evaluation.report_data import (
+    CodebookUsage,
+    Curve,
+    FunnelStep,
+    Reconstruction,
+    ReportData,
+    Retrieval,
+    ZeroShot,
+)
 
 TEMPLATE = "report.html.jinja"
 STEP_NAMES = {
@@ -59,7 +67,9 @@ def render(data: ReportData) -> str:
     """Return the page."""
     # Captions, URLs' reasons and recipes come from elsewhere: nothing reaches the page unescaped but the charts, which escape their own.
     folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(
         count=count,
         short_count=short_count,
@@ -84,7 +94,10 @@ def render(data: ReportData) -> str:
         rows_out=sum(funnel.rows_out for funnel in data.funnels),
         ledgers_close=all(funnel.closes for funnel in data.funnels),
         bars=funnel_bar,
-        trainings=[(TRAINING_NAMES.get(stage, stage), [c for c in data.curves if c.stage == stage]) for stage in _stages(data.curves)],
+        trainings=[
+            (TRAINING_NAMES.get(stage, stage), [c for c in data.curves if c.stage == stage])
+            for stage in _stages(data.curves)
+        ],
         spreads=spreads(data.reconstruction),
         num_alarms=sum(len(audit.alarms) for audit in data.audits),
         caption_characters=CAPTION_CHARACTERS,
@@ -178,7 +191,10 @@ def shot(png: bytes) -> Shot:
 def funnel_bar(step: FunnelStep, rows_in: int) -> dict[str, str]:
     """Return the widths of a step's bar, as shares of the source's rows: what went on, and what was lost here."""
     whole = max(rows_in, step.rows_in, 1)
-    return {"kept": f"{100 * step.rows_ok / whole:.2f}%", "lost": f"{100 * sum(rows for _, rows in step.lost) / whole:.2f}%"}
+    return {
+        "kept": f"{100 * step.rows_ok / whole:.2f}%",
+        "lost": f"{100 * sum(rows for _, rows in step.lost) / whole:.2f}%",
+    }
 
 
 def spreads(reconstruction: Reconstruction | None) -> list[dict[str, Any]]:
@@ -189,8 +205,15 @@ def spreads(reconstruction: Reconstruction | None) -> list[dict[str, Any]]:
         ("PSNR, dB", 2, reconstruction.psnr, reconstruction.psnr_per_image),
         ("SSIM", 3, reconstruction.ssim, reconstruction.ssim_per_image),
     )
-    rows = [(name, places, (mean, min(each), median(each), max(each))) for name, places, mean, each in figures if each]
-    return [{"name": name, "figures": [decimal(value, places) for value in values]} for name, places, values in rows]
+    rows = [
+        (name, places, (mean, min(each), median(each), max(each)))
+        for name, places, mean, each in figures
+        if each
+    ]
+    return [
+        {"name": name, "figures": [decimal(value, places) for value in values]}
+        for name, places, values in rows
+    ]
 
 
 def last_value(curve: Curve) -> str:
@@ -204,7 +227,11 @@ def last_value(curve: Curve) -> str:
 def curve_chart(curve: Curve) -> str:
     """Draw a curve in its stream's colour."""
     values = [f"{value:.4g}" for _, value in curve.points]
-    course = f"from {values[0]} at step {curve.points[0][0]:,} to {values[-1]} at step {curve.points[-1][0]:,}" if values else "no values"
+    course = (
+        f"from {values[0]} at step {curve.points[0][0]:,} to {values[-1]} at step {curve.points[-1][0]:,}"
+        if values
+        else "no values"
+    )
     label = f"{curve.name} of the {TRAINING_NAMES.get(curve.stage, curve.stage).lower()}{curve.unit and f', {curve.unit}'}: {course}"
     return line_chart(curve.points, label=label, unit=curve.unit, tone=curve.stream or "neutral")
 
@@ -219,7 +246,9 @@ def usage_chart(usage: CodebookUsage) -> str:
             title=f"depth {depth}: {percent(share)} of {usage.num_codes:,} codes used, perplexity {perplexity:,.1f}",
             mark=perplexity / usage.num_codes,
         )
-        for depth, (share, perplexity) in enumerate(zip(usage.usage_per_depth, usage.perplexity_per_depth, strict=True), start=1)
+        for depth, (share, perplexity) in enumerate(
+            zip(usage.usage_per_depth, usage.perplexity_per_depth, strict=True), start=1
+        )
     ]
     label = f"Share of {usage.stream} codes used per depth. {'; '.join(bar.title for bar in bars)}"
     return bar_chart(bars, label=label, tone=usage.stream)
@@ -227,7 +256,9 @@ def usage_chart(usage: CodebookUsage) -> str:
 
 def accuracy_chart(zero_shot: ZeroShot) -> str:
     """Draw a bar per attribute: accuracy from quantised features, with the teacher's as a mark."""
-    return _comparison([(one.name, one.teacher, one.quantised) for one in zero_shot.attributes], "Zero-shot accuracy")
+    return _comparison(
+        [(one.name, one.teacher, one.quantised) for one in zero_shot.attributes], "Zero-shot accuracy"
+    )
 
 
 def retrieval_chart(retrieval: Retrieval) -> str:

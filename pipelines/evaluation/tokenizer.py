@@ -17,12 +17,20 @@ from dualtoken.pipelines.config.corpora import ScenesSource
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.evaluation.report_data import AttributeAccuracy, CodebookUsage, Pair, Reconstruction, Retrieval, Stream, ZeroShot
+from dualtoken.pipelines.evaluation.report_data import (
+    AttributeAccuracy,
+    CodebookUsage,
+    Pair,
+    Reconstruction,
+    Retrieval,
+    Stream,
+    ZeroShot,
+)
 from dualtoken.pipelines.images.crops import first_view
-from dualtoken.pipelines.images.samples import batches, decode, is_heldout, open_shard
+from dualtoken.pipelines.images.samples import batched, decode_rgb, is_heldout, open_image_shard
 from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.inference.networks import OpenTeacher, OpenTokenizer
+from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
 from dualtoken.pipelines.tokens.shards import Ids, codes_of, data_path, read_data_shard
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
@@ -53,11 +61,15 @@ def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[Heldout
         assert manifest is not None, "a report is planned on finished inputs"
         for name in manifest.units:
             table = read_data_shard(tokens.local_copy(data_path(name), scratch / corpus))
-            shard = open_shard(images, name, scratch / corpus)
+            shard = open_image_shard(images, name, scratch / corpus)
             keys = table["key"].to_pylist()
             # Of the variants of a sample the first.
-            rows = [row for row in range(0, len(keys), settings.num_variants) if is_heldout(job.recipe, corpus, keys[row])]
-            for batch in batches(rows, size):
+            rows = [
+                row
+                for row in range(0, len(keys), settings.num_variants)
+                if is_heldout(job.recipe, corpus, keys[row])
+            ]
+            for batch in batched(rows, size):
                 yield _batch(table.take(pa.array(batch, pa.int64())), shard, settings, scenes=scenes)
 
 
@@ -65,7 +77,10 @@ def _batch(table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, s
     places = {key: row for row, key in enumerate(shard.keys)}
     keys = table["key"].to_pylist()
     rows = [places[key] for key in keys]
-    pictures = [first_view(decode(shard.image(row)), settings.crops, key) for row, key in zip(rows, keys, strict=True)]
+    pictures = [
+        first_view(decode_rgb(shard.image(row)), settings.crops, key)
+        for row, key in zip(rows, keys, strict=True)
+    ]
     described = shard.metadata["description"].take(pa.array(rows, pa.int64())).to_pylist() if scenes else []
     return HeldoutBatch(
         keys,
@@ -80,7 +95,7 @@ def _batch(table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, s
 class Evaluation:
     """Adds up figures over batches of held-out samples."""
 
-    def __init__(self, tokenizer: OpenTokenizer, teacher: OpenTeacher, num_pairs: int) -> None:
+    def __init__(self, tokenizer: TokenizerRunner, teacher: TeacherRunner, num_pairs: int) -> None:
         self._tokenizer, self._teacher, self._num_pairs = tokenizer, teacher, num_pairs
         self._psnr: list[float] = []
         self._ssim: list[float] = []
@@ -96,15 +111,22 @@ class Evaluation:
         """Take a batch in."""
         config = self._tokenizer.config
         grid = (len(batch.keys), config.grid_size, config.grid_size, config.pixel.depth)
-        originals, reconstructions = self._tokenizer.levels(batch.pictures), self._tokenizer.decode(batch.pixel.reshape(grid))
+        originals, reconstructions = (
+            self._tokenizer.levels(batch.pictures),
+            self._tokenizer.decode(batch.pixel.reshape(grid)),
+        )
         values = psnr(reconstructions, originals)
         self._psnr += values.tolist()
         self._ssim += ssim(reconstructions, originals).reshape(-1).tolist()
         for stream, ids, num_codes in self._streams(batch):
-            counts = count_codes(torch.from_numpy(ids.astype(np.int64)).reshape(-1, config.pixel.depth), num_codes)
+            counts = count_codes(
+                torch.from_numpy(ids.astype(np.int64)).reshape(-1, config.pixel.depth), num_codes
+            )
             self._counts[stream] = self._counts.get(stream, torch.zeros_like(counts)) + counts
         self._teacher_images.append(self._teacher.images(batch.pictures))
-        self._quantised_images.append(self._teacher.project(self._tokenizer.embed(batch.semantic.reshape(grid))))
+        self._quantised_images.append(
+            self._teacher.project(self._tokenizer.embed(batch.semantic.reshape(grid)))
+        )
         self._texts.append(self._teacher.texts(batch.captions))
         self.keys += batch.keys
         self._descriptions += batch.descriptions
@@ -122,7 +144,10 @@ class Evaluation:
 
     def _streams(self, batch: HeldoutBatch) -> list[tuple[Stream, Ids, int]]:
         config = self._tokenizer.config
-        return [("semantic", batch.semantic, config.semantic.num_codes), ("pixel", batch.pixel, config.pixel.num_codes)]
+        return [
+            ("semantic", batch.semantic, config.semantic.num_codes),
+            ("pixel", batch.pixel, config.pixel.num_codes),
+        ]
 
     def reconstruction(self) -> Reconstruction | None:
         """Return how close the decoded images are."""
@@ -145,7 +170,10 @@ class Evaluation:
             return None
         texts = torch.cat(self._texts)
         own = torch.arange(len(texts), device=texts.device)
-        hits = [((torch.cat(images) @ texts.T).argmax(dim=1) == own).double().mean().item() for images in self._embeddings()]
+        hits = [
+            ((torch.cat(images) @ texts.T).argmax(dim=1) == own).double().mean().item()
+            for images in self._embeddings()
+        ]
         return Retrieval(num_pairs=len(self.keys), teacher=hits[0], quantised=hits[1])
 
     def _embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -166,10 +194,16 @@ class Evaluation:
         )
 
     def _attribute(self, name: Attribute, images: tuple[Tensor, ...]) -> AttributeAccuracy:
-        asked = [attribute_choices(description, thing, name) for description in self._descriptions for thing in range(2)]
+        asked = [
+            attribute_choices(description, thing, name)
+            for description in self._descriptions
+            for thing in range(2)
+        ]
         captions = [caption for choices, _ in asked for caption in choices]
-        places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}  # few of them differ
-        distinct = torch.cat([self._teacher.texts(batch) for batch in batches(list(places), 512)])
+        places = {
+            caption: place for place, caption in enumerate(dict.fromkeys(captions))
+        }  # few of them differ
+        distinct = torch.cat([self._teacher.texts(batch) for batch in batched(list(places), 512)])
         texts = distinct[[places[caption] for caption in captions]].unflatten(0, (len(asked), -1))
         right = torch.tensor([right for _, right in asked], device=texts.device)
         teacher, quantised = (choice_accuracy(embeddings, texts, right).item() for embeddings in images)

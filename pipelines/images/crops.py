@@ -63,12 +63,21 @@ def _boxes(config: AnyCrops, size: tuple[int, int], key: bytes, fit: Fit) -> Ite
     width, height = size
     shorter = min(size)
     if isinstance(config, CenterCrop):
-        yield Crop(0, 0, width, height) if fit == "squash" else Crop((width - shorter) // 2, (height - shorter) // 2, shorter, shorter)
+        yield (
+            Crop(0, 0, width, height)
+            if fit == "squash"
+            else Crop((width - shorter) // 2, (height - shorter) // 2, shorter, shorter)
+        )
     elif isinstance(config, GridCrops):
         side = max(1, round(config.scale * shorter))
         for row in range(config.rows):
             for column in range(config.columns):
-                yield Crop(_spread(column, config.columns, width - side), _spread(row, config.rows, height - side), side, side)
+                yield Crop(
+                    _spread(column, config.columns, width - side),
+                    _spread(row, config.rows, height - side),
+                    side,
+                    side,
+                )
     else:
         yield from _random(config, size, key)
 
@@ -93,6 +102,10 @@ def _corners(box: Crop) -> tuple[int, int, int, int]:
 
 def crop_columns(crops: Sequence[Sequence[Crop]]) -> dict[str, pa.Array]:
     """Return `CROP_FIELDS` of samples' crops, a row each."""
-    rows: list[tuple[Any, ...]] = [(variant, *crop) for of_sample in crops for variant, crop in enumerate(of_sample)]
+    rows: list[tuple[Any, ...]] = [
+        (variant, *crop) for of_sample in crops for variant, crop in enumerate(of_sample)
+    ]
     columns = zip(*rows, strict=True) if rows else [()] * len(CROP_FIELDS)
-    return {field.name: pa.array(values, field.type) for field, values in zip(CROP_FIELDS, columns, strict=True)}
+    return {
+        field.name: pa.array(values, field.type) for field, values in zip(CROP_FIELDS, columns, strict=True)
+    }

@@ -25,7 +25,7 @@ from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource
 from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
-from dualtoken.pipelines.images.drop_samples import drop_images, nothing_of
+from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
 from dualtoken.pipelines.images.prepare import ImagePreparer, ImageReason, Prepared, Rejected, check_image
 from dualtoken.pipelines.images.scenes import SceneImages
 from dualtoken.pipelines.images.shards import (
@@ -34,8 +34,8 @@ from dualtoken.pipelines.images.shards import (
     SHARD_SCHEMA,
     SUCCESS,
     ImageShard,
+    ImageShardWriter,
     ShardRow,
-    ShardWriter,
     SourceShard,
     find_shards,
     read_metadata,
@@ -80,13 +80,15 @@ class Worker:
 
     @cached_property
     def _table(self) -> UrlTable:
-        return url_table(self._job.recipe, self._corpus, self._job.input("scenes").url if self._is_scenes else None)
+        return url_table(
+            self._job.recipe, self._corpus, self._job.input("scenes").url if self._is_scenes else None
+        )
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write the unit's three files."""
         self._tombstones = read_tombstones(Store(self._job.recipe.root), self._corpus)
         if isinstance(self._source, ShardsSource):
-            return self._adopt(unit, scratch)
+            return self._take_over(unit, scratch)
         prepare = self._prepare  # Before the first request's clock runs, since it takes seconds to import.
         start, first = time.monotonic(), int(unit.id) * self._config.rows_per_shard
         rows = self._table.rows(first, unit.rows)
@@ -95,11 +97,16 @@ class Worker:
             outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
             if not self._config.accept_dead_units:
                 _check_any_answered([outcome.row for outcome in outcomes])
-            with ShardWriter(scratch, unit.id, self._config.encode_format, kept.schema) as writer:
-                for outcome, columns in zip(outcomes, kept.to_pylist() if kept.num_columns else [{}] * unit.rows, strict=True):
-                    carried = nothing_of(kept.schema) if outcome.row.reason == FORGOTTEN else columns
+            with ImageShardWriter(scratch, unit.id, self._config.encode_format, kept.schema) as writer:
+                for outcome, columns in zip(
+                    outcomes, kept.to_pylist() if kept.num_columns else [{}] * unit.rows, strict=True
+                ):
+                    carried = blank_row(kept.schema) if outcome.row.reason == FORGOTTEN else columns
                     writer.write(outcome.row, _read(spool, outcome.place), carried)
-        facts = {"bytes_fetched": sum(outcome.fetched for outcome in outcomes), "seconds": round(time.monotonic() - start, 3)}
+        facts = {
+            "bytes_fetched": sum(outcome.fetched for outcome in outcomes),
+            "seconds": round(time.monotonic() - start, 3),
+        }
         ledger = _ledger([outcome.row for outcome in outcomes])
         return UnitOutput(shard_files(unit.id), ledger, facts)
 
@@ -113,7 +120,9 @@ class Worker:
             self._base_url = f"{server}/"
             yield
 
-    async def _fetch_all(self, rows: pa.Table, first: int, prepare: ImagePreparer, spool: IO[bytes]) -> list[_Outcome]:
+    async def _fetch_all(
+        self, rows: pa.Table, first: int, prepare: ImagePreparer, spool: IO[bytes]
+    ) -> list[_Outcome]:
         """Fetch and resize all rows; memory holds the bodies of the requests under way, the spool what came of them."""
         inputs = list(zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True))
         outcomes: list[_Outcome | None] = [None] * len(inputs)
@@ -129,7 +138,7 @@ class Worker:
                     for index in waiting:
                         url, caption = inputs[index]
                         row = ShardRow(url, caption, sample_key(self._corpus, first + index), SUCCESS)
-                        outcomes[index] = await self._one(fetcher, resize, row, spool)
+                        outcomes[index] = await self._process_row(fetcher, resize, row, spool)
 
                 for _ in range(min(self._config.concurrency, len(inputs))):
                     group.create_task(drain())
@@ -137,7 +146,9 @@ class Worker:
         assert len(done) == len(inputs), "a row without an outcome"
         return done
 
-    async def _one(self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]) -> _Outcome:
+    async def _process_row(
+        self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]
+    ) -> _Outcome:
         if self._tombstones.match(row.sample_key, row.url):
             return _Outcome(_forgotten(row.sample_key), None, 0)
         if row.url is None or not row.url.strip():
@@ -148,7 +159,11 @@ class Worker:
         prepared = await resize(fetched.body)
         row = row._replace(sha256=hashlib.sha256(fetched.body).hexdigest())
         if isinstance(prepared, Rejected):
-            detail = f"{prepared.detail}; {fetched.content_type}" if prepared.reason == ImageReason.NOT_AN_IMAGE else prepared.detail
+            detail = (
+                f"{prepared.detail}; {fetched.content_type}"
+                if prepared.reason == ImageReason.NOT_AN_IMAGE
+                else prepared.detail
+            )
             return _Outcome(_failed(row, FAILED_TO_RESIZE, prepared.reason, detail), None, len(fetched.body))
         offset = spool.tell()
         spool.write(prepared.image)
@@ -159,11 +174,13 @@ class Worker:
         assert isinstance(self._source, ShardsSource)
         return find_shards(self._source.folder)
 
-    def _adopt(self, unit: Unit, scratch: Path) -> UnitOutput:
+    def _take_over(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Take an existing shard over as it is, once its tar has all images that its table promises."""
         assert isinstance(self._source, ShardsSource)
         start, shard, store = time.monotonic(), self._shards[int(unit.id)], Store(self._source.folder)
-        tar, parquet = (store.local_copy(f"{shard.name}.{suffix}", scratch / "source") for suffix in ("tar", "parquet"))
+        tar, parquet = (
+            store.local_copy(f"{shard.name}.{suffix}", scratch / "source") for suffix in ("tar", "parquet")
+        )
         names = shard_files(unit.id)
         # Not a copy: what commits this unit reads through the link.
         (scratch / names[0]).symlink_to(tar.resolve())
@@ -171,7 +188,10 @@ class Worker:
         keys = [sample_key(self._corpus, shard.first_row + row) for row in range(table.num_rows)]
         with ImageShard(tar, parquet, self._corpus, shard.first_row) as images:
             damaged = self._damaged(images)
-        rows = [_adopted(row, key, damaged.get(row["key"])) for row, key in zip(table.to_pylist(), keys, strict=True)]
+        rows = [
+            _adopted(row, key, damaged.get(row["key"]))
+            for row, key in zip(table.to_pylist(), keys, strict=True)
+        ]
         for name in ("caption", "status", "error_message", "sample_key", "reason"):
             field = ShardRow._fields.index(name)
             column = pa.array([row[field] for row in rows], _type_of(name))
@@ -179,9 +199,11 @@ class Worker:
             table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
         write_metadata(scratch, unit.id, table)
         urls = [row.url for row in rows]
-        if gone := frozenset(key for key, url in zip(keys, urls, strict=True) if self._tombstones.match(key, url)):
+        if gone := frozenset(
+            key for key, url in zip(keys, urls, strict=True) if self._tombstones.match(key, url)
+        ):
             (scratch / names[0]).unlink()
-            drop_images(tar, table, gone, scratch, unit.id)
+            drop_samples(tar, table, gone, scratch, unit.id)
             rows = [_forgotten(row.sample_key) if row.sample_key in gone else row for row in rows]
         facts = {"bytes_fetched": tar.stat().st_size, "seconds": round(time.monotonic() - start, 3)}
         return UnitOutput(names, _ledger(rows), facts)
@@ -210,10 +232,20 @@ def _type_of(name: str) -> pa.DataType:
 
 
 def _adopted(source: dict[str, Any], key: bytes, damage: Rejected | None) -> ShardRow:
-    row = ShardRow(source.get("url"), source.get("caption") or "", key, source["status"], error_message=source.get("error_message"))
+    row = ShardRow(
+        source.get("url"),
+        source.get("caption") or "",
+        key,
+        source["status"],
+        error_message=source.get("error_message"),
+    )
     if damage:
         return _failed(row, FAILED_TO_RESIZE, damage.reason, damage.detail)
-    return row if row.status == SUCCESS else _failed(row, row.status, ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
+    return (
+        row
+        if row.status == SUCCESS
+        else _failed(row, row.status, ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
+    )
 
 
 def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
@@ -242,4 +274,6 @@ def _ledger(rows: Sequence[ShardRow]) -> pa.Table:
 def _verdict(row: ShardRow) -> tuple[Status, str, str]:
     if row.reason == FORGOTTEN:
         return Status.FORGOTTEN, "", ""
-    return (Status.OK, "", "") if row.status == SUCCESS else (Status.FAILED, row.reason, row.error_message or "")
+    return (
+        (Status.OK, "", "") if row.status == SUCCESS else (Status.FAILED, row.reason, row.error_message or "")
+    )

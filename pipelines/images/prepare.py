@@ -54,7 +54,9 @@ class ImagePreparer:
     """Checks and resizes; one image at a time per process, since the resizer redirects the process's output."""
 
     def __init__(self, config: DownloadConfig) -> None:
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Read on import, which else asks a server for the latest version.
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = (
+            "1"  # Read on import, which else asks a server for the latest version.
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from img2dataset.resizer import Resizer  # noqa: PLC0415  (takes seconds)
@@ -82,7 +84,9 @@ class ImagePreparer:
 
 def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
     """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not."""
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, one per process: the recipe's max_pixels takes its place
+    Image.MAX_IMAGE_PIXELS = (
+        None  # Pillow's own limit, one per process: the recipe's max_pixels takes its place
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, on odd metadata, which is left behind here.
@@ -96,14 +100,22 @@ def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         # Pillow has no class of its own for an early end, and does not tell it from damage in WebP, whose head has the length.
         short_riff = body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + 8
-        cut = short_riff or isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "unexpected end"))
+        cut = (
+            short_riff
+            or isinstance(error, EOFError)
+            or any(word in text.lower() for word in ("truncated", "unexpected end"))
+        )
         return Rejected(ImageReason.TRUNCATED_IMAGE if cut else ImageReason.BROKEN_IMAGE, text)
 
 
 def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | None:
     pixels = width * height
     shorter, longer = sorted((width, height))
-    enlarged = config.resize_mode in {"keep_ratio", "center_crop"} and not config.resize_only_if_bigger and shorter < config.image_size
+    enlarged = (
+        config.resize_mode in {"keep_ratio", "center_crop"}
+        and not config.resize_only_if_bigger
+        and shorter < config.image_size
+    )
     if enlarged and shorter:
         # A line one pixel wide grows to image_size before it is cropped.
         pixels = max(pixels, config.image_size**2 * longer // shorter)

@@ -19,7 +19,7 @@ from dualtoken.pipelines.images.shards import ImageShard
 Item = TypeVar("Item")
 
 
-def open_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
+def open_image_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
     """Open an image shard by name, copied to scratch unless it is local; raises `UserError` where it is gone."""
     tar, parquet = f"{shard}.tar", f"{shard}.parquet"
     with finished_files(store, tar, parquet):
@@ -33,7 +33,7 @@ def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:
     return corpus == recipe.heldout.corpus
 
 
-class KeptRow(NamedTuple):
+class KeptSample(NamedTuple):
     """One sample that the filter kept."""
 
     row: int
@@ -41,22 +41,22 @@ class KeptRow(NamedTuple):
     key: bytes
 
 
-def kept_rows(shard: ImageShard, decision: pa.Table) -> list[KeptRow]:
+def kept_samples(shard: ImageShard, decision: pa.Table) -> list[KeptSample]:
     """Match a decision's kept keys to the rows of an image shard, in the shard's order."""
     kept = set(decision.filter(decision["keep"])["key"].to_pylist())
-    rows = [KeptRow(row, key) for row, key in enumerate(shard.keys) if key in kept]
+    rows = [KeptSample(row, key) for row, key in enumerate(shard.keys) if key in kept]
     assert len(rows) == len(kept), "the decision names samples that the shard lacks"
     return rows
 
 
-def decode(data: bytes) -> Image.Image:
+def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image to RGB, transparency over white; raises OSError or ValueError when it is damaged."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return opaque(image)
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Cut a list into pieces of at most `size`."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

@@ -13,7 +13,11 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_NOUNS = ("a {size} {colour} {shape}", "a {size} {shape} that is {colour}", "a {colour} {shape} that is {size}")
+_NOUNS = (
+    "a {size} {colour} {shape}",
+    "a {size} {shape} that is {colour}",
+    "a {colour} {shape} that is {size}",
+)
 _PLACES = ("at the {quadrant}", "in the {quadrant}", "in the {quadrant} corner")
 _SENTENCES = (
     "{a} {in_a} and {b} {in_b}",
@@ -84,7 +88,10 @@ def compose(objects: Sequence[Described], wording: int) -> str:
         return canonical_phrase(objects)
     place, sentence = choices.among(_PLACES), choices.among(_SENTENCES)
     # Half of the nouns have the plain form, so that the longer ones stay the exception.
-    nouns = [_noun(thing, _NOUNS[max(0, choices.below(6) - 3)], choices.among(_SIZE_WORDS[thing.size])) for thing in objects]
+    nouns = [
+        _noun(thing, _NOUNS[max(0, choices.below(6) - 3)], choices.among(_SIZE_WORDS[thing.size]))
+        for thing in objects
+    ]
     in_a, in_b = (place.format(quadrant=thing.quadrant) for thing in objects)
     return sentence.format(a=nouns[0], b=nouns[1], in_a=in_a, in_b=in_b)
 
@@ -100,7 +107,10 @@ def questions_about(objects: Sequence[Described], num_dots: int, wording: int) -
         ]
     names = [_noun(thing, "{size} {colour} {shape}", thing.size) for thing in objects]
     if names[0] != names[1]:
-        pairs += [("place", f"where is the {name}", thing.quadrant) for name, thing in zip(names, objects, strict=True)]
+        pairs += [
+            ("place", f"where is the {name}", thing.quadrant)
+            for name, thing in zip(names, objects, strict=True)
+        ]
     choices = _Choices(wording)
     for values, asked, seen in (
         (COLOURS, "how many {} objects are there", [thing.colour for thing in objects]),

@@ -172,7 +172,8 @@ def _dots(draws: _Draws, objects: Sequence[SceneObject]) -> tuple[Dot, ...]:
         free = [
             (x, y)
             for x, y in free
-            if abs(2 * x + _CELL - 2 * thing.x) > 2 * reach + _CELL or abs(2 * y + _CELL - 2 * thing.y) > 2 * reach + _CELL
+            if abs(2 * x + _CELL - 2 * thing.x) > 2 * reach + _CELL
+            or abs(2 * y + _CELL - 2 * thing.y) > 2 * reach + _CELL
         ]
     dots = []
     for _ in range(min(draws.between(MIN_DOTS, MAX_DOTS), len(free))):
@@ -236,8 +237,14 @@ def render(scene: Scene) -> Image.Image:
     first, last = np.array(ground.first, np.int32), np.array(ground.last, np.int32)
     step_x, step_y, origin = ground.stripes
     stripes = wave[(x * step_x + y * step_y + origin) & 255] * ground.amplitude >> 7
-    noise = _Draws("noise", scene.split, scene.seed, scene.index).bytes(IMAGE_SIZE**2).reshape(IMAGE_SIZE, IMAGE_SIZE)
-    image = first + ((last - first) * ramp >> 8) + (stripes + (noise.astype(np.int32) * 17 >> 8) - 8)[..., None]
+    noise = (
+        _Draws("noise", scene.split, scene.seed, scene.index)
+        .bytes(IMAGE_SIZE**2)
+        .reshape(IMAGE_SIZE, IMAGE_SIZE)
+    )
+    image = (
+        first + ((last - first) * ramp >> 8) + (stripes + (noise.astype(np.int32) * 17 >> 8) - 8)[..., None]
+    )
     for thing in scene.objects:
         mask, reach = _mask(thing.shape, thing.radius), thing.radius + 1
         window = image[thing.y - reach : thing.y + reach + 1, thing.x - reach : thing.x + reach + 1]

@@ -63,7 +63,7 @@ class ShardRow(NamedTuple):
     sha256: str | None = None
 
 
-class ShardWriter:
+class ImageShardWriter:
     """Writes one shard's three files; rows come in their source's order, and memory holds one image at a time."""
 
     def __init__(self, folder: Path, shard: str, suffix: str, kept: pa.Schema | None = None) -> None:
@@ -82,14 +82,25 @@ class ShardWriter:
 
     def write(self, row: ShardRow, image: bytes | None, kept: Mapping[str, Any] | None = None) -> None:
         """Add a row, with its encoded image where the status is success."""
-        assert (image is not None) == (row.status == SUCCESS), f"{row.status} with {'an' if image else 'no'} image"
+        assert (image is not None) == (row.status == SUCCESS), (
+            f"{row.status} with {'an' if image else 'no'} image"
+        )
         meta = {**row._asdict(), "key": f"{self._shard}{len(self._rows):04d}", **(kept or {})}
         self._rows.append(meta)
         if image is not None:
             text = json.dumps(meta | {"sample_key": row.sample_key.hex()}, indent=4, default=str)
-            self._tar.write({"__key__": meta["key"], self._suffix: image, "txt": row.caption.encode(), "json": text.encode()})
+            self._tar.write(
+                {
+                    "__key__": meta["key"],
+                    self._suffix: image,
+                    "txt": row.caption.encode(),
+                    "json": text.encode(),
+                }
+            )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the tar; write the table and the statistics, unless the block raised."""
         with self._stream:
             self._tar.close()
@@ -131,11 +142,15 @@ class ImageShard:
         places, table = index_tar(tar), read_metadata(parquet)
         if "sample_key" not in table.column_names:
             assert corpus is not None, f"{parquet} has no sample keys: name the corpus"
-            table = table.append_column(SHARD_SCHEMA.field("sample_key"), _keys(corpus, first_row, table.num_rows))
+            table = table.append_column(
+                SHARD_SCHEMA.field("sample_key"), _keys(corpus, first_row, table.num_rows)
+            )
         names, statuses = table["key"].to_pylist(), table["status"].to_pylist()
         rows = [row for row, status in enumerate(statuses) if status == SUCCESS]
         if missing := [names[row] for row in rows if names[row] not in places]:
-            raise UserError(f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: it is cut short; fetch it again")
+            raise UserError(
+                f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: it is cut short; fetch it again"
+            )
         rows.sort(key=lambda row: places[names[row]].offset)
         self.metadata = table.take(pa.array(rows, pa.int64()))
         """The rows of the parquet file that have an image, in the tar's order."""
@@ -174,7 +189,10 @@ class ImageShard:
         """(width, height) as fetched, in pixels, by row; as stored where the file does not say."""
         widths = zip(self._column("original_width"), self._column("width"), strict=True)
         heights = zip(self._column("original_height"), self._column("height"), strict=True)
-        return [(one or other or 0, two or another or 0) for (one, other), (two, another) in zip(widths, heights, strict=True)]
+        return [
+            (one or other or 0, two or another or 0)
+            for (one, other), (two, another) in zip(widths, heights, strict=True)
+        ]
 
     def _column(self, name: str) -> list[Any]:
         return self.metadata[name].to_pylist() if name in self.metadata.column_names else [None] * len(self)
@@ -188,7 +206,7 @@ class ImageShard:
         return data
 
 
-class Place(NamedTuple):
+class TarMember(NamedTuple):
     """Where an image's bytes are in a tar."""
 
     offset: int
@@ -201,15 +219,15 @@ def member_key(name: str) -> str:
     return str(path.parent / path.name.partition(".")[0])
 
 
-def index_tar(path: Path) -> dict[str, Place]:
+def index_tar(path: Path) -> dict[str, TarMember]:
     """Map the keys of a tar's images to their places, from its headers; raises `UserError` where it is damaged."""
-    places: dict[str, Place] = {}
+    places: dict[str, TarMember] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 suffix = PurePosixPath(member.name).name.partition(".")[2]
                 if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
-                    places[member_key(member.name)] = Place(member.offset_data, member.size)
+                    places[member_key(member.name)] = TarMember(member.offset_data, member.size)
     except tarfile.TarError as error:
         raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
     return places
@@ -220,12 +238,18 @@ def read_metadata(path: Path) -> pa.Table:
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it again") from error
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it again"
+        ) from error
     for name in ("key", "status"):
         if name not in table.column_names:
-            raise UserError(f"{path} has no column {name!r}, so it is not img2dataset's: give a folder that img2dataset wrote")
+            raise UserError(
+                f"{path} has no column {name!r}, so it is not img2dataset's: give a folder that img2dataset wrote"
+            )
     if unknown := set(table["status"].to_pylist()) - set(STATUSES):
-        raise UserError(f"{path} has the status {min(map(str, unknown))!r}: give a folder that img2dataset wrote")
+        raise UserError(
+            f"{path} has the status {min(map(str, unknown))!r}: give a folder that img2dataset wrote"
+        )
     return table
 
 
@@ -255,11 +279,15 @@ def find_shards(folder: str) -> list[SourceShard]:
     files = {name for name, _ in store.files()}
     names = numbered(files)
     if not names:
-        raise UserError(f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset")
+        raise UserError(
+            f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset"
+        )
     shards, first = [], 0
     for name in names:
         if f"{name}.tar" not in files:
-            raise UserError(f"folder={folder!r} has {name}.parquet but no {name}.tar: fetch it again, or take the parquet file away")
+            raise UserError(
+                f"folder={folder!r} has {name}.parquet but no {name}.tar: fetch it again, or take the parquet file away"
+            )
         with store.fs.open(store.path(f"{name}.parquet"), "rb") as file:
             rows = pq.ParquetFile(file).metadata.num_rows
         shards.append(SourceShard(name, first, rows))

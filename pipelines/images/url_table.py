@@ -54,7 +54,9 @@ class UrlTable:
         self._url, self._caption = url_column, caption_column
         for file in self._files:
             if not file.lower().endswith(SUFFIXES):
-                raise UserError(f"{keys}table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file")
+                raise UserError(
+                    f"{keys}table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file"
+                )
         # url and caption under other names would be hidden by ours too.
         if taken := [name for name in self._keep if name in SHARD_COLUMNS]:
             raise UserError(
@@ -109,13 +111,17 @@ class UrlTable:
             return pq.ParquetFile(stream).read_row_group(part.group, columns=list(self._columns))
 
     def _read_csv(self, file: str) -> pa.Table:
-        parse = csv.ParseOptions(delimiter="\t" if file.lower().endswith(".tsv") else ",", newlines_in_values=True)
+        parse = csv.ParseOptions(
+            delimiter="\t" if file.lower().endswith(".tsv") else ",", newlines_in_values=True
+        )
         # One thread: where a file breaks off, others may still read as the process ends, which aborts it.
         read = csv.ReadOptions(use_threads=False)
         with self._reading(file) as stream:
             self._check_columns(file, csv.open_csv(stream, read, parse).schema.names)
         # All as strings: a guessed type would depend on the rows that happen to be there.
-        kinds = csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string()), include_columns=list(self._columns))
+        kinds = csv.ConvertOptions(
+            column_types=dict.fromkeys(self._columns, pa.string()), include_columns=list(self._columns)
+        )
         with self._reading(file) as stream:
             return csv.read_csv(stream, read, parse, kinds)
 
@@ -126,15 +132,21 @@ class UrlTable:
             fs, path = fsspec.url_to_fs(file)
             stream = fs.open(path, "rb")
         except FileNotFoundError:
-            raise UserError(f"{self._keys}table={file!r} is not there: set it to a .parquet, .csv or .tsv file") from None
+            raise UserError(
+                f"{self._keys}table={file!r} is not there: set it to a .parquet, .csv or .tsv file"
+            ) from None
         except (ValueError, ImportError) as error:
-            raise UserError(f"{self._keys}table={file!r}: {error}; set it to a path or a URL that fsspec knows") from error
+            raise UserError(
+                f"{self._keys}table={file!r}: {error}; set it to a path or a URL that fsspec knows"
+            ) from error
         with stream:
             try:
                 yield stream
             except pa.ArrowInvalid as error:
                 reason = " ".join(str(error).split())[:300]
-                raise UserError(f"{self._keys}table={file!r} cannot be read: {reason}; give a sound file") from error
+                raise UserError(
+                    f"{self._keys}table={file!r} cannot be read: {reason}; give a sound file"
+                ) from error
 
     def _read_empty(self) -> pa.Table:
         return pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
@@ -144,10 +156,16 @@ class UrlTable:
         return tuple(dict.fromkeys((self._url, self._caption, *self._keep)))
 
     def _check_columns(self, file: str, found: Sequence[str]) -> None:
-        for key, name in (("url_column", self._url), ("caption_column", self._caption), *(("keep_columns", name) for name in self._keep)):
+        for key, name in (
+            ("url_column", self._url),
+            ("caption_column", self._caption),
+            *(("keep_columns", name) for name in self._keep),
+        ):
             if name not in found:
                 shown = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
-                raise UserError(f"{self._keys}{key}={name!r} is no column of {file}, which has {shown}: set it to one of them")
+                raise UserError(
+                    f"{self._keys}{key}={name!r} is no column of {file}, which has {shown}: set it to one of them"
+                )
 
     def _named(self, file: str, table: pa.Table) -> pa.Table:
         texts = []
@@ -155,9 +173,14 @@ class UrlTable:
             kind = table.schema.field(name).type
             value = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (
-                pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value) or pa.types.is_null(value)
+                pa.types.is_string(value)
+                or pa.types.is_large_string(value)
+                or pa.types.is_string_view(value)
+                or pa.types.is_null(value)
             ):
-                raise UserError(f"{self._keys}{key}={name!r} of {file} is of type {kind}: set it to a column of text")
+                raise UserError(
+                    f"{self._keys}{key}={name!r} of {file} is of type {kind}: set it to a column of text"
+                )
             texts.append(table[name].cast(pa.string()))
         named = pa.table({"url": texts[0], "caption": pc.fill_null(texts[1], pa.scalar(""))})
         for name in self._keep:
@@ -174,7 +197,9 @@ def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTabl
     source = recipe.corpora[corpus].source
     if isinstance(source, UrlsSource):
         keys = f"corpora.{corpus}.source."
-        return UrlTable([source.table], source.url_column, source.caption_column, source.keep_columns, keys=keys)
+        return UrlTable(
+            [source.table], source.url_column, source.caption_column, source.keep_columns, keys=keys
+        )
     assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
     assert scenes_folder is not None, f"{corpus} needs its scenes"
     store = Store(scenes_folder)
@@ -187,7 +212,9 @@ def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
     source, size = recipe.corpora[corpus].source, recipe.download.rows_per_shard
     if isinstance(source, ShardsSource):
         return [shard.rows for shard in find_shards(source.folder)]
-    total = source.num_images if isinstance(source, ScenesSource) else url_table(recipe, corpus, None).num_rows
+    total = (
+        source.num_images if isinstance(source, ScenesSource) else url_table(recipe, corpus, None).num_rows
+    )
     return [min(size, total - first) for first in range(0, total, size)]
 
 
@@ -201,7 +228,9 @@ def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
         identity["content"] = _content(source.table, f"corpora.{corpus}.source.")
     if isinstance(source, ShardsSource):
         store = Store(source.folder)
-        identity["files"] = {name: size for name, size in store.files() if name.endswith((".tar", ".parquet"))}
+        identity["files"] = {
+            name: size for name, size in store.files() if name.endswith((".tar", ".parquet"))
+        }
     return identity
 
 
@@ -215,7 +244,10 @@ def _content(table: str, keys: str) -> dict[str, Any]:
         stat = Path(store.path(name)).stat()
         return {"sha256": _sha256(store.path(name), stat.st_mtime_ns, stat.st_size)}
     info = store.fs.info(store.path(name))
-    return {"bytes": int(info["size"]), "checksum": str(info.get("ETag") or store.fs.checksum(store.path(name)))}
+    return {
+        "bytes": int(info["size"]),
+        "checksum": str(info.get("ETag") or store.fs.checksum(store.path(name))),
+    }
 
 
 @lru_cache(maxsize=64)  # a run plans often, and a table may be large

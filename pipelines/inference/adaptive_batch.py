@@ -14,11 +14,16 @@ from torch import Tensor
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import StreamCodes
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 """What PyTorch says where it has no class of its own, in lower case: the driver, its allocator of a CPU's memory, cuBLAS and cuDNN."""
 
 
-class NoRoomForOneImageError(UserError):
+class ImageTooLargeError(UserError):
     """Not even a single image fits into the device's memory."""
 
 
@@ -30,7 +35,7 @@ class Encoder(Protocol):
         ...
 
 
-class HalvingEncoder:
+class AdaptiveBatchEncoder:
     """An encoder whose batches shrink until they fit, and stay as small as they had to become until `begin` is called."""
 
     def __init__(self, encoder: Encoder, batch_size: int) -> None:
@@ -45,7 +50,7 @@ class HalvingEncoder:
     def encode(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
         """Return the codes of any number of images, encoded in batches.
 
-        Raises `NoRoomForOneImageError` where one image alone does not fit.
+        Raises `ImageTooLargeError` where one image alone does not fit.
         """
         parts: list[StreamCodes] = []
         first = 0
@@ -55,13 +60,17 @@ class HalvingEncoder:
                 parts.append(codes)
                 first += len(batch)
             elif len(batch) == 1:
-                raise NoRoomForOneImageError(
+                raise ImageTooLargeError(
                     f"pretokenize.batch_size={self._largest}: one image of {tuple(levels.shape[2:])} pixels alone does not fit into "
                     "the memory that is free: give the worker more, or use a smaller tokenizer"
                 )
             else:
                 self.batch_size = len(batch) // 2
-        return parts[0] if len(parts) == 1 else StreamCodes(*(np.concatenate(ids) for ids in zip(*parts, strict=True)))
+        return (
+            parts[0]
+            if len(parts) == 1
+            else StreamCodes(*(np.concatenate(ids) for ids in zip(*parts, strict=True)))
+        )
 
     def _attempt(self, batch: UInt8[Tensor, "B 3 S S"]) -> StreamCodes | None:
         """Return a batch's codes, or None where memory ran out."""

@@ -18,11 +18,11 @@ from dualtoken.model.precision import forbid_tf32
 from dualtoken.model.tokenizer.dual_tokenizer import Codes, DualTokenizer
 from dualtoken.model.tokenizer.model_card import bits_per_image
 from dualtoken.model.vision.image_files import SUFFIXES, ImageFileError, find_images, open_image
-from dualtoken.pipelines.core.messages import counted
+from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.errors import UserError
 
 CODES_FORMAT, CODES_VERSION = "dualtoken-codes", 1
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Done(NamedTuple):
@@ -49,7 +49,9 @@ def open_model(name: str) -> Model:
     forbid_tf32()
     try:
         folder = find_folder(name)
-        return Model(folder, DualTokenizer.from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu"))
+        return Model(
+            folder, DualTokenizer.from_pretrained(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        )
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
 
@@ -57,7 +59,7 @@ def open_model(name: str) -> Model:
 class _Pictures:
     """Reads files one batch at a time, and counts those that give no picture."""
 
-    def __init__(self, model: Model, paths: Sequence[str], complain: Say) -> None:
+    def __init__(self, model: Model, paths: Sequence[str], complain: PrintLine) -> None:
         self._network, self._paths, self._complain, self.bad = model.network, paths, complain, 0
 
     def batches(self, size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
@@ -78,7 +80,9 @@ class _Pictures:
                 self._complain(str(problem))
 
 
-def tokenize_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, complain: Say) -> Done:
+def tokenize_files(
+    model: Model, paths: Sequence[str], out: Path, batch_size: int, complain: PrintLine
+) -> Done:
     """Write both streams' codes of image files into one safetensors file, as uint16 (B, H, W, D), names in its metadata."""
     pictures, names = _Pictures(model, paths, complain), []
     streams: dict[str, list[torch.Tensor]] = {"semantic": [], "pixel": []}
@@ -87,7 +91,11 @@ def tokenize_files(model: Model, paths: Sequence[str], out: Path, batch_size: in
         for stream, ids in model.encode(levels)._asdict().items():
             streams[stream].append(ids.to(torch.uint16).cpu())
     if names:
-        write_safetensors({stream: torch.cat(parts) for stream, parts in streams.items()}, out, {"dualtoken": _said(model, names)})
+        write_safetensors(
+            {stream: torch.cat(parts) for stream, parts in streams.items()},
+            out,
+            {"dualtoken": _said(model, names)},
+        )
     return Done(len(names), pictures.bad)
 
 
@@ -98,7 +106,9 @@ def _said(model: Model, names: list[str]) -> str:
     return json.dumps(said | {"transform": transform, "names": names})
 
 
-def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size: int, say: Say, complain: Say) -> Done:
+def reconstruct_files(
+    model: Model, paths: Sequence[str], out: Path, batch_size: int, print_line: PrintLine, complain: PrintLine
+) -> Done:
     """Write a PNG per image file, what the tokenizer sees beside what its pixel codes say, and tell each one's PSNR."""
     pictures, ratios, taken = _Pictures(model, paths, complain), [], set()
     out.mkdir(parents=True, exist_ok=True)
@@ -108,12 +118,14 @@ def reconstruct_files(model: Model, paths: Sequence[str], out: Path, batch_size:
         for name, pair, ratio in zip(names, both, psnr(shown, seen).reshape(-1).tolist(), strict=True):
             file = out / _png_name(name, taken)
             Image.fromarray(pair).save(file)
-            say(f"{name}: {ratio:.2f} dB, {file}")
+            print_line(f"{name}: {ratio:.2f} dB, {file}")
             ratios.append(ratio)
     if ratios:
         config = model.network.config
         bits = bits_per_image(config.pixel, config.grid_size) / config.image_size**2
-        say(f"{counted(len(ratios), 'image')}, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits of pixel codes per pixel, in {out}")
+        print_line(
+            f"{pluralized(len(ratios), 'image')}, mean PSNR {np.mean(ratios):.2f} dB at {bits:.4f} bits of pixel codes per pixel, in {out}"
+        )
     return Done(len(ratios), pictures.bad)
 
 
@@ -129,7 +141,9 @@ def _png_name(name: str, taken: set[str]) -> str:
     return chosen
 
 
-def _batched(items: Iterator[tuple[str, torch.Tensor]], size: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+def _batched(
+    items: Iterator[tuple[str, torch.Tensor]], size: int
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
     batch = []
     for item in items:
         batch.append(item)

@@ -20,7 +20,7 @@ from torch import Tensor
 from dualtoken.model.vision.transform import Transform
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.images.crops import Crop, views
-from dualtoken.pipelines.images.samples import KeptRow, batches, decode
+from dualtoken.pipelines.images.samples import KeptSample, batched, decode_rgb
 from dualtoken.pipelines.images.shards import ImageShard
 
 Result = TypeVar("Result")
@@ -39,14 +39,14 @@ class Undecodable(NamedTuple):
 class ImageBatch(NamedTuple):
     """Samples as the network sees them."""
 
-    rows: Sequence[KeptRow]
+    rows: Sequence[KeptSample]
     levels: UInt8[Tensor, "N 3 S S"]
     """All variants of a sample side by side; black where the sample could not be decoded, so that no other one's place changes."""
     found: list[tuple[Crop, ...] | Undecodable]
     """By sample, the crops in order of variant."""
 
 
-class PixelRoom:
+class PixelBudget:
     """Lets threads decode together while there is room for their images; one larger than all of it waits until it is alone."""
 
     def __init__(self, pixels: int) -> None:
@@ -74,14 +74,14 @@ class ImageStream:
     def __init__(self, config: PretokenizeConfig, transform: Transform, *, beside_gpu: bool) -> None:
         self._config, self._transform, self._pinned = config, transform, beside_gpu
         self._threads = config.threads(beside_gpu=beside_gpu)
-        self._room = PixelRoom(PIXELS_AT_ONCE)
+        self._room = PixelBudget(PIXELS_AT_ONCE)
 
-    def batches(self, shard: ImageShard, rows: Sequence[KeptRow]) -> Generator[ImageBatch]:
+    def batches(self, shard: ImageShard, rows: Sequence[KeptSample]) -> Generator[ImageBatch]:
         """Yield the rows in order; an error of reading the shard is raised, a damaged image is `Undecodable`."""
         pool = ThreadPoolExecutor(self._threads, "decode") if self._threads else _InTurn()
         waiting: deque[_Filling] = deque()
         try:
-            for part in batches(rows, max(1, self._config.batch_size // self._config.num_variants)):
+            for part in batched(rows, max(1, self._config.batch_size // self._config.num_variants)):
                 waiting.append(self._begin(pool, shard, part))
                 if len(waiting) > (BATCHES_AHEAD if self._threads else 0):
                     yield waiting.popleft().batch()
@@ -90,12 +90,18 @@ class ImageStream:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _begin(self, pool: Executor, shard: ImageShard, rows: Sequence[KeptRow]) -> "_Filling":
+    def _begin(self, pool: Executor, shard: ImageShard, rows: Sequence[KeptSample]) -> "_Filling":
         size, variants = self._transform.image_size, self._config.num_variants
         levels = torch.empty((len(rows), variants, 3, size, size), dtype=torch.uint8, pin_memory=self._pinned)
-        return _Filling(rows, levels, [pool.submit(self._fill, shard, row, places) for row, places in zip(rows, levels, strict=True)])
+        return _Filling(
+            rows,
+            levels,
+            [pool.submit(self._fill, shard, row, places) for row, places in zip(rows, levels, strict=True)],
+        )
 
-    def _fill(self, shard: ImageShard, row: KeptRow, places: UInt8[Tensor, "V 3 S S"]) -> tuple[Crop, ...] | Undecodable:
+    def _fill(
+        self, shard: ImageShard, row: KeptSample, places: UInt8[Tensor, "V 3 S S"]
+    ) -> tuple[Crop, ...] | Undecodable:
         data = shard.image(row.row)
         with self._room.taken(_pixels(data)):
             picture = _decode(data)
@@ -123,7 +129,7 @@ class _InTurn(Executor):
 class _Filling(NamedTuple):
     """A batch whose samples are being decoded."""
 
-    rows: Sequence[KeptRow]
+    rows: Sequence[KeptSample]
     levels: UInt8[Tensor, "B V 3 S S"]
     parts: "list[Future[tuple[Crop, ...] | Undecodable]]"
 
@@ -142,7 +148,7 @@ def _pixels(data: bytes) -> int:
 
 def _decode(data: bytes) -> Image.Image | Undecodable:
     try:
-        return decode(data)
+        return decode_rgb(data)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  (a decoder of damaged bytes may raise anything; it is this row's reason)

@@ -21,7 +21,7 @@ from dualtoken.pipelines.errors import UserError
 Array = np.ndarray[Any, Any]
 
 
-def any_device() -> torch.device:
+def best_device() -> torch.device:
     """Return a GPU where there is one, else the CPU: for what is looked at or compared, not stored."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -34,18 +34,24 @@ def stage_device(job: StageJob) -> torch.device:
     if not job.gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: run where there is one, or change it")
+        raise UserError(
+            f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: run where there is one, or change it"
+        )
     return torch.device("cuda")
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
     """Return what may round in its own way, for a receipt: the GPU's or the CPU's kind, and PyTorch's version."""
     cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    name = (
+        torch.cuda.get_device_name(device)
+        if cuda
+        else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    )
     return {"device": name, "torch": str(torch.__version__)}
 
 
-def use_threads(count: int) -> None:
+def set_num_threads(count: int) -> None:
     """Fix the number of CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
     torch.set_num_threads(count)
 
@@ -57,7 +63,7 @@ class StreamCodes(NamedTuple):
     pixel: Array
 
 
-class OpenTeacher:
+class TeacherRunner:
     """A teacher that looks at pictures."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -81,7 +87,9 @@ class OpenTeacher:
         """Return the cosine of each picture with its caption."""
         return (self.images(pictures) * self.texts(captions)).sum(dim=1).tolist()
 
-    def targets(self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int) -> dict[str, Array]:
+    def targets(
+        self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int
+    ) -> dict[str, Array]:
         """Return what the targets stage stores of each picture; `block` is the tokenizer's semantic one."""
         said, texts = self._teacher.embed_all(self._levels(pictures), block), self.texts(captions)
         values = {
@@ -97,7 +105,7 @@ class OpenTeacher:
         return to_tensor(pictures, self._teacher.image_size).to(self._device)
 
 
-class OpenTokenizer:
+class TokenizerRunner:
     """A trained tokenizer that looks at pictures; `precision` is that of encoding, less the code search, which is always float32."""
 
     def __init__(self, folder: Path, device: torch.device, precision: Precision = "float32") -> None:
@@ -124,26 +132,34 @@ class OpenTokenizer:
 
     def decode(self, pixel: Array) -> Tensor:
         """Return the images that pixel codes (B, H, W, D) say, as uint8 levels (B, 3, S, S)."""
-        return self.network.transform.to_uint8(self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self.device)))
+        return self.network.transform.to_uint8(
+            self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self.device))
+        )
 
     def embed(self, semantic: Array) -> Tensor:
         """Return the pooled features that semantic codes (B, H, W, D) say, (B, W)."""
-        return self.network.semantic_features(torch.from_numpy(semantic.astype(np.int64)).to(self.device)).pooled
+        return self.network.semantic_features(
+            torch.from_numpy(semantic.astype(np.int64)).to(self.device)
+        ).pooled
 
     def levels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
         return self.network.transform.levels(pictures).to(self.device)
 
 
-def open_teacher(job: StageJob) -> OpenTeacher:
+def open_teacher(job: StageJob) -> TeacherRunner:
     """Open the teacher that a job reads, on one thread."""
-    use_threads(1)
+    set_num_threads(1)
     with scratch_folder() as scratch:
-        return OpenTeacher(job.input("teacher").local_folder(Path(scratch)), stage_device(job))
+        return TeacherRunner(job.input("teacher").local_folder(Path(scratch)), stage_device(job))
 
 
-def open_tokenizer(job: StageJob, device: torch.device | None = None) -> OpenTokenizer:
+def open_tokenizer(job: StageJob, device: torch.device | None = None) -> TokenizerRunner:
     """Open the tokenizer that a job reads, on the device given or else the stage's, to encode as its recipe pretokenizes."""
-    use_threads(1)
+    set_num_threads(1)
     with scratch_folder() as scratch:
-        return OpenTokenizer(job.input("train").local_folder(Path(scratch)), device or stage_device(job), job.recipe.pretokenize.precision)
+        return TokenizerRunner(
+            job.input("train").local_folder(Path(scratch)),
+            device or stage_device(job),
+            job.recipe.pretokenize.precision,
+        )

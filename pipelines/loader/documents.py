@@ -64,7 +64,9 @@ class PackPlan:
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"{name}={share}: give a share from 0 to 1")
         if self.capacity < self.length(0):
-            raise ValueError(f"capacity={self.capacity}: an image takes {self.length(0)} positions with its markers, and is never cut")
+            raise ValueError(
+                f"capacity={self.capacity}: an image takes {self.length(0)} positions with its markers, and is never cut"
+            )
 
     @property
     def image_positions(self) -> int:
@@ -74,7 +76,13 @@ class PackPlan:
 
     def length(self, text: int) -> int:
         """Return the positions of a document with a caption of `text` ids."""
-        return self.image_positions + 2 + text + (self.markers.start is not None) + (self.markers.end is not None)
+        return (
+            self.image_positions
+            + 2
+            + text
+            + (self.markers.start is not None)
+            + (self.markers.end is not None)
+        )
 
     def orders(self, numbers: Rows) -> tuple[Flags, Flags]:
         """Return which samples come image first, and which come without their caption."""
@@ -84,8 +92,15 @@ class PackPlan:
     def identity(self) -> dict[str, Any]:
         """Return what decides which documents share which sequence."""
         ids = np.asarray(self.tokenize(_PROBE), np.int64)
-        own = {name: getattr(self, name) for name in ("capacity", "pool_size", "image_first", "caption_dropout")}
-        return {**self.load.identity(), **own, "markers": asdict(self.markers), "tokenize": hashlib.sha256(ids.tobytes()).hexdigest()[:12]}
+        own = {
+            name: getattr(self, name) for name in ("capacity", "pool_size", "image_first", "caption_dropout")
+        }
+        return {
+            **self.load.identity(),
+            **own,
+            "markers": asdict(self.markers),
+            "tokenize": hashlib.sha256(ids.tobytes()).hexdigest()[:12],
+        }
 
 
 class Layout(NamedTuple):
@@ -101,10 +116,15 @@ class Layout(NamedTuple):
     """(S,) the number of each segment's sample; -1 for padding."""
 
 
-def lay_out(plan: PackPlan, packs: Sequence[Pack], texts: Sequence[Rows], image_first: Flags) -> Layout:
+def lay_out_sequences(
+    plan: PackPlan, packs: Sequence[Pack], texts: Sequence[Rows], image_first: Flags
+) -> Layout:
     """Lay out documents, their texts and orders one after the other; a sequence for each pack."""
     lengths = np.array([document.length for pack in packs for document in pack], np.int64)
-    begins = np.concatenate([_begins(number * plan.capacity, pack) for number, pack in enumerate(packs)] or [np.zeros(0, np.int64)])
+    begins = np.concatenate(
+        [_begins(number * plan.capacity, pack) for number, pack in enumerate(packs)]
+        or [np.zeros(0, np.int64)]
+    )
     words = np.array([len(text) for text in texts], np.int64)
     flat = np.full(len(packs) * plan.capacity, plan.markers.padding, np.int64)
     visual = np.zeros(len(flat), bool)

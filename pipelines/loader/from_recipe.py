@@ -21,9 +21,13 @@ def load_plan(recipe: Recipe) -> LoadPlan:
     folders = [_folder(planner, name) for name in corpora]
     tokenizer = planner.one("train", None).job
     assert tokenizer is not None, "finished tokens have a finished tokenizer"
-    weights = {first: [shares.get(name, 0) for name in corpora] for first, shares in (load.weights or {}).items()}
+    weights = {
+        first: [shares.get(name, 0) for name in corpora] for first, shares in (load.weights or {}).items()
+    }
     return LoadPlan(
-        datasets=tuple(TokenDataset(folder, streams=load.streams, check=load.check, cache=cache) for folder in folders),
+        datasets=tuple(
+            TokenDataset(folder, streams=load.streams, check=load.check, cache=cache) for folder in folders
+        ),
         tokenizer=tokenizer.fingerprint,
         weights=weights or None,
         epochs=tuple(load.epochs.get(name, 0) for name in corpora) if load.epochs else None,

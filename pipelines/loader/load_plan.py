@@ -49,16 +49,25 @@ class LoadPlan:
     def __post_init__(self) -> None:
         self._require_one_kind()
         if self.weights is not None and self.epochs is not None:
-            raise ValueError("weights and epochs are both given: weights make an endless run, epochs a finite one")
-        for name, given in (("epochs", self.epochs), *(("weights", row) for row in (self.weights or {}).values())):
+            raise ValueError(
+                "weights and epochs are both given: weights make an endless run, epochs a finite one"
+            )
+        for name, given in (
+            ("epochs", self.epochs),
+            *(("weights", row) for row in (self.weights or {}).values()),
+        ):
             if given is not None and len(given) != len(self.datasets):
                 raise ValueError(f"{name}={list(given)} for {len(self.datasets)} datasets: give one each")
         if empty := [dataset.url for dataset in self.datasets if not len(dataset)]:
             raise ValueError(f"{empty[0]} has no rows: leave it out")
         if self.shuffle_shards is not None and (self.shuffle_shards < 1 or not self.shuffle):
-            raise ValueError(f"shuffle_shards={self.shuffle_shards}, shuffle={self.shuffle}: give at least 1 shard, and shuffle")
+            raise ValueError(
+                f"shuffle_shards={self.shuffle_shards}, shuffle={self.shuffle}: give at least 1 shard, and shuffle"
+            )
         if self.on_damage == "quarantine" and self.damage_ledger is None:
-            raise ValueError("on_damage=quarantine without damage_ledger: name a file to write lost shards into")
+            raise ValueError(
+                "on_damage=quarantine without damage_ledger: name a file to write lost shards into"
+            )
 
     def _require_one_kind(self) -> None:
         if self.tokenizer is not None:
@@ -72,20 +81,27 @@ class LoadPlan:
                     "a mixture has one tokenizer; pretokenize one of them again"
                 )
             if other.streams != first.streams:
-                raise ValueError(f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike")
+                raise ValueError(
+                    f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike"
+                )
 
     def order(self) -> Mixture:
         """Return the order of the sources."""
         if self.weights is not None:
             return mixture(self.weights, self.seed)
         epochs = self.epochs or (1.0,) * len(self.datasets)
-        return whole_epochs([int(len(dataset) * times) for dataset, times in zip(self.datasets, epochs, strict=True)], self.seed)
+        return whole_epochs(
+            [int(len(dataset) * times) for dataset, times in zip(self.datasets, epochs, strict=True)],
+            self.seed,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what decides which sample has which number."""
         return {
             "datasets": [dataset.fingerprint for dataset in self.datasets],
-            "weights": {str(first): list(row) for first, row in self.weights.items()} if self.weights else None,
+            "weights": {str(first): list(row) for first, row in self.weights.items()}
+            if self.weights
+            else None,
             "epochs": list(self.epochs) if self.epochs else None,
             "seed": self.seed,
             "shuffle": self.shuffle,
@@ -115,7 +131,11 @@ class Samples:
         self.plan, self.order, self._buffers = plan, plan.order(), Buffers()
         self._windowed: dict[tuple[int, int], WindowedOrder] = {}
         """By dataset and epoch."""
-        self._quarantine = Quarantine(plan.damage_ledger, plan.datasets) if plan.on_damage == "quarantine" and plan.damage_ledger else None
+        self._quarantine = (
+            Quarantine(plan.damage_ledger, plan.datasets)
+            if plan.on_damage == "quarantine" and plan.damage_ledger
+            else None
+        )
 
     def find(self, numbers: Rows) -> Places:
         """Return where samples lie."""
@@ -143,7 +163,9 @@ class Samples:
         if (source, epoch) not in self._windowed:
             if len(self._windowed) >= 2 * len(plan.datasets):
                 self._windowed.pop(next(iter(self._windowed)))
-            order = WindowedOrder(dataset.bounds(), plan.shuffle_shards, plan.seed, epoch, dataset.fingerprint)
+            order = WindowedOrder(
+                dataset.bounds(), plan.shuffle_shards, plan.seed, epoch, dataset.fingerprint
+            )
             self._windowed[source, epoch] = order
         return self._windowed[source, epoch]
 
@@ -156,7 +178,9 @@ class Samples:
     def captions_lost_at_first(self, places: Places) -> Flags:
         """Return whose captions the ledger named as lost when the run began: the same on all ranks that began together."""
         return (
-            self._lost(self._quarantine, places, captions=True, at_first=True) if self._quarantine else np.zeros(len(places.numbers), bool)
+            self._lost(self._quarantine, places, captions=True, at_first=True)
+            if self._quarantine
+            else np.zeros(len(places.numbers), bool)
         )
 
     def rows_there(self, places: Places) -> tuple[Places, TokenRows]:
@@ -210,7 +234,9 @@ class Samples:
         """Return captions; raises `DamagedShardError`."""
         out = [""] * len(places.numbers)
         for one, mine in by_source(places.source):
-            for place, caption in zip(mine.tolist(), self.plan.datasets[one].captions(places.rows[mine]), strict=True):
+            for place, caption in zip(
+                mine.tolist(), self.plan.datasets[one].captions(places.rows[mine]), strict=True
+            ):
                 out[place] = caption
         return out
 
@@ -228,8 +254,12 @@ def _permutation(size: int, seed: int, epoch: int, name: str) -> Permutation:
 def require_same_plan(state: Mapping[str, Any], version: int, ours: Mapping[str, Any]) -> None:
     """Raise ValueError where a loader's state is of another version, or of other data, weights, order or settings."""
     if state.get("version") != version:
-        raise ValueError(f"loader state has version {state.get('version')}, this reads {version}: start anew, or update dualtoken")
+        raise ValueError(
+            f"loader state has version {state.get('version')}, this reads {version}: start anew, or update dualtoken"
+        )
     theirs = state["plan"]
     if differ := [name for name in ours if ours[name] != theirs.get(name)]:
         name = differ[0]
-        raise ValueError(f"loader state has {name}={theirs.get(name)}, this run {ours[name]}: make them equal, or start anew")
+        raise ValueError(
+            f"loader state has {name}={theirs.get(name)}, this run {ours[name]}: make them equal, or start anew"
+        )

@@ -51,7 +51,9 @@ class Mixture:
     def __post_init__(self) -> None:
         for one in self.phases:
             if min(one.weights) < 0 or not any(one.weights):
-                raise ValueError(f"weights={list(one.weights)} from sample {one.first}: give weights of at least 0, one of them more")
+                raise ValueError(
+                    f"weights={list(one.weights)} from sample {one.first}: give weights of at least 0, one of them more"
+                )
             for weight, whole in zip(one.weights, _whole_weights(one.weights), strict=True):
                 if weight and not whole:
                     raise ValueError(
@@ -91,10 +93,16 @@ def mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) -> Mixture:
     Raises ValueError where no weights begin at 0, or lengths differ.
     """
     if 0 not in schedule:
-        raise ValueError(f"the schedule begins at sample {min(schedule, default=None)}: give the weights from 0 on")
+        raise ValueError(
+            f"the schedule begins at sample {min(schedule, default=None)}: give the weights from 0 on"
+        )
     if len({len(weights) for weights in schedule.values()}) > 1:
-        raise ValueError("the schedule has weights for different numbers of sources: give one weight per source each time")
-    return Mixture(tuple(Phase(-(-first // BLOCK) * BLOCK, tuple(schedule[first])) for first in sorted(schedule)), seed)
+        raise ValueError(
+            "the schedule has weights for different numbers of sources: give one weight per source each time"
+        )
+    return Mixture(
+        tuple(Phase(-(-first // BLOCK) * BLOCK, tuple(schedule[first])) for first in sorted(schedule)), seed
+    )
 
 
 def whole_epochs(rows: Sequence[int], seed: int = 0) -> Mixture:

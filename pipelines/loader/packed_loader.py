@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualtoken.pipelines.loader.documents import PackPlan, lay_out
+from dualtoken.pipelines.loader.documents import PackPlan, lay_out_sequences
 from dualtoken.pipelines.loader.load_plan import Places, Samples, by_source, require_same_plan
 from dualtoken.pipelines.loader.packing import Document, Pack, Packer
 from dualtoken.pipelines.loader.quarantine import Flags
@@ -71,7 +71,9 @@ class PackedLoader(RankLoader[PackedBatch]):
 
     def state_dict(self, last: PackedBatch | None) -> dict[str, Any]:
         """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
-        position, waiting = (self.position, self.waiting) if last is None else (last.position, _unpacked(last.waiting))
+        position, waiting = (
+            (self.position, self.waiting) if last is None else (last.position, _unpacked(last.waiting))
+        )
         return {
             "version": STATE_VERSION,
             "position": position,
@@ -90,7 +92,7 @@ class PackedLoader(RankLoader[PackedBatch]):
 
     def __iter__(self) -> Iterator[PackedBatch]:
         number, every = self.turn
-        desk = _Desk(self.packing, self._samples, self.position)
+        desk = _BatchAssembler(self.packing, self._samples, self.position)
         packer = Packer(self.packing.capacity, self.packing.pool_size, waiting=list(self.waiting))
         packs = packer.packs(desk.documents())
         for step in itertools.count():
@@ -107,7 +109,7 @@ class PackedLoader(RankLoader[PackedBatch]):
             desk.forget(taken)
 
 
-class _Desk:
+class _BatchAssembler:
     """Where samples become documents, and packs become batches."""
 
     def __init__(self, plan: PackPlan, samples: Samples, position: int) -> None:
@@ -148,15 +150,22 @@ class _Desk:
         """Read and lay out the documents of packs."""
         documents = [document for pack in packs for document in pack]
         texts = self._texts_of(documents)
-        places = self.samples.find(np.array([document.number for document in documents if document.number in texts], np.int64))
+        places = self.samples.find(
+            np.array([document.number for document in documents if document.number in texts], np.int64)
+        )
         places, (keys, *codes) = self.samples.rows_there(places)
         if len(keys) < len(documents):
             there = set(places.numbers.tolist())
             packs = [tuple(document for document in pack if document.number in there) for pack in packs]
             lost += len(documents) - len(keys)
         image_first, _ = self.plan.orders(places.numbers)
-        layout = lay_out(self.plan, packs, [texts[number] for number in places.numbers.tolist()], image_first)
-        semantic, pixel = (None if stream is None else torch.from_numpy(stream.reshape(-1, stream.shape[-1])) for stream in codes)
+        layout = lay_out_sequences(
+            self.plan, packs, [texts[number] for number in places.numbers.tolist()], image_first
+        )
+        semantic, pixel = (
+            None if stream is None else torch.from_numpy(stream.reshape(-1, stream.shape[-1]))
+            for stream in codes
+        )
         text, visual, cu_seqlens, segments = map(torch.from_numpy, layout)
         return PackedBatch(
             text, visual, semantic, pixel, cu_seqlens, segments, torch.from_numpy(keys), torch.from_numpy(places.source),
@@ -177,14 +186,22 @@ class _Desk:
         """Return by number the ids of samples' captions, none where they are dropped."""
         _, dropped = self.plan.orders(places.numbers)
         return {
-            number: np.zeros(0, np.int64) if drop or not caption else np.asarray(self.plan.tokenize(caption), np.int64)
+            number: np.zeros(0, np.int64)
+            if drop or not caption
+            else np.asarray(self.plan.tokenize(caption), np.int64)
             for number, drop, caption in zip(places.numbers.tolist(), dropped.tolist(), captions, strict=True)
         }
 
     def _texts_of(self, documents: Sequence[Document]) -> dict[int, Rows]:
         """Return documents' texts by number, tokenized unless they were before; those in quarantine are missing."""
-        texts = {document.number: self._texts[document.number] for document in documents if document.number in self._texts}
-        rest = self.samples.find(np.array([document.number for document in documents if document.number not in texts], np.int64))
+        texts = {
+            document.number: self._texts[document.number]
+            for document in documents
+            if document.number in self._texts
+        }
+        rest = self.samples.find(
+            np.array([document.number for document in documents if document.number not in texts], np.int64)
+        )
         texts |= self._tokenized(*self.samples.captions_there(rest))
         for number, packed in documents:
             if number in texts and (length := self.plan.length(len(texts[number]))) != packed:

@@ -74,4 +74,8 @@ class Packer:
 
 def fill(packs: Sequence[Pack], capacity: int) -> float:
     """Return the share of positions that documents take."""
-    return sum(document.length for pack in packs for document in pack) / (capacity * len(packs)) if packs else 0.0
+    return (
+        sum(document.length for pack in packs for document in pack) / (capacity * len(packs))
+        if packs
+        else 0.0
+    )

@@ -32,14 +32,18 @@ class Permutation:
     _half_bits: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.blake2b(f"{self.seed}\0{self.epoch}\0{self.name}\0{self.size}".encode(), digest_size=8 * ROUNDS).digest()
+        digest = hashlib.blake2b(
+            f"{self.seed}\0{self.epoch}\0{self.name}\0{self.size}".encode(), digest_size=8 * ROUNDS
+        ).digest()
         object.__setattr__(self, "_keys", tuple(np.frombuffer(digest, "<u8")))
         # At least two bits a half: fewer leave too few orders to choose from.
         object.__setattr__(self, "_half_bits", max(2, ((self.size - 1).bit_length() + 1) // 2))
 
     def __call__(self, positions: Rows) -> Rows:
         """Return the rows at positions, each of 0 to size - 1; equal positions give equal rows."""
-        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < self.size), "a position outside the epoch"
+        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < self.size), (
+            "a position outside the epoch"
+        )
         rows = self._scramble(positions.astype(np.uint64))
         while (outside := rows >= self.size).any():
             rows[outside] = self._scramble(rows[outside])

@@ -54,7 +54,14 @@ class Quarantine:
         name, rows = dataset.shard_name(number)
         # Captions may be another dataset's.
         file = error.name if error.url == url else join(error.url, error.name)
-        entry = {"dataset": url, "fingerprint": dataset.fingerprint, "shard": name, "captions": captions, "file": file, "rows": rows}
+        entry = {
+            "dataset": url,
+            "fingerprint": dataset.fingerprint,
+            "shard": name,
+            "captions": captions,
+            "file": file,
+            "rows": rows,
+        }
         entry |= {"reason": error.problem, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         same = ("dataset", "fingerprint", "file")

@@ -51,7 +51,9 @@ class RankLoader(IterableDataset[Batch]):
     def __init__(self, plan: LoadPlan, batch_size: int, rank: int, world_size: int) -> None:
         super().__init__()
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size={batch_size}, rank={rank}, world_size={world_size}: give a batch, and a rank below the size")
+            raise ValueError(
+                f"batch_size={batch_size}, rank={rank}, world_size={world_size}: give a batch, and a rank below the size"
+            )
         self.plan, self.batch_size, self.rank, self.world_size = plan, batch_size, rank, world_size
 
     @property
@@ -72,7 +74,11 @@ class TokenLoader(RankLoader[TokenBatch]):
 
     def state_dict(self, last: TokenBatch | None) -> dict[str, Any]:
         """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
-        return {"version": STATE_VERSION, "samples": self.samples if last is None else last.samples, "plan": self.plan.identity()}
+        return {
+            "version": STATE_VERSION,
+            "samples": self.samples if last is None else last.samples,
+            "plan": self.plan.identity(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after a state, under any batch size, world size and number of workers.
@@ -101,7 +107,9 @@ class TokenLoader(RankLoader[TokenBatch]):
 
     def _mine(self, first: int, after: int) -> Rows:
         """Return this rank's part of a step; parts of the last step, too, are of one size or one less."""
-        begin, end = (first + (after - first) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        begin, end = (
+            first + (after - first) * rank // self.world_size for rank in (self.rank, self.rank + 1)
+        )
         return np.arange(begin, end)
 
     def _batch(self, places: Places, after: int) -> TokenBatch:

@@ -18,14 +18,31 @@ import pyarrow.compute as pc
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, count_statuses
-from dualtoken.pipelines.core.receipts import LEDGERS, MANIFEST_FILE, Manifest, Receipt, done_units, iter_receipts, read_manifest
+from dualtoken.pipelines.core.receipts import (
+    LEDGERS,
+    MANIFEST_FILE,
+    Manifest,
+    Receipt,
+    done_units,
+    iter_receipts,
+    read_manifest,
+)
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.maintenance.findings import Finding, Kind, Problem, Verified
+from dualtoken.pipelines.maintenance.findings import Finding, FindingKind, Problem, VerifiedFolder
 from dualtoken.pipelines.maintenance.reencode import DeepSettings, differences
 from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job
-from dualtoken.pipelines.tokens.captions import meta_path, meta_place
-from dualtoken.pipelines.tokens.shards import INDEX, SCHEMA_VERSION, STREAMS, codes_of, data_path, read_data_shard, rows_of, said_of
+from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
+from dualtoken.pipelines.tokens.shards import (
+    INDEX_FILE,
+    SCHEMA_VERSION,
+    STREAMS,
+    codes_of,
+    data_path,
+    read_data_shard,
+    rows_of,
+    schema_metadata,
+)
 
 
 class _Shard(NamedTuple):
@@ -37,8 +54,10 @@ class _Shard(NamedTuple):
     """The schema's metadata."""
 
 
-def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]) -> Verified:
-    """Add to a folder's findings those that its rows give; `say` hears what could not be looked at."""
+def deep_verify(
+    checked: VerifiedFolder, settings: DeepSettings, print_line: Callable[[str], None]
+) -> VerifiedFolder:
+    """Add to a folder's findings those that its rows give; `print_line` hears what could not be looked at."""
     store, names = Store(checked.folder), {finding.name for finding in checked.findings}
     try:
         record = read_stage(store)
@@ -46,23 +65,30 @@ def deepen(checked: Verified, settings: DeepSettings, say: Callable[[str], None]
         return checked  # which says so already
     units = sorted(done_units(store) - {finding.unit for finding in checked.findings})
     manifest = None if MANIFEST_FILE in names else read_manifest(store)
-    index = read_table(store, INDEX) if manifest and record.stage == "pretokenize" and INDEX not in names else None
+    index = (
+        read_table(store, INDEX_FILE)
+        if manifest and record.stage == "pretokenize" and INDEX_FILE not in names
+        else None
+    )
     tokens = _Tokens(store, manifest, index)
     rows: list[tuple[str, int]] = []
     found: list[Finding] = []
     for receipt in iter_receipts(store, units):
-        problems = [*_check_ledger(store, receipt), *(tokens.check(receipt) if record.stage == "pretokenize" else ())]
+        problems = [
+            *_check_ledger(store, receipt),
+            *(tokens.check(receipt) if record.stage == "pretokenize" else ()),
+        ]
         found += problems
         rows += [] if any(one.unit for one in problems) else [(receipt.unit, rows_of(receipt))]
     if record.stage == "pretokenize":
         found += tokens.keys_twice()
-        again = differences(stage_job(store, record, ()), manifest, rows, settings, say)
+        again = differences(stage_job(store, record, ()), manifest, rows, settings, print_line)
         found += [_wrong(store, data_path(unit), unit, problem) for unit, problem in again]
     return replace(checked, findings=(*checked.findings, *found))
 
 
 def _wrong(store: Store, name: str, unit: str | None, problem: str) -> Finding:
-    return Finding(store.url, name, Problem(Kind.WRONG, problem), unit)
+    return Finding(store.url, name, Problem(FindingKind.WRONG, problem), unit)
 
 
 def _check_ledger(store: Store, receipt: Receipt) -> Iterator[Finding]:
@@ -72,7 +98,12 @@ def _check_ledger(store: Store, receipt: Receipt) -> Iterator[Finding]:
     ledger = read_table(store, name)
     keys = ledger["key"].to_pylist()
     if not len(set(keys)) == len(keys) == receipt.rows:
-        yield _wrong(store, name, receipt.unit, f"{len(set(keys))} keys in {len(keys)} rows, {receipt.rows} samples came in")
+        yield _wrong(
+            store,
+            name,
+            receipt.unit,
+            f"{len(set(keys))} keys in {len(keys)} rows, {receipt.rows} samples came in",
+        )
     if (counts := count_statuses(ledger)) != receipt.counts:
         yield _wrong(store, name, receipt.unit, f"counts {counts}, its receipt says {receipt.counts}")
 
@@ -82,7 +113,11 @@ class _Tokens:
 
     def __init__(self, store: Store, manifest: Manifest | None, index: pa.Table | None) -> None:
         self._store, self._index, self._seen = store, index, list[np.ndarray[Any, Any]]()
-        self._details = manifest.details | {"tokenizer": manifest.details["tokenizer"]["sha256"]} if manifest and index else {}
+        self._details = (
+            manifest.details | {"tokenizer": manifest.details["tokenizer"]["sha256"]}
+            if manifest and index
+            else {}
+        )
         self._places = {shard: row for row, shard in enumerate(index["shard"].to_pylist())} if index else {}
 
     def check(self, receipt: Receipt) -> Iterator[Finding]:
@@ -90,11 +125,16 @@ class _Tokens:
         unit, name = receipt.unit, data_path(receipt.unit)
         with scratch_folder() as scratch:
             table = read_data_shard(self._store.local_copy(name, Path(scratch)))
-            shard = _Shard(receipt, table, said_of(table.schema))
+            shard = _Shard(receipt, table, schema_metadata(table.schema))
             yield from (_wrong(self._store, name, unit, problem) for problem in _problems(self._store, shard))
             if self._index is not None:
-                row = self._index.slice(self._places[unit], 1).to_pylist()[0] if unit in self._places else None
-                yield from (_wrong(self._store, INDEX, None, problem) for problem in _index_problems(shard, row, self._details))
+                row = (
+                    self._index.slice(self._places[unit], 1).to_pylist()[0] if unit in self._places else None
+                )
+                yield from (
+                    _wrong(self._store, INDEX_FILE, None, problem)
+                    for problem in _index_problems(shard, row, self._details)
+                )
             keys = b"".join(table["key"].to_pylist())
             self._seen.append(np.unique(np.frombuffer(keys, f"V{KEY_BYTES}")))
 
@@ -104,7 +144,7 @@ class _Tokens:
         self._seen.clear()
         every.sort()
         if twice := [one.tobytes().hex() for one in every[1:][every[1:] == every[:-1]][:1]]:
-            yield _wrong(self._store, INDEX, None, f"the key {twice[0]} is in two shards")
+            yield _wrong(self._store, INDEX_FILE, None, f"the key {twice[0]} is in two shards")
 
 
 def _problems(store: Store, shard: _Shard) -> Iterator[str]:
@@ -129,7 +169,7 @@ def _problems(store: Store, shard: _Shard) -> Iterator[str]:
 
 def _meta_keys(store: Store, receipt: Receipt) -> list[bytes]:
     """Return the keys beside a shard's captions; none where they are another dataset's, which is itself found damaged."""
-    folder, name = meta_place(store, meta_path(receipt))
+    folder, name = resolve_meta_path(store, meta_path(receipt))
     try:
         return read_table(folder, name, ["key"])["key"].to_pylist()
     except (OSError, pa.ArrowInvalid):
@@ -150,7 +190,11 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
         "sha256": record.sha256,
         "xxh3_128": record.xxh3_128,
     }
-    yield from (f"{name} of shard {unit} is {row[name]}, the shard's is {value}" for name, value in theirs.items() if row[name] != value)
+    yield from (
+        f"{name} of shard {unit} is {row[name]}, the shard's is {value}"
+        for name, value in theirs.items()
+        if row[name] != value
+    )
     depth = int(shard.said["dualtoken.depth"])
     for stream in STREAMS:
         codes, size = codes_of(shard.table, stream).reshape(-1, depth), details["codes"][stream]

@@ -86,7 +86,7 @@ class _Comparison:
                 planned.job.fingerprint if planned.job else None,
                 {"version": step.version, **step.settings(planner.recipe, corpus)},
                 {input_name(of, its): self.planned(planner, of, its) for of, its in reads},
-                {name: manifest.stands_for if manifest else None for name, manifest in manifests.items()},
+                {name: manifest.lineage_hash if manifest else None for name, manifest in manifests.items()},
             )
         return self._planned[key]
 
@@ -111,10 +111,17 @@ class _Comparison:
         return self._changes[key]
 
     def _find_changes(self, old: Identity, new: Identity) -> Iterator[Change]:
-        yield from (Change(new.label, key, _text(was), _text(now)) for key, was, now in _differences(old.own, new.own))
+        yield from (
+            Change(new.label, key, _text(was), _text(now)) for key, was, now in _differences(old.own, new.own)
+        )
         for name in sorted({*old.hashes, *new.hashes}):
             if name not in new.hashes or name not in old.hashes:
-                yield Change(new.label, f"reads {name.replace('/', ' ')}", str(name in old.hashes), str(name in new.hashes))
+                yield Change(
+                    new.label,
+                    f"reads {name.replace('/', ' ')}",
+                    str(name in old.hashes),
+                    str(name in new.hashes),
+                )
             elif new.hashes[name] is None or old.hashes[name] != new.hashes[name]:
                 yield from self._changes_of_input(name, old, new)
 
@@ -133,7 +140,9 @@ def _differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any
     """Yield (key, old, new) of the innermost values that differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{place}.{key}" if place else str(key))
+            yield from _differences(
+                old.get(key, ABSENT), new.get(key, ABSENT), f"{place}.{key}" if place else str(key)
+            )
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
         for number, (was, now) in enumerate(zip(old, new, strict=True)):
             yield from _differences(was, now, f"{place}.{number}")
@@ -154,9 +163,15 @@ def explain(planner: Planner, other: Planner | None = None) -> Iterator[Explanat
         if other is None:
             candidates = [one for folder in _folders(planner, planned) if (one := comparison.stored(folder))]
         else:
-            candidates = [comparison.planned(other, planned.step, planned.corpus)] if planned.label in labels else []
-        same = [one for one in candidates if one.fingerprint is not None and one.fingerprint == new.fingerprint]
-        compared = [(() if same else comparison.changes(one, new), one.fingerprint) for one in same or candidates]
+            candidates = (
+                [comparison.planned(other, planned.step, planned.corpus)] if planned.label in labels else []
+            )
+        same = [
+            one for one in candidates if one.fingerprint is not None and one.fingerprint == new.fingerprint
+        ]
+        compared = [
+            (() if same else comparison.changes(one, new), one.fingerprint) for one in same or candidates
+        ]
         found, closest = min(compared, key=lambda pair: len(pair[0]), default=((), None))
         yield Explanation(new.label, bool(compared), closest, new.fingerprint, found)
 

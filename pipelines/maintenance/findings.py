@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dualtoken.infra.storage import join
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """How a file is not as it should be."""
 
     MISSING = "missing"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 class Problem(NamedTuple):
     """What is wrong with one file."""
 
-    kind: Kind
+    kind: FindingKind
     seen: str = ""
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Finding:
     """Whose work would restore it; None where no unit made it."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FindingKind:
         """How the file is not as it should be."""
         return self.problem.kind
 
@@ -53,7 +53,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedFolder:
     """What a check of one stage's folder came to."""
 
     folder: str
@@ -64,4 +64,4 @@ class Verified:
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong but, at most, that the stage has not ended: running it is its own command's work."""
-        return all(finding.kind == Kind.UNFINISHED for finding in self.findings)
+        return all(finding.kind == FindingKind.UNFINISHED for finding in self.findings)

@@ -19,27 +19,41 @@ from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.commit import upload
 from dualtoken.pipelines.core.ledger import count_statuses
-from dualtoken.pipelines.core.receipts import LEDGERS, MANIFEST_FILE, RECEIPTS, STAGE_FILE, Receipt, read_manifest, receipt_name
-from dualtoken.pipelines.core.tombstones import FORGOTTEN_FILE, TOMBSTONES_FILE, Forgotten, Tombstones, read_forgotten
+from dualtoken.pipelines.core.receipts import (
+    LEDGERS,
+    MANIFEST_FILE,
+    RECEIPTS,
+    STAGE_FILE,
+    Receipt,
+    read_manifest,
+    receipt_name,
+)
+from dualtoken.pipelines.core.tombstones import (
+    FORGOTTEN_FILE,
+    TOMBSTONES_FILE,
+    Forgotten,
+    Tombstones,
+    read_forgotten,
+)
 from dualtoken.pipelines.errors import TokenAlarm, UserError
-from dualtoken.pipelines.maintenance.forget_plan import Affected, Plan, plan_forget
+from dualtoken.pipelines.maintenance.forget_plan import AffectedFolder, ForgetPlan, plan_forget
 from dualtoken.pipelines.maintenance.forget_rewrite import Rewritten, rewriter
 from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.stage_folder import input_folders, stage_job
-from dualtoken.pipelines.tokens.captions import borrows
+from dualtoken.pipelines.tokens.captions import shares_captions
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 ALL = "all"
 """The filter's one unit; its files are one per shard."""
 
 
-def forget(plan: Plan, say: Say) -> None:
+def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
     """Do what a plan says; killed at any point, or ended by an error, it is finished by calling it again, with any samples or none.
 
     Raises `TokenAlarm` at the end where a recipe stops at alarms, and a token dataset now has some.
     """
     _require_inputs(plan)
-    plan = _written_down(plan)
+    plan = _write_tombstones(plan)
     _require_inputs(plan)
     for one in plan.affected:
         _begin(one)
@@ -47,12 +61,12 @@ def forget(plan: Plan, say: Say) -> None:
         names = [name for name, _ in store.files() if name != STAGE_FILE]
         for name in sorted(names, key=lambda name: (name != MANIFEST_FILE, not name.startswith(RECEIPTS))):
             store.remove(name)
-        say(f"{store.url}: report taken away; `dualtoken report` makes it anew")
+        print_line(f"{store.url}: report taken away; `dualtoken report` makes it anew")
     keys = frozenset(bytes.fromhex(key) for key in plan.tombstones.keys)
     alarms: list[TokenAlarm] = []
     for one in plan.affected:
         _rewrite(one, keys)
-        say(f"{one.store.url}: {one.num_samples} samples taken out of {len(one.shards)} shards")
+        print_line(f"{one.store.url}: {one.num_samples} samples taken out of {len(one.shards)} shards")
         try:
             _finish(one)
         except TokenAlarm as alarm:
@@ -61,7 +75,7 @@ def forget(plan: Plan, say: Say) -> None:
         raise alarms[0]
 
 
-def _written_down(plan: Plan) -> Plan:
+def _write_tombstones(plan: ForgetPlan) -> ForgetPlan:
     """Write the tombstones, and look again for what was committed before they were there, until there is nothing new."""
     while True:
         plan.root.put_bytes(plan.tombstones.to_bytes(), join(plan.corpus, TOMBSTONES_FILE))
@@ -71,25 +85,34 @@ def _written_down(plan: Plan) -> Plan:
         plan = again
 
 
-def _require_inputs(plan: Plan) -> None:
+def _require_inputs(plan: ForgetPlan) -> None:
     """Raise `UserError` where a token dataset could not be finished again."""
-    for store, record in ((one.store, one.record) for one in plan.affected if one.record.stage == "pretokenize"):
+    for store, record in (
+        (one.store, one.record) for one in plan.affected if one.record.stage == "pretokenize"
+    ):
         folders = input_folders(store, record)
         needed = {"its tokenizer": (folders["train"], MANIFEST_FILE)}
-        if borrows(record):
+        if shares_captions(record):
             needed["its captions"] = folders[f"pretokenize/{record.corpus}"], STAGE_FILE
         for name, (folder, file) in needed.items():
             if not Store(folder).exists(file):
-                raise UserError(f"{store.url} cannot be written again without {name}: bring {folder} back, or delete the dataset")
+                raise UserError(
+                    f"{store.url} cannot be written again without {name}: bring {folder} back, or delete the dataset"
+                )
 
 
-def _begin(one: Affected) -> None:
+def _begin(one: AffectedFolder) -> None:
     """Note what is about to be done, and take the manifest away, so that nobody reads a folder half done."""
     begun = one.begun
     if begun is None:
         before, manifest = read_forgotten(one.store), read_manifest(one.store)
-        lineage = manifest.stands_for if manifest else before.lineage if before else None
-        begun = Forgotten(version=(before.version if before else 1) + 1, lineage=lineage, finished=manifest is not None, pending=())
+        lineage = manifest.lineage_hash if manifest else before.lineage if before else None
+        begun = Forgotten(
+            version=(before.version if before else 1) + 1,
+            lineage=lineage,
+            finished=manifest is not None,
+            pending=(),
+        )
     _note(one.store, begun, pending=tuple(one.shards))
     one.store.remove(MANIFEST_FILE)
 
@@ -104,7 +127,7 @@ def _note(store: Store, forgotten: Forgotten, **changed: object) -> None:
     store.put_bytes(forgotten.model_copy(update=changed).to_bytes(), FORGOTTEN_FILE)
 
 
-def _rewrite(one: Affected, keys: frozenset[bytes]) -> None:
+def _rewrite(one: AffectedFolder, keys: frozenset[bytes]) -> None:
     units = {ALL: one.shards} if one.record.stage == "filter" else {shard: [shard] for shard in one.shards}
     job = stage_job(one.store, one.record, ())
     for unit, shards in units.items():
@@ -119,7 +142,7 @@ def _rewrite(one: Affected, keys: frozenset[bytes]) -> None:
     _note(one.store, _noted(one.store), pending=())
 
 
-def _finish(one: Affected) -> None:
+def _finish(one: AffectedFolder) -> None:
     """Write the manifest again where there was one; until that is noted too, the folder counts as begun."""
     if (forgotten := _noted(one.store)).finished:
         finish(stage_job(one.store, one.record))

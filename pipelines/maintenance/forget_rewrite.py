@@ -18,11 +18,18 @@ from dualtoken.pipelines.core.receipts import LEDGERS, Receipt, StageRecord
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.tombstones import FORGOTTEN
-from dualtoken.pipelines.images.drop_samples import drop_images
+from dualtoken.pipelines.images.drop_samples import drop_samples
 from dualtoken.pipelines.images.shards import read_metadata, shard_files
-from dualtoken.pipelines.tokens.audit import CodeTally
-from dualtoken.pipelines.tokens.captions import borrows
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, said_of, write_data_shard
+from dualtoken.pipelines.tokens.audit import CodeCounter
+from dualtoken.pipelines.tokens.captions import shares_captions
+from dualtoken.pipelines.tokens.shards import (
+    STREAMS,
+    codes_of,
+    data_path,
+    read_data_shard,
+    schema_metadata,
+    write_data_shard,
+)
 
 Keys = frozenset[bytes]
 
@@ -46,27 +53,38 @@ class Rewriter(Protocol):
         """Return the names of a shard's files."""
         ...
 
-    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+    def rewrite(
+        self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path
+    ) -> Rewritten:
         """Write shards of a unit without the samples that have these keys."""
         ...
 
 
-class _Images:
+class ImageShardRewriter:
+    """Image shards: a forgotten sample's row stays, emptied."""
+
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        """Return the keys of the samples that a shard holds."""
         table = read_table(store, f"{shard}.parquet", ["sample_key", "reason"])
         rows = zip(table["sample_key"].to_pylist(), table["reason"].to_pylist(), strict=True)
         return (key for key, reason in rows if reason != FORGOTTEN)
 
     def files(self, shard: str) -> Sequence[str]:
+        """Return the names of a shard's files."""
         return shard_files(shard)
 
-    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+    def rewrite(
+        self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path
+    ) -> Rewritten:
+        """Write the unit's shards without the samples that have these keys."""
         (shard,), store = shards, job.store()
         tar, parquet = (store.local_copy(name, scratch / "before") for name in shard_files(shard)[:2])
-        drop_images(tar, read_metadata(parquet), keys, scratch, shard)
+        drop_samples(tar, read_metadata(parquet), keys, scratch, shard)
         ledger = _ledger(store, receipt)
         verdicts = [forgotten_verdict(row) if row["key"] in keys else row for row in ledger.to_pylist()]
-        return Rewritten(shard_files(shard), pa.Table.from_pylist(verdicts, schema=LEDGER_SCHEMA), receipt.facts)
+        return Rewritten(
+            shard_files(shard), pa.Table.from_pylist(verdicts, schema=LEDGER_SCHEMA), receipt.facts
+        )
 
 
 def forgotten_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,21 +92,26 @@ def forgotten_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": row["key"], "status": Status.FORGOTTEN.value, "reason": "", "detail": ""}
 
 
-class _Rows:
+class TableRewriter:
     """A stage whose shard is one table that has a column of keys."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        """Return the keys of the samples that a shard holds."""
         if self._suffix == "parquet":
             return read_table(store, f"{shard}.parquet", ["key"])["key"].to_pylist()
         return _ledger_keys(store, shard)
 
     def files(self, shard: str) -> Sequence[str]:
+        """Return the names of a shard's files."""
         return (f"{shard}.{self._suffix}",)
 
-    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+    def rewrite(
+        self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path
+    ) -> Rewritten:
+        """Write the unit's shards without the samples that have these keys."""
         store = job.store()
         for shard in shards:
             name = f"{shard}.{self._suffix}"
@@ -96,10 +119,15 @@ class _Rows:
                 pq.write_table(_without(read_table(store, name), keys), scratch / name, compression="zstd")
             else:
                 table = _without(read_data_shard(store.local_copy(name, scratch / "before")), keys)
-                with pa.OSFile(str(scratch / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                with (
+                    pa.OSFile(str(scratch / name), "wb") as sink,
+                    pa.ipc.new_file(sink, table.schema) as writer,
+                ):
                     writer.write_table(table, max_chunksize=job.recipe.targets.batch_size)
         files = tuple(f"{shard}.{self._suffix}" for shard in shards)
-        return Rewritten(files, _without(_ledger(store, receipt), keys), _shard_facts(receipt, shards, scratch))
+        return Rewritten(
+            files, _without(_ledger(store, receipt), keys), _shard_facts(receipt, shards, scratch)
+        )
 
 
 def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapping[str, Any]:
@@ -110,16 +138,21 @@ def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapp
     return receipt.facts | {"rows_out_by_shard": receipt.facts["rows_out_by_shard"] | kept}
 
 
-class _Codes:
+class CodesRewriter:
     """A token dataset whose captions are another one's, which is rewritten before it."""
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
+        """Return the keys of the samples that a shard holds."""
         return _ledger_keys(store, shard)
 
     def files(self, shard: str) -> Sequence[str]:
+        """Return the names of a shard's files."""
         return (data_path(shard),)
 
-    def rewrite(self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path) -> Rewritten:
+    def rewrite(
+        self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path
+    ) -> Rewritten:
+        """Write the unit's shards without the samples that have these keys."""
         (shard,), store = shards, job.store()
         data, *others = self.files(shard)
         path = store.local_copy(data, scratch / "before")
@@ -137,21 +170,26 @@ class _Codes:
         return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
 
 
-class _Tokens(_Codes):
+class TokenShardRewriter(CodesRewriter):
     """A token dataset with its captions."""
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
-        return {*_ledger_keys(store, shard), *read_table(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist()}
+        """Return the keys of the samples that a shard holds."""
+        return {
+            *_ledger_keys(store, shard),
+            *read_table(store, f"meta/{shard}.parquet", ["key"])["key"].to_pylist(),
+        }
 
     def files(self, shard: str) -> Sequence[str]:
+        """Return the names of a shard's files."""
         return (*super().files(shard), f"meta/{shard}.parquet")
 
 
 def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
     """Return what a receipt says of a token shard's codes, of the rows that stay; None where it speaks of another file's rows."""
-    said, facts, perplexity = said_of(table.schema), dict(receipt.facts), {}
+    said, facts, perplexity = schema_metadata(table.schema), dict(receipt.facts), {}
     for stream in STREAMS:
-        tally = CodeTally(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
+        tally = CodeCounter(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
         tally.add(codes_of(table, stream))
         facts[f"{stream}_usage"], perplexity[f"{stream}_perplexity"] = tally.usage(), tally.perplexity()
     if "rows_out_by_shard" in facts:
@@ -160,7 +198,12 @@ def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int]
         place = {row: at for at, row in enumerate(stays or ())}
         seen = zip(facts["audit"]["looked_at"], facts["audit"]["psnr"], strict=True)
         left = [(place[row], ratio) for row, ratio in seen if row in place]
-        audit = {"rows": len(table), "looked_at": [row for row, _ in left], "psnr": [ratio for _, ratio in left], **perplexity}
+        audit = {
+            "rows": len(table),
+            "looked_at": [row for row, _ in left],
+            "psnr": [ratio for _, ratio in left],
+            **perplexity,
+        }
         facts["audit"] = facts["audit"] | audit
     return facts
 
@@ -179,14 +222,14 @@ def _without(table: pa.Table, keys: Keys) -> pa.Table:
 
 
 REWRITERS: dict[str, Rewriter] = {
-    "download": _Images(),
-    "score": _Rows("parquet"),
-    "filter": _Rows("parquet"),
-    "targets": _Rows("arrow"),
-    "pretokenize": _Tokens(),
+    "download": ImageShardRewriter(),
+    "score": TableRewriter("parquet"),
+    "filter": TableRewriter("parquet"),
+    "targets": TableRewriter("arrow"),
+    "pretokenize": TokenShardRewriter(),
 }
 
 
 def rewriter(record: StageRecord) -> Rewriter:
     """Return how a folder's shards are written again."""
-    return _Codes() if borrows(record) else REWRITERS[record.stage]
+    return CodesRewriter() if shares_captions(record) else REWRITERS[record.stage]

@@ -34,7 +34,7 @@ from dualtoken.pipelines.runtime.plan import Planned, Planner
 from dualtoken.pipelines.runtime.stage_folder import input_folders, stage_folders
 
 
-class Kind(StrEnum):
+class GarbageKind(StrEnum):
     """Why something is not needed."""
 
     LEFTOVER = "left over by a killed write"
@@ -46,7 +46,7 @@ class Kind(StrEnum):
 class Garbage(NamedTuple):
     """A file, or the whole of a stage's folder, that nothing needs."""
 
-    kind: Kind
+    kind: GarbageKind
     name: str
     """Below the root; ends in a slash where it is a folder."""
     files: tuple[StoredFile, ...]
@@ -59,7 +59,9 @@ class Garbage(NamedTuple):
         return sum(file.bytes for file in self.files)
 
 
-def find_garbage(root: Store, recipes: Sequence[Recipe], min_age_seconds: float, now: float | None = None) -> Iterator[Garbage]:
+def find_garbage(
+    root: Store, recipes: Sequence[Recipe], min_age_seconds: float, now: float | None = None
+) -> Iterator[Garbage]:
     """Yield what is not needed below a root, all of it older than the limit; old fingerprints only where recipes are given.
 
     Raises `UserError` where nothing below the root is a stage's.
@@ -75,11 +77,15 @@ def find_garbage(root: Store, recipes: Sequence[Recipe], min_age_seconds: float,
     # In order of name the files of a folder come together, so memory holds one folder's.
     for folder, files in groupby(root.entries(), lambda file: _folder_of(file.name, places)):
         if folder is None:
-            yield from (Garbage(Kind.LEFTOVER, file.name, (file,)) for file in files if file.is_leftover and file.modified < before)
+            yield from (
+                Garbage(GarbageKind.LEFTOVER, file.name, (file,))
+                for file in files
+                if file.is_leftover and file.modified < before
+            )
         elif folder in needed:
             yield from (one for one in _orphans(root, folder, list(files)) if one.files[0].modified < before)
         elif (held := tuple(files)) and max(file.modified for file in held) < before:
-            yield Garbage(Kind.OLD, f"{folder}/", held)
+            yield Garbage(GarbageKind.OLD, f"{folder}/", held)
 
 
 def _folder_of(name: str, folders: frozenset[str]) -> str | None:
@@ -97,7 +103,9 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
     open_ = list(needed)
     while open_:
         record = records[folder := open_.pop()]
-        made_from = {one.removeprefix(f"{root.url}/") for one in input_folders(root.at(folder), record).values()}
+        made_from = {
+            one.removeprefix(f"{root.url}/") for one in input_folders(root.at(folder), record).values()
+        }
         made_from |= _named(record.stage, record.corpus, record.recipe, records)
         open_ += (new := made_from & records.keys() - needed)
         needed |= new
@@ -106,11 +114,17 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
 
 def undecided(recipes: Iterable[Recipe]) -> list[str]:
     """Return the steps whose fingerprint is not known before their inputs are finished."""
-    return list(dict.fromkeys(planned.label for recipe in recipes for planned in Planner(recipe).plan() if planned.job is None))
+    return list(
+        dict.fromkeys(
+            planned.label for recipe in recipes for planned in Planner(recipe).plan() if planned.job is None
+        )
+    )
 
 
 _NAMED: dict[str, Callable[[Mapping[str, Any], str | None], list[str | None]]] = {
-    "download": lambda recipe, corpus: [one["source"].get("folder") for name, one in recipe["corpora"].items() if corpus in {None, name}],
+    "download": lambda recipe, corpus: [
+        one["source"].get("folder") for name, one in recipe["corpora"].items() if corpus in {None, name}
+    ],
     "teacher": lambda recipe, _: [recipe["teacher"].get("folder")],
     "train": lambda recipe, _: [recipe["train"].get("start_from")],
 }
@@ -119,7 +133,11 @@ _NAMED: dict[str, Callable[[Mapping[str, Any], str | None], list[str | None]]] =
 
 def _named(stage: str, corpus: str | None, recipe: Mapping[str, Any], folders: Iterable[str]) -> set[str]:
     """Return which of the folders a stage's settings name, wherever the run was moved since."""
-    places = [f"/{place.rstrip('/')}" for place in (_NAMED[stage](recipe, corpus) if stage in _NAMED else ()) if place]
+    places = [
+        f"/{place.rstrip('/')}"
+        for place in (_NAMED[stage](recipe, corpus) if stage in _NAMED else ())
+        if place
+    ]
     return {folder for folder in folders if any(place.endswith(f"/{folder}") for place in places)}
 
 
@@ -146,12 +164,14 @@ def _orphans(root: Store, folder: str, held: list[StoredFile]) -> Iterator[Garba
     done = {PurePosixPath(name).stem for name in receipts}
     for name, file in names.items():
         if file.is_leftover:
-            yield Garbage(Kind.LEFTOVER, file.name, (file,))
+            yield Garbage(GarbageKind.LEFTOVER, file.name, (file,))
         elif name not in named and not name.startswith(UNTRACKED):
             unit = PurePosixPath(name).name.partition(".")[0].removesuffix("_stats")
             of_open_unit = unit not in done and (unit.isdecimal() or name.startswith(f"{LEDGERS}/"))
             receipt = join(folder, receipt_name(unit)) if of_open_unit else None
-            yield Garbage(Kind.NO_RECEIPT if of_open_unit else Kind.UNNAMED, file.name, (file,), receipt)
+            yield Garbage(
+                GarbageKind.NO_RECEIPT if of_open_unit else GarbageKind.UNNAMED, file.name, (file,), receipt
+            )
 
 
 def delete(root: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
@@ -166,14 +186,14 @@ def delete(root: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
             continue
         for file in sorted(one.files, key=lambda file: _rank(file.name)):
             root.remove(file.name)
-        if one.kind == Kind.OLD:
+        if one.kind == GarbageKind.OLD:
             root.remove_empty_folders(one.name)
     return left
 
 
 def _is_as_listed(root: Store, one: Garbage) -> bool:
     """Tell whether garbage is what it was; a resumed run may have written a file of the same name, and its receipt."""
-    if one.kind == Kind.OLD:
+    if one.kind == GarbageKind.OLD:
         return tuple(root.entries(one.name.rstrip("/"))) == one.files
     (listed,), now = one.files, root.entry(one.name)
     if now is None or (one.receipt and root.exists(one.receipt)):
@@ -183,17 +203,25 @@ def _is_as_listed(root: Store, one: Garbage) -> bool:
 
 def _rank(name: str) -> int:
     path = PurePosixPath(name)
-    return 0 if path.name == MANIFEST_FILE else 1 if path.parent.name == RECEIPTS else 3 if path.name == STAGE_FILE else 2
+    return (
+        0
+        if path.name == MANIFEST_FILE
+        else 1
+        if path.parent.name == RECEIPTS
+        else 3
+        if path.name == STAGE_FILE
+        else 2
+    )
 
 
-def totals(garbage: Iterable[Garbage]) -> dict[Kind, tuple[int, int]]:
+def totals(garbage: Iterable[Garbage]) -> dict[GarbageKind, tuple[int, int]]:
     """Return files and bytes by kind."""
-    files: Counter[Kind] = Counter()
-    sizes: Counter[Kind] = Counter()
+    files: Counter[GarbageKind] = Counter()
+    sizes: Counter[GarbageKind] = Counter()
     for one in garbage:
         files[one.kind] += len(one.files)
         sizes[one.kind] += one.bytes
-    return {kind: (files[kind], sizes[kind]) for kind in Kind if files[kind]}
+    return {kind: (files[kind], sizes[kind]) for kind in GarbageKind if files[kind]}
 
 
 def common_root(recipes: Sequence[Recipe]) -> Store:

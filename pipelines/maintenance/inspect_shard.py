@@ -20,9 +20,9 @@ from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
 from dualtoken.pipelines.runtime.stage_folder import input_folders, read_stage
-from dualtoken.pipelines.tokens.audit import perplexity_of
-from dualtoken.pipelines.tokens.captions import meta_path, meta_place
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, said_of
+from dualtoken.pipelines.tokens.audit import perplexity
+from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
+from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, schema_metadata
 
 
 class ShardView(NamedTuple):
@@ -43,7 +43,7 @@ class ShardView(NamedTuple):
     @property
     def metadata(self) -> dict[str, str]:
         """Return what the schema says."""
-        return said_of(self.table.schema)
+        return schema_metadata(self.table.schema)
 
     def num_codes(self, stream: str) -> int:
         """Return the size of a stream's codebook."""
@@ -55,19 +55,23 @@ def open_shard(location: str, scratch: Path) -> ShardView:
     folder, _, name = location.replace("\\", "/").rpartition("/")
     dataset, _, data = folder.rpartition("/")
     if (folder and not dataset and data != "data") or data != "data" or not name.endswith(".arrow"):
-        raise UserError(f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow")
+        raise UserError(
+            f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow"
+        )
     store, unit = Store(dataset or "."), name.removesuffix(".arrow")
     if (size := store.size(data_path(unit))) is None:
         raise UserError(f"{location} is not there: `dualtoken plan` names the datasets of a recipe")
     state, meta = _receipt(store, unit, size)
     try:
         table = read_data_shard(store.local_copy(data_path(unit), scratch))
-        said = said_of(table.schema)
+        said = schema_metadata(table.schema)
         rows, columns = (int(side) for side in said["dualtoken.grid"].split("x"))
         return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state, meta)
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         problem = " ".join(str(error).split())[:120]
-        raise UserError(f"{location} is no whole token shard ({problem}); checksum: {state}; run `dualtoken verify --repair`") from None
+        raise UserError(
+            f"{location} is no whole token shard ({problem}); checksum: {state}; run `dualtoken verify --repair`"
+        ) from None
 
 
 def _receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
@@ -107,7 +111,7 @@ def _usage(codes: np.ndarray[Any, Any], num_codes: int) -> str:
         return "no rows"
     used = int((counts > 0).sum())
     beyond = f", {counts[num_codes:].sum()} codes beyond the codebook" if len(counts) > num_codes else ""
-    return f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity_of(counts):,.1f}{beyond}"
+    return f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity(counts):,.1f}{beyond}"
 
 
 def describe_row(shard: ShardView, row: int) -> Iterator[str]:
@@ -115,10 +119,12 @@ def describe_row(shard: ShardView, row: int) -> Iterator[str]:
     _check_row(shard, row)
     yield f"row {row}: key {shard.table['key'][row].as_py().hex()}"
     try:
-        (meta,) = read_table(*meta_place(shard.store, shard.meta_path)).slice(row, 1).to_pylist()
+        (meta,) = read_table(*resolve_meta_path(shard.store, shard.meta_path)).slice(row, 1).to_pylist()
         same = meta.pop("key") == shard.table["key"][row].as_py()
         yield from (f"{name}: {value}" for name, value in meta.items())
-        yield from () if same else ("the meta file has another key in this row: run `dualtoken verify --deep`",)
+        yield from (
+            () if same else ("the meta file has another key in this row: run `dualtoken verify --deep`",)
+        )
     except (FileNotFoundError, ValueError, pa.ArrowInvalid):
         yield f"{shard.meta_path} has no such row: run `dualtoken verify`"
     for stream in STREAMS:
@@ -129,7 +135,9 @@ def describe_row(shard: ShardView, row: int) -> Iterator[str]:
 
 def _check_row(shard: ShardView, row: int) -> None:
     if not 0 <= row < len(shard.table):
-        raise UserError(f"--row {row}: the shard has {len(shard.table)} rows: use 0 to {len(shard.table) - 1}")
+        raise UserError(
+            f"--row {row}: the shard has {len(shard.table)} rows: use 0 to {len(shard.table) - 1}"
+        )
 
 
 def find_tokenizer(shard: ShardView) -> str:
@@ -149,9 +157,11 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
         raise UserError(f"--model {model} has no {WEIGHTS}: name a folder of save_pretrained")
     wanted, found = shard.metadata["dualtoken.tokenizer_sha256"], digest(folder / WEIGHTS).sha256
     if wanted != found:
-        raise UserError(f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model")
-    from dualtoken.pipelines.inference.networks import OpenTokenizer, any_device  # noqa: PLC0415  (PyTorch takes seconds)
+        raise UserError(
+            f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
+        )
+    from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device  # noqa: PLC0415  (PyTorch takes seconds)
 
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
-    levels = OpenTokenizer(folder, any_device()).decode(codes)
+    levels = TokenizerRunner(folder, best_device()).decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

@@ -16,7 +16,7 @@ from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.samples import KeptRow, open_shard
+from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
 from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard
 
 
@@ -31,27 +31,34 @@ class DeepSettings(NamedTuple):
 
 
 def differences(
-    job: StageJob, manifest: Manifest | None, shards: Sequence[tuple[str, int]], settings: DeepSettings, say: Callable[[str], None]
+    job: StageJob,
+    manifest: Manifest | None,
+    shards: Sequence[tuple[str, int]],
+    settings: DeepSettings,
+    print_line: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    """Yield (shard, problem) for those of a sample of rows that differ; `shards` are names and rows, `say` hears what was done."""
+    """Yield (shard, problem) for those of a sample of rows that differ; `shards` are names and rows, `print_line` hears what was done."""
     store, ends = job.store(), list(accumulate(rows for _, rows in shards))
     total = ends[-1] if ends else 0
     chosen = random.Random(settings.seed).sample(range(total), min(settings.sample, total))
     if problem := _not_at_hand(job, manifest):
-        say(f"{store.url}: no row is encoded again: {problem}")
+        print_line(f"{store.url}: no row is encoded again: {problem}")
         return
     if not chosen:
         return
-    from dualtoken.pipelines.inference.networks import any_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.networks import best_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
 
-    tokenizer = open_tokenizer(job, any_device())
+    tokenizer = open_tokenizer(job, best_device())
     by_unit: dict[str, list[int]] = {}
     for number in chosen:
         unit, rows = shards[place := bisect_right(ends, number)]
         by_unit.setdefault(unit, []).append(number - ends[place] + rows)
     for unit, chosen_rows in sorted(by_unit.items()):
-        yield from ((unit, problem) for problem in _compare(job, tokenizer, unit, sorted(chosen_rows), settings.tolerance))
-    say(f"{store.url}: {len(chosen)} rows of {len(by_unit)} shards encoded again")
+        yield from (
+            (unit, problem)
+            for problem in _compare(job, tokenizer, unit, sorted(chosen_rows), settings.tolerance)
+        )
+    print_line(f"{store.url}: {len(chosen)} rows of {len(by_unit)} shards encoded again")
 
 
 def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
@@ -70,9 +77,13 @@ def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
 def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], tolerance: float) -> Iterator[str]:  # noqa: ANN401
     with scratch_folder() as name:
         scratch = Path(name)
-        table = read_data_shard(job.store().local_copy(data_path(unit), scratch / "tokens")).take(pa.array(rows, pa.int64()))
+        table = read_data_shard(job.store().local_copy(data_path(unit), scratch / "tokens")).take(
+            pa.array(rows, pa.int64())
+        )
         try:
-            parts = _encode_rows(job, tokenizer, unit, dict(zip(rows, table["key"].to_pylist(), strict=True)), scratch)
+            parts = _encode_rows(
+                job, tokenizer, unit, dict(zip(rows, table["key"].to_pylist(), strict=True)), scratch
+            )
         except (KeyError, OSError, UserError) as error:
             yield f"its images cannot be read again: {error}"
             return
@@ -84,13 +95,19 @@ def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], toleranc
                 yield f"row {row}: {share:.1%} of the {stream} codes are others when it is encoded again"
 
 
-def _encode_rows(job: StageJob, tokenizer: Any, unit: str, keys: Mapping[int, bytes], scratch: Path) -> list[Any]:  # noqa: ANN401
+def _encode_rows(
+    job: StageJob,
+    tokenizer: Any,  # noqa: ANN401
+    unit: str,
+    keys: Mapping[int, bytes],
+    scratch: Path,
+) -> list[Any]:
     """Encode rows of a unit, given with their keys, as the stage did; of a sample with crops, the row's one alone."""
     from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415  (as above)
 
-    shard, config = open_shard(job.input("download"), unit, scratch), job.recipe.pretokenize
+    shard, config = open_image_shard(job.input("download"), unit, scratch), job.recipe.pretokenize
     place = {key: row for row, key in enumerate(shard.keys)}
-    samples = [KeptRow(place[key], key) for key in keys.values()]
+    samples = [KeptSample(place[key], key) for key in keys.values()]
     variants, parts = (row % config.num_variants for row in keys), []
     for batch in ImageStream(config, tokenizer.network.transform, beside_gpu=False).batches(shard, samples):
         if lost := next((found for found in batch.found if isinstance(found, Undecodable)), None):

@@ -8,8 +8,8 @@ from typing import Protocol, cast
 
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
-from dualtoken.pipelines.core.messages import Say
-from dualtoken.pipelines.core.stage import Outcome, StageJob, Unit, Work, Worker
+from dualtoken.pipelines.core.messages import PrintLine
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
 
 WORKERS = {
@@ -31,7 +31,7 @@ GIVE_UP_AFTER = 8
 class Executor(Protocol):
     """Runs units, in this process or on a cluster."""
 
-    def run(self, work: Sequence[Work]) -> Iterable[Outcome]:
+    def run(self, work: Sequence[Work]) -> Iterable[UnitOutcome]:
         """Yield an outcome per unit as they end, in any order."""
         ...
 
@@ -53,44 +53,50 @@ class WorkerSlot:
         return self._worker
 
 
-def attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> Outcome:
+def run_attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
     """Run a unit on the worker that `worker` opens or has open, and never raise: one bad unit must not stop the others."""
     try:
         receipt = run_unit(job, worker(), unit)
     except Exception as error:  # noqa: BLE001  (sorted by exit_code, reported by collect)
         code = exit_code(error)
         said = traceback.format_exc() if code == ExitCode.BUG else str(error) or type(error).__name__
-        return Outcome(job.label, unit.id, {}, 0.0, said, code)
-    return Outcome(job.label, unit.id, receipt.counts, receipt.seconds, audit=receipt.facts.get("audit", {}))
+        return UnitOutcome(job.label, unit.id, {}, 0.0, said, code)
+    return UnitOutcome(
+        job.label, unit.id, receipt.counts, receipt.seconds, audit=receipt.facts.get("audit", {})
+    )
 
 
-def collect(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> None:
+def report_outcomes(outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine) -> None:
     """Say what each unit gave; raise `UnitsFailed` when any failed, after all have run, or `GIVE_UP_AFTER` of them in a row."""
     total = sum(len(one.units) for one in work)
-    failed: list[Outcome] = []
+    failed: list[UnitOutcome] = []
     in_a_row = done = 0
     for done, outcome in enumerate(outcomes, start=1):
         in_a_row = in_a_row + 1 if outcome.code == ExitCode.TEMPORARY else 0
         if outcome.error:
             failed.append(outcome)
-            say(f"{outcome.label} {outcome.unit} failed ({done}/{total}): {outcome.error.rstrip()}")
+            print_line(f"{outcome.label} {outcome.unit} failed ({done}/{total}): {outcome.error.rstrip()}")
         else:
             counts = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
-            say(f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s")
+            print_line(
+                f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s"
+            )
         if in_a_row == GIVE_UP_AFTER:
             break
     if failed:
         worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
-        failures = {f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed}
+        failures = {
+            f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed
+        }
         raise UnitsFailed(failures, total, worst, total - done)
 
 
 class LocalExecutor:
     """An executor without a cluster."""
 
-    def run(self, work: Sequence[Work]) -> Iterator[Outcome]:
+    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         """Yield an outcome per unit, in order."""
         slot = WorkerSlot()
         for one in work:
             for unit in one.units:
-                yield attempt(one.job, partial(slot.open, one.job), unit)
+                yield run_attempt(one.job, partial(slot.open, one.job), unit)

@@ -17,7 +17,7 @@ def finish(job: StageJob) -> Manifest:
     return commit_manifest(content, details, files)
 
 
-def problems(manifest: Manifest) -> Iterator[str]:
+def user_warnings(manifest: Manifest) -> Iterator[str]:
     """Yield what a user should know of a stage that is finished all the same."""
     devices = manifest.details.get("devices", [])
     if len(devices) > 1:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from dualtoken.pipelines.config.cluster import ClusterConfig
-from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.runtime.executor import Executor, LocalExecutor
 
 
@@ -16,7 +16,7 @@ class _RayWhenNeeded:
         self._session = session
         self._executor: Executor | None = None
 
-    def run(self, work: Sequence[Work]) -> Iterable[Outcome]:
+    def run(self, work: Sequence[Work]) -> Iterable[UnitOutcome]:
         if self._executor is None:
             from dualtoken.pipelines.runtime.ray_executor import RayExecutor  # noqa: PLC0415
 

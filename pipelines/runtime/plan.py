@@ -10,7 +10,7 @@ from dualtoken.pipelines.core.receipts import Manifest, done_units, fingerprint,
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.steps import COMMANDS, STEPS, Step, input_name
-from dualtoken.pipelines.tokens.captions import require_lender, require_same_samples
+from dualtoken.pipelines.tokens.captions import require_caption_source, require_same_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Planner:
 
     def _plan(self, step: Step, corpus: str | None) -> Planned:
         if lender := self._lender(step, corpus):
-            require_lender(lender, corpus, step.settings(self.recipe, corpus).get("crops"))
+            require_caption_source(lender, corpus, step.settings(self.recipe, corpus).get("crops"))
         inputs = {input_name(name, of): self.one(name, of) for name, of in step.reads(self.recipe, corpus)}
         if waits := tuple(planned.label for planned in inputs.values() if planned.manifest is None):
             bound = step.bound(self.recipe, corpus)
@@ -91,7 +91,7 @@ class Planner:
             "version": step.version,
             "corpus": corpus,
             "settings": step.settings(self.recipe, corpus),
-            "inputs": {name: manifest.stands_for for name, manifest in manifests.items()},
+            "inputs": {name: manifest.lineage_hash for name, manifest in manifests.items()},
         }
         print_ = fingerprint(identity)
         folder = join(self.root.url, step.folder.format(corpus=corpus), print_)
@@ -113,8 +113,10 @@ class Planner:
         rows = sum(planned.num_rows for planned in self.step("download", self.recipe.training_corpora))
         if isinstance(teacher, TrainedTeacher) and rows < teacher.batch_size:
             corpora = ", ".join(f"corpora.{name}" for name in self.recipe.training_corpora)
-            raise UserError(f"teacher.batch_size={teacher.batch_size} is over the {rows} rows of {corpora}: lower it, or give more rows")
+            raise UserError(
+                f"teacher.batch_size={teacher.batch_size} is over the {rows} rows of {corpora}: lower it, or give more rows"
+            )
 
     def _lender(self, step: Step, corpus: str | None) -> Store | None:
-        lender = step.borrows(self.recipe, corpus)
+        lender = step.shares_captions(self.recipe, corpus)
         return self.root.at(join(step.folder.format(corpus=corpus), lender)) if lender else None

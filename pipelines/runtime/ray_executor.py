@@ -31,9 +31,9 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.config.resources import demands, per_worker
 from dualtoken.pipelines.core.receipts import done_units
-from dualtoken.pipelines.core.stage import Outcome, StageJob, Unit, UnitOutput, Work
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, UnitOutput, Work
 from dualtoken.pipelines.errors import ExitCode, UserError
-from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, attempt
+from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +57,17 @@ class RayExecutor:
     def __exit__(self, *error: object) -> None:
         self._session.__exit__(*error)  # type: ignore[arg-type]
 
-    def run(self, work: Sequence[Work]) -> Iterator[Outcome]:
+    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         """Yield an outcome per unit as they end, in any order."""
         if not self._connected:
             self._connect()
         if work[0].job.stage == "train":
             self._check_room(work[0].job)
-            yield from (attempt(one.job, partial(_TrainOnRay, one.job), unit) for one in work for unit in one.units)
+            yield from (
+                run_attempt(one.job, partial(_TrainOnRay, one.job), unit)
+                for one in work
+                for unit in one.units
+            )
         else:
             yield from self._map(work)
 
@@ -72,11 +76,15 @@ class RayExecutor:
         # Inside a Ray job, the cluster is the one that the job runs on.
         address = (current_job_address() or LOCAL) if cluster.address == LOCAL else cluster.address
         try:
-            self._session.enter_context(ray_session(address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb))
+            self._session.enter_context(
+                ray_session(address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb)
+            )
         except ValueError as error:
             raise UserError(f"cluster.{error}") from None
         self._connected = True
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, or come out as units without an outcome
+        logging.getLogger("ray.data").setLevel(
+            logging.CRITICAL
+        )  # its errors are raised, or come out as units without an outcome
 
     def _check_room(self, job: StageJob) -> None:
         """Raise `UserError` for what a cluster of our own can never run; another one may grow, so there it is said."""
@@ -86,14 +94,23 @@ class RayExecutor:
                 continue
             wants = f"{job.stage}: {demand.keys} wants {demand.amount:g} {demand.kind}s"
             if self._cluster.address == LOCAL and not current_job_address():
-                raise UserError(f"{wants}, this machine's cluster has {there:g}: {demand.fix}, or run on another cluster")
-            _log.warning("%s, the cluster has %g: waiting for it to grow; where it cannot, stop and %s", wants, there, demand.fix)
+                raise UserError(
+                    f"{wants}, this machine's cluster has {there:g}: {demand.fix}, or run on another cluster"
+                )
+            _log.warning(
+                "%s, the cluster has %g: waiting for it to grow; where it cannot, stop and %s",
+                wants,
+                there,
+                demand.fix,
+            )
 
-    def _map(self, work: Sequence[Work]) -> Iterator[Outcome]:
+    def _map(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
         context.max_errored_blocks = GIVE_UP_AFTER  # the others are done beside a unit that kills its process
-        places = [{"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))]
+        places = [
+            {"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))
+        ]
         self._check_room(work[0].job)
         cpus, gpus = per_worker(work[0].job.recipe, work[0].job.stage)
         largest = min(self._cluster.max_workers, len(places))
@@ -106,7 +123,9 @@ class RayExecutor:
         with warnings.catch_warnings():
             # Of the two last options, which have no named parameter yet in this Ray.
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            outcomes = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS)).map_batches(
+            outcomes = ray.data.from_items(
+                places, override_num_blocks=min(len(places), MAX_BLOCKS)
+            ).map_batches(
                 _UnitActor,
                 fn_constructor_args=(tuple(work),),
                 batch_size=1,
@@ -121,7 +140,7 @@ class RayExecutor:
         try:
             for row in outcomes.iter_rows():
                 fields = json.loads(row["outcome"])
-                yield Outcome(**fields | {"code": ExitCode(fields["code"])})
+                yield UnitOutcome(**fields | {"code": ExitCode(fields["code"])})
                 came.add((fields["label"], fields["unit"]))
         except ray.exceptions.RayError as error:
             if not is_death(error):
@@ -130,12 +149,18 @@ class RayExecutor:
         yield from _without_outcome(work, came, said)
 
 
-def _without_outcome(work: Sequence[Work], came: AbstractSet[tuple[str, str]], said: str) -> Iterator[Outcome]:
+def _without_outcome(
+    work: Sequence[Work], came: AbstractSet[tuple[str, str]], said: str
+) -> Iterator[UnitOutcome]:
     """Yield a failure that may pass for each unit that neither came back nor left a receipt."""
     for one in work:
         if missing := [unit for unit in one.units if (one.job.label, unit.id) not in came]:
             done = done_units(one.job.store())
-            yield from (Outcome(one.job.label, unit.id, {}, 0.0, said, ExitCode.TEMPORARY) for unit in missing if unit.id not in done)
+            yield from (
+                UnitOutcome(one.job.label, unit.id, {}, 0.0, said, ExitCode.TEMPORARY)
+                for unit in missing
+                if unit.id not in done
+            )
 
 
 class _UnitActor:
@@ -146,12 +171,14 @@ class _UnitActor:
         self._slot = WorkerSlot()
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        outcomes = [self._attempt(int(job), int(unit)) for job, unit in zip(batch["job"], batch["unit"], strict=True)]
+        outcomes = [
+            self._attempt(int(job), int(unit)) for job, unit in zip(batch["job"], batch["unit"], strict=True)
+        ]
         return {"outcome": [json.dumps(asdict(outcome)) for outcome in outcomes]}
 
-    def _attempt(self, number: int, unit: int) -> Outcome:
+    def _attempt(self, number: int, unit: int) -> UnitOutcome:
         one = self._work[number]
-        return attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
+        return run_attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
 
 
 class _TrainOnRay:
@@ -159,7 +186,9 @@ class _TrainOnRay:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        self._stage = importlib.import_module("dualtoken.pipelines.training.train")  # brings torch, which a run with nothing to do spares
+        self._stage = importlib.import_module(
+            "dualtoken.pipelines.training.train"
+        )  # brings torch, which a run with nothing to do spares
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Train, then take the model out of the last checkpoint."""

@@ -10,7 +10,7 @@ from dualtoken.pipelines.core.receipts import RECEIPTS, STAGE_FILE, StageRecord,
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.steps import STEPS
-from dualtoken.pipelines.tokens.captions import borrows
+from dualtoken.pipelines.tokens.captions import shares_captions
 
 
 def stage_folders(top: Store, below: str = "", *, nameless: bool = False) -> Iterator[str]:
@@ -35,14 +35,18 @@ def read_stage(store: Store) -> StageRecord:
     try:
         return StageRecord.from_bytes(store.read(STAGE_FILE))
     except FileNotFoundError:
-        raise UserError(f"{store.url} has no {STAGE_FILE}: give a stage's folder, such as data/<corpus>/tokens/<fingerprint>") from None
+        raise UserError(
+            f"{store.url} has no {STAGE_FILE}: give a stage's folder, such as data/<corpus>/tokens/<fingerprint>"
+        ) from None
     except ValidationError:
-        raise UserError(f"{store.url}/{STAGE_FILE} cannot be read: it is damaged, or of another version of dualtoken") from None
+        raise UserError(
+            f"{store.url}/{STAGE_FILE} cannot be read: it is damaged, or of another version of dualtoken"
+        ) from None
 
 
 def in_order(record: StageRecord) -> tuple[int, bool]:
     """Sort folders so that each comes after what it is made from, or borrows its captions from."""
-    return list(STEPS).index(record.stage), borrows(record)
+    return list(STEPS).index(record.stage), shares_captions(record)
 
 
 def root_of(store: Store, record: StageRecord) -> str:
@@ -64,4 +68,12 @@ def stage_job(store: Store, record: StageRecord, units: tuple[Unit, ...] | None 
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
     if units is None:
         units = tuple(Unit(receipt.unit, receipt.rows) for receipt in iter_receipts(store))
-    return StageJob(record.stage, record.corpus, recipe, store.url, record.fingerprint, input_folders(store, record), units)
+    return StageJob(
+        record.stage,
+        record.corpus,
+        recipe,
+        store.url,
+        record.fingerprint,
+        input_folders(store, record),
+        units,
+    )

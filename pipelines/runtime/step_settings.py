@@ -13,7 +13,7 @@ from dualtoken.pipelines.config.filter import FilterConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.teacher import LocalTeacher
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.tokens.captions import BORROWED
+from dualtoken.pipelines.tokens.captions import CAPTIONS_OF
 
 
 def _heldout(recipe: Recipe) -> dict[str, Any]:
@@ -24,7 +24,11 @@ def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Of the teacher: how it is trained, what it computes, or the content of what is adopted."""
     settings: dict[str, Any] = {"teacher": recipe.teacher.identity()}
     if recipe.teacher.kind == "train":
-        settings |= {"heldout": _heldout(recipe), "cpus": recipe.train.cpus_per_worker, "gpu": recipe.train.use_gpu}
+        settings |= {
+            "heldout": _heldout(recipe),
+            "cpus": recipe.train.cpus_per_worker,
+            "gpu": recipe.train.use_gpu,
+        }
     if recipe.teacher.kind == "open_clip" and isinstance(tower := recipe.tokenizer.tower, TowerConfig):
         settings["activation"] = tower.activation
     if isinstance(recipe.teacher, LocalTeacher):
@@ -53,12 +57,20 @@ def _sha256(fs: Any, path: str) -> str:  # noqa: ANN401  (fsspec has no types)
 
 def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Of the tokenizer: its shape, its training, and the weights that this begins with."""
-    settings = {"tokenizer": recipe.tokenizer.identity(), "train": recipe.train.identity(), "heldout": _heldout(recipe)}
+    settings = {
+        "tokenizer": recipe.tokenizer.identity(),
+        "train": recipe.train.identity(),
+        "heldout": _heldout(recipe),
+    }
     if isinstance(perceptual := recipe.train.perceptual, LpipsConfig):
         # The files that libraries bring are the same everywhere, so only those that a recipe names are hashed.
-        settings["perceptual"] = {key: _file_identity(key, getattr(perceptual, key)) for key in ("backbone", "heads")}
+        settings["perceptual"] = {
+            key: _file_identity(key, getattr(perceptual, key)) for key in ("backbone", "heads")
+        }
     if (folder := recipe.train.start_from) is not None:
-        settings["start_from"] = _folder_identity("train.start_from", folder, ("config.json", "model.safetensors"), "a tokenizer's")
+        settings["start_from"] = _folder_identity(
+            "train.start_from", folder, ("config.json", "model.safetensors"), "a tokenizer's"
+        )
     return settings
 
 
@@ -69,7 +81,9 @@ def _file_identity(key: str, location: str | None) -> str | None:
     try:
         return _sha256(fs, path)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"train.perceptual.{key}={location!r} is no file: give one with the weights, or leave it out") from None
+        raise UserError(
+            f"train.perceptual.{key}={location!r} is no file: give one with the weights, or leave it out"
+        ) from None
 
 
 def score_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
     settings: dict[str, Any] = {} if crops == WHOLE_IMAGE else {"crops": [one.identity() for one in crops]}
     if recipe.pretokenize.precision != "float32":
         settings["precision"] = recipe.pretokenize.precision
-    return settings | ({BORROWED: of} if (of := lender(recipe, corpus)) else {})
+    return settings | ({CAPTIONS_OF: of} if (of := lender(recipe, corpus)) else {})
 
 
 def lender(recipe: Recipe, corpus: str | None) -> str | None:

@@ -14,7 +14,13 @@ from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.url_table import count_source_rows, source_identity
-from dualtoken.pipelines.runtime.step_settings import lender, score_settings, teacher_settings, token_settings, train_settings
+from dualtoken.pipelines.runtime.step_settings import (
+    lender,
+    score_settings,
+    teacher_settings,
+    token_settings,
+    train_settings,
+)
 
 Manifests = Mapping[str, Manifest]
 """Of a step's inputs, by input name."""
@@ -37,7 +43,7 @@ class Step:
     """From the recipe, the corpus, and the inputs' folders and manifests."""
     row_bytes: Callable[[Recipe], float] = lambda _recipe: 0.0
     """Bytes expected per sample that goes on."""
-    borrows: Callable[[Recipe, str | None], str | None] = lambda _recipe, _corpus: None
+    shares_captions: Callable[[Recipe, str | None], str | None] = lambda _recipe, _corpus: None
     """The fingerprint of a finished folder of the same step that has some of the files, in place of this one's."""
     per_corpus: bool = True
 
@@ -54,7 +60,9 @@ class Step:
         if not self.per_corpus:
             return [None]
         if self.name == "scenes":
-            return [name for name, corpus in recipe.corpora.items() if isinstance(corpus.source, ScenesSource)]
+            return [
+                name for name, corpus in recipe.corpora.items() if isinstance(corpus.source, ScenesSource)
+            ]
         return list(recipe.corpora)
 
 
@@ -76,7 +84,9 @@ def _source(recipe: Recipe, corpus: str | None) -> ScenesSource | UrlsSource | S
     return recipe.corpora[corpus].source
 
 
-def _source_units(recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], _: Manifests) -> list[Unit]:
+def _source_units(
+    recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], _: Manifests
+) -> list[Unit]:
     assert corpus is not None
     counts = count_source_rows(recipe, corpus)
     if not sum(counts):
@@ -84,20 +94,29 @@ def _source_units(recipe: Recipe, corpus: str | None, _folders: Mapping[str, str
     return [Unit(f"{index:05d}", rows) for index, rows in enumerate(counts)]
 
 
-def _scenes_units(recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], _: Manifests) -> list[Unit]:
+def _scenes_units(
+    recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], _: Manifests
+) -> list[Unit]:
     source, rows = _source(recipe, corpus), recipe.download.rows_per_shard
     assert isinstance(source, ScenesSource)
-    return [Unit(f"{first // rows:05d}", min(rows, source.num_images - first)) for first in range(0, source.num_images, rows)]
+    return [
+        Unit(f"{first // rows:05d}", min(rows, source.num_images - first))
+        for first in range(0, source.num_images, rows)
+    ]
 
 
 def _units_of(step: str) -> Callable[..., list[Unit]]:
-    def units(_recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], manifests: Manifests) -> list[Unit]:
+    def units(
+        _recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], manifests: Manifests
+    ) -> list[Unit]:
         return [Unit(unit, rows) for unit, rows in manifests[input_name(step, corpus)].units.items()]
 
     return units
 
 
-def _decision_unit(_recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], manifests: Manifests) -> list[Unit]:
+def _decision_unit(
+    _recipe: Recipe, corpus: str | None, _folders: Mapping[str, str], manifests: Manifests
+) -> list[Unit]:
     return [Unit("all", sum(manifests[input_name("score", corpus)].units.values()))]
 
 
@@ -121,7 +140,9 @@ def _token_bytes(recipe: Recipe) -> float:
 
 
 def _image_bytes(recipe: Recipe) -> float:
-    return recipe.download.image_size**2 * {"png": 2.0, "jpg": 0.4, "webp": 0.25}[recipe.download.encode_format]
+    return (
+        recipe.download.image_size**2 * {"png": 2.0, "jpg": 0.4, "webp": 0.25}[recipe.download.encode_format]
+    )
 
 
 def _everything(recipe: Recipe, _: str | None) -> list[tuple[str, str | None]]:
@@ -201,7 +222,10 @@ STEPS = {
             name="train",
             version=1,
             folder="models/tokenizer",
-            reads=lambda recipe, _: [*_training_inputs("download", "filter", "targets")(recipe, None), ("teacher", None)],
+            reads=lambda recipe, _: [
+                *_training_inputs("download", "filter", "targets")(recipe, None),
+                ("teacher", None),
+            ],
             settings=train_settings,
             units=_one("model"),
             per_corpus=False,
@@ -210,9 +234,14 @@ STEPS = {
             name="pretokenize",
             version=1,
             folder="{corpus}/tokens",
-            reads=lambda _recipe, corpus: [("download", corpus), ("score", corpus), ("filter", corpus), ("train", None)],
+            reads=lambda _recipe, corpus: [
+                ("download", corpus),
+                ("score", corpus),
+                ("filter", corpus),
+                ("train", None),
+            ],
             settings=token_settings,
-            borrows=lender,
+            shares_captions=lender,
             units=_units_of("filter"),
             row_bytes=_token_bytes,
         ),
@@ -221,7 +250,11 @@ STEPS = {
             version=1,
             folder="reports",
             reads=_everything,
-            settings=lambda recipe, _: {"name": recipe.name, "report": recipe.report.identity(), "heldout": recipe.heldout.identity()},
+            settings=lambda recipe, _: {
+                "name": recipe.name,
+                "report": recipe.report.identity(),
+                "heldout": recipe.heldout.identity(),
+            },
             units=_one("report"),
             per_corpus=False,
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 from dualtoken.infra.ray_jobs import JobOutcome, submit_and_follow
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import fingerprint
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.plan import Planner
@@ -18,7 +18,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def submit_stage(
-    stage: str, recipe: Recipe, address: str, say: Say, *, corpora: Sequence[str] | None = None, attempts: int = 1
+    stage: str,
+    recipe: Recipe,
+    address: str,
+    print_line: PrintLine,
+    *,
+    corpora: Sequence[str] | None = None,
+    attempts: int = 1,
 ) -> JobOutcome:
     """Run a stage on the cluster whose dashboard is at `address`, follow its log, and judge it by its receipts.
 
@@ -41,7 +47,7 @@ def submit_stage(
             working_dir=PROJECT,
             env={},
             is_done=lambda: all(planned.manifest for planned in Planner(recipe).command(stage, corpora)),
-            print_line=say,
+            print_line=print_line,
             max_attempts=attempts,
         )
     except ValueError as error:

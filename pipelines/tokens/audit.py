@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import Receipt
-from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import TokenAlarm
 from dualtoken.pipelines.tokens.shards import STREAMS, Ids
 
@@ -38,7 +38,7 @@ WINDOW = 512
 """Shards that a running median is taken over."""
 
 
-class CodeTally:
+class CodeCounter:
     """Counts a stream's codes, depth by depth."""
 
     def __init__(self, depth: int, num_codes: int) -> None:
@@ -57,16 +57,16 @@ class CodeTally:
 
     def perplexity(self) -> list[float]:
         """Return, per depth, that of its codes."""
-        return [round(perplexity_of(counts), 3) for counts in self._counts]
+        return [round(perplexity(counts), 3) for counts in self._counts]
 
 
-def perplexity_of(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def perplexity(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
     """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
     shares = counts / max(counts.sum(), 1)
     return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
 
 
-def sample_places(seed: str, rows: int, count: int) -> frozenset[int]:
+def sample_rows(seed: str, rows: int, count: int) -> frozenset[int]:
     """Choose rows of a shard to look at again; the same seed chooses the same."""
     chance = random.Random(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big"))
     return frozenset(chance.sample(range(rows), min(count, rows)))
@@ -95,7 +95,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ShardFigures:
     """What one shard's audit found."""
 
     shard: str
@@ -106,7 +106,7 @@ class Figures:
     """Per depth, by stream."""
 
     @classmethod
-    def of(cls, shard: str, audit: Mapping[str, Any]) -> "Figures":
+    def of(cls, shard: str, audit: Mapping[str, Any]) -> "ShardFigures":
         """Read them off a receipt's `audit`."""
         ratios = audit["psnr"]
         perplexity = {stream: audit[f"{stream}_perplexity"] for stream in STREAMS}
@@ -114,7 +114,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class ReferenceFigures:
     """What the median shard of a dataset is like, which each is judged against."""
 
     shards: int
@@ -126,48 +126,62 @@ class Norm:
     perplexity: Mapping[str, Sequence[float]]
 
     @classmethod
-    def of(cls, shards: Sequence[Figures]) -> "Norm":
+    def of(cls, shards: Sequence[ShardFigures]) -> "ReferenceFigures":
         """Find it, of one shard at least."""
         ratios = [one.psnr for one in shards if one.psnr is not None]
         middle = median(ratios) if len(ratios) > 1 else None
-        spread = 0.0 if middle is None or len(ratios) < MANY else median(abs(ratio - middle) for ratio in ratios)
+        spread = (
+            0.0 if middle is None or len(ratios) < MANY else median(abs(ratio - middle) for ratio in ratios)
+        )
         perplexity = {stream: _medians([one.perplexity[stream] for one in shards]) for stream in STREAMS}
         return cls(len(shards), median(one.rows for one in shards), middle, spread, perplexity)
 
 
-def judge(one: Figures, norm: Norm, min_psnr: float | None = None) -> Alarm | None:
+def check_shard(one: ShardFigures, norm: ReferenceFigures, min_psnr: float | None = None) -> Alarm | None:
     """Return what is wrong with a shard, the worst first; `norm` is its dataset's, itself taken into it or not."""
     return _collapse(one, norm) or _low(one, min_psnr) or _drift(one, norm)
 
 
-def _low(one: Figures, min_psnr: float | None) -> Alarm | None:
+def _low(one: ShardFigures, min_psnr: float | None) -> Alarm | None:
     if one.psnr is None or min_psnr is None or one.psnr >= min_psnr:
         return None
     return Alarm(one.shard, "low", f"PSNR {one.psnr:.1f} dB, pretokenize.min_psnr={min_psnr:g}")
 
 
-def _collapse(one: Figures, norm: Norm) -> Alarm | None:
+def _collapse(one: ShardFigures, norm: ReferenceFigures) -> Alarm | None:
     if one.rows >= ROWS_FOR_ONE_CODE:
         for stream, depth, value in _depths(one.perplexity):
             if value < ONE_CODE:
-                return Alarm(one.shard, "collapse", f"{stream} depth {depth + 1} has perplexity {value:.2f}: one code for all images")
+                return Alarm(
+                    one.shard,
+                    "collapse",
+                    f"{stream} depth {depth + 1} has perplexity {value:.2f}: one code for all images",
+                )
     return _beside_median(one, norm, "collapse", COLLAPSE)
 
 
-def _drift(one: Figures, norm: Norm) -> Alarm | None:
-    if one.psnr is not None and norm.psnr is not None and norm.psnr - one.psnr > max(PSNR_DROP, OUTLIER * norm.psnr_spread):
+def _drift(one: ShardFigures, norm: ReferenceFigures) -> Alarm | None:
+    if (
+        one.psnr is not None
+        and norm.psnr is not None
+        and norm.psnr - one.psnr > max(PSNR_DROP, OUTLIER * norm.psnr_spread)
+    ):
         return Alarm(one.shard, "drift", f"PSNR {one.psnr:.1f} dB, the dataset's median is {norm.psnr:.1f}")
     return _beside_median(one, norm, "drift", DRIFT)
 
 
-def _beside_median(one: Figures, norm: Norm, kind: Literal["collapse", "drift"], share: float) -> Alarm | None:
+def _beside_median(
+    one: ShardFigures, norm: ReferenceFigures, kind: Literal["collapse", "drift"], share: float
+) -> Alarm | None:
     # A short shard, such as a corpus's last, has fewer codes because it has fewer images.
     if norm.shards < 2 or one.rows * 2 < norm.rows:
         return None
     for stream, depth, value in _depths(one.perplexity):
         middle = norm.perplexity[stream][depth]
         if value < share * middle:
-            said = f"{stream} depth {depth + 1} has perplexity {value:.1f}, the dataset's median is {middle:.1f}"
+            said = (
+                f"{stream} depth {depth + 1} has perplexity {value:.1f}, the dataset's median is {middle:.1f}"
+            )
             return Alarm(one.shard, kind, said)
     return None
 
@@ -187,47 +201,56 @@ class DatasetAudit:
 
     def __init__(self, min_psnr: float | None = None) -> None:
         self._min_psnr = min_psnr
-        self._shards: list[Figures] = []
+        self._shards: list[ShardFigures] = []
         self._ratios: list[float] = []
 
     def seen(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
         """Pass receipts on."""
         for receipt in receipts:
             if audit := receipt.facts.get("audit"):
-                self._shards.append(Figures.of(receipt.unit, audit))
+                self._shards.append(ShardFigures.of(receipt.unit, audit))
                 self._ratios += audit["psnr"]
             yield receipt
 
     def summary(self) -> dict[str, Any]:
         """Return what the dataset's manifest says of them."""
-        norm = Norm.of(self._shards) if self._shards else None
-        alarms = [alarm for one in self._shards if norm and (alarm := judge(one, norm, self._min_psnr))]
+        norm = ReferenceFigures.of(self._shards) if self._shards else None
+        alarms = [alarm for one in self._shards if norm and (alarm := check_shard(one, norm, self._min_psnr))]
         return {
             "rows": len(self._ratios),
             "psnr_median": round(median(self._ratios), 2) if self._ratios else None,
             "psnr_lowest": min(self._ratios, default=None),
-            **{f"{stream}_perplexity": [round(value, 3) for value in norm.perplexity[stream]] if norm else [] for stream in STREAMS},
+            **{
+                f"{stream}_perplexity": [round(value, 3) for value in norm.perplexity[stream]] if norm else []
+                for stream in STREAMS
+            },
             "alarms": [asdict(alarm) for alarm in alarms],
         }
 
 
-def watched(outcomes: Iterable[Outcome], work: Sequence[Work], say: Say) -> Iterator[Outcome]:
+def watched(
+    outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine
+) -> Iterator[UnitOutcome]:
     """Pass outcomes on, and say which shards are unlike those before them; raises `TokenAlarm` where the recipe stops at that."""
     config = work[0].job.recipe.pretokenize
-    before: dict[str, deque[Figures]] = {}
+    before: dict[str, deque[ShardFigures]] = {}
     for outcome in outcomes:
         yield outcome
         if not outcome.audit:
             continue
         seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
-        one = Figures.of(outcome.unit, outcome.audit)
+        one = ShardFigures.of(outcome.unit, outcome.audit)
         seen.append(one)
-        if alarm := judge(one, Norm.of(seen if len(seen) >= MANY else [one]), config.min_psnr):
-            say(f"{outcome.label} {alarm}")
+        if alarm := check_shard(
+            one, ReferenceFigures.of(seen if len(seen) >= MANY else [one]), config.min_psnr
+        ):
+            print_line(f"{outcome.label} {alarm}")
             if config.on_alarm == "stop":
                 raise stopped(outcome.label, alarm)
 
 
 def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:
     """Return the error that a run ends with where its recipe stops at alarms."""
-    return TokenAlarm(f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report")
+    return TokenAlarm(
+        f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report"
+    )

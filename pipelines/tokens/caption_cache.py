@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from dualtoken.pipelines.core.threads import THREADS, map_missing
+from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 CAPTION_BYTES = 1 << 28
@@ -23,7 +23,7 @@ _SUM, _HEAD = 16, 24
 ReadColumn = Callable[[int], pa.Array]
 
 
-class CaptionColumns:
+class CaptionCache:
     """The caption columns of a dataset by number of shard."""
 
     def __init__(self, fingerprint: str, cache: ShardCache | None, threads: int = THREADS) -> None:
@@ -42,13 +42,17 @@ class CaptionColumns:
         for number, column in held.items():
             yield number, self._used(number, column)
         missing = [number for number in numbers if number not in held]
-        columns = map_missing(lambda number: self._read(number, read), missing, self._is_at_hand, self._threads)
+        columns = map_ahead_unless_ready(
+            lambda number: self._read(number, read), missing, self._is_at_hand, self._threads
+        )
         for number, column in zip(missing, columns, strict=True):
             self._seen.add(number)
             yield number, self._used(number, column)
 
     def _is_at_hand(self, number: int) -> bool:
-        return number in self._seen and (self._cache is None or self._cache.find(self._name(number)) is not None)
+        return number in self._seen and (
+            self._cache is None or self._cache.find(self._name(number)) is not None
+        )
 
     def _name(self, number: int) -> str:
         return xxhash.xxh3_128_hexdigest(f"{self._fingerprint} captions {number}".encode())
@@ -96,6 +100,8 @@ def _write(column: pa.Array, path: Path) -> Path:
     assert offsets is not None
     assert column.offset == 0
     begins = np.frombuffer(offsets, np.int32, len(column) + 1)
-    body = b"".join([np.int64(len(column)).tobytes(), begins.tobytes(), memoryview(text or b"")[: begins[-1]]])
+    body = b"".join(
+        [np.int64(len(column)).tobytes(), begins.tobytes(), memoryview(text or b"")[: begins[-1]]]
+    )
     path.write_bytes(xxhash.xxh3_128_digest(body) + body)
     return path

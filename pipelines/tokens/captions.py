@@ -13,22 +13,30 @@ import pyarrow.parquet as pq
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store, join
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, STAGE_FILE, FileRecord, Receipt, StageRecord, read_manifest, receipt_name
+from dualtoken.pipelines.core.receipts import (
+    MANIFEST_FILE,
+    STAGE_FILE,
+    FileRecord,
+    Receipt,
+    StageRecord,
+    read_manifest,
+    receipt_name,
+)
 from dualtoken.pipelines.core.stage import StageJob, Unit
-from dualtoken.pipelines.core.tombstones import require_none_pending
+from dualtoken.pipelines.core.tombstones import require_no_pending_forget
 from dualtoken.pipelines.errors import UserError
 
-BORROWED = "captions_of"
+CAPTIONS_OF = "captions_of"
 """A receipt's fact, and a setting of the fingerprint: the lender's own, of a folder beside this one."""
 
 
 def meta_path(receipt: Receipt) -> str:
     """Return where a shard's captions are, relative to the dataset's folder."""
-    lender = receipt.facts.get(BORROWED)
+    lender = receipt.facts.get(CAPTIONS_OF)
     return f"{f'../{lender}/' if lender else ''}meta/{receipt.unit}.parquet"
 
 
-def meta_place(store: Store, path: str) -> tuple[Store, str]:
+def resolve_meta_path(store: Store, path: str) -> tuple[Store, str]:
     """Return the dataset's folder that a `meta_path` leads to, and the name there: object stores know no `..`."""
     if not path.startswith("../"):
         return store, path
@@ -41,37 +49,43 @@ def meta_record(store: Store, path: str, shard: str) -> tuple[Store, FileRecord]
 
     Raises FileNotFoundError where there is no such receipt, or it names no such file.
     """
-    folder, name = meta_place(store, path)
+    folder, name = resolve_meta_path(store, path)
     for file in Receipt.from_bytes(folder.read(receipt_name(shard))).files:
         if file.name == name:
             return folder, file
     raise FileNotFoundError(f"{join(folder.url, receipt_name(shard))} names no {name}")
 
 
-def lender_of(job: StageJob) -> Store | None:
+def caption_source_of(job: StageJob) -> Store | None:
     """Return the folder that a job's captions are borrowed from, or None where it writes its own."""
     name = f"{job.stage}/{job.corpus}"
     return Store(job.inputs[name]) if name in job.inputs else None
 
 
-def borrows(record: StageRecord) -> bool:
+def shares_captions(record: StageRecord) -> bool:
     """Tell whether a folder is that of a token dataset with borrowed captions."""
     return f"{record.stage}/{record.corpus}" in record.inputs
 
 
-def require_lender(lender: Store, corpus: str | None, crops: object) -> None:
+def require_caption_source(lender: Store, corpus: str | None, crops: object) -> None:
     """Raise `UserError` unless a folder is a finished token dataset whose rows are such crops and whose captions are its own."""
     said = _said(lender, corpus)
     if not lender.exists(STAGE_FILE):
         top = Store(lender.url.rsplit("/", 1)[0])
         known = ", ".join(name for name in top.folders() if top.exists(f"{name}/{MANIFEST_FILE}"))
-        raise UserError(f"{said}: {top.url} has no such dataset: {f'set it to one of {known}' if known else 'leave it out'}")
-    require_none_pending(lender)
+        raise UserError(
+            f"{said}: {top.url} has no such dataset: {f'set it to one of {known}' if known else 'leave it out'}"
+        )
+    require_no_pending_forget(lender)
     record = StageRecord.from_bytes(lender.read(STAGE_FILE))
-    if borrows(record):
-        raise UserError(f"{said} borrows its captions itself: set it to {record.identity['settings'][BORROWED]}")
+    if shares_captions(record):
+        raise UserError(
+            f"{said} borrows its captions itself: set it to {record.identity['settings'][CAPTIONS_OF]}"
+        )
     if not lender.exists(MANIFEST_FILE):
-        raise UserError(f"{said} is unfinished: run `dualtoken pretokenize` with the recipe that began it first")
+        raise UserError(
+            f"{said} is unfinished: run `dualtoken pretokenize` with the recipe that began it first"
+        )
     if record.identity["settings"].get("crops") != crops:
         raise UserError(f"{said} has rows of other crops: set pretokenize.crops as they were there, {_OR}")
 
@@ -81,23 +95,35 @@ def require_same_samples(lender: Store, corpus: str | None, units: Sequence[Unit
     said, manifest, rows = _said(lender, corpus), read_manifest(lender), sum(unit.rows for unit in units)
     assert manifest is not None, "a lender is finished"
     if apart := {unit.id for unit in units} ^ manifest.units.keys():
-        raise UserError(f"{said}: only one of the two has a shard {min(apart)}: name a dataset of the same images, {_OR}")
+        raise UserError(
+            f"{said}: only one of the two has a shard {min(apart)}: name a dataset of the same images, {_OR}"
+        )
     if manifest.rows_in != rows:
-        raise UserError(f"{said} is of {manifest.rows_in:,} samples, the decision keeps {rows:,}: name a dataset of the same one, {_OR}")
+        raise UserError(
+            f"{said} is of {manifest.rows_in:,} samples, the decision keeps {rows:,}: name a dataset of the same one, {_OR}"
+        )
 
 
-def require_same_rows(lender: Store, corpus: str | None, name: str, ours: Mapping[str, pa.Array], scratch: Path) -> None:
+def require_same_rows(
+    lender: Store, corpus: str | None, name: str, ours: Mapping[str, pa.Array], scratch: Path
+) -> None:
     """Raise `UserError` unless these columns of a lender's table, a shard's ledger or captions, hold the same, row by row."""
     said, theirs = f"{_said(lender, corpus)}: {name}", _read(lender, name, scratch)
     if missing := sorted(ours.keys() - theirs.column_names):
-        raise UserError(f"{said} has no {missing[0]}: its crops differ: set pretokenize.crops as they were there, {_OR}")
+        raise UserError(
+            f"{said} has no {missing[0]}: its crops differ: set pretokenize.crops as they were there, {_OR}"
+        )
     if len(theirs) != (rows := len(ours["key"])):
-        raise UserError(f"{said} has {len(theirs)} rows, here it would have {rows}: the decision or the images differ: {_LEAVE}")
+        raise UserError(
+            f"{said} has {len(theirs)} rows, here it would have {rows}: the decision or the images differ: {_LEAVE}"
+        )
     for column, values in ours.items():
         pairs = zip(theirs[column].to_pylist(), values.to_pylist(), strict=True)
         if (row := next((row for row, (one, other) in enumerate(pairs) if one != other), None)) is not None:
             what = "decision" if column == "key" else "crops"
-            raise UserError(f"{said} has another {column} in row {row}: the {what} differs from the one there: {_LEAVE}")
+            raise UserError(
+                f"{said} has another {column} in row {row}: the {what} differs from the one there: {_LEAVE}"
+            )
 
 
 _LEAVE = "leave it out, and captions are written anew"
@@ -112,7 +138,9 @@ def _read(lender: Store, name: str, scratch: Path) -> pa.Table:
             return pq.ParquetFile(path).read()
     except FileNotFoundError:
         pass
-    raise UserError(f"{join(lender.url, name)} is missing or not as committed: run `dualtoken verify {lender.url} --repair` first")
+    raise UserError(
+        f"{join(lender.url, name)} is missing or not as committed: run `dualtoken verify {lender.url} --repair` first"
+    )
 
 
 def _said(lender: Store, corpus: str | None) -> str:

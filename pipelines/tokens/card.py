@@ -17,9 +17,9 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.core.totals import Totals
-from dualtoken.pipelines.tokens.captions import lender_of
+from dualtoken.pipelines.tokens.captions import caption_source_of
 
-CARD = "README.md"
+CARD_FILE = "README.md"
 LICENSE_COLUMNS = ("license", "licence", "license_url")
 SHOWN_LICENSES = 50
 _HEAD = """---
@@ -50,9 +50,11 @@ Other formats: `dualtoken export-tokens . --format webdataset --out DIR`, or `pa
 def card(job: StageJob, details: Mapping[str, Any], totals: Totals) -> str:
     """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's, `totals` its receipts'."""
     head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=totals.bytes)
-    captions = lender_of(job) or job.store()
+    captions = caption_source_of(job) or job.store()
     parts = [head, *_borrowed(captions, job), *_tokenizer(details), *_funnel(job, totals)]
-    parts += _licenses(captions, [unit.id for unit in job.units], cropped=job.recipe.pretokenize.crops != WHOLE_IMAGE)
+    parts += _licenses(
+        captions, [unit.id for unit in job.units], cropped=job.recipe.pretokenize.crops != WHOLE_IMAGE
+    )
     return "\n".join(parts) + "\n" + _USAGE
 
 
@@ -97,7 +99,10 @@ def _licenses(store: Store, units: list[str], *, cropped: bool) -> Iterator[str]
         counts.update(of_unit)
     yield f"Of the column `{column}`, as the corpus's table gives it.\n\n| license | images |\n|---|---|"
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    yield from (f"| {' '.join(name.split()).replace('|', ' ')} | {count:,} |" for name, count in ranked[:SHOWN_LICENSES])
+    yield from (
+        f"| {' '.join(name.split()).replace('|', ' ')} | {count:,} |"
+        for name, count in ranked[:SHOWN_LICENSES]
+    )
     if others := ranked[SHOWN_LICENSES:]:
         yield f"| {len(others):,} others | {sum(count for _, count in others):,} |"
 
@@ -106,4 +111,6 @@ def _count(store: Store, unit: str, column: str, *, cropped: bool) -> Counter[st
     """Count a unit's images by license; of an image's crops the first stands for it."""
     table = read_table(store, f"meta/{unit}.parquet", [column, "variant"] if cropped else [column])
     values = (table.filter(pc.field("variant") == 0) if cropped else table)[column].value_counts().to_pylist()
-    return Counter({"none given" if pair["values"] is None else str(pair["values"]): pair["counts"] for pair in values})
+    return Counter(
+        {"none given" if pair["values"] is None else str(pair["values"]): pair["counts"] for pair in values}
+    )

@@ -62,7 +62,9 @@ class CheckedFiles:
             except pa.ArrowException as error:
                 raise DamagedShardError.of(self.url, file.name, " ".join(str(error).split())[:120]) from None
         assert self.cache is not None
-        raise OSError(f"{self.cache.folder}: copies go before they are read: raise max_bytes={self.cache.max_bytes}")
+        raise OSError(
+            f"{self.cache.folder}: copies go before they are read: raise max_bytes={self.cache.max_bytes}"
+        )
 
     def _whole(self, store: Store, file: FileRecord) -> Path:
         path = Path(store.path(file.name)) if store.is_local else self._copy(store, file)
@@ -77,7 +79,9 @@ class CheckedFiles:
     def _copy(self, store: Store, file: FileRecord, *, again: bool = False) -> Path:
         if self.cache is None:
             raise ValueError(f"{self.url} is remote: give a cache folder to copy its shards into")
-        return self.cache.get(file.xxh3_128, lambda scratch: store.local_copy(file.name, scratch), again=again)
+        return self.cache.get(
+            file.xxh3_128, lambda scratch: store.local_copy(file.name, scratch), again=again
+        )
 
     def _problem(self, path: Path, file: FileRecord) -> str | None:
         state = path.stat()

@@ -43,7 +43,13 @@ class Export(Record):
 
 
 def export_tokens(
-    dataset: str, kind: str, out: str, *, streams: Sequence[str] = STREAMS, first_id: int = 0, tokenizer: str | None = None
+    dataset: str,
+    kind: str,
+    out: str,
+    *,
+    streams: Sequence[str] = STREAMS,
+    first_id: int = 0,
+    tokenizer: str | None = None,
 ) -> Export:
     """Write a dataset into a folder, a path or URL, that is empty; `first_id` is Megatron's alone.
 
@@ -55,7 +61,13 @@ def export_tokens(
         tokens = open_tokens(dataset, streams, scratch, tokenizer)
         target = _Target(Store(out), scratch / "out")
         shards = tokens.shards()
-        shape = Shape(tokens.shape[:2], tokens.shape[2], {stream: tokens.num_codes[stream] for stream in streams}, len(shards), "")
+        shape = Shape(
+            tokens.shape[:2],
+            tokens.shape[2],
+            {stream: tokens.num_codes[stream] for stream in streams},
+            len(shards),
+            "",
+        )
         shape = shape._replace(fingerprint=tokens.fingerprint)
         writer = FORMATS[kind](target.open, shape, first_id)
         first = 0
@@ -79,7 +91,9 @@ def export_tokens(
         return export
 
 
-def open_tokens(dataset: str, streams: Sequence[str], scratch: Path, tokenizer: str | None = None) -> TokenDataset:
+def open_tokens(
+    dataset: str, streams: Sequence[str], scratch: Path, tokenizer: str | None = None
+) -> TokenDataset:
     """Open a finished token dataset; raises `UserError` for anything else."""
     try:
         tokens = TokenDataset(dataset, streams=streams, cache=ShardCache(scratch / "cache", CACHE_BYTES))
@@ -118,4 +132,6 @@ class _Target:
         if not self.store.is_local:
             self.store.put(path, name)
             path.unlink()
-        self.files.append(FileRecord(name=name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128))
+        self.files.append(
+            FileRecord(name=name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128)
+        )

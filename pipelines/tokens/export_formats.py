@@ -73,7 +73,10 @@ class WebDatasetWriter:
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard; times and owners are none, so that the same rows give the same bytes."""
-        with self._open(f"{rows.shard}.tar") as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            self._open(f"{rows.shard}.tar") as path,
+            tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for row, (key, meta) in enumerate(zip(rows.keys, rows.meta.to_pylist(), strict=True)):
                 name = f"{rows.shard}{row:04d}"
                 for stream, codes in rows.codes.items():
@@ -81,7 +84,11 @@ class WebDatasetWriter:
                     np.save(array, codes[row], allow_pickle=False)
                     _add(tar, f"{name}.{stream}.npy", array.getvalue())
                 _add(tar, f"{name}.txt", (meta.get("caption") or "").encode())
-                _add(tar, f"{name}.json", json.dumps({"key": key.hex(), **meta}, ensure_ascii=False, default=_plain).encode())
+                _add(
+                    tar,
+                    f"{name}.json",
+                    json.dumps({"key": key.hex(), **meta}, ensure_ascii=False, default=_plain).encode(),
+                )
 
     def finish(self) -> None:
         """Write nothing more."""
@@ -121,7 +128,9 @@ def _table(keys: pa.Array, rows: ShardRows, width: int) -> pa.Table:
         for stream, ids in rows.codes.items()
     }
     ours = {"key": keys, **codes}
-    return pa.table(ours | {f"meta_{name}" if name in ours else name: rows.meta[name] for name in rows.meta.column_names})
+    return pa.table(
+        ours | {f"meta_{name}" if name in ours else name: rows.meta[name] for name in rows.meta.column_names}
+    )
 
 
 class HuggingFaceWriter:
@@ -136,18 +145,30 @@ class HuggingFaceWriter:
     def write(self, rows: ShardRows) -> None:
         """Add a shard, as an Arrow stream."""
         table = _table(pa.array([key.hex() for key in rows.keys]), rows, self._shape.codes_per_row)
-        table = pa.table({name: _for_hugging_face(table[name].combine_chunks()) for name in table.column_names})
+        table = pa.table(
+            {name: _for_hugging_face(table[name].combine_chunks()) for name in table.column_names}
+        )
         features = {"info": {"features": _features(table.schema)}}
         self._schema = table.schema.with_metadata({"huggingface": json.dumps(features)})
         name = f"data-{len(self._files):05d}-of-{self._shape.num_shards:05d}.arrow"
-        with self._open(name) as path, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self._schema) as stream:
+        with (
+            self._open(name) as path,
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_stream(sink, self._schema) as stream,
+        ):
             stream.write_table(table.cast(self._schema), max_chunksize=1000)
         self._files.append(name)
 
     def finish(self) -> None:
         """Write the two JSON files that make the folder a dataset."""
         assert self._schema is not None, "a dataset has a shard"
-        info = {"citation": "", "description": "", "features": _features(self._schema), "homepage": "", "license": ""}
+        info = {
+            "citation": "",
+            "description": "",
+            "features": _features(self._schema),
+            "homepage": "",
+            "license": "",
+        }
         state = {
             "_data_files": [{"filename": name} for name in self._files],
             "_fingerprint": self._shape.fingerprint[:16],
@@ -164,7 +185,13 @@ class HuggingFaceWriter:
 
 _HUGGING_FACE = {"float": "float32", "double": "float64", "halffloat": "float16"}
 """Arrow's names of types where theirs differ."""
-_SIMPLE = {"string", "large_string", "binary", "bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
+_SIMPLE = {
+    "string",
+    "large_string",
+    "binary",
+    "bool",
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+}
 
 
 def _for_hugging_face(column: pa.Array) -> pa.Array:
@@ -172,7 +199,10 @@ def _for_hugging_face(column: pa.Array) -> pa.Array:
     kind = column.type
     if str(kind) in _SIMPLE | set(_HUGGING_FACE) or pa.types.is_fixed_size_list(kind):
         return column
-    return pa.array([None if value is None else json.dumps(value, default=_plain) for value in column.to_pylist()], pa.string())
+    return pa.array(
+        [None if value is None else json.dumps(value, default=_plain) for value in column.to_pylist()],
+        pa.string(),
+    )
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -198,10 +228,14 @@ class MegatronWriter:
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
         self._open, self._shape, self._files = open_file, shape, ExitStack()
         sizes = list(shape.num_codes.values())
-        self._offsets = {stream: first_id + sum(sizes[:place]) for place, stream in enumerate(shape.num_codes)}
+        self._offsets = {
+            stream: first_id + sum(sizes[:place]) for place, stream in enumerate(shape.num_codes)
+        }
         kinds = ((kind, code) for bound, kind, code in self._KINDS if first_id + sum(sizes) < bound)
         if (chosen := next(kinds, None)) is None:
-            raise UserError(f"--first-id {first_id}: ids would go up to {first_id + sum(sizes) - 1:,}, beyond Megatron's int32: lower it")
+            raise UserError(
+                f"--first-id {first_id}: ids would go up to {first_id + sum(sizes) - 1:,}, beyond Megatron's int32: lower it"
+            )
         self._kind, self._code = chosen
         self._bin = self._files.enter_context(self._files.enter_context(open_file("tokens.bin")).open("wb"))
         self._meta: pq.ParquetWriter | None = None
@@ -209,9 +243,17 @@ class MegatronWriter:
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard's rows."""
-        ids = [codes.reshape(len(rows.keys), -1).astype(np.int64) + self._offsets[stream] for stream, codes in rows.codes.items()]
+        ids = [
+            codes.reshape(len(rows.keys), -1).astype(np.int64) + self._offsets[stream]
+            for stream, codes in rows.codes.items()
+        ]
         self._bin.write(np.ascontiguousarray(np.concatenate(ids, axis=1).astype(self._kind)).data)
-        meta = pa.table({"key": pa.array(rows.keys, pa.binary(16)), **{name: rows.meta[name] for name in rows.meta.column_names}})
+        meta = pa.table(
+            {
+                "key": pa.array(rows.keys, pa.binary(16)),
+                **{name: rows.meta[name] for name in rows.meta.column_names},
+            }
+        )
         if self._meta is None:
             path = self._files.enter_context(self._open("tokens.parquet"))
             self._meta = self._files.enter_context(pq.ParquetWriter(path, meta.schema, compression="zstd"))

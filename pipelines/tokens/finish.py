@@ -11,9 +11,9 @@ from dualtoken.pipelines.core.commit import StageContent, upload
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, read_manifest, read_receipts
 from dualtoken.pipelines.core.timing import PARTS_DETAIL
 from dualtoken.pipelines.tokens.audit import Alarm, DatasetAudit, stopped
-from dualtoken.pipelines.tokens.captions import lender_of
-from dualtoken.pipelines.tokens.card import CARD, card
-from dualtoken.pipelines.tokens.shards import BORROWING_VERSION, INDEX, SCHEMA_VERSION, write_index
+from dualtoken.pipelines.tokens.captions import caption_source_of
+from dualtoken.pipelines.tokens.card import CARD_FILE, card
+from dualtoken.pipelines.tokens.shards import INDEX_FILE, SCHEMA_VERSION, SHARED_CAPTIONS_VERSION, write_index
 
 
 def tokenizer_identity(store: Store) -> dict[str, str]:
@@ -37,12 +37,14 @@ def finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecor
     job, audit, devices = content.job, DatasetAudit(content.job.recipe.pretokenize.min_psnr), set[str]()
     config = job.recipe.tokenizer
     with scratch_folder() as scratch:
-        index = write_index(Path(scratch) / INDEX, audit.seen(_noting_devices(content.receipts(), devices)))
+        index = write_index(
+            Path(scratch) / INDEX_FILE, audit.seen(_noting_devices(content.receipts(), devices))
+        )
         summary = audit.summary()
         if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
             raise stopped(job.label, Alarm(**summary["alarms"][0]))
         details = {
-            "schema_version": BORROWING_VERSION if lender_of(job) else SCHEMA_VERSION,
+            "schema_version": SHARED_CAPTIONS_VERSION if caption_source_of(job) else SCHEMA_VERSION,
             "tokenizer": tokenizer_identity(job.input("train")),
             "grid": [config.grid_size, config.grid_size],
             "depth": config.pixel.depth,
@@ -53,5 +55,5 @@ def finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecor
             "audit": summary,
             PARTS_DETAIL: {name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
         }
-        (Path(scratch) / CARD).write_text(card(job, details, content.totals), encoding="utf-8")
-        return details, [upload(job.store(), Path(scratch), name) for name in (INDEX, CARD)]
+        (Path(scratch) / CARD_FILE).write_text(card(job, details, content.totals), encoding="utf-8")
+        return details, [upload(job.store(), Path(scratch), name) for name in (INDEX_FILE, CARD_FILE)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH, said_of
+from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH, schema_metadata
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint16]]
@@ -50,14 +50,20 @@ def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
     for batch in batches:
         batch.validate()
-        if wrong := [name for name, kind in types.items() if batch.schema.field(name).type != kind or batch.column(name).null_count]:
+        if wrong := [
+            name
+            for name, kind in types.items()
+            if batch.schema.field(name).type != kind or batch.column(name).null_count
+        ]:
             raise pa.ArrowInvalid(f"{wrong[0]} is not {types[wrong[0]]}")
-    if any(batch.num_rows != ROWS_PER_BATCH for batch in batches[:-1]) or (batches and batches[-1].num_rows > ROWS_PER_BATCH):
+    if any(batch.num_rows != ROWS_PER_BATCH for batch in batches[:-1]) or (
+        batches and batches[-1].num_rows > ROWS_PER_BATCH
+    ):
         raise pa.ArrowInvalid(f"batches are not of {ROWS_PER_BATCH} rows")
     return MappedShard(
         path,
         inode,
-        said_of(reader.schema),
+        schema_metadata(reader.schema),
         sum(batch.num_rows for batch in batches),
         {name: np.array([_address(batch.column(name)) for batch in batches], np.int64) for name in types},
         batches,
@@ -84,7 +90,9 @@ def copy_rows(addresses: Rows, out: Words) -> None:
         return
     import torch  # noqa: PLC0415  (seconds that a look at a few rows need not wait)
 
-    torch.index_select(_memory(out.shape[1]), 0, torch.from_numpy((addresses - _LOWEST) >> 1), out=torch.from_numpy(out))
+    torch.index_select(
+        _memory(out.shape[1]), 0, torch.from_numpy((addresses - _LOWEST) >> 1), out=torch.from_numpy(out)
+    )
 
 
 @lru_cache(maxsize=8)

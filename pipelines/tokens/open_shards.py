@@ -1,6 +1,6 @@
 """The memory maps of one dataset in one process, and tables of where their rows lie, so that a batch is found by arithmetic.
 
-B rows. No more maps than `OPEN_SHARDS` stay, and none of a copy that its cache let go, but those of one call: a cache's files are
+B rows. No more maps than `MAX_OPEN_SHARDS` stay, and none of a copy that its cache let go, but those of one call: a cache's files are
 on disk for as long as somebody maps them.
 """
 
@@ -11,14 +11,16 @@ import numpy as np
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
-OPEN_SHARDS = 4096
+MAX_OPEN_SHARDS = 4096
 """The oldest map is let go first."""
 
 
-class OpenShards:
+class ShardMaps:
     """Maps by number of shard."""
 
-    def __init__(self, num_shards: int, num_batches: int, columns: Sequence[str], cache: ShardCache | None) -> None:
+    def __init__(
+        self, num_shards: int, num_batches: int, columns: Sequence[str], cache: ShardCache | None
+    ) -> None:
         """Hold none yet, of shards with at most `num_batches` each, copies in `cache` if it is given."""
         self.maps: dict[int, MappedShard] = {}
         self._cache, self._evictions = cache, 0
@@ -28,7 +30,9 @@ class OpenShards:
         self._free: list[int] = []
         """Slots that no shard has."""
 
-    def begins(self, shards: Rows, batches: Rows, open_shards: Callable[[list[int]], Iterable[MappedShard]]) -> dict[str, Rows]:
+    def begins(
+        self, shards: Rows, batches: Rows, open_shards: Callable[[list[int]], Iterable[MappedShard]]
+    ) -> dict[str, Rows]:
         """Return by column where batches of shards, (B,) each, begin in memory; valid until the next call."""
         self._let_go_of_evicted()
         slots = self._slots[shards]
@@ -41,10 +45,10 @@ class OpenShards:
         return {name: table[slots, batches] for name, table in self._tables.items()}
 
     def _let_go_of_oldest(self, wanted: Rows) -> None:
-        if len(self.maps) > OPEN_SHARDS:
+        if len(self.maps) > MAX_OPEN_SHARDS:
             kept = set(wanted.tolist())
             spare = [number for number in self.maps if number not in kept]
-            for number in spare[: len(self.maps) - OPEN_SHARDS]:
+            for number in spare[: len(self.maps) - MAX_OPEN_SHARDS]:
                 self._let_go(number)
 
     def _let_go_of_evicted(self) -> None:
@@ -69,7 +73,8 @@ class OpenShards:
         """Double the tables; return a free slot."""
         size = len(self._tables["key"])
         self._tables = {
-            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)]) for name, table in self._tables.items()
+            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)])
+            for name, table in self._tables.items()
         }
         self._free = list(range(size, len(self._tables["key"])))
         return self._free.pop()

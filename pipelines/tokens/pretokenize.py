@@ -16,19 +16,27 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
 from dualtoken.pipelines.core.receipts import LEDGERS
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
-from dualtoken.pipelines.core.threads import Beside
+from dualtoken.pipelines.core.threads import BackgroundThread
 from dualtoken.pipelines.core.timing import Stopwatch
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import CROP_FIELDS, Crop, crop_columns
-from dualtoken.pipelines.images.samples import KeptRow, kept_rows, open_shard
+from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.inference.adaptive_batch import HalvingEncoder
+from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
-from dualtoken.pipelines.inference.networks import OpenTokenizer, describe_device, open_tokenizer
-from dualtoken.pipelines.tokens.audit import CodeTally, Levels, psnr, sample_places
-from dualtoken.pipelines.tokens.captions import BORROWED, lender_of, require_same_rows
+from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
+from dualtoken.pipelines.tokens.audit import CodeCounter, Levels, psnr, sample_rows
+from dualtoken.pipelines.tokens.captions import CAPTIONS_OF, caption_source_of, require_same_rows
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
-from dualtoken.pipelines.tokens.shards import STREAMS, Ids, ShardWriter, codes_of, data_path, read_data_shard, token_schema
+from dualtoken.pipelines.tokens.shards import (
+    STREAMS,
+    Ids,
+    TokenShardWriter,
+    codes_of,
+    data_path,
+    read_data_shard,
+    token_schema,
+)
 
 SCORES = {"similarity": "teacher_similarity"}
 """Scores carried along, and the names that they get: a source may have a column of the plain name."""
@@ -43,9 +51,9 @@ class Worker:
 
     def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
         """Open the tokenizer; by default one batch is written beside the next ones' encoding where that is a GPU's work."""
-        self._job, self._lender, config = job, lender_of(job), job.recipe.pretokenize
+        self._job, self._lender, config = job, caption_source_of(job), job.recipe.pretokenize
         self._tokenizer = open_tokenizer(job)
-        self._encoder = HalvingEncoder(self._tokenizer, config.batch_size)
+        self._encoder = AdaptiveBatchEncoder(self._tokenizer, config.batch_size)
         beside_gpu = self._tokenizer.device.type == "cuda"
         self._write_beside = beside_gpu if write_beside is None else write_beside
         self._images = ImageStream(config, self._tokenizer.network.transform, beside_gpu=beside_gpu)
@@ -58,28 +66,44 @@ class Worker:
         with watch.timed("fetch"):
             shard, rows = self._open(unit, scratch)
         done = _Done(self._tokenizer.config, self._audited(unit, len(rows)))
-        with ShardWriter(scratch / data, self._schema) as writer:
+        with TokenShardWriter(scratch / data, self._schema) as writer:
             self._encode(shard, rows, done, writer, watch)
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
         with watch.timed("captions"):
             meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = done.facts(ratios) | {"rows_out_by_shard": {unit.id: writer.rows}} | describe_device(self._tokenizer.device)
+        facts = (
+            done.facts(ratios)
+            | {"rows_out_by_shard": {unit.id: writer.rows}}
+            | describe_device(self._tokenizer.device)
+        )
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
         return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
 
-    def _open(self, unit: Unit, scratch: Path) -> tuple[ImageShard, list[KeptRow]]:
+    def _open(self, unit: Unit, scratch: Path) -> tuple[ImageShard, list[KeptSample]]:
         """Open the unit's image shard, and see before the work that its rows can be written."""
-        shard = open_shard(self._job.input("download"), unit.id, scratch)
-        rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
+        shard = open_image_shard(self._job.input("download"), unit.id, scratch)
+        rows = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         self._require_free_names(shard)
-        self._require_same(f"{LEDGERS}/{unit.id}.parquet", rows, scratch)  # before the work; then of what came of it
+        self._require_same(
+            f"{LEDGERS}/{unit.id}.parquet", rows, scratch
+        )  # before the work; then of what came of it
         return shard, rows
 
-    def _encode(self, shard: ImageShard, rows: Sequence[KeptRow], done: "_Done", writer: ShardWriter, watch: Stopwatch) -> None:
+    def _encode(
+        self,
+        shard: ImageShard,
+        rows: Sequence[KeptSample],
+        done: "_Done",
+        writer: TokenShardWriter,
+        watch: Stopwatch,
+    ) -> None:
         """Write the rows' codes, by batch; `beside` the encoder a batch is counted, hashed and written while it does the next ones."""
         self._encoder.begin()
-        with closing(self._images.batches(shard, rows)) as stream, Beside(threaded=self._write_beside) as beside:
+        with (
+            closing(self._images.batches(shard, rows)) as stream,
+            BackgroundThread(threaded=self._write_beside) as beside,
+        ):
             for batch in watch.waiting("wait", stream):
                 with watch.timed("encode"):
                     codes = self._encoder.encode(batch.levels)
@@ -94,15 +118,21 @@ class Worker:
 
     def _require_free_names(self, shard: ImageShard) -> None:
         """Raise `UserError` where a column that is carried along has the name of one that is added."""
-        crops = () if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else (field.name for field in CROP_FIELDS)
+        crops = (
+            () if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else (field.name for field in CROP_FIELDS)
+        )
         if taken := {*SCORES.values(), *crops}.intersection(shard.metadata.column_names):
-            raise UserError(f"the images of {self._job.corpus} have a column {min(taken)!r}, which token shards use themselves: rename it")
+            raise UserError(
+                f"the images of {self._job.corpus} have a column {min(taken)!r}, which token shards use themselves: rename it"
+            )
 
     def _audited(self, unit: Unit, rows: int) -> frozenset[int]:
         config = self._job.recipe.pretokenize
-        return sample_places(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
+        return sample_rows(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _captions(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _captions(
+        self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
         """Write the rows' captions, or see that those to be borrowed are theirs; return the file, or the receipt's fact."""
         name = f"meta/{unit.id}.parquet"
         crops = [found for found in done.found if not isinstance(found, Undecodable)]
@@ -110,21 +140,25 @@ class Worker:
         cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
         if self._lender is not None:
             self._require_same(name, rows, scratch, **cut)
-            return (), {BORROWED: self._lender.url.rsplit("/", 1)[1]}
+            return (), {CAPTIONS_OF: self._lender.url.rsplit("/", 1)[1]}
         (scratch / "meta").mkdir()
         pq.write_table(self._meta(unit, shard, rows, cut), scratch / name, compression="zstd")
         return (name,), {}
 
-    def _meta(self, unit: Unit, shard: ImageShard, rows: Sequence[KeptRow], cut: Mapping[str, pa.Array]) -> pa.Table:
+    def _meta(
+        self, unit: Unit, shard: ImageShard, rows: Sequence[KeptSample], cut: Mapping[str, pa.Array]
+    ) -> pa.Table:
         """Join a shard's own columns, the scores and the crops, in the order of the token rows."""
         scores = read_input(self._job.input("score"), f"{unit.id}.parquet", ["key", *SCORES])
         own = shard.metadata.take(pa.array([row.row for row in rows], pa.int64()))
         by_key = {key: place for place, key in enumerate(scores["key"].to_pylist())}
         scored = scores.take(pa.array([by_key[row.key] for row in rows], pa.int64()))
         carried = {name: own[name] for name in own.column_names if name not in LEFT_OUT}
-        return pa.table({"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut})
+        return pa.table(
+            {"key": scored["key"], **carried, **{ours: scored[name] for name, ours in SCORES.items()}, **cut}
+        )
 
-    def _require_same(self, name: str, rows: Sequence[KeptRow], scratch: Path, **cut: pa.Array) -> None:
+    def _require_same(self, name: str, rows: Sequence[KeptSample], scratch: Path, **cut: pa.Array) -> None:
         """Raise `UserError` where captions are borrowed from a dataset with other rows in this table."""
         if self._lender is not None:
             keys = pa.array([row.key for row in rows], pa.binary(KEY_BYTES))
@@ -135,16 +169,16 @@ class _Done:
     """What a unit has encoded so far: what became of each sample, its codes counted, and the images to look at again."""
 
     def __init__(self, config: TokenizerConfig, audited: frozenset[int]) -> None:
-        self.rows: list[KeptRow] = []
+        self.rows: list[KeptSample] = []
         """Of the samples that could be decoded."""
         self.found: list[tuple[Crop, ...] | Undecodable] = []
         """By sample."""
         books = {"semantic": config.semantic, "pixel": config.pixel}
-        self._tallies = {stream: CodeTally(book.depth, book.num_codes) for stream, book in books.items()}
+        self._tallies = {stream: CodeCounter(book.depth, book.num_codes) for stream, book in books.items()}
         self._audited, self._places_seen, self._rows_out = audited, 0, 0
         self._seen: dict[int, Levels] = {}
 
-    def write(self, writer: ShardWriter, batch: ImageBatch, codes: Sequence[Ids]) -> None:
+    def write(self, writer: TokenShardWriter, batch: ImageBatch, codes: Sequence[Ids]) -> None:
         """Take a batch, and add its rows to the shard."""
         writer.append(*self.take(batch, codes))
 
@@ -153,7 +187,10 @@ class _Done:
         variants = len(batch.levels) // len(batch.rows)
         whole = [not isinstance(found, Undecodable) for found in batch.found]
         places = np.flatnonzero(np.repeat(whole, variants))
-        semantic, pixel = (ids.reshape(len(ids), -1)[places] if not all(whole) else ids.reshape(len(ids), -1) for ids in codes)
+        semantic, pixel = (
+            ids.reshape(len(ids), -1)[places] if not all(whole) else ids.reshape(len(ids), -1)
+            for ids in codes
+        )
         for stream, ids in zip(STREAMS, (semantic, pixel), strict=True):
             self._tallies[stream].add(ids)
         for row, place in enumerate(places.tolist(), start=self._rows_out):
@@ -166,7 +203,7 @@ class _Done:
         self._rows_out += len(places)
         return [row.key for row in kept for _ in range(variants)], semantic, pixel
 
-    def ratios(self, path: Path, tokenizer: OpenTokenizer) -> dict[int, float]:
+    def ratios(self, path: Path, tokenizer: TokenizerRunner) -> dict[int, float]:
         """Decode the chosen rows from the codes that the file holds; return their PSNR by row."""
         if not self._seen:
             return {}
@@ -174,14 +211,25 @@ class _Done:
         chosen = read_data_shard(path).select(["pixel"]).take(pa.array(list(self._seen), pa.int64()))
         # One by one: the decoder takes more memory an image than encoding does.
         shown = (tokenizer.decode(ids.reshape(grid))[0].cpu().numpy() for ids in codes_of(chosen, "pixel"))
-        return {row: round(psnr(image, seen), 2) for image, (row, seen) in zip(shown, self._seen.items(), strict=True)}
+        return {
+            row: round(psnr(image, seen), 2)
+            for image, (row, seen) in zip(shown, self._seen.items(), strict=True)
+        }
 
     def facts(self, ratios: dict[int, float]) -> dict[str, Any]:
         """Return what the receipt says of the shard's codes."""
-        audit: dict[str, Any] = {"rows": self._rows_out, "looked_at": list(ratios), "psnr": list(ratios.values())}
+        audit: dict[str, Any] = {
+            "rows": self._rows_out,
+            "looked_at": list(ratios),
+            "psnr": list(ratios.values()),
+        }
         audit |= {f"{stream}_perplexity": tally.perplexity() for stream, tally in self._tallies.items()}
-        return {f"{stream}_usage": tally.usage() for stream, tally in self._tallies.items()} | {"audit": audit}
+        return {f"{stream}_usage": tally.usage() for stream, tally in self._tallies.items()} | {
+            "audit": audit
+        }
 
 
 def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
-    return (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")
+    return (
+        (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")
+    )

@@ -20,14 +20,14 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.receipts import FileRecord, Manifest, receipt_name
 from dualtoken.pipelines.core.tables import read_table
-from dualtoken.pipelines.core.threads import THREADS, map_missing
-from dualtoken.pipelines.tokens.caption_cache import CaptionColumns
-from dualtoken.pipelines.tokens.captions import meta_place, meta_record
+from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
+from dualtoken.pipelines.tokens.caption_cache import CaptionCache
+from dualtoken.pipelines.tokens.captions import meta_record, resolve_meta_path
 from dualtoken.pipelines.tokens.checked_files import Check, CheckedFiles, DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
-from dualtoken.pipelines.tokens.open_shards import OpenShards
+from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from dualtoken.pipelines.tokens.shards import INDEX, ROWS_PER_BATCH, STREAMS, Ids, require_finished
+from dualtoken.pipelines.tokens.shards import INDEX_FILE, ROWS_PER_BATCH, STREAMS, Ids, require_finished
 
 _INDEX_COLUMNS = ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
@@ -46,7 +46,12 @@ class TokenDataset:
     """Random access to a token dataset's rows; goes to other processes by fork or pickle."""
 
     def __init__(
-        self, url: str, *, streams: Sequence[str] = STREAMS, check: Check = "first_touch", cache: ShardCache | None = None
+        self,
+        url: str,
+        *,
+        streams: Sequence[str] = STREAMS,
+        check: Check = "first_touch",
+        cache: ShardCache | None = None,
     ) -> None:
         """Open the dataset at a folder or URL; of `streams` that are not named, nothing but the checksum is read.
 
@@ -60,7 +65,10 @@ class TokenDataset:
         if unknown := [stream for stream in streams if stream not in STREAMS]:
             raise ValueError(f"streams has {unknown[0]!r}: use some of {', '.join(STREAMS)}")
         self.url, self.streams = store.url, tuple(streams)
-        self.tokenizer_fingerprint, self.tokenizer_sha256 = details["tokenizer"]["fingerprint"], details["tokenizer"]["sha256"]
+        self.tokenizer_fingerprint, self.tokenizer_sha256 = (
+            details["tokenizer"]["fingerprint"],
+            details["tokenizer"]["sha256"],
+        )
         self.fingerprint = manifest.root_hash
         self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
         self._width = math.prod(self.shape)
@@ -69,7 +77,7 @@ class TokenDataset:
         self._others: dict[str, CheckedFiles] = {}
         """Of datasets that captions are borrowed from."""
         _require_index(store, manifest)
-        self._index = read_table(store, INDEX, _INDEX_COLUMNS).sort_by("shard").combine_chunks()
+        self._index = read_table(store, INDEX_FILE, _INDEX_COLUMNS).sort_by("shard").combine_chunks()
         rows = self._index["rows"].to_numpy()
         self._ends = np.cumsum(rows, dtype=np.int64)
         self._starts = self._ends - rows
@@ -84,15 +92,19 @@ class TokenDataset:
             self._threads = max(1, min(THREADS, self._cache.max_bytes // (4 * largest)))
         self._stores: dict[int, Store] = {}
         """By process, which may be a fork of the one that opened the dataset."""
-        self._open = OpenShards(len(self._index), self._batches, ("key", *self.streams), copies)
-        self._captions = CaptionColumns(self.fingerprint, self._cache, self._threads)
+        self._open = ShardMaps(len(self._index), self._batches, ("key", *self.streams), copies)
+        self._captions = CaptionCache(self.fingerprint, self._cache, self._threads)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_captions", "_stores")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_open", "_captions", "_stores")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -108,7 +120,11 @@ class TokenDataset:
 
     def require_tokenizer(self, tokenizer: str) -> None:
         """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
-        ours = self.tokenizer_sha256 if len(tokenizer) == len(self.tokenizer_sha256) else self.tokenizer_fingerprint
+        ours = (
+            self.tokenizer_sha256
+            if len(tokenizer) == len(self.tokenizer_sha256)
+            else self.tokenizer_fingerprint
+        )
         if tokenizer != ours:
             raise ValueError(
                 f"{self.url} has tokens of tokenizer {ours}, the model reads those of {tokenizer}: "
@@ -136,7 +152,9 @@ class TokenDataset:
 
     def shaped(self, columns: Mapping[str, Words]) -> TokenRows:
         """Return columns of words as rows."""
-        codes = (columns[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS)
+        codes = (
+            columns[stream].reshape(-1, *self.shape) if stream in self.streams else None for stream in STREAMS
+        )
         return TokenRows(columns["key"].view(np.uint8), *codes)
 
     def captions(self, rows: Rows) -> list[str]:
@@ -144,7 +162,9 @@ class TokenDataset:
         out = [""] * len(rows)
         parts = {number: part for number, *part in self._by_shard(rows)}
         store = self._store()
-        for number, column in self._captions.get(list(parts), lambda number: self._read_captions(store, number)):
+        for number, column in self._captions.get(
+            list(parts), lambda number: self._read_captions(store, number)
+        ):
             mine, local = parts[number]
             for place, caption in zip(mine.tolist(), column.take(pa.array(local)).to_pylist(), strict=True):
                 out[place] = caption or ""
@@ -187,8 +207,13 @@ class TokenDataset:
 
     def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:
         # Side by side: a batch shuffled over all shards lacks as many as it has rows at first.
-        store, is_at_hand = self._store(), lambda number: self._files.is_at_hand(_data_file(self._entry(number)))
-        return map_missing(lambda number: self._map(store, number), numbers, is_at_hand, self._threads)
+        store, is_at_hand = (
+            self._store(),
+            lambda number: self._files.is_at_hand(_data_file(self._entry(number))),
+        )
+        return map_ahead_unless_ready(
+            lambda number: self._map(store, number), numbers, is_at_hand, self._threads
+        )
 
     def _map(self, store: Store, number: int) -> MappedShard:
         entry = self._entry(number)
@@ -204,7 +229,9 @@ class TokenDataset:
         if shard.rows != rows:
             raise DamagedShardError.of(self.url, file.name, f"{shard.rows} rows, the index says {rows}")
         if (sha256 := shard.metadata.get("dualtoken.tokenizer_sha256")) != self.tokenizer_sha256:
-            raise DamagedShardError.of(self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}")
+            raise DamagedShardError.of(
+                self.url, file.name, f"codes of tokenizer {sha256}, the manifest says {self.tokenizer_sha256}"
+            )
 
     def _read_captions(self, store: Store, number: int) -> pa.Array:
         with self._blaming(number):
@@ -218,7 +245,11 @@ class TokenDataset:
         return self._stores[process]
 
     def _files_of(self, url: str) -> CheckedFiles:
-        return self._files if url == self.url else self._others.setdefault(url, CheckedFiles(url, self._files.check, self._files.cache))
+        return (
+            self._files
+            if url == self.url
+            else self._others.setdefault(url, CheckedFiles(url, self._files.check, self._files.cache))
+        )
 
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, which may lie in another dataset's folder; raises as `read`."""
@@ -229,11 +260,13 @@ class TokenDataset:
         try:
             folder, file = meta_record(store, entry["meta_path"], entry["shard"])
         except FileNotFoundError:
-            folder, _ = meta_place(store, entry["meta_path"])
+            folder, _ = resolve_meta_path(store, entry["meta_path"])
             raise DamagedShardError.of(folder.url, receipt_name(entry["shard"]), "missing") from None
         table = self._files_of(folder.url).open(folder, file, lambda path: _read_columns(path, columns))
         if len(table) != entry["rows"]:
-            raise DamagedShardError.of(folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}")
+            raise DamagedShardError.of(
+                folder.url, file.name, f"{len(table)} rows, the index says {entry['rows']}"
+            )
         return table
 
 
@@ -249,10 +282,14 @@ def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:
-    recorded = next((file.sha256 for file in manifest.files if file.name == INDEX), None)
+    recorded = next((file.sha256 for file in manifest.files if file.name == INDEX_FILE), None)
     if recorded is None:
-        raise ValueError(f"{store.url}/manifest.json names no {INDEX}: run `dualtoken pretokenize` again")
-    if store.exists(INDEX) and recorded == hashlib.sha256(store.read(INDEX)).hexdigest():
+        raise ValueError(
+            f"{store.url}/manifest.json names no {INDEX_FILE}: run `dualtoken pretokenize` again"
+        )
+    if store.exists(INDEX_FILE) and recorded == hashlib.sha256(store.read(INDEX_FILE)).hexdigest():
         return
-    state = "is stale: it is not the one that the manifest names" if store.exists(INDEX) else "is missing"
-    raise ValueError(f"{store.url}/{INDEX} {state}; run `dualtoken verify {store.url} --repair`")
+    state = (
+        "is stale: it is not the one that the manifest names" if store.exists(INDEX_FILE) else "is missing"
+    )
+    raise ValueError(f"{store.url}/{INDEX_FILE} {state}; run `dualtoken verify {store.url} --repair`")

@@ -28,10 +28,10 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
 from dualtoken.pipelines.tokens.captions import meta_path
 
-SCHEMA_VERSION, BORROWING_VERSION = 1, 2
+SCHEMA_VERSION, SHARED_CAPTIONS_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
 ROWS_PER_BATCH = 256
-INDEX = "index.parquet"
+INDEX_FILE = "index.parquet"
 STREAMS = ("semantic", "pixel")
 
 INDEX_SCHEMA = pa.schema(
@@ -53,7 +53,9 @@ INDEX_SCHEMA = pa.schema(
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
-def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32") -> pa.Schema:
+def token_schema(
+    config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32"
+) -> pa.Schema:
     """Return the schema of a data shard.
 
     `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures, `precision` how they
@@ -73,10 +75,12 @@ def token_schema(config: TokenizerConfig, tokenizer: Mapping[str, str], preproce
         "dualtoken.precision": precision,
     }
     key = pa.field("key", pa.binary(KEY_BYTES), nullable=False)
-    return pa.schema([key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata)
+    return pa.schema(
+        [key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata
+    )
 
 
-class ShardWriter:
+class TokenShardWriter:
     """Writes one data shard as rows come, holding at most one batch of the file; its checksums are taken on the way."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -120,7 +124,9 @@ class ShardWriter:
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self.rows += len(keys)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End the file, unless the block raised: what it leaves then is cut, and no reader takes it for whole."""
         with self._file:
             if error is None:
@@ -135,14 +141,14 @@ class ShardWriter:
         return self._file.digest
 
 
-def said_of(schema: pa.Schema) -> dict[str, str]:
+def schema_metadata(schema: pa.Schema) -> dict[str, str]:
     """Return what a data shard's schema says of it."""
     return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
 
 
 def write_data_shard(path: Path, schema: pa.Schema, keys: list[bytes], semantic: Ids, pixel: Ids) -> None:
     """Write one data shard; `semantic` and `pixel` are (rows, codes of a row)."""
-    with ShardWriter(path, schema) as writer:
+    with TokenShardWriter(path, schema) as writer:
         writer.append(keys, semantic, pixel)
 
 
@@ -205,16 +211,22 @@ def require_finished(store: Store) -> Manifest:
     try:
         data = store.read(MANIFEST_FILE)
     except FileNotFoundError:
-        raise ValueError(f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again") from None
+        raise ValueError(
+            f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again"
+        ) from None
     _require_known(store.url, data)
     try:
         manifest = Manifest.from_bytes(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy") from None
+        raise ValueError(
+            f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy"
+        ) from None
     if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
-        raise ValueError(f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`")
+        raise ValueError(
+            f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`"
+        )
     return manifest
 
 
@@ -225,8 +237,14 @@ def _require_known(url: str, data: bytes) -> None:
         stage = said["stage"]
         version = said["details"]["schema_version"] if stage == "pretokenize" else 0
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset") from None
+        raise ValueError(
+            f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset"
+        ) from None
     if stage != "pretokenize":
-        raise ValueError(f"{url} is a folder of the stage {stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>")
-    if not isinstance(version, int) or version > BORROWING_VERSION:
-        raise ValueError(f"{url} has schema version {version}, this reader knows {BORROWING_VERSION}: update dualtoken")
+        raise ValueError(
+            f"{url} is a folder of the stage {stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
+        )
+    if not isinstance(version, int) or version > SHARED_CAPTIONS_VERSION:
+        raise ValueError(
+            f"{url} has schema version {version}, this reader knows {SHARED_CAPTIONS_VERSION}: update dualtoken"
+        )

@@ -18,7 +18,7 @@ from PIL import Image
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import finished_files, read_input
-from dualtoken.pipelines.images.samples import decode, is_heldout, kept_rows, open_shard
+from dualtoken.pipelines.images.samples import decode_rgb, is_heldout, kept_samples, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.tokens.shards import read_data_shard
 
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample's parts are."""
 
     part: int
@@ -40,7 +40,7 @@ class _Part(NamedTuple):
     targets: pa.Table | None
 
 
-class Targets(NamedTuple):
+class TargetBatch(NamedTuple):
     """The teacher's word on a batch, float32."""
 
     pooled: Array
@@ -54,7 +54,7 @@ class TrainingSet:
 
     def __init__(self, job: StageJob, scratch: Path, *, with_targets: bool = True) -> None:
         self._parts: list[_Part] = []
-        self._places: list[Place] = []
+        self._places: list[SampleLocation] = []
         for corpus in job.recipe.training_corpora:
             self._add_corpus(job, corpus, scratch / corpus, with_targets=with_targets)
 
@@ -66,34 +66,43 @@ class TrainingSet:
         manifest = read_manifest(images)
         assert manifest is not None, "a job is planned on finished inputs"
         for name in manifest.units:
-            shard = open_shard(images, name, scratch)
+            shard = open_image_shard(images, name, scratch)
             if with_targets:
-                rows = [row.row for row in kept_rows(shard, read_input(job.input("filter", corpus), f"{name}.parquet"))]
+                rows = [
+                    row.row
+                    for row in kept_samples(shard, read_input(job.input("filter", corpus), f"{name}.parquet"))
+                ]
                 stored = job.input("targets", corpus)
                 with finished_files(stored, f"{name}.arrow"):
                     targets = read_data_shard(stored.local_copy(f"{name}.arrow", scratch / "targets"))
-                assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets and decision name other samples"
+                assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], (
+                    "targets and decision name other samples"
+                )
             else:
                 rows, targets = list(range(len(shard.keys))), None
             part = len(self._parts)
             self._parts.append(_Part(shard, targets))
-            self._places += [Place(part, row, at) for at, row in enumerate(rows) if not is_heldout(job.recipe, corpus, shard.keys[row])]
+            self._places += [
+                SampleLocation(part, row, at)
+                for at, row in enumerate(rows)
+                if not is_heldout(job.recipe, corpus, shard.keys[row])
+            ]
 
     def image(self, number: int) -> Image.Image:
         """Decode a sample's image."""
         place = self._places[number]
-        return decode(self._parts[place.part].shard.image(place.image_row))
+        return decode_rgb(self._parts[place.part].shard.image(place.image_row))
 
     def caption(self, number: int) -> str:
         """Return a sample's caption."""
         place = self._places[number]
         return self._parts[place.part].shard.captions[place.image_row]
 
-    def targets(self, numbers: Sequence[int]) -> Targets:
+    def targets(self, numbers: Sequence[int]) -> TargetBatch:
         """Return the targets of samples, in their order."""
         rows = [self._target_row(number) for number in numbers]
         dense = np.stack([row["dense"] for row in rows]) if "dense" in rows[0] else None
-        return Targets(np.stack([row["pooled"] for row in rows]), dense)
+        return TargetBatch(np.stack([row["pooled"] for row in rows]), dense)
 
     def _target_row(self, number: int) -> dict[str, Array]:
         place = self._places[number]
@@ -106,7 +115,10 @@ class TrainingSet:
 def batch_numbers(num_samples: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Return the samples of a step: epochs are seeded permutations, laid end to end."""
     first = step * batch_size
-    return [_permutation(num_samples, seed, at // num_samples)[at % num_samples] for at in range(first, first + batch_size)]
+    return [
+        _permutation(num_samples, seed, at // num_samples)[at % num_samples]
+        for at in range(first, first + batch_size)
+    ]
 
 
 @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next

@@ -20,7 +20,7 @@ SAY_EVERY = 15.0
 """Seconds between lines for the terminal."""
 
 
-class RunLog:
+class MetricsLog:
     """Writes a line per logged step; a run that goes on from a step drops what was logged after it."""
 
     def __init__(self, store: Store, scratch: Path, label: str, steps: int, first_step: int = 0) -> None:

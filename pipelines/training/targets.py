@@ -12,7 +12,7 @@ import pyarrow as pa
 from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
-from dualtoken.pipelines.images.samples import batches, decode, kept_rows, open_shard
+from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
 from dualtoken.pipelines.inference.networks import open_teacher
 
 
@@ -26,12 +26,15 @@ class Worker:
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `<shard>.arrow`: embeddings, similarity, pooled output and, by recipe, dense features."""
         recipe = self._job.recipe
-        shard = open_shard(self._job.input("download"), unit.id, scratch)
-        rows = kept_rows(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
+        shard = open_image_shard(self._job.input("download"), unit.id, scratch)
+        rows = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
-        with pa.OSFile(str(scratch / f"{unit.id}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batches(rows, recipe.targets.batch_size):
-                pictures = [decode(shard.image(row.row)) for row in batch]
+        with (
+            pa.OSFile(str(scratch / f"{unit.id}.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
+            for batch in batched(rows, recipe.targets.batch_size):
+                pictures = [decode_rgb(shard.image(row.row)) for row in batch]
                 captions = [shard.captions[row.row] for row in batch]
                 said = self._teacher.targets(pictures, captions, recipe.tokenizer.semantic_block)
                 columns = [pa.array([row.key for row in batch], pa.binary(KEY_BYTES))]
@@ -51,7 +54,11 @@ def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Sc
         pa.field("pooled", _vector(pa.float32(), tokenizer.tower.width), nullable=False),
     ]
     if dense:
-        fields.append(pa.field("dense", _vector(pa.float16(), tokenizer.grid_size**2 * tokenizer.tower.width), nullable=False))
+        fields.append(
+            pa.field(
+                "dense", _vector(pa.float16(), tokenizer.grid_size**2 * tokenizer.tower.width), nullable=False
+            )
+        )
     return pa.schema(fields)
 
 

@@ -10,16 +10,24 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig, TowerConfig
-from dualtoken.model.teacher.teacher import CONFIG_FILE, WEIGHTS_FILE, Teacher, export_open_clip, load_teacher, save_teacher, tokenize
+from dualtoken.model.teacher.teacher import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Teacher,
+    export_open_clip,
+    load_teacher,
+    save_teacher,
+    tokenize,
+)
 from dualtoken.model.teacher.training import TeacherTrainer
 from dualtoken.model.vision.towers import activation_of, tower_depth, tower_differs, tower_width
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.teacher import OpenClipTeacher, TrainedTeacher
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.errors import UserError, telling_divergence
-from dualtoken.pipelines.inference.networks import stage_device, use_threads
+from dualtoken.pipelines.errors import UserError, user_error_on_divergence
+from dualtoken.pipelines.inference.networks import set_num_threads, stage_device
 from dualtoken.pipelines.training.dataset import TrainingSet, ahead, batch_numbers
-from dualtoken.pipelines.training.metrics_log import RunLog
+from dualtoken.pipelines.training.metrics_log import MetricsLog
 
 LOG_EVERY = 10
 """Steps."""
@@ -40,7 +48,9 @@ class Worker:
         elif isinstance(teacher, OpenClipTeacher):
             _fetch(teacher, self._job.recipe.tokenizer, scratch)
         else:
-            shutil.copytree(Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True)
+            shutil.copytree(
+                Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True
+            )
         check_teacher(scratch, self._job.recipe.tokenizer)
         return UnitOutput(tuple(sorted(path.name for path in scratch.iterdir() if path.is_file())), None)
 
@@ -55,18 +65,31 @@ def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
         raise UserError(f"teacher: {error}") from None
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
     if wanted != (found := (tower_depth(teacher.trunk), tower_width(teacher.trunk), teacher.image_size)):
-        raise UserError(f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal")
+        raise UserError(
+            f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal"
+        )
     if differ := tower_differs(teacher.trunk, tokenizer.tower, tokenizer.image_size):
-        raise UserError(f"tokenizer.tower and the teacher's differ in {len(differ)} weights, such as {differ[0]}: name the same model")
-    if isinstance(tower := tokenizer.tower, TowerConfig) and tower.activation != (found := activation_of(teacher.trunk)):
-        raise UserError(f"tokenizer.tower.activation={tower.activation}, the teacher computes {found}: make them equal")
+        raise UserError(
+            f"tokenizer.tower and the teacher's differ in {len(differ)} weights, such as {differ[0]}: name the same model"
+        )
+    if isinstance(tower := tokenizer.tower, TowerConfig) and tower.activation != (
+        found := activation_of(teacher.trunk)
+    ):
+        raise UserError(
+            f"tokenizer.tower.activation={tower.activation}, the teacher computes {found}: make them equal"
+        )
     if isinstance(tower, NamedTower) and not _same_statistics(tower, teacher):
         mean, std = (part.flatten().tolist() for part in (teacher.mean, teacher.std))
-        raise UserError(f"tokenizer.tower expects images of mean and std {tower.statistics}: set tower.mean={mean} and tower.std={std}")
+        raise UserError(
+            f"tokenizer.tower expects images of mean and std {tower.statistics}: set tower.mean={mean} and tower.std={std}"
+        )
 
 
 def _same_statistics(tower: NamedTower, teacher: Teacher) -> bool:
-    ours, theirs = torch.tensor(tower.statistics), torch.stack((teacher.mean.flatten().cpu(), teacher.std.flatten().cpu()))
+    ours, theirs = (
+        torch.tensor(tower.statistics),
+        torch.stack((teacher.mean.flatten().cpu(), teacher.std.flatten().cpu())),
+    )
     return torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -80,12 +103,17 @@ def _fetch(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folder: Path) -
 
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
     """Train on all that was downloaded and is not held out, and save the model into `folder`."""
-    use_threads(job.recipe.train.cpus_per_worker)
+    set_num_threads(job.recipe.train.cpus_per_worker)
     device = stage_device(job)
-    with scratch_folder() as scratch, RunLog(job.store(), Path(scratch), job.label, settings.steps) as log:
+    with (
+        scratch_folder() as scratch,
+        MetricsLog(job.store(), Path(scratch), job.label, settings.steps) as log,
+    ):
         samples = TrainingSet(job, Path(scratch), with_targets=False)
         if len(samples) < settings.batch_size:
-            raise UserError(f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it")
+            raise UserError(
+                f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it"
+            )
         trainer = TeacherTrainer(settings, device)
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +123,7 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
 
         started = time.monotonic()
         for step, (images, tokens) in ahead(batch, range(settings.steps)):
-            with telling_divergence():
+            with user_error_on_divergence():
                 metrics = trainer.train_step(images.to(device), tokens.to(device))
             if step % LOG_EVERY == 0 or step == settings.steps - 1:
                 rate = (step + 1) * settings.batch_size / (time.monotonic() - started)

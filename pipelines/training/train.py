@@ -31,12 +31,12 @@ from dualtoken.model.vision.towers import checkpoint_gradients
 from dualtoken.model.vision.transform import normalize, to_tensor
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.errors import UserError, telling_divergence
-from dualtoken.pipelines.inference.networks import stage_device, use_threads
+from dualtoken.pipelines.errors import UserError, user_error_on_divergence
+from dualtoken.pipelines.inference.networks import set_num_threads, stage_device
 from dualtoken.pipelines.training.dataset import TrainingSet, ahead, batch_numbers
-from dualtoken.pipelines.training.metrics_log import RunLog
+from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.perceptual import open_perceptual
-from dualtoken.pipelines.training.worker_run import OwnRun, Share, TrainingRun
+from dualtoken.pipelines.training.worker_run import OwnRun, TrainingRun, WorkerRank
 
 STATE_FILE = "state.pt"
 
@@ -53,15 +53,19 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
     train = job.recipe.train
     logging.getLogger().setLevel(logging.WARNING)  # open_clip tells each of its steps to the root logger
     if run.device.type == "cpu":
-        use_threads(train.cpus_per_worker)
+        set_num_threads(train.cpus_per_worker)
     with scratch_folder() as name, ExitStack() as records:
         scratch = Path(name)
         batches = Batches(job, run, scratch)
         state = _start(job, run, scratch)
-        log = records.enter_context(RunLog(job.store(), scratch, job.label, train.steps, state.step)) if run.rank == 0 else None
+        log = (
+            records.enter_context(MetricsLog(job.store(), scratch, job.label, train.steps, state.step))
+            if run.rank == 0
+            else None
+        )
         started, first = time.monotonic(), state.step
         for step, batch in ahead(batches.make, range(state.step, train.steps)):
-            with telling_divergence():
+            with user_error_on_divergence():
                 levels = batch.images.to(run.device)
                 metrics = train_step(state, normalize(levels), batches.targets(batch, levels)).present()
             last = step == train.steps - 1
@@ -75,22 +79,31 @@ def train_loop(settings: dict[str, Any], run: TrainingRun) -> None:
 class Batches:
     """Makes this rank's share of each step's batch."""
 
-    def __init__(self, job: StageJob, run: Share, scratch: Path) -> None:
+    def __init__(self, job: StageJob, run: WorkerRank, scratch: Path) -> None:
         self._job, self._run = job, run
         self._samples = TrainingSet(job, scratch / "samples")
         if not len(self._samples):
             raise UserError("training has no samples: the filter kept none; loosen filter.rules")
         # Without stored targets the teacher runs beside the training.
         stored = job.recipe.targets.dense
-        self._teacher = None if stored else load_teacher(job.input("teacher").local_folder(scratch / "teacher"), run.device)
+        self._teacher = (
+            None
+            if stored
+            else load_teacher(job.input("teacher").local_folder(scratch / "teacher"), run.device)
+        )
 
     def make(self, step: int) -> _Batch:
         """Read and decode; runs in a thread ahead of the training."""
         recipe, run = self._job.recipe, self._run
-        numbers = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)[run.rank :: run.world_size]
+        numbers = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)[
+            run.rank :: run.world_size
+        ]
         pictures = [self._samples.image(number) for number in numbers]
         if recipe.train.random_crop:
-            pictures = [self.crop(picture, step, place * run.world_size + run.rank) for place, picture in enumerate(pictures)]
+            pictures = [
+                self.crop(picture, step, place * run.world_size + run.rank)
+                for place, picture in enumerate(pictures)
+            ]
         images = to_tensor(pictures, recipe.tokenizer.image_size)
         if self._teacher:
             return _Batch(images, None, None)
@@ -122,7 +135,7 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     train = job.recipe.train
     torch.manual_seed(train.seed)
     model = _first_model(job, scratch)
-    lay_out(model, train)
+    apply_memory_layout(model, train)
     freeze(model, train)
     wrapped = run.wrap(model.to(run.device))
     assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))
@@ -134,7 +147,7 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     return state
 
 
-def lay_out(model: DualTokenizer, train: TrainConfig) -> None:
+def apply_memory_layout(model: DualTokenizer, train: TrainConfig) -> None:
     """Hold weights and activations in memory as the recipe says."""
     if train.memory_format == "channels_last":
         for part in (model.post_quant, model.decoder):
@@ -152,11 +165,15 @@ def _first_model(job: StageJob, scratch: Path) -> DualTokenizer:
         return model
     model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
     if model.config != recipe.tokenizer:
-        raise UserError(f"train.start_from={folder!r} holds another tokenizer than the recipe's: copy its config into tokenizer")
+        raise UserError(
+            f"train.start_from={folder!r} holds another tokenizer than the recipe's: copy its config into tokenizer"
+        )
     return model
 
 
-def _report(run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str, float], log: RunLog | None) -> None:
+def _report(
+    run: TrainingRun, state: TrainState, step: int, metrics: Mapping[str, float], log: MetricsLog | None
+) -> None:
     if log is None:
         run.report(step, metrics)
         return

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 
-class Share(Protocol):
+class WorkerRank(Protocol):
     """Which worker of how many takes its part of each batch."""
 
     @property
@@ -28,7 +28,7 @@ class Share(Protocol):
         ...
 
 
-class TrainingRun(Share, Protocol):
+class TrainingRun(WorkerRank, Protocol):
     """What the loop needs to know of the worker that it runs in."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:

@@ -9,7 +9,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.messages import Say
+from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.errors import Preempted, UserError
 from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.workflow.assets import JOB, recipe_definitions
@@ -18,9 +18,9 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own events; the stages say what they do, and an error is raised."""
 
 
-def run_workflow(recipe: Recipe, executor: Executor, say: Say) -> None:
+def run_workflow(recipe: Recipe, executor: Executor, print_line: PrintLine) -> None:
     """Make every asset on every corpus in one run; an asset's error is raised as it is."""
-    job = recipe_definitions(recipe, lambda: nullcontext(executor), say).resolve_job_def(JOB)
+    job = recipe_definitions(recipe, lambda: nullcontext(executor), print_line).resolve_job_def(JOB)
     corpora = list(recipe.corpora)
     whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
     with _instance() as instance:
@@ -35,5 +35,7 @@ def _instance() -> dg.DagsterInstance:
     if not home:
         return dg.DagsterInstance.ephemeral()
     if not Path(home).is_absolute() or not Path(home).is_dir():
-        raise UserError(f"DAGSTER_HOME={home} is no folder by its full path: make one and name it so, or unset it")
+        raise UserError(
+            f"DAGSTER_HOME={home} is no folder by its full path: make one and name it so, or unset it"
+        )
     return dg.DagsterInstance.get()

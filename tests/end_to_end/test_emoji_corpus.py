@@ -24,11 +24,18 @@ TINY = ["teacher.steps=2", "train.steps=2", "train.cpus_per_worker=1", "download
 def test_every_row_of_a_real_table_is_kept_or_named(tmp_path: Path) -> None:
     table = tmp_path / "emoji.csv"
     with served_emoji(table, LIMIT) as rows:
-        settings = [f"root={tmp_path / 'data'}", f"corpora.web.source.table={table}", "download.allow_private_addresses=true", *TINY]
+        settings = [
+            f"root={tmp_path / 'data'}",
+            f"corpora.web.source.table={table}",
+            "download.allow_private_addresses=true",
+            *TINY,
+        ]
         recipe = load_recipe("urls", settings)
         for command in ("download", "teacher", "filter", "targets", "train", "pretokenize"):
             run_command(command, recipe, LocalExecutor(), lambda _: None)
-    download, filtered, tokens = (planned(recipe, step, "web") for step in ("download", "filter", "pretokenize"))
+    download, filtered, tokens = (
+        planned(recipe, step, "web") for step in ("download", "filter", "pretokenize")
+    )
     assert download.manifest is not None
     assert download.manifest.rows_in == rows == LIMIT + sum(BAD.values())
     assert download.manifest.counts == {"ok": LIMIT, **BAD}
@@ -46,8 +53,15 @@ def test_every_row_of_a_real_table_is_kept_or_named(tmp_path: Path) -> None:
     assert loaded_keys(tokens.job.folder) == [ok_keys(tokens.job)] * 2 == [Counter(stored)] * 2
     assert [finding for checked in verify(recipe.root) for finding in checked.findings] == []
     assert download.job is not None
-    shards = [read_table(download.job.store(), f"{unit.id}.parquet", ["url", "reason"]) for unit in download.job.units]
-    refused = {row["url"].rpartition("/")[2]: row["reason"] for row in pa.concat_tables(shards).to_pylist() if row["reason"]}
+    shards = [
+        read_table(download.job.store(), f"{unit.id}.parquet", ["url", "reason"])
+        for unit in download.job.units
+    ]
+    refused = {
+        row["url"].rpartition("/")[2]: row["reason"]
+        for row in pa.concat_tables(shards).to_pylist()
+        if row["reason"]
+    }
     assert refused == {
         **{f"gone-{number}.png": "http_404" for number in range(10)},
         **{f"page-{number}.html": "not_an_image" for number in range(2)},

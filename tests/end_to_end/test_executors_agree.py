@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_receipts
-from dualtoken.pipelines.core.stage import Outcome
+from dualtoken.pipelines.core.stage import UnitOutcome
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime import ray_executor as run_ray
 from dualtoken.pipelines.runtime.plan import Planner
@@ -27,11 +27,18 @@ PROJECT = Path(TINY).parents[1]
 
 def contents(recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
     """Return the name and checksum of every output file of a run, by step."""
-    receipts = {one.label: read_receipts(one.job.store()).values() for one in Planner(recipe).plan() if one.job}
-    return {label: [(file.name, file.sha256) for receipt in of_step for file in receipt.files] for label, of_step in receipts.items()}
+    receipts = {
+        one.label: read_receipts(one.job.store()).values() for one in Planner(recipe).plan() if one.job
+    }
+    return {
+        label: [(file.name, file.sha256) for receipt in of_step for file in receipt.files]
+        for label, of_step in receipts.items()
+    }
 
 
-@pytest.mark.parametrize("commands", [("download", "pretokenize"), pytest.param(tuple(COMMANDS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "commands", [("download", "pretokenize"), pytest.param(tuple(COMMANDS), marks=pytest.mark.slow)]
+)
 def test_ray_and_this_process_give_identical_bytes(
     commands: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
@@ -55,7 +62,7 @@ def test_ray_and_this_process_give_identical_bytes(
 class _Killer(run_ray._UnitActor):
     """Its process ends in unit 00002 each time, in unit 00003 the first time."""
 
-    def _attempt(self, number: int, unit: int) -> Outcome:
+    def _attempt(self, number: int, unit: int) -> UnitOutcome:
         one = self._work[number]
         tries = Path(one.job.recipe.root) / f"tries-{unit}"
         with tries.open("a") as file:
@@ -96,13 +103,18 @@ def test_a_unit_that_fails_on_ray_keeps_its_exit_code_and_its_neighbours_are_don
     shutil.rmtree(scores.folder)
     tar = Path(shards.folder) / "00003.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
-    with RayExecutor(recipe.cluster) as executor, pytest.raises(UnitsFailed, match="1 of 10 units failed; score tiny-train 00003") as error:
+    with (
+        RayExecutor(recipe.cluster) as executor,
+        pytest.raises(UnitsFailed, match="1 of 10 units failed; score tiny-train 00003") as error,
+    ):
         run_command("filter", recipe, executor, lambda _: None)
     assert error.value.code == ExitCode.CONFIGURATION
     assert set(read_receipts(scores.store())) == {unit.id for unit in scores.units} - {"00003"}
 
 
-def wait_for_first_receipt(folder: Path, driver: "subprocess.Popen[bytes]", limit_seconds: float = 120) -> None:
+def wait_for_first_receipt(
+    folder: Path, driver: "subprocess.Popen[bytes]", limit_seconds: float = 120
+) -> None:
     until = time.monotonic() + limit_seconds
     while not any(folder.glob("receipts/*.json")):
         assert driver.poll() is None, "the driver ended before it was killed"
@@ -117,7 +129,10 @@ ON_RAY = ("--set", "cluster.max_workers=1")
     ("command", "how"),
     [
         ("pretokenize", ("--in-process",)),
-        *(pytest.param(command, ON_RAY, marks=pytest.mark.slow) for command in ("download", "targets", "pretokenize")),
+        *(
+            pytest.param(command, ON_RAY, marks=pytest.mark.slow)
+            for command in ("download", "targets", "pretokenize")
+        ),
     ],
 )
 def test_a_killed_driver_goes_on_where_it_was(
@@ -126,7 +141,10 @@ def test_a_killed_driver_goes_on_where_it_was(
     root = tmp_path / "killed"
     shutil.copytree(finished.root, root)
     recipe = load_tiny(root)
-    job, uninterrupted = planned(recipe, command, "tiny-train").job, planned(finished, command, "tiny-train").job
+    job, uninterrupted = (
+        planned(recipe, command, "tiny-train").job,
+        planned(finished, command, "tiny-train").job,
+    )
     assert job is not None
     assert uninterrupted is not None
     shutil.rmtree(job.folder)

@@ -42,4 +42,7 @@ def test_a_loader_with_workers_reads_a_dataset_on_s3_each_row_once(max_bytes: in
         for name, _ in local.files():
             remote.put(Path(local.path(name)), name)
         cache = ShardCache(tmp_path / "cache", max_bytes=max_bytes)
-        assert loaded_keys(remote.url, num_workers=2, cache=cache) == [Counter(key_of("a", row) for row in range(1000))] * 2
+        assert (
+            loaded_keys(remote.url, num_workers=2, cache=cache)
+            == [Counter(key_of("a", row) for row in range(1000))] * 2
+        )

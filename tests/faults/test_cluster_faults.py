@@ -30,7 +30,10 @@ from tests.helpers.three_nodes import ThreeNodes
 pytestmark = pytest.mark.slow
 PROJECT = Path(TINY).parents[1]
 VARIANTS = 24
-SLOW = ("pretokenize.crops=[{kind: center, flip: true}, {kind: random, number: 22, min_scale: 0.4}]", "pretokenize.audit_rows=96")
+SLOW = (
+    "pretokenize.crops=[{kind: center, flip: true}, {kind: random, number: 22, min_scale: 0.4}]",
+    "pretokenize.audit_rows=96",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load
     return _prepared(tmp_path_factory.mktemp("undisturbed") / "run", finished, load_tiny, run=True)
 
 
-def _prepared(root: Path, finished: Recipe, load_tiny: LoadTiny, *overrides: str, run: bool = False) -> Recipe:
+def _prepared(
+    root: Path, finished: Recipe, load_tiny: LoadTiny, *overrides: str, run: bool = False
+) -> Recipe:
     shutil.copytree(finished.root, root)
     recipe = load_tiny(root, *SLOW, *overrides)
     if run:
@@ -61,9 +66,15 @@ def assert_every_variant_is_there_once(recipe: Recipe) -> None:
         folder, rows, kept = Path(one.job.folder), [], []
         for unit in sorted(read_receipts(one.job.store())):
             meta = pq.read_table(folder / f"meta/{unit}.parquet", columns=["key", "variant"]).to_pylist()
-            assert read_data_shard(folder / f"data/{unit}.arrow")["key"].to_pylist() == [row["key"] for row in meta]
+            assert read_data_shard(folder / f"data/{unit}.arrow")["key"].to_pylist() == [
+                row["key"] for row in meta
+            ]
             rows += [(row["key"], row["variant"]) for row in meta]
-            kept += [row["key"] for row in pq.read_table(folder / f"ledger/{unit}.parquet").to_pylist() if row["status"] == Status.OK.value]
+            kept += [
+                row["key"]
+                for row in pq.read_table(folder / f"ledger/{unit}.parquet").to_pylist()
+                if row["status"] == Status.OK.value
+            ]
         assert rows == [(key, variant) for key in kept for variant in range(VARIANTS)]
         assert len(set(kept)) == len(kept) == (one.manifest and one.manifest.counts["ok"])
     assert [finding for checked in verify(recipe.root) for finding in checked.findings] == []
@@ -84,7 +95,9 @@ class Watched:
     def wait_for(self, units: int, driver: "subprocess.Popen[bytes]", limit_seconds: float = 300) -> None:
         until = time.monotonic() + limit_seconds
         while self.finished() < units:
-            assert driver.poll() is None, f"the driver ended with {driver.returncode} before {units} units were done"
+            assert driver.poll() is None, (
+                f"the driver ended with {driver.returncode} before {units} units were done"
+            )
             assert time.monotonic() < until, f"{units} units were not done in time"
             time.sleep(0.005)
 
@@ -93,7 +106,9 @@ class Watched:
             for unit, receipt in read_receipts(job.store()).items():
                 for name in (receipt_name(unit), *(file.name for file in receipt.files)):
                     file = Path(job.folder) / name
-                    assert self.times.setdefault(file, file.stat().st_mtime_ns) == file.stat().st_mtime_ns, f"{file} was written again"
+                    assert self.times.setdefault(file, file.stat().st_mtime_ns) == file.stat().st_mtime_ns, (
+                        f"{file} was written again"
+                    )
 
 
 class Driver:
@@ -101,7 +116,17 @@ class Driver:
 
     def __init__(self, root: str, address: str) -> None:
         settings = [word for override in (*SLOW, "cluster.max_workers=3") for word in ("--set", override)]
-        self._command = [sys.executable, "-m", "dualtoken.jobs.pretokenize", TINY, "--root", root, "--address", address, *settings]
+        self._command = [
+            sys.executable,
+            "-m",
+            "dualtoken.jobs.pretokenize",
+            TINY,
+            "--root",
+            root,
+            "--address",
+            address,
+            *settings,
+        ]
         self.start()
 
     def start(self) -> None:
@@ -118,7 +143,9 @@ def test_actors_batches_and_blocks_change_no_byte(
     three_nodes: ThreeNodes, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     cluster = (f"cluster.address={three_nodes.address}", f"cluster.max_workers={workers}")
-    recipe = _prepared(tmp_path / "run", finished, load_tiny, *cluster, f"pretokenize.batch_size={batch_size}")
+    recipe = _prepared(
+        tmp_path / "run", finished, load_tiny, *cluster, f"pretokenize.batch_size={batch_size}"
+    )
     monkeypatch.setattr(run_ray, "MAX_BLOCKS", blocks)
     with RayExecutor(recipe.cluster) as executor:
         run_command("pretokenize", recipe, executor, lambda _: None)
@@ -129,7 +156,12 @@ def test_actors_batches_and_blocks_change_no_byte(
 
 @pytest.mark.parametrize("seed", [0])
 def test_actors_raylets_and_drivers_killed_twice_each_in_one_run_leave_the_same_dataset(
-    seed: int, tmp_path: Path, undisturbed: Recipe, finished: Recipe, load_tiny: LoadTiny, three_nodes: ThreeNodes
+    seed: int,
+    tmp_path: Path,
+    undisturbed: Recipe,
+    finished: Recipe,
+    load_tiny: LoadTiny,
+    three_nodes: ThreeNodes,
 ) -> None:
     recipe = _prepared(tmp_path / "run", finished, load_tiny)
     run, chance, driver = Watched(recipe), random.Random(seed), Driver(recipe.root, three_nodes.address)

@@ -32,7 +32,9 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a reader may still have its files mapped
+        subprocess.run(
+            ["umount", "--lazy", str(folder)], check=True
+        )  # a reader may still have its files mapped
 
 
 def _mount(*options: str) -> None:
@@ -60,18 +62,27 @@ def pretokenize(recipe: Recipe) -> None:
     run_command("pretokenize", recipe, LocalExecutor(), lambda _: None)
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     with disk(tmp_path / "disk", "64m") as top:
         recipe = load_tiny(Path(shutil.copytree(finished.root, top / "run")))
         folder = tokens(recipe)
         shutil.rmtree(folder)
         ballast = fill(top, but_bytes=80_000)
-        with pytest.raises(UnitsFailed, match=rf"^[1-8] of 10 units failed; .* No space left on device: '{folder}/") as error:
+        with pytest.raises(
+            UnitsFailed, match=rf"^[1-8] of 10 units failed; .* No space left on device: '{folder}/"
+        ) as error:
             pretokenize(recipe)
         assert error.value.code == ExitCode.TEMPORARY
         begun = {receipt.unit: receipt for receipt in iter_receipts(Store(str(folder)))}
         assert 0 < len(begun) < 10
-        assert [file for receipt in begun.values() for file in receipt.files if (folder / file.name).stat().st_size != file.bytes] == []
+        assert [
+            file
+            for receipt in begun.values()
+            for file in receipt.files
+            if (folder / file.name).stat().st_size != file.bytes
+        ] == []
         assert list(folder.rglob("*.part")) == []
         with pytest.raises(ValueError, match="is unfinished"):
             TokenDataset(str(folder))
@@ -91,7 +102,9 @@ def test_a_full_scratch_disk_is_named_with_what_to_set(
     shutil.rmtree(tokens(recipe))
     with disk(tmp_path / "scratch", "16k") as scratch:
         monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-        with pytest.raises(UnitsFailed, match=rf"No space left on device; set TMPDIR to a folder with more room: '{scratch}/") as error:
+        with pytest.raises(
+            UnitsFailed, match=rf"No space left on device; set TMPDIR to a folder with more room: '{scratch}/"
+        ) as error:
             pretokenize(recipe)
         assert error.value.code == ExitCode.TEMPORARY
         assert list(scratch.iterdir()) == []

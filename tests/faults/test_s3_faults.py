@@ -30,7 +30,12 @@ from tests.helpers.fault_proxy import Faults, fault_proxy
 from tests.helpers.s3_servers import s3_server
 
 pytestmark = pytest.mark.slow
-DONE_AGAIN = {("download", "tiny-train"), ("download", "tiny-heldout"), ("pretokenize", "tiny-train"), ("pretokenize", "tiny-heldout")}
+DONE_AGAIN = {
+    ("download", "tiny-train"),
+    ("download", "tiny-heldout"),
+    ("pretokenize", "tiny-train"),
+    ("pretokenize", "tiny-heldout"),
+}
 
 
 @contextmanager
@@ -48,7 +53,11 @@ def through(faults: Faults) -> Iterator[None]:
 @pytest.fixture(params=["rclone", "moto"])
 def begun(request: pytest.FixtureRequest, tmp_path: Path, finished: Recipe) -> Iterator[Recipe]:
     """The finished run on S3, but its downloads and tokens, which are to be made again."""
-    left_out = {Path(one.job.folder) for one in Planner(finished).plan() if one.job and (one.step, one.corpus) in DONE_AGAIN}
+    left_out = {
+        Path(one.job.folder)
+        for one in Planner(finished).plan()
+        if one.job and (one.step, one.corpus) in DONE_AGAIN
+    }
     with s3_server(request.param, tmp_path) as bucket:
         root = Store(f"{bucket}/run")
         for name, _ in Store(finished.root).files():
@@ -76,7 +85,9 @@ def test_a_run_through_broken_connections_gives_the_same_bytes(begun: Recipe, fi
     assert [finding for checked in verify(begun.root) for finding in checked.findings] == []
 
 
-def test_a_store_that_goes_away_leaves_nothing_by_half_and_the_run_goes_on(begun: Recipe, finished: Recipe) -> None:
+def test_a_store_that_goes_away_leaves_nothing_by_half_and_the_run_goes_on(
+    begun: Recipe, finished: Recipe
+) -> None:
     faults = Faults(seed=2, share=0.1)
     failures = 0
     for cut in (60, 150, 240):
@@ -118,7 +129,9 @@ def test_a_conditional_put_whose_reply_was_lost_is_known_as_ours(kind: str, tmp_
         assert store.read("receipt") == b"ours"
 
 
-def test_a_large_file_arrives_though_the_reply_to_its_last_request_is_lost_and_is_read_though_a_part_breaks_off(tmp_path: Path) -> None:
+def test_a_large_file_arrives_though_the_reply_to_its_last_request_is_lost_and_is_read_though_a_part_breaks_off(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "large"
     source.write_bytes(os.urandom(1 << 20) * 101)  # over twice the part of an upload
     lost, cut = Faults(seed=0, share=1, kinds=["lose"]), Faults(seed=0, share=1, kinds=["cut"])
@@ -135,8 +148,20 @@ def test_a_large_file_arrives_though_the_reply_to_its_last_request_is_lost_and_i
 def test_a_command_whose_store_does_not_answer_says_so_in_one_line_and_exits_with_75(tmp_path: Path) -> None:
     with s3_server("rclone", tmp_path) as bucket, through(gone := Faults(seed=0, share=0)):
         gone.dead_after = 0
-        command = [sys.executable, "-m", "dualtoken.jobs.scenes", TINY, "--root", f"{bucket}/run", "--in-process"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(TINY).parents[1])
+        command = [
+            sys.executable,
+            "-m",
+            "dualtoken.jobs.scenes",
+            TINY,
+            "--root",
+            f"{bucket}/run",
+            "--in-process",
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(TINY).parents[1]
+        )
     assert (done.returncode, done.stdout) == (75, "")
     assert re.fullmatch(r"dualtoken: .*endpoint URL.*; try again\n", done.stderr)
-    assert 1 < gone.requests <= 60, "5 times 5 tries of s3fs, each of them two requests of botocore, for the first file asked for"
+    assert 1 < gone.requests <= 60, (
+        "5 times 5 tries of s3fs, each of them two requests of botocore, for the first file asked for"
+    )

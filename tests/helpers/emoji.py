@@ -33,7 +33,10 @@ def _image(name: str) -> bytes:
 def write_table(file: Path, base_url: str, limit: int | None = None) -> int:
     """Write the URL table, the bad rows spread over it, and return its rows; `limit` leaves out all but the first images."""
     with (FOLDER / "captions.csv").open(newline="") as captions:
-        good = [(row["file"], ", ".join(dict.fromkeys([row["caption"], *row["keywords"].split("|")]))) for row in csv.DictReader(captions)]
+        good = [
+            (row["file"], ", ".join(dict.fromkeys([row["caption"], *row["keywords"].split("|")])))
+            for row in csv.DictReader(captions)
+        ]
     names = [*(f"gone-{number}.png" for number in range(10)), "page-0.html", "page-1.html", "cut.png"]
     rows = good[:limit]
     for number, name in enumerate(names):

@@ -23,7 +23,9 @@ Fault = Literal["drop", "delay", "cut", "lose"]
 class Faults:
     """Decides what happens to a request, and says what did."""
 
-    def __init__(self, seed: int, share: float, kinds: Sequence[Fault] = ("drop", "delay", "cut", "lose")) -> None:
+    def __init__(
+        self, seed: int, share: float, kinds: Sequence[Fault] = ("drop", "delay", "cut", "lose")
+    ) -> None:
         self.seed, self.share, self.kinds = seed, share, kinds
         self.counts: Counter[str] = Counter()
         self.requests = 0
@@ -81,7 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "delay":
             time.sleep(0.3)
         server = http.client.HTTPConnection(self.upstream, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in {"expect", "connection"}}
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in {"expect", "connection"}
+        }
         server.request(self.command, self.path, body, headers)
         reply = server.getresponse()
         content = reply.read()

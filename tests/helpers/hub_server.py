@@ -36,25 +36,56 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say({"errors": [], "warnings": []})
             case ["api", "models", _, _, "preupload", "main"]:
                 names = [file["path"] for file in json.loads(body)["files"]]
-                self._say({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+                self._say(
+                    {
+                        "files": [
+                            {"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names
+                        ]
+                    }
+                )
             case ["api", "models", owner, name, "commit", "main"]:
                 files = self.repositories[f"{owner}/{name}"]
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":
                         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 commit = _commit(files)
-                self._say({"success": True, "commitOid": commit, "commitUrl": f"{self._here}/{owner}/{name}/commit/{commit}"})
+                self._say(
+                    {
+                        "success": True,
+                        "commitOid": commit,
+                        "commitUrl": f"{self._here}/{owner}/{name}/commit/{commit}",
+                    }
+                )
             case _:
                 self._say({"error": "no such endpoint"}, 404)
 
     def do_GET(self) -> None:
         match self.path.split("?")[0].strip("/").split("/"):
-            case ["api", "models", owner, name, "tree", _] if (files := self.repositories.get(f"{owner}/{name}")) is not None:
-                self._say([{"type": "file", "path": file, "size": len(files[file]), "oid": _sha1(files[file])} for file in files])
-            case ["api", "models", owner, name, *_] if (files := self.repositories.get(f"{owner}/{name}")) is not None:
+            case ["api", "models", owner, name, "tree", _] if (
+                files := self.repositories.get(f"{owner}/{name}")
+            ) is not None:
+                self._say(
+                    [
+                        {"type": "file", "path": file, "size": len(files[file]), "oid": _sha1(files[file])}
+                        for file in files
+                    ]
+                )
+            case ["api", "models", owner, name, *_] if (
+                files := self.repositories.get(f"{owner}/{name}")
+            ) is not None:
                 siblings = [{"rfilename": file} for file in files]
-                self._say({"id": f"{owner}/{name}", "sha": _commit(files), "siblings": siblings, "private": False, "tags": []})
-            case [owner, name, "resolve", _, file] if file in (files := self.repositories.get(f"{owner}/{name}", {})):
+                self._say(
+                    {
+                        "id": f"{owner}/{name}",
+                        "sha": _commit(files),
+                        "siblings": siblings,
+                        "private": False,
+                        "tags": [],
+                    }
+                )
+            case [owner, name, "resolve", _, file] if file in (
+                files := self.repositories.get(f"{owner}/{name}", {})
+            ):
                 self._send(files[file], {"ETag": f'"{_sha1(files[file])}"', "X-Repo-Commit": _commit(files)})
             case _:
                 self._send(b"", {"X-Error-Code": "RepoNotFound"}, 404)

@@ -29,15 +29,30 @@ def dashboard() -> Iterator[str]:
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         reread_authentication()
-        command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000"]
-        command += ["--dashboard-host=127.0.0.1", f"--temp-dir={folder}", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"]
+        command = [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=2",
+            "--disable-usage-stats",
+            "--object-store-memory=100000000",
+        ]
+        command += [
+            "--dashboard-host=127.0.0.1",
+            f"--temp-dir={folder}",
+            f"--port={ports[0]}",
+            f"--dashboard-port={ports[1]}",
+        ]
         command += [
             f"--ray-client-server-port={ports[2]}",
             f"--dashboard-agent-listen-port={ports[3]}",
             f"--metrics-export-port={ports[4]}",
         ]
         command[0] = str(Path(sys.executable).parent / "ray")
-        head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        head = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         address = f"http://127.0.0.1:{ports[1]}"
         try:
             _eventually(lambda: _lists_jobs(address), seconds=60)

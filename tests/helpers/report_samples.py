@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from dualtoken.pipelines.core.timing import WorkParts
+from dualtoken.pipelines.core.timing import TimeBreakdown
 from dualtoken.pipelines.evaluation.report_data import (
     AttributeAccuracy,
     CodebookUsage,
@@ -54,7 +54,11 @@ class Page(HTMLParser):
             self.elements[at][2].append(data)
 
     def texts(self, tag: str, name: str = "") -> list[str]:
-        found = [e for e in self.elements if e[0] == tag and (not name or name in (e[1].get("class") or "").split())]
+        found = [
+            e
+            for e in self.elements
+            if e[0] == tag and (not name or name in (e[1].get("class") or "").split())
+        ]
         return [" ".join("".join(text).split()) for _, _, text in found]
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
@@ -68,11 +72,15 @@ def png(shade: int, side: int = 8) -> bytes:
 
 
 def pair(caption: str = "a red circle", side: int = 8) -> Pair:
-    return Pair(caption=caption, key="0f" * 16, original=png(10, side), reconstruction=png(20, side), psnr=28.13)
+    return Pair(
+        caption=caption, key="0f" * 16, original=png(10, side), reconstruction=png(20, side), psnr=28.13
+    )
 
 
 def step(stage: str, rows_in: int, **counts: int) -> FunnelStep:
-    return FunnelStep(stage=stage, rows_in=rows_in, counts={name.replace("__", ":"): rows for name, rows in counts.items()})
+    return FunnelStep(
+        stage=stage, rows_in=rows_in, counts={name.replace("__", ":"): rows for name, rows in counts.items()}
+    )
 
 
 def funnel(corpus: str = "web") -> Funnel:
@@ -97,7 +105,13 @@ DATA = ReportData(
     created_at="2026-03-03T14:05:11+00:00",
     recipe_yaml="name: scenes\nroot: data\n",
     facts=TokenizerFacts(
-        image_size=64, grid_size=8, depth=4, semantic_codes=256, pixel_codes=1024, num_parameters=3_214_567, fingerprint="9f31c2a07be4"
+        image_size=64,
+        grid_size=8,
+        depth=4,
+        semantic_codes=256,
+        pixel_codes=1024,
+        num_parameters=3_214_567,
+        fingerprint="9f31c2a07be4",
     ),
     funnels=(funnel(),),
     curves=(
@@ -106,18 +120,42 @@ DATA = ReportData(
         Curve(stage="train", name="reconstruction", unit="", points=((0, 0.5), (10, 0.1)), stream="pixel"),
     ),
     pairs=(pair(), pair("a blue square")),
-    reconstruction=Reconstruction(psnr=25.204, ssim=0.9123, psnr_per_image=(20.0, 24.0, 31.6), ssim_per_image=(0.9, 0.91, 0.93)),
+    reconstruction=Reconstruction(
+        psnr=25.204, ssim=0.9123, psnr_per_image=(20.0, 24.0, 31.6), ssim_per_image=(0.9, 0.91, 0.93)
+    ),
     usage=(
-        CodebookUsage(stream="semantic", num_codes=256, usage=1.0, usage_per_depth=(0.996, 0.5), perplexity_per_depth=(128.0, 64.0)),
-        CodebookUsage(stream="pixel", num_codes=1024, usage=0.75, usage_per_depth=(0.75,), perplexity_per_depth=(512.0,)),
+        CodebookUsage(
+            stream="semantic",
+            num_codes=256,
+            usage=1.0,
+            usage_per_depth=(0.996, 0.5),
+            perplexity_per_depth=(128.0, 64.0),
+        ),
+        CodebookUsage(
+            stream="pixel", num_codes=1024, usage=0.75, usage_per_depth=(0.75,), perplexity_per_depth=(512.0,)
+        ),
     ),
     zero_shot=ZERO_SHOT,
     retrieval=None,
     stages=(
         StageTime(
-            command="download", corpus="web", wall_seconds=33.9, work_seconds=60.0, samples=1000, samples_per_second=29.5, bytes=91_000_000
+            command="download",
+            corpus="web",
+            wall_seconds=33.9,
+            work_seconds=60.0,
+            samples=1000,
+            samples_per_second=29.5,
+            bytes=91_000_000,
         ),
-        StageTime(command="train", corpus=None, wall_seconds=1912.0, work_seconds=1900.0, samples=0, samples_per_second=None, bytes=0),
+        StageTime(
+            command="train",
+            corpus=None,
+            wall_seconds=1912.0,
+            work_seconds=1900.0,
+            samples=0,
+            samples_per_second=None,
+            bytes=0,
+        ),
     ),
 )
 AUDITS = (
@@ -130,8 +168,14 @@ AUDITS = (
         perplexity={"semantic": (8.0,), "pixel": (4.0,)}, alarms=(),
     ),
 )  # fmt: skip
-PARTS = (WorkParts(corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}),)
-EMPTY = replace(DATA, funnels=(), curves=(), pairs=(), reconstruction=None, usage=(), zero_shot=None, stages=())
+PARTS = (
+    TimeBreakdown(
+        corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}
+    ),
+)
+EMPTY = replace(
+    DATA, funnels=(), curves=(), pairs=(), reconstruction=None, usage=(), zero_shot=None, stages=()
+)
 
 
 def rows(page: Page) -> list[str]:

@@ -24,7 +24,16 @@ def s3_server(kind: str, folder: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     command = {
         "moto": [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        "rclone": [str(BIN / "rclone"), "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)],
+        "rclone": [
+            str(BIN / "rclone"),
+            "serve",
+            "s3",
+            "--auth-key",
+            f"{KEY},{SECRET}",
+            "--addr",
+            f"127.0.0.1:{port}",
+            str(folder),
+        ],
     }[kind]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (
@@ -34,7 +43,9 @@ def s3_server(kind: str, folder: Path) -> Iterator[str]:
             ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
         ):
             patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
+        server = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy()
+        )
         try:
             _wait_for(port)
             s3fs.S3FileSystem.clear_instance_cache()  # of another test's server

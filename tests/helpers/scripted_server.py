@@ -11,7 +11,14 @@ from dualtoken.infra.fetch import Fetched, Fetcher, FetchFailed, FetchLimits
 
 Answer = Callable[[socket.socket, str, int], None]
 """Gets the connection, the whole request head, and how many requests came before."""
-LIMITS = FetchLimits(max_bytes=100_000, deadline_seconds=2.0, max_redirects=3, retries=2, concurrency=4, allow_private_addresses=True)
+LIMITS = FetchLimits(
+    max_bytes=100_000,
+    deadline_seconds=2.0,
+    max_redirects=3,
+    retries=2,
+    concurrency=4,
+    allow_private_addresses=True,
+)
 
 
 class Served:
@@ -68,8 +75,12 @@ def serving(answer: Answer) -> Iterator[Served]:
 
 
 def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:
-    lines = {"Content-Length": str(len(body)), "Connection": "close"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    head = f"HTTP/1.1 {status}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
+    lines = {"Content-Length": str(len(body)), "Connection": "close"} | {
+        k.replace("_", "-"): v for k, v in headers.items()
+    }
+    head = f"HTTP/1.1 {status}\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in lines.items() if value
+    )
     return lambda connection, _head, _number: connection.sendall(head.encode() + b"\r\n" + body)
 
 

@@ -52,7 +52,9 @@ class ThreeNodes:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(tasks).split()]
+    return [
+        int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(tasks).split()
+    ]
 
 
 def _is_actor(pid: int) -> bool:
@@ -92,7 +94,10 @@ def _start(folder: str, tries: int = 3) -> tuple["subprocess.Popen[bytes]", byte
     environment = {**os.environ, "RAY_TMPDIR": folder}
     for _ in range(tries):
         cluster = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.three_nodes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-m", "tests.helpers.three_nodes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         assert cluster.stdout is not None
         if said := cluster.stdout.readline():

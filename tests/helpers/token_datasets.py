@@ -14,7 +14,14 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig, TowerConfig
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name, root_hash
+from dualtoken.pipelines.core.receipts import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    Receipt,
+    receipt_name,
+    root_hash,
+)
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
@@ -46,11 +53,20 @@ def key_of(name: str, row: int) -> bytes:
 
 def codes_of_rows(first: int, rows: int, width: int, offset: int) -> Ids:
     """Return codes that name their row: distinct for neighbours, and by stream."""
-    return ((np.arange(first, first + rows)[:, None] * 7 + np.arange(width) + offset) % 16384).astype(np.uint16)
+    return ((np.arange(first, first + rows)[:, None] * 7 + np.arange(width) + offset) % 16384).astype(
+        np.uint16
+    )
 
 
 def write_tokens(
-    folder: Path, rows: int, *, name: str = "a", rows_per_shard: int = 300, grid: int = GRID, depth: int = DEPTH, tokenizer: str = "f" * 12
+    folder: Path,
+    rows: int,
+    *,
+    name: str = "a",
+    rows_per_shard: int = 300,
+    grid: int = GRID,
+    depth: int = DEPTH,
+    tokenizer: str = "f" * 12,
 ) -> str:
     """Write a finished dataset and return its folder."""
     shape = config(grid, depth)
@@ -61,8 +77,17 @@ def write_tokens(
         count, shard = min(rows_per_shard, rows - first), f"{unit:05d}"
         keys = [key_of(name, row) for row in range(first, first + count)]
         files = (f"data/{shard}.arrow", f"meta/{shard}.parquet")
-        write_data_shard(folder / files[0], schema, keys, codes_of_rows(first, count, width, 0), codes_of_rows(first, count, width, 5))
-        pq.write_table(pa.table({"key": keys, "caption": [f"{name} {row}" for row in range(first, first + count)]}), folder / files[1])
+        write_data_shard(
+            folder / files[0],
+            schema,
+            keys,
+            codes_of_rows(first, count, width, 0),
+            codes_of_rows(first, count, width, 5),
+        )
+        pq.write_table(
+            pa.table({"key": keys, "caption": [f"{name} {row}" for row in range(first, first + count)]}),
+            folder / files[1],
+        )
         receipts.append(_receipt(folder, shard, count, files, depth))
         Store(str(folder)).put_bytes(receipts[-1].to_bytes(), receipt_name(shard))
     write_index(folder / "index.parquet", receipts)
@@ -72,17 +97,28 @@ def write_tokens(
 
 def ok_keys(job: StageJob) -> Counter[bytes]:
     """Return the keys that the ledger of a corpus's tokens calls ok."""
-    tables = [read_table(job.store(), f"ledger/{unit.id}.parquet", ["key", "status"]).to_pylist() for unit in job.units]
+    tables = [
+        read_table(job.store(), f"ledger/{unit.id}.parquet", ["key", "status"]).to_pylist()
+        for unit in job.units
+    ]
     return Counter(row["key"] for rows in tables for row in rows if row["status"] == "ok")
 
 
 def loaded_keys(url: str, num_workers: int = 0, **how: Any) -> list[Counter[bytes]]:
     """Read an epoch of single samples, and one of sequences; return the keys of each."""
     load = LoadPlan(datasets=(TokenDataset(url, **how),), with_captions=True)
-    packing = PackPlan(load=load, capacity=1024, tokenize=lambda text: [len(text)], markers=Markers(image_start=1, image_end=2))
+    packing = PackPlan(
+        load=load,
+        capacity=1024,
+        tokenize=lambda text: [len(text)],
+        markers=Markers(image_start=1, image_end=2),
+    )
     loaders: list[RankLoader[Any]] = [TokenLoader(load, 16), PackedLoader(packing, 2)]
     return [
-        Counter(key.tobytes() for batch in iterate(loader, num_workers=num_workers) for key in batch.keys.numpy()) for loader in loaders
+        Counter(
+            key.tobytes() for batch in iterate(loader, num_workers=num_workers) for key in batch.keys.numpy()
+        )
+        for loader in loaders
     ]
 
 
@@ -100,7 +136,9 @@ def _receipt(folder: Path, shard: str, rows: int, files: tuple[str, ...], depth:
     )  # fmt: skip
 
 
-def _write_manifest(folder: Path, receipts: list[Receipt], rows: int, shape: TokenizerConfig, tokenizer: str) -> None:
+def _write_manifest(
+    folder: Path, receipts: list[Receipt], rows: int, shape: TokenizerConfig, tokenizer: str
+) -> None:
     moment, index = datetime(2020, 1, 1, tzinfo=UTC).isoformat(), (_record(folder, "index.parquet"),)
     details = {
         "schema_version": SCHEMA_VERSION,

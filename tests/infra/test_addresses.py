@@ -12,10 +12,17 @@ from tests.helpers.scripted_server import LIMITS, get, reason, reply, serving
 
 def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # The first hop stands for a public server: only its address passes the check.
-    monkeypatch.setattr("dualtoken.infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+    monkeypatch.setattr(
+        "dualtoken.infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1"
+    )
     hidden = []
     strict = replace(LIMITS, allow_private_addresses=False)
-    for target in ("http://127.0.0.2:{}/", "http://[::1]:{}/", "http://169.254.169.254/latest/meta-data/", "http://[::ffff:127.0.0.1]:{}/"):
+    for target in (
+        "http://127.0.0.2:{}/",
+        "http://[::1]:{}/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::ffff:127.0.0.1]:{}/",
+    ):
         with serving(lambda *_: hidden.append(1)) as inner:
             location = target.format(inner.base.rpartition(":")[2])
             with serving(reply(status="302 Found", Location=location)) as server:
@@ -23,16 +30,23 @@ def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPa
     assert not hidden
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.1", "[::1]", "100.64.0.1", "169.254.169.254", "[fe80::1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.1", "[::1]", "100.64.0.1", "169.254.169.254", "[fe80::1]"]
+)
 def test_private_hosts_are_refused_by_number_and_by_name(host: str) -> None:
-    assert reason(get(f"http://{host}:9/", replace(LIMITS, allow_private_addresses=False))) == "private_address"
+    assert (
+        reason(get(f"http://{host}:9/", replace(LIMITS, allow_private_addresses=False))) == "private_address"
+    )
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1"])
 def test_odd_spellings_of_loopback_do_not_reach_it(host: str) -> None:
     with serving(reply(b"secret")) as server:
         port = server.base.rpartition(":")[2]
-        assert reason(get(f"http://{host}:{port}/", replace(LIMITS, allow_private_addresses=False))) in {"private_address", "bad_url"}
+        assert reason(get(f"http://{host}:{port}/", replace(LIMITS, allow_private_addresses=False))) in {
+            "private_address",
+            "bad_url",
+        }
     assert not server.requests
 
 
@@ -47,7 +61,10 @@ def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.Monke
 
     with serving(reply(b"ok")) as server:
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr("dualtoken.infra.addresses.is_public", lambda address: is_public(address) or address == "127.0.0.1")
+        monkeypatch.setattr(
+            "dualtoken.infra.addresses.is_public",
+            lambda address: is_public(address) or address == "127.0.0.1",
+        )
         url = f"http://rebinding.test:{server.base.rpartition(':')[2]}/"
         assert isinstance(get(url, replace(LIMITS, allow_private_addresses=False)), Fetched)
     assert looked_up == ["rebinding.test"]

@@ -73,7 +73,9 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
     assert time.monotonic() - start < 1.0
 
 
-@pytest.mark.parametrize("header", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "9" * 500, "soon", "-1", "Mon, 99 Foo 2024"])
+@pytest.mark.parametrize(
+    "header", ["Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "9" * 500, "soon", "-1", "Mon, 99 Foo 2024"]
+)
 def test_a_retry_after_that_says_nothing_is_no_error(header: str) -> None:
     with serving(reply(status="503 Busy", Retry_After=header)) as server:
         assert reason(get(server.base, replace(LIMITS, retries=0))) == "http_503"

@@ -14,7 +14,12 @@ def test_it_answers_by_path_over_one_connection_and_leaves() -> None:
         assert host.startswith("127.0.0.1:")
         connection = http.client.HTTPConnection(host)
         answers = []
-        for method, path in [("GET", "/00000/0001.png?x=1"), ("GET", "/none.png"), ("HEAD", "/00000/0001.png"), ("GET", "/empty.png")]:
+        for method, path in [
+            ("GET", "/00000/0001.png?x=1"),
+            ("GET", "/none.png"),
+            ("HEAD", "/00000/0001.png"),
+            ("GET", "/empty.png"),
+        ]:
             connection.request(method, path)
             response = connection.getresponse()
             assert response.version == 11

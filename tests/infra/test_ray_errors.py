@@ -18,7 +18,16 @@ def test_a_lost_process_is_a_death(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RAISED, RAISED.as_instanceof_cause(), UserCodeException("x"), ActorDiedError(RAISED), OURS, KeyError("x")], ids=range(6)
+    "error",
+    [
+        RAISED,
+        RAISED.as_instanceof_cause(),
+        UserCodeException("x"),
+        ActorDiedError(RAISED),
+        OURS,
+        KeyError("x"),
+    ],
+    ids=range(6),
 )
 def test_an_exception_of_our_own_is_none(error: Exception) -> None:
     assert not is_death(error)

@@ -32,7 +32,10 @@ def test_the_launcher_accepts_its_file(launcher: dict[str, Any]) -> None:
 
 def test_every_node_of_the_launcher_wants_the_token(launcher: dict[str, Any]) -> None:
     starts = [
-        command for key in ("head_start_ray_commands", "worker_start_ray_commands") for command in launcher[key] if "ray start" in command
+        command
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in launcher[key]
+        if "ray start" in command
     ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token " in command for command in starts)
@@ -44,13 +47,23 @@ def test_every_node_of_the_launcher_wants_the_token(launcher: dict[str, Any]) ->
 def test_only_the_head_is_paid_on_demand_and_no_node_has_open_metadata(launcher: dict[str, Any]) -> None:
     for name, node in launcher["available_node_types"].items():
         assert ("InstanceMarketOptions" in node["node_config"]) == (name != "head")
-        assert node["node_config"]["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        assert node["node_config"]["MetadataOptions"] == {
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": 1,
+        }
 
 
 def test_every_cluster_on_kubernetes_has_authentication_and_this_version_of_ray() -> None:
-    clusters = {path.name: _cluster(document) for path in KUBERAY for document in _documents(path) if document["apiVersion"] == "ray.io/v1"}
+    clusters = {
+        path.name: _cluster(document)
+        for path in KUBERAY
+        for document in _documents(path)
+        if document["apiVersion"] == "ray.io/v1"
+    }
     assert clusters.keys() == {"raycluster.yaml", "rayjob.yaml"}
-    pin = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
+    pin = next(
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray==")
+    )
     for cluster in clusters.values():
         assert cluster["authOptions"] == {"mode": "token"}
         assert pin == f"ray=={cluster['rayVersion']}"
@@ -79,7 +92,10 @@ def test_the_job_on_kubernetes_keeps_its_run_where_pods_come_and_go(monkeypatch:
     sources = [corpus.source for corpus in settings.corpora.values()]
     assert all(isinstance(source, UrlsSource) and is_url(source.table) for source in sources)
     assert is_url(settings.root)
-    gpus = sum(int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) for group in _workers(document))
+    gpus = sum(
+        int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        for group in _workers(document)
+    )
     assert settings.cluster.max_workers * settings.cluster.gpus_per_worker <= gpus
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from dualtoken.infra.ray_jobs import AuthenticationRefused, ClusterUnreachable, JobOutcome, reread_authentication, submit_and_follow
+from dualtoken.infra.ray_jobs import (
+    AuthenticationRefused,
+    ClusterUnreachable,
+    JobOutcome,
+    reread_authentication,
+    submit_and_follow,
+)
 from tests.helpers.ray_head import free_ports
 
 CLIENT = """
@@ -33,7 +39,16 @@ def test_a_client_that_was_killed_finds_its_job_again(dashboard: str, tmp_path: 
         (folder / path).write_text("x")
     script = f"echo start >> {starts}; find . -type f | sort; for i in $(seq 1 10); do echo line $i; sleep 0.4; done; touch {receipt}"
     client = subprocess.Popen(
-        [sys.executable, "-uc", CLIENT, dashboard, "killed", f"bash -c {shlex.quote(script)}", str(folder), str(receipt)],
+        [
+            sys.executable,
+            "-uc",
+            CLIENT,
+            dashboard,
+            "killed",
+            f"bash -c {shlex.quote(script)}",
+            str(folder),
+            str(receipt),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -52,7 +67,11 @@ def test_a_client_that_was_killed_finds_its_job_again(dashboard: str, tmp_path: 
     assert starts.read_text() == "start\n"
     assert [job.submission_id for job in JobSubmissionClient(dashboard).list_jobs()] == ["killed-a1"]
     assert lines[0] == "following killed-a1, which is running already"
-    output = [line for line in lines[1:] if not ("Runtime env is setting up" in line or line.startswith("Running entrypoint"))]
+    output = [
+        line
+        for line in lines[1:]
+        if not ("Runtime env is setting up" in line or line.startswith("Running entrypoint"))
+    ]
     # What must not leave the machine did not; and each line came once.
     assert output == ["./main.py", "./pipelines/data/kept", *(f"line {i}" for i in range(1, 11))]
 
@@ -70,7 +89,9 @@ def test_receipts_decide_not_the_status_of_the_job(dashboard: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("status", "exit_code", "last"), [(75, 0, "a2"), (2, 2, "a1")])
-def test_only_what_may_pass_is_tried_again(dashboard: str, tmp_path: Path, status: int, exit_code: int, last: str) -> None:
+def test_only_what_may_pass_is_tried_again(
+    dashboard: str, tmp_path: Path, status: int, exit_code: int, last: str
+) -> None:
     tried, receipt = tmp_path / "tried", tmp_path / "receipt"
     script = f"if [ -e {tried} ]; then touch {receipt}; else touch {tried}; exit {status}; fi"
     outcome = _submit(dashboard, f"again{status}", script, tmp_path, receipt.exists, max_attempts=2)
@@ -95,7 +116,9 @@ def test_dropped_connections_lose_and_double_no_line(dashboard: str, tmp_path: P
     assert [line for line in lines if line.startswith("line")] == [f"line {i}" for i in range(1, 11)]
 
 
-def test_a_wrong_or_missing_token_is_refused(dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_or_missing_token_is_refused(
+    dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("RAY_AUTH_TOKEN", "wrong" * 8), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
         with pytest.raises(AuthenticationRefused) as refused:
@@ -113,7 +136,9 @@ def test_a_cluster_that_does_not_answer_is_a_temporary_failure(tmp_path: Path) -
     assert unreachable.value.exit_code == 75
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local", "ray://127.0.0.1:10001", "http://user:word@127.0.0.1:8265", "127.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["", "auto", "local", "ray://127.0.0.1:10001", "http://user:word@127.0.0.1:8265", "127.0.0.1"]
+)
 def test_an_address_that_names_no_dashboard_is_an_error(tmp_path: Path, address: str) -> None:
     with pytest.raises(ValueError, match="names no Ray dashboard"):
         _submit(address, "x", "true", tmp_path, lambda: False)
@@ -122,7 +147,12 @@ def test_an_address_that_names_no_dashboard_is_an_error(tmp_path: Path, address:
 def test_a_secret_in_the_environment_of_a_job_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY"):
         submit_and_follow(
-            "h:1", name="x", entrypoint="true", working_dir=tmp_path, env={"AWS_SECRET_ACCESS_KEY": "s"}, is_done=lambda: False
+            "h:1",
+            name="x",
+            entrypoint="true",
+            working_dir=tmp_path,
+            env={"AWS_SECRET_ACCESS_KEY": "s"},
+            is_done=lambda: False,
         )
 
 

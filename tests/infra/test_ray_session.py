@@ -15,7 +15,12 @@ import pytest
 import ray
 
 from dualtoken.infra.ray_job_context import current_job_address
-from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, ray_session, remove_stale_folders
+from dualtoken.infra.ray_session import (
+    AuthenticationRefused,
+    ClusterUnreachable,
+    ray_session,
+    remove_stale_folders,
+)
 
 DRIVER = """
 import signal, sys, time
@@ -48,7 +53,9 @@ def test_a_local_session_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
-    with ray_session("local", num_cpus=1, object_store_mb=100, worker_setup=lambda: os.environ.update(SET_UP="yes")):
+    with ray_session(
+        "local", num_cpus=1, object_store_mb=100, worker_setup=lambda: os.environ.update(SET_UP="yes")
+    ):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         was_set_up = ray.remote(lambda: os.environ.get("SET_UP")).remote()
         assert ray.get(was_set_up) == "yes"
@@ -56,10 +63,15 @@ def test_a_local_session_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_pa
         processes = _descendants(os.getpid())
         folder = _session_folder(processes)
         assert _stranger(address, {}) == "joined 5"
-        assert _stranger(address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}) == "AuthenticationRefused"
+        assert (
+            _stranger(address, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8})
+            == "AuthenticationRefused"
+        )
         assert _stranger(address, {"RAY_AUTH_MODE": "disabled"}) == "AuthenticationRefused"
         assert ray.get(ray.remote(lambda: 6).remote()) == 6  # a guest that left did not stop it
-        ray.remote(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)).remote()  # minutes, in a native call
+        ray.remote(
+            lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        ).remote()  # minutes, in a native call
     assert len(processes) > 3
     assert not _running(processes)
     assert not folder.exists()
@@ -69,7 +81,11 @@ def test_a_local_session_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_failed_session_keeps_its_logs_and_says_where(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), pytest.raises(ZeroDivisionError), ray_session("local", num_cpus=1, object_store_mb=100):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ZeroDivisionError),
+        ray_session("local", num_cpus=1, object_store_mb=100),
+    ):
         raise ZeroDivisionError
     (record,) = (record for record in caplog.records if record.name == "dualtoken.infra.ray_session")
     folder = Path(record.getMessage().rpartition(" ")[2])
@@ -91,7 +107,9 @@ def test_a_failed_session_keeps_its_logs_and_says_where(caplog: pytest.LogCaptur
     ],
 )
 def test_a_session_ends_with_its_driver(sent: signal.Signals, status: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as driver:
         assert driver.stdout is not None
         worker, _ = driver.stdout.readline().split()
         processes = _descendants(driver.pid)
@@ -115,7 +133,10 @@ def test_only_folders_without_an_owner_are_cleared_away(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dualtoken-ray-alive", "dualtoken-ray-failed"]
 
 
-@pytest.mark.parametrize("address", ["", "auto", "ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:0", "host:70000"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "auto", "ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:0", "host:70000"],
+)
 def test_an_address_that_names_no_cluster_is_an_error(address: str) -> None:
     with pytest.raises(ValueError, match="names no Ray cluster"), ray_session(address):
         pass
@@ -126,13 +147,19 @@ def test_a_job_is_told_to_use_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -
     assert current_job_address() is None  # set by a user, in no job
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert current_job_address() == "10.0.0.5:6379"
-    with pytest.raises(ValueError, match=r"inside a job of the Ray cluster 10\.0\.0\.5:6379"), ray_session("local"):
+    with (
+        pytest.raises(ValueError, match=r"inside a job of the Ray cluster 10\.0\.0\.5:6379"),
+        ray_session("local"),
+    ):
         pass
 
 
 def test_a_cluster_that_does_not_answer_fails_at_once() -> None:
     since = time.monotonic()
-    with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:9 \(UNAVAILABLE\)") as unreachable, ray_session("127.0.0.1:9"):
+    with (
+        pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:9 \(UNAVAILABLE\)") as unreachable,
+        ray_session("127.0.0.1:9"),
+    ):
         pass
     assert (unreachable.value.exit_code, AuthenticationRefused("x").exit_code) == (75, 2)
     assert time.monotonic() - since < 15
@@ -140,7 +167,12 @@ def test_a_cluster_that_does_not_answer_fails_at_once() -> None:
 
 def _stranger(address: str, environment: dict[str, str]) -> str:
     answer = subprocess.run(
-        [sys.executable, "-c", STRANGER, address], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", STRANGER, address],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     return answer.stdout.strip()
 
@@ -158,7 +190,9 @@ def _stat(pid: int) -> list[str]:
 
 
 def _descendants(pid: int) -> set[Process]:
-    stats = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    stats = {
+        int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+    }
     found, parents = set[Process](), {pid}
     while parents:
         parents = {child for child, fields in stats.items() if fields and int(fields[1]) in parents}
@@ -167,7 +201,11 @@ def _descendants(pid: int) -> set[Process]:
 
 
 def _running(processes: set[Process]) -> set[Process]:
-    return {(pid, started) for pid, started in processes if (fields := _stat(pid)) and fields[19] == started and fields[0] not in "ZX"}
+    return {
+        (pid, started)
+        for pid, started in processes
+        if (fields := _stat(pid)) and fields[19] == started and fields[0] not in "ZX"
+    }
 
 
 def _session_folder(processes: set[Process]) -> Path:

@@ -45,7 +45,13 @@ def test_a_further_training_goes_on_with_more_workers_and_raises_the_loop_s_own_
     settings = {"starts": str(starts), "kill_at": 0, "refuse_at": 0, "steps": 4}
     fit(_loop, settings, name="run", storage_path=str(storage))
     with pytest.raises(ValueError, match=r"^train\.x=7: set it to 8$"):
-        fit(_loop, {**settings, "steps": 9, "refuse_at": 6}, name="run", storage_path=f"file://{storage}", num_workers=2)
+        fit(
+            _loop,
+            {**settings, "steps": 9, "refuse_at": 6},
+            name="run",
+            storage_path=f"file://{storage}",
+            num_workers=2,
+        )
     assert starts.read_text().split() == ["0/1", "4/2", "4/2"]
     assert sorted(path.name for path in storage.glob("run/step-*")) == ["step-000000004", "step-000000005"]
 

@@ -39,7 +39,9 @@ def test_a_scratch_folder_goes_with_its_block_whatever_is_in_it(temporary: Path)
 
 
 def test_the_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(temporary: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED], check=False, env={**os.environ, "TMPDIR": str(temporary)})
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED], check=False, env={**os.environ, "TMPDIR": str(temporary)}
+    )
     assert ended.returncode == -signal.SIGKILL
     (left,) = temporary.glob("dualtoken-*/half.arrow")
     (temporary / "dualtoken-of-somebody-else").mkdir()
@@ -62,7 +64,9 @@ def test_a_link_in_place_of_a_folder_or_lock_is_not_followed(temporary: Path) ->
     assert (theirs / "file").exists()
 
 
-def test_a_receipt_is_reported_once_its_name_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receipt_is_reported_once_its_name_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced, sync = list[tuple[str, list[str]]](), os.fsync
 
     def noting(descriptor: int) -> None:

@@ -14,7 +14,9 @@ KINDS = ("local", "moto", "rclone")
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def kind_and_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def kind_and_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
     folder = tmp_path_factory.mktemp(request.param)
     with nullcontext(str(folder)) if request.param == "local" else s3_server(request.param, folder) as url:
         yield request.param, url
@@ -40,7 +42,12 @@ def test_what_is_put_is_read_back(store: Store, tmp_path: Path) -> None:
     store.put(source, "deep/er/file")
     store.put_bytes(b"small", "other")
     assert list(store.files()) == [("deep/er/file", 10_240_000), ("other", 5)]
-    assert (store.size("other"), store.size("nothing"), store.exists("deep"), store.exists("other")) == (5, None, False, True)
+    assert (store.size("other"), store.size("nothing"), store.exists("deep"), store.exists("other")) == (
+        5,
+        None,
+        False,
+        True,
+    )
     assert store.read("other") == b"small"
     assert digest(store.local_copy("deep/er/file", tmp_path / "scratch")) == digest(source)
     store.remove("other")
@@ -67,7 +74,9 @@ def test_a_second_store_sees_at_once_what_the_first_one_writes(store: Store) -> 
     assert (other.size("receipts/00000.json"), other.read("receipts/00000.json")) == (2, b"22")
 
 
-def test_the_first_of_two_conditional_puts_wins_or_the_probe_says_that_it_does_not(kind_and_url: tuple[str, str], store: Store) -> None:
+def test_the_first_of_two_conditional_puts_wins_or_the_probe_says_that_it_does_not(
+    kind_and_url: tuple[str, str], store: Store
+) -> None:
     honours = kind_and_url[0] != "rclone"
     assert store.honours_put_if_absent() == honours
     assert store.put_if_absent(b"first", "receipt")

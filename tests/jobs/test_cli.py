@@ -26,16 +26,34 @@ def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("run", TINY, "--set", "train.stepz=3"), f"dualtoken: {TINY}: train.stepz=3 is no key of a recipe: did you mean steps?"),
+        (
+            ("run", TINY, "--set", "train.stepz=3"),
+            f"dualtoken: {TINY}: train.stepz=3 is no key of a recipe: did you mean steps?",
+        ),
         (
             ("plan", "nowhere.yaml"),
             "dualtoken: recipe 'nowhere.yaml' is no file: give a path, or one of the shipped recipes: arm-both-deep, ",
         ),
-        (("convert", "nowhere.pt", "out"), "dualtoken: nowhere.pt does not exist: give a checkpoint or a folder"),
-        (("download", TINY, "--corpus", "webb"), "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout"),
-        (("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"), "dualtoken: submit downlaod: no such stage: use one of "),
-        (("plan", TINY, "--root", f"{TINY}/data"), f"dualtoken: root={TINY}/data: {TINY} is a file: set --root to a folder or a URL"),
-        (("run", TINY, "--set", "teacher.tower.width=33"), "is no multiple of num_heads=2: change one of them"),
+        (
+            ("convert", "nowhere.pt", "out"),
+            "dualtoken: nowhere.pt does not exist: give a checkpoint or a folder",
+        ),
+        (
+            ("download", TINY, "--corpus", "webb"),
+            "dualtoken: --corpus webb: no such corpus: use one of tiny-train, tiny-heldout",
+        ),
+        (
+            ("submit", "downlaod", TINY, "--address", "http://127.0.0.1:1"),
+            "dualtoken: submit downlaod: no such stage: use one of ",
+        ),
+        (
+            ("plan", TINY, "--root", f"{TINY}/data"),
+            f"dualtoken: root={TINY}/data: {TINY} is a file: set --root to a folder or a URL",
+        ),
+        (
+            ("run", TINY, "--set", "teacher.tower.width=33"),
+            "is no multiple of num_heads=2: change one of them",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_exit_code_2(arguments: tuple[str, ...], line: str) -> None:
@@ -46,11 +64,11 @@ def test_a_mistake_is_told_in_one_line_and_exit_code_2(arguments: tuple[str, ...
 
 
 def test_a_mistake_is_told_without_loading_torch_ray_or_dagster() -> None:
-    script = (
-        "import sys; sys.argv[1:] = ['run', 'scenes', '--set', 'a=1']; import jobs.cli\ntry: jobs.cli.main()\nexcept SystemExit: pass\n"
-    )
+    script = "import sys; sys.argv[1:] = ['run', 'scenes', '--set', 'a=1']; import jobs.cli\ntry: jobs.cli.main()\nexcept SystemExit: pass\n"
     script += "print(sorted({'torch', 'ray', 'dagster'} & set(sys.modules)))"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True
+    )
     assert ended.stdout.strip() == "[]"
 
 
@@ -72,7 +90,10 @@ def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
             *("targets", "targets", "train", "pretokenize", "pretokenize", "report"),
         ]
     assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder waits +most for", lines[16])
-    assert [line.split()[:2] for line in lines[17:]] == [["pretokenize", "tiny-train"], ["pretokenize", "tiny-heldout"]]
+    assert [line.split()[:2] for line in lines[17:]] == [
+        ["pretokenize", "tiny-train"],
+        ["pretokenize", "tiny-heldout"],
+    ]
     assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[17:])
 
 
@@ -84,7 +105,9 @@ def test_a_table_too_small_for_a_batch_is_refused_before_anything_runs(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
     job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
     assert job is not None
@@ -105,7 +128,16 @@ def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dualtoken.jobs.cli", "run", TINY, "--root", str(tmp_path), "--in-process"]
+    command = [
+        sys.executable,
+        "-m",
+        "dualtoken.jobs.cli",
+        "run",
+        TINY,
+        "--root",
+        str(tmp_path),
+        "--in-process",
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
     assert run.stdout is not None
     assert run.stdout.readline() == "scenes (step 1 of 9): 13 units to do\n"
@@ -117,11 +149,16 @@ def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
 
 
 def test_one_corpus_alone_can_be_done(tmp_path: Path) -> None:
-    assert dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout").returncode == 0
+    assert (
+        dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout").returncode
+        == 0
+    )
     assert [folder.name for folder in tmp_path.iterdir()] == ["tiny-heldout"]
 
 
-def test_verify_exits_1_on_damage_and_repair_mends_it(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_verify_exits_1_on_damage_and_repair_mends_it(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
     job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
     assert job is not None

@@ -19,9 +19,17 @@ QUANTIZER = QuantizerConfig(num_codes=32, depth=2, width=8, restart_below=None)
 REFERENCE = {
     "layer_recon": 1,
     "layer_sem": 2,
-    "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "decoder_in_channels": 32, "resolution": 16},
+    "ddconfig": {
+        "ch": 32,
+        "ch_mult": [1, 1],
+        "num_res_blocks": 1,
+        "decoder_in_channels": 32,
+        "resolution": 16,
+    },
     "decoder_latent_shape": [8, 8],
-    "vq_pix": (quantizer := {"n_embed": 32, "embed_dim": 8, "restart_unused_codes": False, "code_shape": [2, 2, 2]}),
+    "vq_pix": (
+        quantizer := {"n_embed": 32, "embed_dim": 8, "restart_unused_codes": False, "code_shape": [2, 2, 2]}
+    ),
     "vq_sem": quantizer,
     "siglip": {"vision": {"num_attention_heads": 2}},
 }
@@ -38,7 +46,9 @@ def tokenizer() -> DualTokenizer:
             semantic_block=2,
             pixel=QUANTIZER,
             semantic=QUANTIZER,
-            decoder=DecoderConfig(latent_size=8, latent_width=32, width=32, multipliers=(1, 1), num_res_blocks=1),
+            decoder=DecoderConfig(
+                latent_size=8, latent_width=32, width=32, multipliers=(1, 1), num_res_blocks=1
+            ),
         )
     )
 
@@ -56,26 +66,47 @@ def convert(*arguments: object) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_a_checkpoint_becomes_a_folder_and_goes_back_to_the_bit(tokenizer: DualTokenizer, config: Path, tmp_path: Path, kind: str) -> None:
+def test_a_checkpoint_becomes_a_folder_and_goes_back_to_the_bit(
+    tokenizer: DualTokenizer, config: Path, tmp_path: Path, kind: str
+) -> None:
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
     source = tmp_path / f"official.{kind}"
     if kind == "pt":
-        extra = {"siglip_model.text_model.head.bias": torch.zeros(2), "siglip_model.logit_scale": torch.zeros(1)}
-        torch.save({"epoch": 8, "state_dict": {f"module.{name}": tensor for name, tensor in (weights | extra).items()}}, source)
+        extra = {
+            "siglip_model.text_model.head.bias": torch.zeros(2),
+            "siglip_model.logit_scale": torch.zeros(1),
+        }
+        torch.save(
+            {
+                "epoch": 8,
+                "state_dict": {f"module.{name}": tensor for name, tensor in (weights | extra).items()},
+            },
+            source,
+        )
     else:
         save_file(weights, source)
     said = convert(source, tmp_path / "ours", "--config", config)
-    assert said[1] == f"left out: {1 if kind == 'pt' else 0} tensors of the text tower, which a tokenizer does not have"
+    assert (
+        said[1]
+        == f"left out: {1 if kind == 'pt' else 0} tensors of the text tower, which a tokenizer does not have"
+    )
     loaded = DualTokenizer.from_pretrained(tmp_path / "ours")
     assert loaded.config == tokenizer.config
-    assert all(torch.equal(tensor, tokenizer.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    assert "absent: siglip_model.text_model.*" in convert("--to-reference", tmp_path / "ours", tmp_path / "back.safetensors")[1]
+    assert all(
+        torch.equal(tensor, tokenizer.state_dict()[name]) for name, tensor in loaded.state_dict().items()
+    )
+    assert (
+        "absent: siglip_model.text_model.*"
+        in convert("--to-reference", tmp_path / "ours", tmp_path / "back.safetensors")[1]
+    )
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
-def test_mistakes_are_told_for_the_user_to_mend(tokenizer: DualTokenizer, config: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_for_the_user_to_mend(
+    tokenizer: DualTokenizer, config: Path, tmp_path: Path
+) -> None:
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
     save_file(weights, tmp_path / "official.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -83,9 +114,18 @@ def test_mistakes_are_told_for_the_user_to_mend(tokenizer: DualTokenizer, config
     for arguments, message in (
         ((tmp_path / "none.pt", tmp_path / "out", "--config", config), "none.pt does not exist"),
         ((tmp_path / "official.safetensors", tmp_path / "out"), "--config is missing"),
-        ((tmp_path / "official.safetensors", tmp_path / "out", "--config", tmp_path / "text.pt"), "cannot be read as JSON"),
-        ((tmp_path / "text.pt", tmp_path / "out", "--config", config), "text.pt cannot be read as weights alone"),
-        ((tmp_path / "other.safetensors", tmp_path / "out", "--config", config), "lacks siglip_model.vision_model"),
+        (
+            (tmp_path / "official.safetensors", tmp_path / "out", "--config", tmp_path / "text.pt"),
+            "cannot be read as JSON",
+        ),
+        (
+            (tmp_path / "text.pt", tmp_path / "out", "--config", config),
+            "text.pt cannot be read as weights alone",
+        ),
+        (
+            (tmp_path / "other.safetensors", tmp_path / "out", "--config", config),
+            "lacks siglip_model.vision_model",
+        ),
         ((tmp_path, tmp_path / "out"), "config.json cannot be read"),
         (("--to-reference", tmp_path, tmp_path / "out"), "does not end in .safetensors"),
         (("--to-reference", tmp_path, tmp_path / "out.safetensors"), "has no config.json"),
@@ -96,7 +136,9 @@ def test_mistakes_are_told_for_the_user_to_mend(tokenizer: DualTokenizer, config
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_that_is_there_is_written_over(tokenizer: DualTokenizer, config: Path, tmp_path: Path) -> None:
+def test_nothing_that_is_there_is_written_over(
+    tokenizer: DualTokenizer, config: Path, tmp_path: Path
+) -> None:
     tokenizer.save_pretrained(tmp_path / "ours")
     save_file(to_reference(tokenizer.state_dict(), tokenizer.config), tmp_path / "official.safetensors")
     before = (tmp_path / "ours" / "model.safetensors").read_bytes()

@@ -37,7 +37,12 @@ def translate(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(finished.root, "data")
     job = planned(finished, "pretokenize", "tiny-train").job
     assert job is not None
-    names = {"recipes/urls.yaml": TINY, "data/web/": "data/tiny-train/", "3f2a91c04d7e": job.fingerprint, "of.web=": "of.tiny-train="}
+    names = {
+        "recipes/urls.yaml": TINY,
+        "data/web/": "data/tiny-train/",
+        "3f2a91c04d7e": job.fingerprint,
+        "of.web=": "of.tiny-train=",
+    }
 
     def arguments(example: str) -> list[str]:
         for ours, theirs in names.items():

@@ -28,7 +28,9 @@ def root(tmp_path: Path, finished: Recipe) -> Path:
     return tmp_path / "data"
 
 
-def test_forgetting_names_what_is_deleted_and_what_learnt_of_it_and_is_done_once(root: Path, tmp_path: Path) -> None:
+def test_forgetting_names_what_is_deleted_and_what_learnt_of_it_and_is_done_once(
+    root: Path, tmp_path: Path
+) -> None:
     (tmp_path / "keys").write_text(sample_key("tiny-train", 1).hex())
     forget = ("forget", TINY, "--root", root, "--corpus", "tiny-train", "--keys", tmp_path / "keys")
     listed = said(*forget)
@@ -43,7 +45,9 @@ def test_forgetting_names_what_is_deleted_and_what_learnt_of_it_and_is_done_once
 
 
 def test_forgetting_without_a_selection_says_what_it_does(root: Path) -> None:
-    assert said("forget", TINY, "--root", root)[0].startswith("without --keys, --url and --url-host nothing new is forgotten")
+    assert said("forget", TINY, "--root", root)[0].startswith(
+        "without --keys, --url and --url-host nothing new is forgotten"
+    )
 
 
 def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +62,14 @@ def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(garbage, "find_garbage", list_and_go_on)
-        assert said("gc", root, "--older-than", 0, "--delete")[1] == f"{stray}: kept, it changed since it was listed"
-    assert said("gc", root, "--older-than", 0, "--delete")[-2] == "left over by a killed write: 1 file, 2 bytes deleted"
+        assert (
+            said("gc", root, "--older-than", 0, "--delete")[1]
+            == f"{stray}: kept, it changed since it was listed"
+        )
+    assert (
+        said("gc", root, "--older-than", 0, "--delete")[-2]
+        == "left over by a killed write: 1 file, 2 bytes deleted"
+    )
     assert not stray.exists()
 
 
@@ -69,7 +79,9 @@ def test_gc_of_a_root_takes_no_settings(tmp_path: Path) -> None:
             said("gc", tmp_path, *option)
 
 
-@pytest.mark.parametrize(("tolerance", "problem"), [("7", "than or equal to 1"), ("-1", "than or equal to 0")])
+@pytest.mark.parametrize(
+    ("tolerance", "problem"), [("7", "than or equal to 1"), ("-1", "than or equal to 0")]
+)
 def test_a_tolerance_is_a_share(tolerance: str, problem: str, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["verify", str(tmp_path), "--deep", "--tolerance", tolerance])
     assert ended.exit_code == 2

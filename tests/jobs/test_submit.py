@@ -13,12 +13,33 @@ PROJECT = Path(TINY).parents[1]
 
 
 def submit(stage: str, root: Path, address: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "dualtoken.jobs.cli", "submit", stage, TINY, "--root", str(root), "--address", address]
+    command = [
+        sys.executable,
+        "-m",
+        "dualtoken.jobs.cli",
+        "submit",
+        stage,
+        TINY,
+        "--root",
+        str(root),
+        "--address",
+        address,
+    ]
     command += ["--set", "cluster.max_workers=1"]  # a worker's imports are what takes time
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=280, env={**os.environ, **environment})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=False,
+        timeout=280,
+        env={**os.environ, **environment},
+    )
 
 
-def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(dashboard: str, tmp_path: Path, load_tiny: LoadTiny) -> None:
+def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(
+    dashboard: str, tmp_path: Path, load_tiny: LoadTiny
+) -> None:
     first = submit("scenes", tmp_path, dashboard)
     assert first.returncode == 0, first.stderr
     assert "scenes tiny-train 00000 done" in first.stdout
@@ -28,7 +49,11 @@ def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(dashboar
     again = submit("scenes", tmp_path, dashboard)
     assert again.returncode == 0
     assert again.stdout.splitlines() == ["scenes: done (nothing to submit)"]
-    jobs = [job for job in JobSubmissionClient(dashboard).list_jobs() if (job.submission_id or "").startswith("dualtoken-scenes-tiny-")]
+    jobs = [
+        job
+        for job in JobSubmissionClient(dashboard).list_jobs()
+        if (job.submission_id or "").startswith("dualtoken-scenes-tiny-")
+    ]
     assert len(jobs) == 1
 
 

@@ -28,7 +28,9 @@ def config() -> TokenizerConfig:
         shortcut=ShortcutConfig(block=1),
         pixel=quantizer,
         semantic=quantizer,
-        decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
+        decoder=DecoderConfig(
+            latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4
+        ),
     )
 
 

@@ -13,7 +13,9 @@ def test_psnr_is_that_of_the_formula_per_image() -> None:
     images = reference.clone()
     images[0] += 10
     images[1] += 51
-    assert psnr(images, reference).tolist() == pytest.approx([20 * math.log10(25.5), 20 * math.log10(5), math.inf])
+    assert psnr(images, reference).tolist() == pytest.approx(
+        [20 * math.log10(25.5), 20 * math.log10(5), math.inf]
+    )
 
 
 def test_ssim_falls_with_noise_per_image() -> None:
@@ -31,11 +33,19 @@ def test_ssim_is_that_of_torchmetrics() -> None:
 
     generator = torch.Generator().manual_seed(0)
     references = torch.randint(0, 256, (4, 3, 24, 31), dtype=torch.uint8, generator=generator)
-    references[0] = 128  # flat, and the picture of it nearly so: the variances that rounding makes negative count as none
-    images = (references + torch.randint(-20, 21, references.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+    references[0] = (
+        128  # flat, and the picture of it nearly so: the variances that rounding makes negative count as none
+    )
+    images = (
+        (references + torch.randint(-20, 21, references.shape, generator=generator))
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
     images[0] = 128
     images[0, :, 5, 5] = 130
-    expected = structural_similarity_index_measure(images / 255, references / 255, data_range=1.0, reduction="none")
+    expected = structural_similarity_index_measure(
+        images / 255, references / 255, data_range=1.0, reduction="none"
+    )
     torch.testing.assert_close(ssim(images, references), expected, atol=1e-5, rtol=0)
 
 

@@ -10,11 +10,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fresh_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
 
 
 def test_the_config_imports_no_torch() -> None:
-    assert fresh_python("import sys, dualtoken.model.config.tokenizer; print('torch' in sys.modules)") == "False"
+    assert (
+        fresh_python("import sys, dualtoken.model.config.tokenizer; print('torch' in sys.modules)") == "False"
+    )
 
 
 @pytest.mark.slow

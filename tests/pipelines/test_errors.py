@@ -32,7 +32,11 @@ def test_each_kind_of_error_has_its_code(error: Exception, code: ExitCode) -> No
 
 @pytest.mark.parametrize(
     ("step", "lost", "command"),
-    [("download", "00003.tar", "filter"), ("download", "00003.parquet", "filter"), ("filter", "00003.parquet", "targets")],
+    [
+        ("download", "00003.tar", "filter"),
+        ("download", "00003.parquet", "filter"),
+        ("filter", "00003.parquet", "targets"),
+    ],
 )
 def test_a_finished_file_that_is_gone_is_named_with_how_to_bring_it_back(
     step: str, lost: str, command: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
@@ -51,7 +55,9 @@ def test_a_finished_file_that_is_gone_is_named_with_how_to_bring_it_back(
     assert error.value.code == ExitCode.CONFIGURATION
 
 
-def test_scores_that_are_gone_are_named_by_the_decision(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_scores_that_are_gone_are_named_by_the_decision(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")))
     scores, decision = (planned(recipe, step, "tiny-train").job for step in ("score", "filter"))
     assert scores is not None

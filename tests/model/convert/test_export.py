@@ -6,7 +6,7 @@ import torch
 from dualtoken.model.config.quantizer import QuantizerConfig, SplitQuantizerConfig
 from dualtoken.model.quantize import build_quantizer
 from dualtoken.model.quantize.ema_codebook import CodebookQuantizer
-from dualtoken.model.quantize.exportable import plain
+from dualtoken.model.quantize.exportable import exportable
 
 CONFIGS = {
     "residual": QuantizerConfig(num_codes=64, depth=4, width=8),
@@ -14,7 +14,9 @@ CONFIGS = {
     "beam": QuantizerConfig(num_codes=64, depth=4, width=8, beam=5),
     "wide beam": QuantizerConfig(num_codes=64, depth=2, width=8, shared=False, beam=64),
     "split": SplitQuantizerConfig(kind="split", num_codes=64, depth=4, width=32),
-    "split, not normalized": SplitQuantizerConfig(kind="split", num_codes=64, depth=4, width=32, normalized=False),
+    "split, not normalized": SplitQuantizerConfig(
+        kind="split", num_codes=64, depth=4, width=32, normalized=False
+    ),
 }
 
 
@@ -30,8 +32,15 @@ def test_the_plain_search_is_the_exact_one(config: QuantizerConfig | SplitQuanti
     quantizer.codes.mul_(100)
     broken = torch.full((2, 2, config.width), torch.nan)
     broken[:, 1] = torch.inf
-    tokens = torch.cat([torch.randn(2, 50, config.width) * 100, quantizer.codes.view(1, -1, config.width).expand(2, -1, -1), broken], dim=1)
-    found, exact = plain(quantizer), quantizer.encode(tokens)
+    tokens = torch.cat(
+        [
+            torch.randn(2, 50, config.width) * 100,
+            quantizer.codes.view(1, -1, config.width).expand(2, -1, -1),
+            broken,
+        ],
+        dim=1,
+    )
+    found, exact = exportable(quantizer), quantizer.encode(tokens)
     assert torch.equal(found.encode(tokens), exact)
     assert not exact[:, -2:].any()
     torch.testing.assert_close(found.lookup(exact), quantizer.lookup(exact))

@@ -35,15 +35,28 @@ def official() -> dict[str, Tensor]:
 
 
 def released_config(image_size: int, latent: int, depth: int) -> dict[str, object]:
-    quantizer = {"n_embed": 16384, "embed_dim": 32, "decay": 0.99, "restart_unused_codes": True, "shared_codebook": True}
+    quantizer = {
+        "n_embed": 16384,
+        "embed_dim": 32,
+        "decay": 0.99,
+        "restart_unused_codes": True,
+        "shared_codebook": True,
+    }
     quantizer |= {"code_shape": [latent, latent, depth]}
     decoder = RELEASED["ddconfig"] | {"attn_resolutions": [latent], "resolution": image_size}
-    return RELEASED | {"ddconfig": decoder, "decoder_latent_shape": [latent, latent], "vq_pix": quantizer, "vq_sem": quantizer}
+    return RELEASED | {
+        "ddconfig": decoder,
+        "decoder_latent_shape": [latent, latent],
+        "vq_pix": quantizer,
+        "vq_sem": quantizer,
+    }
 
 
 @pytest.mark.skipif(not DOCS.is_dir(), reason=f"no key lists: {DOCS} is missing")
 @pytest.mark.parametrize(("image_size", "latent", "depth", "grid"), [(384, 24, 8, 27), (256, 16, 4, 16)])
-def test_every_key_of_the_released_models_is_accounted_for(image_size: int, latent: int, depth: int, grid: int) -> None:
+def test_every_key_of_the_released_models_is_accounted_for(
+    image_size: int, latent: int, depth: int, grid: int
+) -> None:
     lines = [line.split("\t") for line in (DOCS / f"state_dict_{image_size}.txt").read_text().splitlines()]
     official = {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
     config = reference_config(released_config(image_size, latent, depth), official)
@@ -87,8 +100,13 @@ def test_codebooks_that_differ_by_depth_are_refused(official: dict[str, Tensor])
 
 
 def test_networks_of_older_layouts_are_refused_by_name(official: dict[str, Tensor]) -> None:
-    march = {name.replace("_sem.", "_semantic.").replace("_pix.", "_pixel."): tensor for name, tensor in official.items()}
-    cleaned = {name: tensor for name, tensor in official.items() if not name.startswith("prequant_sem.")}  # by the authors' own script
+    march = {
+        name.replace("_sem.", "_semantic.").replace("_pix.", "_pixel."): tensor
+        for name, tensor in official.items()
+    }
+    cleaned = {
+        name: tensor for name, tensor in official.items() if not name.startswith("prequant_sem.")
+    }  # by the authors' own script
     oldest = {"quantizer.codebooks.0.weight": torch.zeros(2), "prequant_visual.norm1.weight": torch.zeros(2)}
     for state, layout in ((march, "March 2026"), (cleaned, "March 2026"), (oldest, "2025")):
         assert f"the layout of {layout} (" in refused(state)[0]
@@ -98,13 +116,18 @@ def test_networks_of_older_layouts_are_refused_by_name(official: dict[str, Tenso
     ("change", "message"),
     [
         ({"vq_pix": {"shared_codebook": False}}, r"vq_pix\.shared_codebook=false"),
-        ({"ddconfig": {"attn_resolutions": [8]}}, r"ddconfig\.attn_resolutions=\[8\]: ours attends on the latent grid only, \[4\]"),
+        (
+            {"ddconfig": {"attn_resolutions": [8]}},
+            r"ddconfig\.attn_resolutions=\[8\]: ours attends on the latent grid only, \[4\]",
+        ),
         ({"layer_recon": None}, "lacks layer_recon"),
         ({"siglip": {"vision": {"num_attention_heads": 2, "hidden_act": "relu"}}}, "hidden_act=relu"),
         ({"siglip": {}}, "the tower is 24 wide, as no published SigLIP"),
     ],
 )
-def test_a_configuration_that_cannot_be_ours_is_refused(official: dict[str, Tensor], change: dict, message: str) -> None:
+def test_a_configuration_that_cannot_be_ours_is_refused(
+    official: dict[str, Tensor], change: dict, message: str
+) -> None:
     values = tiny_reference_config()
     for key, part in change.items():
         if part is None:
@@ -116,8 +139,20 @@ def test_a_configuration_that_cannot_be_ours_is_refused(official: dict[str, Tens
 
 
 def tiny_reference_config() -> dict:
-    quantizer = {"n_embed": 32, "embed_dim": 8, "decay": 0.99, "restart_unused_codes": False, "code_shape": [3, 3, 2]}
-    decoder = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "decoder_in_channels": 32, "resolution": 16}
+    quantizer = {
+        "n_embed": 32,
+        "embed_dim": 8,
+        "decay": 0.99,
+        "restart_unused_codes": False,
+        "code_shape": [3, 3, 2],
+    }
+    decoder = {
+        "ch": 32,
+        "ch_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "decoder_in_channels": 32,
+        "resolution": 16,
+    }
     return {
         "layer_recon": 2,
         "layer_sem": 3,
@@ -138,12 +173,17 @@ def tiny_reference_config() -> dict:
         ({"causal_semantic": False}, "causal_semantic=False"),
         ({"shared_codebook": True}, "shared_codebook=True"),
         ({"pixel": QuantizerConfig(num_codes=8, depth=2, width=8, shared=False)}, "pixel=QuantizerConfig"),
-        ({"semantic": ScalarQuantizerConfig(kind="scalar", levels=(4, 4), depth=2)}, "semantic=ScalarQuantizerConfig"),
+        (
+            {"semantic": ScalarQuantizerConfig(kind="scalar", levels=(4, 4), depth=2)},
+            "semantic=ScalarQuantizerConfig",
+        ),
     ],
 )
 def test_what_the_released_code_has_no_like_of_is_refused(change: dict[str, object], named: str) -> None:
     other = CONFIG.model_copy(update=change)
-    with pytest.raises(ValueError, match=f"{re.escape(named)}.*cannot be written as the released code's checkpoint"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(named)}.*cannot be written as the released code's checkpoint"
+    ):
         to_reference({}, other)
 
 

@@ -12,20 +12,37 @@ from safetensors.torch import save_file
 from dualtoken.model.convert.siglip import load_siglip, read_weights, tower_weights
 from dualtoken.model.convert.siglip_teacher import convert_siglip
 from dualtoken.model.teacher.teacher import load_teacher
-from dualtoken.model.vision.towers import build_any_tower, tap
+from dualtoken.model.vision.towers import build_tower_like, forward_taps
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers", reason="transformers is no part of the installation: pip install dualtoken[dev]")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is no part of the installation: pip install dualtoken[dev]"
+)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 5}
-TEXT = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 8}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 5,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 8,
+}
 TEXT |= {"max_position_embeddings": 6, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def vision_model(hidden_act: str = "gelu_pytorch_tanh") -> Any:
     torch.manual_seed(0)
-    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION, hidden_act=hidden_act)).eval()
+    return transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**VISION, hidden_act=hidden_act)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +57,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", "a", "red", "blue", "ball"))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder, model
 
 
@@ -49,12 +68,14 @@ def test_hidden_states_and_pooled_output_are_hugging_face_s(hidden_act: str, tmp
     theirs, images = vision_model(hidden_act), torch.randn(2, 3, 16, 16)
     theirs.save_pretrained(tmp_path)
     config, image_size, weights = load_siglip(tmp_path)
-    ours = build_any_tower(config, image_size).eval()
+    ours = build_tower_like(config, image_size).eval()
     ours.load_state_dict(weights)
     with torch.no_grad():
-        expected, taps = theirs(images, output_hidden_states=True), tap(ours, images, [1, 2, 3])
+        expected, taps = theirs(images, output_hidden_states=True), forward_taps(ours, images, [1, 2, 3])
         for block in (1, 2, 3):
-            torch.testing.assert_close(taps[block].tokens, expected.hidden_states[block], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                taps[block].tokens, expected.hidden_states[block], atol=1e-5, rtol=1e-5
+            )
         torch.testing.assert_close(ours(images), expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
@@ -66,7 +87,7 @@ def test_the_activation_matters_and_comes_from_the_folder(tmp_path: Path) -> Non
             parameter.data *= 4  # small weights would not tell the two apart
         model.save_pretrained(tmp_path)
         config, image_size, weights = load_siglip(tmp_path)
-        ours = build_any_tower(config, image_size).eval()
+        ours = build_tower_like(config, image_size).eval()
         ours.load_state_dict(weights)
         pooled.append(ours(images))
     assert (pooled[0] - pooled[1]).abs().max() > 1e-3
@@ -80,7 +101,9 @@ def test_names_may_have_a_prefix_or_not(whole: tuple[Path, Any]) -> None:
     assert all(torch.equal(with_prefix[name], without[name]) for name in without)
 
 
-def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(whole: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(
+    whole: tuple[Path, Any], tmp_path: Path
+) -> None:
     folder, model = whole
     convert_siglip(folder, tmp_path)
     teacher = load_teacher(tmp_path)
@@ -89,7 +112,9 @@ def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(whole: tuple[P
     with torch.no_grad():
         said = model(input_ids=tokens, pixel_values=levels / 127.5 - 1)
     torch.testing.assert_close(teacher.embed_images(levels), said.image_embeds, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(teacher.embed_texts(["a red ball", "a blue ball"]), said.text_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        teacher.embed_texts(["a red ball", "a blue ball"]), said.text_embeds, atol=1e-5, rtol=1e-5
+    )
     assert teacher.model.get_parameter("logit_bias").item() == model.logit_bias.item()
 
 
@@ -100,7 +125,11 @@ def test_open_clip_s_weights_load_from_a_file_or_folder(whole: tuple[Path, Any],
         weights = tower_weights(read_weights(path), str(path))
         assert weights.keys() == trunk.keys()
         assert all(torch.equal(weights[name], trunk[name]) for name in trunk)
-    native = {"visual.conv1.weight": torch.zeros(1), "visual.proj": torch.zeros(1), "logit_scale": torch.zeros(1)}
+    native = {
+        "visual.conv1.weight": torch.zeros(1),
+        "visual.proj": torch.zeros(1),
+        "logit_scale": torch.zeros(1),
+    }
     assert tower_weights(native, "native").keys() == {"conv1.weight"}
 
 
@@ -122,7 +151,10 @@ def test_other_folders_are_refused_by_name(tmp_path: Path, whole: tuple[Path, An
         convert_siglip(tmp_path, tmp_path / "out")
     weights = read_weights(whole[0])
     del weights["vision_model.encoder.layers.1.mlp.fc1.bias"]
-    with pytest.raises(ValueError, match=r"lacks 1 weights of SigLIP's image tower, such as encoder\.layers\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(
+        ValueError,
+        match=r"lacks 1 weights of SigLIP's image tower, such as encoder\.layers\.1\.mlp\.fc1\.bias",
+    ):
         tower_weights(weights, "w")
     with pytest.raises(ValueError, match="holds no image tower, its first key being decoder"):
         tower_weights({"decoder": torch.zeros(1)}, "w")

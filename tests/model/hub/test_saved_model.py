@@ -26,7 +26,9 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_transform_travels_with_the_model(tokenizer: DualTokenizer, tmp_path: Path) -> None:
-    tokenizer.transform = Transform(image_size=16, fit="squash", interpolation="lanczos", mean=(0.4, 0.5, 0.6))
+    tokenizer.transform = Transform(
+        image_size=16, fit="squash", interpolation="lanczos", mean=(0.4, 0.5, 0.6)
+    )
     tokenizer.save_pretrained(tmp_path)
     loaded = DualTokenizer.from_pretrained(tmp_path)
     assert loaded.transform == tokenizer.transform
@@ -49,12 +51,16 @@ def test_damaged_weights_are_named(tokenizer: DualTokenizer, tmp_path: Path) -> 
     whole = (tmp_path / "model.safetensors").read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"a text"):
         (tmp_path / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.safetensors is no file of safetensors, or a damaged one: ") as error:
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors is no file of safetensors, or a damaged one: "
+        ) as error:
             DualTokenizer.from_pretrained(tmp_path)
         assert "\n" not in str(error.value)
 
 
-def test_a_configuration_that_cannot_be_is_one_line_with_its_key(tokenizer: DualTokenizer, tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_is_one_line_with_its_key(
+    tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     whole = (tmp_path / "config.json").read_text()
     for keys, key in (
@@ -71,7 +77,9 @@ def test_a_configuration_that_cannot_be_is_one_line_with_its_key(tokenizer: Dual
         assert "\n" not in str(error.value)
 
 
-def test_saving_twice_gives_the_same_bytes_also_after_loading(tokenizer: DualTokenizer, tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_bytes_also_after_loading(
+    tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
     for name in ("first", "second", "second"):
         tokenizer.save_pretrained(tmp_path / name)
     DualTokenizer.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "third")
@@ -92,7 +100,10 @@ def test_the_card_says_what_codes_cost(tokenizer: DualTokenizer, tmp_path: Path)
 
 
 def test_the_card_s_example_runs(
-    tokenizer: DualTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tokenizer: DualTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -110,7 +121,9 @@ def test_other_weights_have_another_fingerprint(tokenizer: DualTokenizer, tmp_pa
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "some/../where", "../nowhere", "owner/na me"])
 def test_what_is_neither_folder_nor_hub_name_is_told_at_once(name: str) -> None:
-    with pytest.raises(ValueError, match="no such folder: name a folder that save_pretrained wrote, or a hub repository"):
+    with pytest.raises(
+        ValueError, match="no such folder: name a folder that save_pretrained wrote, or a hub repository"
+    ):
         find_folder(name)
 
 
@@ -122,14 +135,18 @@ def test_what_is_neither_folder_nor_hub_name_is_told_at_once(name: str) -> None:
         ({"HF_HUB_OFFLINE": "1"}, "the hub is not asked (offline)"),
     ],
 )
-def test_a_hub_name_without_a_hub_is_one_quick_line(settings: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_a_hub_name_without_a_hub_is_one_quick_line(
+    settings: dict[str, str], message: str, tmp_path: Path
+) -> None:
     script = """
 import time; from dualtoken.model.hub.saved_model import find_folder; started = time.monotonic()
 try: find_folder("owner/name")
 except ValueError as error: print(error); print(time.monotonic() - started)
 """
     environment = os.environ | {"HF_HOME": str(tmp_path)} | settings
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
     line, seconds = ended.stdout.splitlines()
     assert line.startswith(f"owner/name: no such folder, not in the hub's cache, and {message}")
     assert float(seconds) < 8
@@ -153,11 +170,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def test_a_model_pushed_to_a_hub_comes_back_to_the_byte(tokenizer: DualTokenizer, tmp_path: Path, hub: Hub) -> None:
+def test_a_model_pushed_to_a_hub_comes_back_to_the_byte(
+    tokenizer: DualTokenizer, tmp_path: Path, hub: Hub
+) -> None:
     pushed = tokenizer.push_to_hub("owner/pushed")
-    saved = tokenizer.save_pretrained(tmp_path / "saved", repo_id="owner/saved", push_to_hub=True, private=True)
+    saved = tokenizer.save_pretrained(
+        tmp_path / "saved", repo_id="owner/saved", push_to_hub=True, private=True
+    )
     assert pushed.startswith(f"{hub.address}/owner/pushed/commit/")
     assert saved is not None
     assert saved.startswith(f"{hub.address}/owner/saved/commit/")
     DualTokenizer.from_pretrained("owner/pushed").save_pretrained(tmp_path / "back")
-    assert hub.repositories["owner/pushed"] == hub.repositories["owner/saved"] == read(tmp_path / "saved") == read(tmp_path / "back")
+    assert (
+        hub.repositories["owner/pushed"]
+        == hub.repositories["owner/saved"]
+        == read(tmp_path / "saved")
+        == read(tmp_path / "back")
+    )

@@ -40,7 +40,9 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     with torch.profiler.profile() as profile:
         torch.save(train(rank, 2), folder / f"{rank}.pt")
-    collectives = {event.key: event.count for event in profile.key_averages() if event.key.startswith("c10d::")}
+    collectives = {
+        event.key: event.count for event in profile.key_averages() if event.key.startswith("c10d::")
+    }
     assert collectives == {"c10d::allreduce_": STEPS * len(CONFIGS)}, collectives
     dist.destroy_process_group()
 

@@ -22,7 +22,9 @@ def quantizer(request: pytest.FixtureRequest) -> ResidualQuantizer:
     return quantizer
 
 
-def test_no_call_needs_64_mb_beside_inputs_and_outputs(quantizer: ResidualQuantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_call_needs_64_mb_beside_inputs_and_outputs(
+    quantizer: ResidualQuantizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As with any number of threads.
     monkeypatch.setattr(nearest, "_THREAD_PRODUCTS", nearest._MAX_PRODUCTS)
     tokens = torch.randn(1, 729, 32)

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualtoken.model.config.quantizer import AnyQuantizerConfig, QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
+from dualtoken.model.config.quantizer import (
+    AnyQuantizerConfig,
+    QuantizerConfig,
+    ScalarQuantizerConfig,
+    SplitQuantizerConfig,
+)
 from dualtoken.model.quantize import Quantized, ResidualQuantizer, build_quantizer, nearest, nearest_codes
 
 CONFIG = QuantizerConfig(num_codes=16, depth=3, width=4, decay=0.9, restart_below=0.5)
@@ -42,7 +47,9 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert nearest_codes(torch.tensor([[0.9, 0.1], [0.0, 3.0]]), codes).tolist() == [1, 1]
 
 
-def test_codes_do_not_depend_on_the_chunk(quantizer: ResidualQuantizer, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_do_not_depend_on_the_chunk(
+    quantizer: ResidualQuantizer, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = quantizer(tokens).ids
     monkeypatch.setattr(nearest, "_THREAD_PRODUCTS", 200)
     assert torch.equal(quantizer(tokens).ids, whole)
@@ -71,7 +78,9 @@ def test_autocast_changes_nothing(config: AnyQuantizerConfig, dtype: torch.dtype
         assert ours.dtype == exact.dtype
 
 
-def test_each_depth_quantises_what_the_depths_before_left(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
+def test_each_depth_quantises_what_the_depths_before_left(
+    quantizer: ResidualQuantizer, tokens: Tensor
+) -> None:
     quantized = quantizer(tokens)
     left = tokens
     for depth in range(3):
@@ -91,7 +100,9 @@ def test_the_gradient_passes_straight_through(quantizer: ResidualQuantizer, toke
     assert torch.equal(tokens.grad if tokens.grad is not None else weights * 0, weights)
 
 
-def test_commitment_is_the_mean_squared_error_over_depths(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
+def test_commitment_is_the_mean_squared_error_over_depths(
+    quantizer: ResidualQuantizer, tokens: Tensor
+) -> None:
     quantized = quantizer(tokens)
     left = [tokens - quantizer.codes[quantized.ids[:, :, : depth + 1]].sum(2) for depth in range(3)]
     torch.testing.assert_close(quantized.commitment, torch.stack(left).square().mean())
@@ -128,7 +139,9 @@ def test_without_restarts_a_fresh_codebook_keeps_the_codes_that_nothing_chose(to
     assert not torch.equal(quantizer.codes[:8], before[:8])
 
 
-def test_unused_codes_restart_at_distinct_vectors_of_the_batch(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
+def test_unused_codes_restart_at_distinct_vectors_of_the_batch(
+    quantizer: ResidualQuantizer, tokens: Tensor
+) -> None:
     quantizer.counts.fill_(4.0)
     used = quantizer.codes[:8].clone()
     quantizer.counts[8:] = 0.0

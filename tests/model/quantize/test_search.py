@@ -46,7 +46,9 @@ def test_a_code_whose_square_is_beyond_float32_is_found() -> None:
     assert nearest_codes(torch.tensor([[1e19]]), torch.tensor([[-2e19], [2.7e19], [-1e19]])).tolist() == [1]
 
 
-def test_codes_do_not_depend_on_batch_chunk_or_threads(hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_do_not_depend_on_batch_chunk_or_threads(
+    hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, codes = hard
     whole = nearest_codes(vectors, codes)
     assert torch.equal(torch.cat([nearest_codes(vector, codes) for vector in vectors.split(1)]), whole)
@@ -61,14 +63,21 @@ def test_codes_do_not_depend_on_batch_chunk_or_threads(hard: tuple[Tensor, Tenso
     assert torch.equal(nearest_codes(vectors, codes), whole)
 
 
-def test_coarser_products_cost_time_and_no_codes(hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coarser_products_cost_time_and_no_codes(
+    hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "_input_rounding", lambda _: 2.0**-7)
     assert torch.equal(nearest_codes(*hard), exact(*hard))
 
 
 def test_what_is_not_a_finite_number_gets_code_0_and_what_is_huge_its_own() -> None:
     vectors = torch.tensor([[float("nan"), 0.0], [1.0, 1.0], [1.0, float("-inf")], [1e30, 1e30]])
-    assert nearest_codes(vectors, torch.tensor([[-1e30, 5.0], [1.0, 1.0], [1e30, 1e30]])).tolist() == [0, 1, 0, 2]
+    assert nearest_codes(vectors, torch.tensor([[-1e30, 5.0], [1.0, 1.0], [1e30, 1e30]])).tolist() == [
+        0,
+        1,
+        0,
+        2,
+    ]
 
 
 def test_several_nearest_codes_come_in_order_equal_ones_once(hard: tuple[Tensor, Tensor]) -> None:
@@ -188,8 +197,28 @@ def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
     command = [sys.executable, str(PROJECT / "tests/model/quantize/triton_check.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [
-        *("shared", "separate", "wide", "one_code", "twins", "same_lane", "all_lengths", "close", "crowded", "huge"),
-        *("square_too_large", "small_codes", "permuted", "tiny", "small_of_large", "zeros", "not_finite", "large_programs"),
+        *(
+            "shared",
+            "separate",
+            "wide",
+            "one_code",
+            "twins",
+            "same_lane",
+            "all_lengths",
+            "close",
+            "crowded",
+            "huge",
+        ),
+        *(
+            "square_too_large",
+            "small_codes",
+            "permuted",
+            "tiny",
+            "small_of_large",
+            "zeros",
+            "not_finite",
+            "large_programs",
+        ),
     ], done.stderr
 
 
@@ -197,15 +226,22 @@ def test_without_triton_a_cpu_finds_codes_all_the_same() -> None:
     code = "import sys; sys.modules['triton'] = None; import torch; "
     code += "from dualtoken.model.quantize.residual_search import residual_codes as find"
     find = "print(find(torch.eye(4)[None], torch.eye(4)[None, None].flip(2), 1, 1).flatten().tolist())"
-    done = subprocess.run([sys.executable, "-c", f"{code}; {find}"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {find}"], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert done.stdout == "[3, 2, 1, 0]\n", done.stderr
 
 
 def test_two_processes_update_as_one_with_their_batches_joined(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("gloo_check.py"))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment) for rank in range(2)]
+    ranks = [
+        subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment)
+        for rank in range(2)
+    ]
     assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    for first, second, alone in zip(*(torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone")), strict=True):
+    for first, second, alone in zip(
+        *(torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone")), strict=True
+    ):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)

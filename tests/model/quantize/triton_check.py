@@ -30,15 +30,33 @@ def main() -> None:
         "separate": (torch.randn(2, 20, 20), separate),
         "wide": (torch.randn(2, 5, 64), torch.randn(2, 1, 130, 64)),
         "one_code": (torch.randn(2, 3, 8), shared[:, :, :1]),
-        "twins": (torch.randn(2, 17, 16), torch.randn(2, 1, 40, 16).repeat(1, 1, 3, 1)),  # each code three times, in other lanes
-        "same_lane": (torch.randn(2, 16, 16), torch.randn(2, 1, 128, 16).repeat(1, 1, 2, 1)),  # twice in one lane
+        "twins": (
+            torch.randn(2, 17, 16),
+            torch.randn(2, 1, 40, 16).repeat(1, 1, 3, 1),
+        ),  # each code three times, in other lanes
+        "same_lane": (
+            torch.randn(2, 16, 16),
+            torch.randn(2, 1, 128, 16).repeat(1, 1, 2, 1),
+        ),  # twice in one lane
         "all_lengths": (0.01 * torch.randn(2, 20, 8), lengths * torch.randn(2, 1, 300, 8)),
-        "close": (1 + 1e-3 * torch.randn(2, 16, 16), 1 + 1e-3 * torch.randn(2, 1, 300, 16)),  # nearer than halves show
-        "crowded": (100 + 1e-5 * torch.randn(2, 16, 16), 100 + 1e-5 * torch.randn(2, 1, 100, 16)),  # nearer than float32 shows
+        "close": (
+            1 + 1e-3 * torch.randn(2, 16, 16),
+            1 + 1e-3 * torch.randn(2, 1, 300, 16),
+        ),  # nearer than halves show
+        "crowded": (
+            100 + 1e-5 * torch.randn(2, 16, 16),
+            100 + 1e-5 * torch.randn(2, 1, 100, 16),
+        ),  # nearer than float32 shows
         "huge": (1e20 * torch.randn(2, 16, 8), 1e20 * shared),
-        "square_too_large": (1e19 * along.expand(2, 3, 8), torch.tensor([-2e19, 2.7e19, -1e19])[:, None] * along.expand(2, 1, 3, 8)),
+        "square_too_large": (
+            1e19 * along.expand(2, 3, 8),
+            torch.tensor([-2e19, 2.7e19, -1e19])[:, None] * along.expand(2, 1, 3, 8),
+        ),
         "small_codes": (1e20 * torch.randn(2, 16, 8), shared),
-        "permuted": (torch.zeros(2, 2, 16), torch.stack([row[torch.randperm(16)] for _ in range(120)]).view(2, 1, 60, 16)),
+        "permuted": (
+            torch.zeros(2, 2, 16),
+            torch.stack([row[torch.randperm(16)] for _ in range(120)]).view(2, 1, 60, 16),
+        ),
         "tiny": (1e-22 * torch.randn(2, 16, 8), 1e-22 * shared),
         "small_of_large": (1e-12 * torch.randn(2, 16, 8), torch.cat((shared, 1e-12 * shared), dim=2)),
         "zeros": (torch.zeros(2, 4, 8), torch.zeros(2, 1, 5, 8)),
@@ -47,7 +65,9 @@ def main() -> None:
         found = fused_residual_codes(vectors, codes, 2)
         assert torch.equal(found, residual_codes(vectors, codes, 2, 1)), name
         if name not in ROUNDED:
-            assert torch.equal(found, torch.stack([brute_force(*stream, 2) for stream in zip(vectors, codes, strict=True)])), name
+            assert torch.equal(
+                found, torch.stack([brute_force(*stream, 2) for stream in zip(vectors, codes, strict=True)])
+            ), name
     for value in (float("nan"), float("inf")):
         not_finite = torch.tensor([[[value] * 8, [1.0] * 8]])
         found = fused_residual_codes(not_finite, shared[:1], 2)

@@ -23,7 +23,7 @@ from dualtoken.model.teacher.teacher import (
 )
 from dualtoken.model.teacher.training import TeacherTrainer
 from dualtoken.model.vision.siglip_tower import register_tower, tower_name
-from dualtoken.model.vision.towers import activation_of, finish
+from dualtoken.model.vision.towers import activation_of, forward_from_block
 
 import open_clip  # isort: skip  (after model.teacher.teacher, which makes it importable)
 from open_clip.model import set_model_preprocess_cfg  # isort: skip
@@ -56,7 +56,9 @@ def teacher(folder: Path) -> Teacher:
 
 @pytest.fixture
 def pictures() -> Tensor:
-    return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_a_fresh_teacher_thinks_no_pair_belongs_together_and_knows_places_apart() -> None:
@@ -93,7 +95,7 @@ def test_one_pass_gives_embeddings_and_targets(teacher: Teacher, pictures: Tenso
     assert torch.equal(targets.dense, output.dense)
     assert torch.equal(targets.pooled, output.pooled)
     # The rest of the tower turns the dense targets into the pooled one: what the tokenizer does with its own.
-    assert torch.equal(finish(teacher.trunk, targets.dense, 2), targets.pooled)
+    assert torch.equal(forward_from_block(teacher.trunk, targets.dense, 2), targets.pooled)
     assert torch.equal(teacher.trunk(teacher.transform(pictures)), targets.pooled)
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(3))
 
@@ -110,7 +112,9 @@ def test_a_teacher_is_frozen(teacher: Teacher, pictures: Tensor) -> None:
     assert not teacher.targets(pictures, block=1).dense.requires_grad
 
 
-def test_images_are_normalised_by_the_model_s_own_figures(folder: Path, pictures: Tensor, tmp_path: Path) -> None:
+def test_images_are_normalised_by_the_model_s_own_figures(
+    folder: Path, pictures: Tensor, tmp_path: Path
+) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     config["preprocess_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 4.0]}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
@@ -119,7 +123,9 @@ def test_images_are_normalised_by_the_model_s_own_figures(folder: Path, pictures
     torch.testing.assert_close(normalised[:, 2], (pictures[:, 2] / 255 - 0.3) / 4)
 
 
-def test_an_open_clip_model_is_exported_and_read_back(folder: Path, pictures: Tensor, teacher: Teacher, tmp_path: Path) -> None:
+def test_an_open_clip_model_is_exported_and_read_back(
+    folder: Path, pictures: Tensor, teacher: Teacher, tmp_path: Path
+) -> None:
     model_config = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
     (tmp_path / "tiny-siglip-for-tests.json").write_text(json.dumps(model_config))
     open_clip.add_model_config(tmp_path / "tiny-siglip-for-tests.json")
@@ -128,7 +134,9 @@ def test_an_open_clip_model_is_exported_and_read_back(folder: Path, pictures: Te
     assert torch.equal(exported.embed_texts(["a"]), teacher.embed_texts(["a"]))
     # open_clip's own default figures, since a file of weights brings none.
     assert exported.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
-    assert torch.equal(exported.trunk(exported.transform(pictures)), teacher.trunk(exported.transform(pictures)))
+    assert torch.equal(
+        exported.trunk(exported.transform(pictures)), teacher.trunk(exported.transform(pictures))
+    )
 
 
 def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
@@ -138,9 +146,15 @@ def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
     tower = Shape().tower.model_copy(update={"activation": "gelu"})
     register_tower(name := tower_name(tower, Shape().image_size))
     exact = {"timm_model_name": name}
-    (tmp_path / "tiny-exact-siglip.json").write_text(json.dumps(model_config | {"vision_cfg": model_config["vision_cfg"] | exact}))
+    (tmp_path / "tiny-exact-siglip.json").write_text(
+        json.dumps(model_config | {"vision_cfg": model_config["vision_cfg"] | exact})
+    )
     open_clip.add_model_config(tmp_path / "tiny-exact-siglip.json")
-    for wanted, activation in ((None, "gelu"), (Shape().tower, "gelu_tanh"), (Shape().tower.model_copy(update={"depth": 9}), "gelu")):
+    for wanted, activation in (
+        (None, "gelu"),
+        (Shape().tower, "gelu_tanh"),
+        (Shape().tower.model_copy(update={"depth": 9}), "gelu"),
+    ):
         export_open_clip("tiny-exact-siglip", str(folder / WEIGHTS_FILE), tmp_path / "exported", wanted)
         exported = load_teacher(tmp_path / "exported")
         assert activation_of(exported.trunk) == activation

@@ -13,7 +13,7 @@ from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.projection import AttnProjection
-from dualtoken.model.vision.towers import build_any_tower
+from dualtoken.model.vision.towers import build_tower_like
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -53,7 +53,15 @@ def test_encode_runs_neither_the_last_block_nor_the_decoder(tokenizer: DualToken
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     tokenizer.encode(images)
     assert {"tower.blocks.0", "tower.blocks.2"} <= set(ran)
-    idle = ("tower.blocks.3", "tower.norm.", "tower.attn_pool", "decoder", "post_quant", "expand_pixel", "expand_semantic")
+    idle = (
+        "tower.blocks.3",
+        "tower.norm.",
+        "tower.attn_pool",
+        "decoder",
+        "post_quant",
+        "expand_pixel",
+        "expand_semantic",
+    )
     assert not [name for name in ran if f"{name}.".startswith(idle)]
 
 
@@ -74,7 +82,11 @@ def test_forward_changes_no_state_in_training(tokenizer: DualTokenizer, images: 
 
 def test_every_parameter_gets_a_gradient(tokenizer: DualTokenizer, images: Tensor) -> None:
     output = tokenizer(images)
-    loss = output.reconstruction.square().mean() + output.pooled.square().mean() + output.semantic_tokens.square().mean()
+    loss = (
+        output.reconstruction.square().mean()
+        + output.pooled.square().mean()
+        + output.semantic_tokens.square().mean()
+    )
     loss.backward()
     assert not [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
 
@@ -104,12 +116,20 @@ def test_widths_that_do_not_divide_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel": {"width": 12, "depth": 3}}, "pixel.width=12, tower.width=32: make one a multiple of the other"),
+        (
+            {"pixel": {"width": 12, "depth": 3}},
+            "pixel.width=12, tower.width=32: make one a multiple of the other",
+        ),
         ({"tower": {"width": 30}}, "pixel.width=8, tower.width=30"),
-        ({"decoder": {"norm_groups": 3, "latent_width": 6, "width": 6}}, "decoder.norm_groups=3 does not divide tower.width=32"),
+        (
+            {"decoder": {"norm_groups": 3, "latent_width": 6, "width": 6}},
+            "decoder.norm_groups=3 does not divide tower.width=32",
+        ),
     ],
 )
-def test_widths_that_do_not_fit_are_refused_before_anything_is_built(config: TokenizerConfig, change: dict, message: str) -> None:
+def test_widths_that_do_not_fit_are_refused_before_anything_is_built(
+    config: TokenizerConfig, change: dict, message: str
+) -> None:
     values = config.model_dump()
     for part, fields in change.items():
         values[part] |= fields
@@ -136,16 +156,22 @@ def test_loading_says_what_is_wrong_with_a_folder(tokenizer: DualTokenizer, tmp_
         DualTokenizer.from_pretrained(tmp_path)
     saved["config"]["pixel"]["num_codes"] = 64
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"3 tensors differ; quantize_pixel.codes has shape \(32, 8\), not \(64, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"3 tensors differ; quantize_pixel.codes has shape \(32, 8\), not \(64, 8\)"
+    ):
         DualTokenizer.from_pretrained(tmp_path)
 
 
-def test_a_tower_of_the_same_shape_can_be_the_start(tokenizer: DualTokenizer, config: TokenizerConfig) -> None:
-    trunk = build_any_tower(config.tower, config.image_size)
+def test_a_tower_of_the_same_shape_can_be_the_start(
+    tokenizer: DualTokenizer, config: TokenizerConfig
+) -> None:
+    trunk = build_tower_like(config.tower, config.image_size)
     tokenizer.init_tower(trunk)
     assert same(snapshot(trunk), tokenizer.tower.state_dict())
-    narrow = build_any_tower(config.tower.model_copy(update={"mlp_width": 40}), config.image_size)
-    with pytest.raises(ValueError, match=r"15 tensors differ; attn_pool.mlp.fc1.bias has shape \(40,\), not \(48,\)"):
+    narrow = build_tower_like(config.tower.model_copy(update={"mlp_width": 40}), config.image_size)
+    with pytest.raises(
+        ValueError, match=r"15 tensors differ; attn_pool.mlp.fc1.bias has shape \(40,\), not \(48,\)"
+    ):
         tokenizer.init_tower(narrow.state_dict())
 
 
@@ -157,7 +183,10 @@ def test_the_paper_s_largest_model_has_the_published_size() -> None:
     )  # fmt: skip
     with torch.device("meta"):
         tokenizer = DualTokenizer(config)
-    millions = {name: round(sum(p.numel() for p in module.parameters()) / 1e6, 2) for name, module in tokenizer.named_children()}
+    millions = {
+        name: round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
+        for name, module in tokenizer.named_children()
+    }
     assert config.grid_size == 27
     assert millions == {
         "tower": 428.23, "reduce_pixel": 4.03, "reduce_shortcut": 4.03, "reduce_semantic": 4.03,
@@ -169,7 +198,9 @@ def test_codes_as_files_hold_them_are_codes(tokenizer: DualTokenizer, images: Te
     codes = tokenizer.encode(images)
     assert torch.equal(tokenizer.decode(codes.pixel.to(torch.uint16)), tokenizer.decode(codes.pixel))
     small = codes.semantic.to(torch.uint16)
-    assert torch.equal(tokenizer.semantic_features(small).pooled, tokenizer.semantic_features(codes.semantic).pooled)
+    assert torch.equal(
+        tokenizer.semantic_features(small).pooled, tokenizer.semantic_features(codes.semantic).pooled
+    )
 
 
 def test_no_images_have_no_codes(tokenizer: DualTokenizer, images: Tensor) -> None:

@@ -20,7 +20,11 @@ def directly(grid: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
 
 def values(channels: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    grid, weight, bias = torch.randn(2, channels, height, width), torch.randn(6, channels, 3, 3) / channels, torch.randn(6)
+    grid, weight, bias = (
+        torch.randn(2, channels, height, width),
+        torch.randn(6, channels, 3, 3) / channels,
+        torch.randn(6),
+    )
     return grid.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
@@ -30,7 +34,9 @@ def test_phases_give_the_same_grid_and_the_same_gradients(shape: tuple[int, int,
     phases, direct = upsample_conv(*inputs), directly(*inputs)
     torch.testing.assert_close(phases, direct, atol=1e-5, rtol=1e-5)
     pull = torch.randn_like(direct)
-    for ours, theirs in zip(torch.autograd.grad(phases, inputs, pull), torch.autograd.grad(direct, inputs, pull), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(phases, inputs, pull), torch.autograd.grad(direct, inputs, pull), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
@@ -70,4 +76,6 @@ torch.testing.assert_close(torch.compile(decoder, fullgraph=True, backend="eager
 other = decoder.to(memory_format=torch.channels_last)(latent.contiguous(memory_format=torch.channels_last))
 torch.testing.assert_close(other, plain, atol=1e-5, rtol=1e-5)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3], timeout=200)
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3], timeout=200
+    )

@@ -34,7 +34,9 @@ CONFIG = TokenizerConfig(
     shortcut=ShortcutConfig(block=1),
     pixel=QUANTIZER,
     semantic=QUANTIZER,
-    decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
+    decoder=DecoderConfig(
+        latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4
+    ),
 )
 
 
@@ -54,7 +56,9 @@ def encode() -> None:
 def autocast(perceptual: Lpips) -> None:
     losses = []
     for compiled in (True, False):
-        state = fresh_state(CONFIG, Settings(precision="bfloat16", perceptual=LpipsConfig(kind="lpips")), perceptual)
+        state = fresh_state(
+            CONFIG, Settings(precision="bfloat16", perceptual=LpipsConfig(kind="lpips")), perceptual
+        )
 
         def loss(*inputs: Any) -> torch.Tensor:
             return forward_losses(state, *inputs)[1].total  # noqa: B023  (called in this turn)
@@ -75,7 +79,11 @@ def quantisers() -> None:
         SplitQuantizerConfig(kind="split", num_codes=40, depth=4, width=8),
         ScalarQuantizerConfig(kind="scalar", levels=(8, 5), depth=4),
     ):
-        quantizer, found, expected = build_quantizer(config), tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
+        quantizer, found, expected = (
+            build_quantizer(config),
+            tokens.clone().requires_grad_(),
+            tokens.clone().requires_grad_(),
+        )
         ours, theirs = whole(quantizer.forward)(found), quantizer(expected)
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(whole(quantizer.encode)(tokens), quantizer.encode(tokens))
@@ -89,8 +97,12 @@ def quantisers() -> None:
 def switch(perceptual: Lpips) -> None:
     """The setting compiles a step once, LPIPS, GAN, a checkpointed tower and all, and its steps are those of a run without it."""
     train_state.COMPILER = "aot_eager"
-    plain = Settings(perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4)
-    expected, found = (fresh_state(CONFIG, settings, perceptual) for settings in (plain, plain._replace(compile=True)))
+    plain = Settings(
+        perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4
+    )
+    expected, found = (
+        fresh_state(CONFIG, settings, perceptual) for settings in (plain, plain._replace(compile=True))
+    )
     checkpoint_gradients(found.tokenizer.tower)
     run(found, 1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
@@ -105,10 +117,14 @@ def wrapped() -> None:
     """One worker of several compiles the parts of a step, and its steps are those of a run without it."""
     settings = Settings(learning_rate=1e-4)
     with tempfile.NamedTemporaryFile() as meeting:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1
+        )
         try:
             expected, found = (
-                TrainState(DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one)
+                TrainState(
+                    DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one
+                )
                 for one in (settings, settings._replace(compile=True))
             )
             for state in (expected, found):

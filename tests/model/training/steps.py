@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Stage, WeightEmaConfig
+from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Phase, WeightEmaConfig
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
@@ -29,7 +29,7 @@ class Settings(NamedTuple):
     warmup_steps: int = 3
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    stage: Stage = 1
+    stage: Phase = 1
     freeze_tower: bool = False
     losses: Weights = Weights()
     perceptual: NoPerceptual | LpipsConfig = NoPerceptual(kind="none")
@@ -47,7 +47,9 @@ def fresh_tokenizer(config: TokenizerConfig, settings: Settings) -> DualTokenize
     return tokenizer
 
 
-def fresh_state(config: TokenizerConfig, settings: Settings | None = None, perceptual: nn.Module | None = None) -> TrainState:
+def fresh_state(
+    config: TokenizerConfig, settings: Settings | None = None, perceptual: nn.Module | None = None
+) -> TrainState:
     settings = settings or Settings()
     return TrainState(fresh_tokenizer(config, settings), settings, perceptual)
 
@@ -64,7 +66,9 @@ def batch(step: int, config: TokenizerConfig) -> tuple[Tensor, TeacherTargets]:
     generator = torch.Generator().manual_seed(100 + step)
     size, width = config.image_size, config.tower.width
     # Smooth pictures, which a tiny model can learn in a few steps.
-    images = torch.nn.functional.interpolate(torch.rand(4, 3, 3, 3, generator=generator) * 2 - 1, size=(size, size), mode="bilinear")
+    images = torch.nn.functional.interpolate(
+        torch.rand(4, 3, 3, 3, generator=generator) * 2 - 1, size=(size, size), mode="bilinear"
+    )
     direction = torch.linspace(-1, 1, width)
     dense = images.mean((1, 2, 3))[:, None, None] + direction.expand(4, config.grid_size**2, width)
     return images, TeacherTargets(pooled=dense.mean(1), dense=dense)
@@ -84,12 +88,19 @@ def assert_same_steps(ours: TrainState, theirs: TrainState) -> None:
         # Adam divides a gradient by its size: where it is 0 but for rounding, as a key's bias has it, weights say nothing.
         for index, moments in other.state_dict()["state"].items():
             found, expected = one.state_dict()["state"][index]["exp_avg"], moments["exp_avg"]
-            torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item() + 1e-6)
-        found, expected = (torch.cat([p.flatten() for group in learner.param_groups for p in group["params"]]) for learner in (one, other))
+            torch.testing.assert_close(
+                found, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item() + 1e-6
+            )
+        found, expected = (
+            torch.cat([p.flatten() for group in learner.param_groups for p in group["params"]])
+            for learner in (one, other)
+        )
         assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
-def _learners(ours: TrainState, theirs: TrainState) -> list[tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
+def _learners(
+    ours: TrainState, theirs: TrainState
+) -> list[tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
     pairs: list[tuple[torch.optim.Optimizer, torch.optim.Optimizer]] = [(ours.optimizer, theirs.optimizer)]
     if ours.adversary and theirs.adversary:
         pairs.append((ours.adversary.optimizer, theirs.adversary.optimizer))

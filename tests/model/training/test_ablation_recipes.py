@@ -45,14 +45,21 @@ def run(arm: str) -> Run:
     torch.manual_seed(0)
     state = TrainState(DualTokenizer(recipe.tokenizer), recipe.train)
     before = {name: tensor.clone() for name, tensor in state.tokenizer.state_dict().items()}
-    images, targets = torch.rand(4, 3, 16, 16) * 2 - 1, TeacherTargets(torch.randn(4, 32), torch.randn(4, 16, 32))
+    images, targets = (
+        torch.rand(4, 3, 16, 16) * 2 - 1,
+        TeacherTargets(torch.randn(4, 32), torch.randn(4, 16, 32)),
+    )
     metrics = [train_step(state, images, targets) for _ in range(2)][-1].present()
     after = state.tokenizer.state_dict()
     moved = {part(name) for name in before if not torch.equal(before[name], after[name])}
     frozen = {part(name) for name, parameter in state.tokenizer.named_parameters() if parameter.grad is None}
     trained = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
-    assert all((id(parameter) in trained) == parameter.requires_grad for parameter in state.tokenizer.parameters())
-    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters())
+    assert all(
+        (id(parameter) in trained) == parameter.requires_grad for parameter in state.tokenizer.parameters()
+    )
+    assert all(
+        (parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters()
+    )
     return Run(recipe, state.tokenizer, moved, frozen, metrics, state.tokenizer.encode(images))
 
 
@@ -60,7 +67,13 @@ def part(name: str) -> str:
     first, *rest = name.split(".")
     if first != "tower":
         return first
-    return f"block {int(rest[1]) + 1}" if rest[0] == "blocks" else "patches" if rest[0] in ("patch_embed", "pos_embed") else "pool"
+    return (
+        f"block {int(rest[1]) + 1}"
+        if rest[0] == "blocks"
+        else "patches"
+        if rest[0] in ("patch_embed", "pos_embed")
+        else "pool"
+    )
 
 
 def same(codes: Codes) -> bool:
@@ -83,14 +96,19 @@ def test_an_arm_trains_on_the_default_run_s_data_and_teacher(arm: str) -> None:
     assert ours.name == arm
     for key in ("corpora", "heldout", "download", "teacher", "filter", "targets"):
         assert getattr(ours, key) == getattr(default, key)
-    assert (ours.train.steps, ours.tokenizer.semantic_block) == (default.train.steps, default.tokenizer.semantic_block)
+    assert (ours.train.steps, ours.tokenizer.semantic_block) == (
+        default.train.steps,
+        default.tokenizer.semantic_block,
+    )
 
 
 @pytest.mark.parametrize("arm", ["arm-both-deep", "arm-dual", "arm-shortcut"])
 def test_two_vocabularies_train_everything(arm: str) -> None:
     one = run(arm)
     assert one.frozen == set()
-    assert one.moved == TOWER | PIXEL_PATH | SEMANTIC_PATH | ({"reduce_shortcut"} if arm == "arm-shortcut" else set())
+    assert one.moved == TOWER | PIXEL_PATH | SEMANTIC_PATH | (
+        {"reduce_shortcut"} if arm == "arm-shortcut" else set()
+    )
     assert not same(one.codes)
 
 

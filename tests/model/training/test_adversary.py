@@ -18,7 +18,16 @@ from dualtoken.model.training.adversary import Adversary
 from dualtoken.model.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from tests.model.training.steps import Settings, assert_same_steps, batch, changed, fresh_state, fresh_tokenizer, run, snapshot
+from tests.model.training.steps import (
+    Settings,
+    assert_same_steps,
+    batch,
+    changed,
+    fresh_state,
+    fresh_tokenizer,
+    run,
+    snapshot,
+)
 
 GAN = GanConfig(width=32, learning_rate=1e-3, final_learning_rate=1e-4)
 FULL = Settings(gan=GAN, weight_ema=WeightEmaConfig(decay=0.9))
@@ -85,7 +94,10 @@ def by_hand(config: TokenizerConfig, gan: GanConfig) -> Parts:
     assert state.adversary is not None
     images, targets = batch(0, config)
     output = state.tokenizer(images)
-    weight, picture = state.tokenizer.decoder.conv_out.weight, (output.reconstruction - images).square().mean()
+    weight, picture = (
+        state.tokenizer.decoder.conv_out.weight,
+        (output.reconstruction - images).square().mean(),
+    )
     pleased = -state.adversary.discriminator(output.reconstruction).mean()
     norms = [torch.autograd.grad(term, weight, retain_graph=True)[0].norm() for term in (picture, pleased)]
     adaptive_weight = (norms[0] / (norms[1] + 1e-4)).clamp(gan.min_adaptive_weight, gan.max_adaptive_weight)
@@ -94,7 +106,9 @@ def by_hand(config: TokenizerConfig, gan: GanConfig) -> Parts:
 
 
 @pytest.mark.parametrize("bounds", [(1e-3, 1e3), (1e-3, 2e-3), (0.3, 10.0)])
-def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(config: TokenizerConfig, bounds: tuple[float, float]) -> None:
+def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(
+    config: TokenizerConfig, bounds: tuple[float, float]
+) -> None:
     gan = GAN.model_copy(update={"min_adaptive_weight": bounds[0], "max_adaptive_weight": bounds[1]})
     metrics = run(fresh_state(config, Settings(gan=gan)), 1)[0]
     expected = by_hand(config, gan)
@@ -103,13 +117,18 @@ def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(config
 
 
 def test_the_gan_starts_at_its_step(config: TokenizerConfig) -> None:
-    late, without = fresh_state(config, Settings(gan=GAN.model_copy(update={"start_step": 2}))), fresh_state(config)
+    late, without = (
+        fresh_state(config, Settings(gan=GAN.model_copy(update={"start_step": 2}))),
+        fresh_state(config),
+    )
     assert late.adversary is not None
     before = snapshot(late.adversary.discriminator)
     assert run(late, 2) == run(without, 2)
     assert changed(late.adversary.discriminator, before) == set()
     metrics = run(late, 1)[0]
-    assert {"generator", "adaptive_weight", "discriminator", "discriminator_gradient_norm"} <= set(metrics.present())
+    assert {"generator", "adaptive_weight", "discriminator", "discriminator_gradient_norm"} <= set(
+        metrics.present()
+    )
     # Inside the hinge, what is real pushes the last bias as far as what is not pulls it.
     assert changed(late.adversary.discriminator, before) >= set(before) - {"conv_out.bias"}
 
@@ -124,7 +143,9 @@ def test_the_discriminator_s_rate_rises_from_its_start_and_ends_at_its_floor() -
     assert rates == pytest.approx([1.0, 2.0, 2.0, 1.25, 0.5])
 
 
-def test_a_resumed_run_with_gan_and_average_repeats_the_uninterrupted_one_to_the_bit(config: TokenizerConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_with_gan_and_average_repeats_the_uninterrupted_one_to_the_bit(
+    config: TokenizerConfig, tmp_path: Path
+) -> None:
     whole = fresh_state(config, FULL)
     run(whole, 3)
     torch.save(whole.state_dict(), tmp_path / "state.pt")
@@ -173,7 +194,9 @@ def one_rank(rank: int, config: TokenizerConfig, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for name, settings in RANKS.items():
-        state = TrainState(DistributedDataParallel(fresh_tokenizer(config, settings), forward_sync_buffers=False), settings)
+        state = TrainState(
+            DistributedDataParallel(fresh_tokenizer(config, settings), forward_sync_buffers=False), settings
+        )
         for step in range(2):
             images, targets = batch(step, config)
             half = slice(rank * 2, rank * 2 + 2)

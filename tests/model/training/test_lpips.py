@@ -38,7 +38,9 @@ def pictures() -> tuple[Tensor, Tensor]:
     return tuple(torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))  # pyright: ignore[reportReturnType]
 
 
-def test_distances_are_those_of_torchmetrics(lpips: Lpips, backbone: Path, pictures: tuple[Tensor, Tensor]) -> None:
+def test_distances_are_those_of_torchmetrics(
+    lpips: Lpips, backbone: Path, pictures: tuple[Tensor, Tensor]
+) -> None:
     theirs = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
     weights = torch.load(backbone, weights_only=True)
     layers = [layer for block in range(1, 6) for layer in getattr(theirs.net, f"slice{block}")]
@@ -74,12 +76,16 @@ def test_a_step_counts_it_by_its_weight_and_leaves_it_as_it_is(lpips: Lpips, con
     assert not [name for name in with_it.state_dict()["model"] if "features" in name]
 
 
-def test_without_weights_the_error_says_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_weights_the_error_says_where_to_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     expected = rf"no VGG16 weights at {tmp_path}/hub/checkpoints/vgg16-397923af\.pth: download https://.*train\.perceptual=none"
     with pytest.raises(MissingWeightsError, match=expected):
         load_lpips()
-    with pytest.raises(MissingWeightsError, match=r"no weights at .*/nowhere\.pth: put them there, or name the file"):
+    with pytest.raises(
+        MissingWeightsError, match=r"no weights at .*/nowhere\.pth: put them there, or name the file"
+    ):
         load_lpips(tmp_path / "nowhere.pth")
 
 
@@ -94,7 +100,9 @@ def test_a_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_file_of_other_weights_is_refused(tmp_path: Path, backbone: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "other.pth")
-    with pytest.raises(MissingWeightsError, match=r"other\.pth holds no features\.0\.weight of shape \(64, 3, 3, 3\)"):
+    with pytest.raises(
+        MissingWeightsError, match=r"other\.pth holds no features\.0\.weight of shape \(64, 3, 3, 3\)"
+    ):
         load_lpips(tmp_path / "other.pth")
     with pytest.raises(MissingWeightsError, match=r"vgg\.pth holds no heads\.0 of shape \(1, 64, 1, 1\)"):
         load_lpips(backbone, heads=backbone)

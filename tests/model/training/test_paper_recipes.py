@@ -12,7 +12,7 @@ from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.losses import Perceptual, tokenizer_loss
 from dualtoken.model.training.lpips import Lpips
-from dualtoken.model.training.trainable import freeze, trained_streams
+from dualtoken.model.training.trainable import freeze, streams_in_training
 from dualtoken.pipelines.config.parse import load_recipe
 
 MILLIONS = {
@@ -46,7 +46,7 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
         targets = TeacherTargets(torch.empty(2, 1152), torch.empty(2, grid**2, 1152))
         network = Lpips() if recipe.train.perceptual.kind == "lpips" else None
     freeze(model, recipe.train)
-    output = model(images, **trained_streams(recipe.train)._asdict())
+    output = model(images, **streams_in_training(recipe.train)._asdict())
     assert output.semantic.ids.shape == (2, grid**2, depth)
     if recipe.train.stage < 2:
         assert output.reconstruction.shape == images.shape
@@ -54,15 +54,22 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
     # The fused optimiser of training has no kernel for shapes alone.
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
     perceptual = Perceptual(network, 1.0) if network else None
-    tokenizer_loss(output, images, targets, recipe.train.losses, stage=recipe.train.stage, perceptual=perceptual).total.backward()
+    tokenizer_loss(
+        output, images, targets, recipe.train.losses, stage=recipe.train.stage, perceptual=perceptual
+    ).total.backward()
     optimizer.step()
-    assert [parameter.requires_grad for parameter in model.parameters()] == [parameter.grad is not None for parameter in model.parameters()]
+    assert [parameter.requires_grad for parameter in model.parameters()] == [
+        parameter.grad is not None for parameter in model.parameters()
+    ]
 
 
 def test_the_384_pixel_model_has_the_measured_sizes() -> None:
     with torch.device("meta"):
         model = DualTokenizer(load_recipe("paper-384").tokenizer)
-    sizes = {name: sum(parameter.numel() for parameter in part.parameters()) / 1e6 for name, part in model.named_children()}
+    sizes = {
+        name: sum(parameter.numel() for parameter in part.parameters()) / 1e6
+        for name, part in model.named_children()
+    }
     assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
     assert isinstance(model.quantize_pixel, ResidualQuantizer)
     assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52
@@ -85,7 +92,9 @@ def scalar(width: int) -> dict[str, Any]:
 
 def encoding(**changes: object) -> float:
     """Return GFLOP of encoding an image of 64 pixels."""
-    return count(TokenizerConfig.model_validate(load_recipe("scenes").tokenizer.model_dump() | changes))["encode"]
+    return count(TokenizerConfig.model_validate(load_recipe("scenes").tokenizer.model_dump() | changes))[
+        "encode"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,9 @@ def encoding(**changes: object) -> float:
 )
 def test_a_code_search_counts_as_what_it_multiplies(quantizer: dict[str, Any], searches: float) -> None:
     searched = encoding(pixel={"num_codes": 256, "depth": 4} | quantizer, semantic=scalar(16))
-    assert searched - encoding(pixel=scalar(quantizer["width"]), semantic=scalar(16)) == pytest.approx(searches * SEARCH, rel=1e-6)
+    assert searched - encoding(pixel=scalar(quantizer["width"]), semantic=scalar(16)) == pytest.approx(
+        searches * SEARCH, rel=1e-6
+    )
 
 
 def test_the_search_in_a_shared_codebook_counts_once() -> None:

@@ -22,7 +22,9 @@ def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
     assert losses[-1] == pytest.approx(2.25895, rel=2e-2)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(config: TokenizerConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(
+    config: TokenizerConfig, tmp_path: Path
+) -> None:
     whole = fresh_state(config)
     run(whole, 4)
     torch.save(whole.state_dict(), tmp_path / "state.pt")
@@ -55,7 +57,15 @@ def test_bfloat16_trains_the_trunk_and_keeps_codebooks_in_float32(config: Tokeni
 def test_each_term_counts_by_its_weight(config: TokenizerConfig) -> None:
     metrics = run(fresh_state(config), 1)[0]
     figures = metrics.present()
-    assert set(figures) == {"loss", "reconstruction", "semantic", "pooled", "commitment", "gradient_norm", "learning_rate"}
+    assert set(figures) == {
+        "loss",
+        "reconstruction",
+        "semantic",
+        "pooled",
+        "commitment",
+        "gradient_norm",
+        "learning_rate",
+    }
     weights = Weights()._asdict()
     assert metrics.loss == pytest.approx(sum(weight * figures[name] for name, weight in weights.items()))
 
@@ -69,11 +79,19 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerConfig) -> None:
     tokenizer = DualTokenizer(config)
-    tokenizer.prefix = torch.nn.Parameter(torch.zeros(1, 1, config.tower.width))  # as beside a tower with a class token
+    tokenizer.prefix = torch.nn.Parameter(
+        torch.zeros(1, 1, config.tower.width)
+    )  # as beside a tower with a class token
     optimizer = build_optimizer(tokenizer, learning_rate=1.0, betas=(0.9, 0.9), weight_decay=0.1)
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     spared = {name for name, parameter in tokenizer.named_parameters() if id(parameter) not in decayed}
-    assert {"tower.pos_embed", "tower.attn_pool.latent", "prefix", "tower.blocks.0.attn.qkv.bias", "decoder.norm_out.weight"} <= spared
+    assert {
+        "tower.pos_embed",
+        "tower.attn_pool.latent",
+        "prefix",
+        "tower.blocks.0.attn.qkv.bias",
+        "decoder.norm_out.weight",
+    } <= spared
     assert "decoder.conv_in.weight" not in spared
     assert "tower.blocks.0.attn.qkv.weight" not in spared
 
@@ -97,15 +115,24 @@ def test_a_codebook_moves_once_per_step_however_many_parts(config: TokenizerConf
     assert isinstance(codebook, ResidualQuantizer)
     run(state, 1)
     # From 0 uses: a step adds a hundredth of its 108 codes, and unused codes restart at 1.
-    assert codebook.counts.max() <= (1 - codebook.config.decay) * 4 * config.grid_size**2 * config.pixel.depth + 1
+    assert (
+        codebook.counts.max()
+        <= (1 - codebook.config.decay) * 4 * config.grid_size**2 * config.pixel.depth + 1
+    )
 
 
 def test_long_gradients_are_shortened_and_short_ones_are_not(config: TokenizerConfig) -> None:
-    free, clipped, loose = (fresh_state(config, Settings(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6))
+    free, clipped, loose = (
+        fresh_state(config, Settings(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6)
+    )
     lengths = []
     for state in (free, clipped, loose):
         assert run(state, 1)[0].gradient_norm > 10
-        lengths.append(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None]).item())
+        lengths.append(
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in state.model.parameters() if p.grad is not None]
+            ).item()
+        )
     assert lengths[1] == pytest.approx(0.5, rel=1e-4)
     assert lengths[0] == lengths[2] > 10
 

@@ -16,14 +16,18 @@ STAGE_2 = Settings(stage=2, losses=Weights(reconstruction=0.0, semantic=1.0, poo
 def deeper(config: TokenizerConfig) -> TokenizerConfig:
     """A block lies between shortcut and pixel tap, one between the taps, and one after."""
     tower = config.tower.model_copy(update={"depth": 6})
-    return config.model_copy(update={"tower": tower, "shortcut": ShortcutConfig(block=1), "pixel_block": 3, "semantic_block": 5})
+    return config.model_copy(
+        update={"tower": tower, "shortcut": ShortcutConfig(block=1), "pixel_block": 3, "semantic_block": 5}
+    )
 
 
 def moved_by(settings: Settings, config: TokenizerConfig) -> set[str]:
     state = fresh_state(config, settings)
     before = snapshot(state.tokenizer)
     run(state, 2)
-    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters())
+    assert all(
+        (parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters()
+    )
     held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad}
     return changed(state.tokenizer, before)
@@ -37,7 +41,15 @@ def starts(names: set[str]) -> set[str]:
     return {name.split(".")[1] if name.startswith("tower.") else name.split(".")[0] for name in names}
 
 
-NEW_PARTS = {"reduce_pixel", "reduce_shortcut", "reduce_semantic", "expand_pixel", "expand_semantic", "post_quant", "decoder"}
+NEW_PARTS = {
+    "reduce_pixel",
+    "reduce_shortcut",
+    "reduce_semantic",
+    "expand_pixel",
+    "expand_semantic",
+    "post_quant",
+    "decoder",
+}
 CODEBOOKS = {"quantize_pixel", "quantize_semantic"}
 
 
@@ -50,13 +62,26 @@ def test_stage_0_trains_new_parts_and_what_follows_the_semantic_block(deeper: To
 def test_stage_1_trains_everything(deeper: TokenizerConfig) -> None:
     moved = moved_by(Settings(), deeper)
     assert blocks(moved) == {1, 2, 3, 4, 5, 6}
-    assert starts(moved) == NEW_PARTS | CODEBOOKS | {"blocks", "norm", "attn_pool", "patch_embed", "pos_embed"}
+    assert starts(moved) == NEW_PARTS | CODEBOOKS | {
+        "blocks",
+        "norm",
+        "attn_pool",
+        "patch_embed",
+        "pos_embed",
+    }
 
 
 def test_stage_2_trains_the_semantic_stream_and_blocks_after_the_pixel_tap(deeper: TokenizerConfig) -> None:
     moved = moved_by(STAGE_2, deeper)
     assert blocks(moved) == {4, 5, 6}
-    assert starts(moved) == {"reduce_semantic", "expand_semantic", "quantize_semantic", "blocks", "norm", "attn_pool"}
+    assert starts(moved) == {
+        "reduce_semantic",
+        "expand_semantic",
+        "quantize_semantic",
+        "blocks",
+        "norm",
+        "attn_pool",
+    }
 
 
 def test_stage_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerConfig) -> None:
@@ -76,17 +101,24 @@ def test_stage_2_runs_no_decoder_and_compares_tokens_by_angle(deeper: TokenizerC
     state.tokenizer.decoder.register_forward_hook(lambda *_: ran.append("decoder"))
     images, targets = batch(0, deeper)
     longer = targets._replace(dense=targets.dense * 7)
-    figures, same = train_step(state, images, targets), train_step(fresh_state(deeper, STAGE_2), images, longer)
+    figures, same = (
+        train_step(state, images, targets),
+        train_step(fresh_state(deeper, STAGE_2), images, longer),
+    )
     assert ran == []
     assert figures.reconstruction is None
     assert figures.semantic == pytest.approx(same.semantic, rel=1e-5)
     present = figures.present()
-    assert figures.loss == pytest.approx(present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"])
+    assert figures.loss == pytest.approx(
+        present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"]
+    )
 
 
 def test_a_frozen_tower_stays_in_every_stage(deeper: TokenizerConfig) -> None:
     for settings in (STAGE_0, Settings(), STAGE_2):
-        assert starts(moved_by(settings._replace(freeze_tower=True), deeper)).isdisjoint({"blocks", "norm", "attn_pool", "patch_embed"})
+        assert starts(moved_by(settings._replace(freeze_tower=True), deeper)).isdisjoint(
+            {"blocks", "norm", "attn_pool", "patch_embed"}
+        )
 
 
 def test_what_no_loss_reaches_is_frozen(deeper: TokenizerConfig) -> None:
@@ -108,7 +140,11 @@ def test_a_run_without_losses_is_refused(config: TokenizerConfig) -> None:
 
 def test_a_stream_not_asked_for_is_not_computed(config: TokenizerConfig, images: Tensor) -> None:
     tokenizer = fresh_state(config).tokenizer
-    both, pixel, semantic = tokenizer(images), tokenizer(images, semantic=False), tokenizer(images, pixel=False)
+    both, pixel, semantic = (
+        tokenizer(images),
+        tokenizer(images, semantic=False),
+        tokenizer(images, pixel=False),
+    )
     assert torch.equal(pixel.reconstruction, both.reconstruction)
     assert (pixel.semantic, pixel.semantic_tokens, pixel.pooled) == (None, None, None)
     assert torch.equal(semantic.pooled, both.pooled)

@@ -21,7 +21,7 @@ from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, Toke
 from dualtoken.model.convert.reference import to_reference
 from dualtoken.model.quantize import ResidualQuantizer
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer, TokenizerOutput
-from dualtoken.model.vision.towers import tap
+from dualtoken.model.vision.towers import forward_taps
 
 VECTORS = Path(__file__).parent
 QUANTIZER = QuantizerConfig(num_codes=32, depth=2, width=8, restart_below=None)
@@ -33,7 +33,9 @@ CONFIG = TokenizerConfig(
     shortcut=ShortcutConfig(block=1),
     pixel=QUANTIZER,
     semantic=QUANTIZER,
-    decoder=DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4),
+    decoder=DecoderConfig(
+        latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4
+    ),
 )
 """Patches do not divide the image, and the grid differs from the decoder's: both on purpose, as in the 384-pixel model."""
 
@@ -66,7 +68,7 @@ def make() -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     output, codes = tokenizer(images), tokenizer.encode(images)
     losses(output, images).backward()
-    taps = tap(tokenizer.tower, images, [CONFIG.pixel_block, CONFIG.semantic_block])
+    taps = forward_taps(tokenizer.tower, images, [CONFIG.pixel_block, CONFIG.semantic_block])
     pixel.counts.copy_(pixel.counts.bfloat16().float())
     expected = {
         "image": images,
@@ -86,10 +88,19 @@ def make() -> None:
         name: parameter.grad for name, parameter in tokenizer.named_parameters() if parameter.grad is not None
     }
     named = to_reference(gradients, CONFIG)
-    norms = {name: tensor.norm().item() for name, tensor in named.items() if ".codebooks." not in name and not name.endswith("zero_k_bias")}
-    weights = {name: tensor.bfloat16() for name, tensor in to_reference(tokenizer.state_dict(), CONFIG).items()}
+    norms = {
+        name: tensor.norm().item()
+        for name, tensor in named.items()
+        if ".codebooks." not in name and not name.endswith("zero_k_bias")
+    }
+    weights = {
+        name: tensor.bfloat16() for name, tensor in to_reference(tokenizer.state_dict(), CONFIG).items()
+    }
     save_file(weights, VECTORS / "official_state_dict.safetensors")
-    save_file({name: tensor.detach().contiguous() for name, tensor in expected.items()}, VECTORS / "expected.safetensors")
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in expected.items()},
+        VECTORS / "expected.safetensors",
+    )
     saved = {"tokenizer": CONFIG.model_dump(mode="json"), "gradient_norms": norms}
     (VECTORS / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
 

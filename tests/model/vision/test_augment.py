@@ -43,7 +43,9 @@ def test_where_no_draw_fits_the_centre_is_taken() -> None:
 def test_a_crop_is_resized_as_torchvision_does(picture: Image.Image) -> None:
     left, top, right, bottom = crop_box(picture.size, WIDE, np.random.default_rng(5))
     pixels: Any = picture  # pictures do, though torchvision says Tensor
-    expected = F.resized_crop(pixels, top, left, bottom - top, right - left, [16, 16], F.InterpolationMode.BICUBIC)
+    expected = F.resized_crop(
+        pixels, top, left, bottom - top, right - left, [16, 16], F.InterpolationMode.BICUBIC
+    )
     found = to_tensor([random_crop(picture, 16, WIDE, np.random.default_rng(5))], 16)
     assert torch.equal(found[0], F.pil_to_tensor(expected))
 

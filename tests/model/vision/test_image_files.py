@@ -11,7 +11,11 @@ from PIL import Image
 
 from dualtoken.model.vision.image_files import ImageFileError, find_images, open_image
 
-COLOURS = np.array([[[200, 30, 30], [30, 200, 30]], [[30, 30, 200], [120, 120, 120]]], np.uint8).repeat(16, 0).repeat(16, 1)
+COLOURS = (
+    np.array([[[200, 30, 30], [30, 200, 30]], [[30, 30, 200], [120, 120, 120]]], np.uint8)
+    .repeat(16, 0)
+    .repeat(16, 1)
+)
 
 
 def picture() -> Image.Image:
@@ -23,7 +27,12 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def deep_colour_png() -> bytes:
@@ -34,7 +43,12 @@ def deep_colour_png() -> bytes:
 
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in COLOURS)
     header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def save_cmyk(path: Path) -> None:
@@ -77,7 +91,17 @@ def save_tiff(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "save", [save_cmyk, save_palette, save_clear, save_clear_palette, save_animated, save_turned, save_deep_colour, save_tiff]
+    "save",
+    [
+        save_cmyk,
+        save_palette,
+        save_clear,
+        save_clear_palette,
+        save_animated,
+        save_turned,
+        save_deep_colour,
+        save_tiff,
+    ],
 )
 def test_every_kind_of_image_keeps_its_colours(save: Callable[[Path], None], tmp_path: Path) -> None:
     save(tmp_path / "image")
@@ -92,7 +116,10 @@ def test_every_kind_of_image_keeps_its_colours(save: Callable[[Path], None], tmp
 def test_grey_of_16_bits_is_scaled_not_clipped(suffix: str, tmp_path: Path) -> None:
     ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / f"grey{suffix}")
-    assert np.asarray(open_image(tmp_path / f"grey{suffix}"))[..., 1].tolist() == np.arange(256).reshape(16, 16).tolist()
+    assert (
+        np.asarray(open_image(tmp_path / f"grey{suffix}"))[..., 1].tolist()
+        == np.arange(256).reshape(16, 16).tolist()
+    )
 
 
 def test_what_is_clear_shows_white(tmp_path: Path) -> None:
@@ -115,8 +142,14 @@ def test_a_file_cut_short_is_refused(suffix: str, tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"this is a text\n" * 20, "is no image that can be read"),
-        (png_header(60_000, 60_000), "pixels: make it smaller|pixels, more than 134,217,728: make it smaller"),
-        (png_header(12_000, 12_000), r"has 12000 x 12000 = 144,000,000 pixels, more than 134,217,728: make it smaller"),
+        (
+            png_header(60_000, 60_000),
+            "pixels: make it smaller|pixels, more than 134,217,728: make it smaller",
+        ),
+        (
+            png_header(12_000, 12_000),
+            r"has 12000 x 12000 = 144,000,000 pixels, more than 134,217,728: make it smaller",
+        ),
         (png_header(64, 64), "is cut short|cannot be decoded"),
     ],
 )
@@ -149,6 +182,11 @@ def test_a_folder_stands_for_its_images_in_order(tmp_path: Path) -> None:
         picture().save(tmp_path / name)
     (tmp_path / "some/notes.txt").write_text("no image")
     *found, empty = find_images([tmp_path / "some", tmp_path / "alone.png", tmp_path / "none"])
-    assert found == [tmp_path / "some" / "a.jpg", tmp_path / "some/b.PNG", tmp_path / "some/deep/c.webp", tmp_path / "alone.png"]
+    assert found == [
+        tmp_path / "some" / "a.jpg",
+        tmp_path / "some/b.PNG",
+        tmp_path / "some/deep/c.webp",
+        tmp_path / "alone.png",
+    ]
     assert isinstance(empty, ImageFileError)
     assert "none: has no image in it" in str(empty)

@@ -10,11 +10,24 @@ from torch import Tensor
 
 from dualtoken.model.config.open_clip import OPENAI, input_statistics, model_config, model_names, tower_shape
 from dualtoken.model.config.quantizer import QuantizerConfig
-from dualtoken.model.config.tokenizer import DecoderConfig, NamedTower, TokenizerConfig, TowerConfig, default_pixel_block
-from dualtoken.model.config.training import Stage
+from dualtoken.model.config.tokenizer import (
+    DecoderConfig,
+    NamedTower,
+    TokenizerConfig,
+    TowerConfig,
+    default_pixel_block,
+)
+from dualtoken.model.config.training import Phase
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.trainable import freeze
-from dualtoken.model.vision.towers import build_any_tower, checkpoint_gradients, finish, num_prefix_tokens, tap, tower_depth
+from dualtoken.model.vision.towers import (
+    build_tower_like,
+    checkpoint_gradients,
+    forward_from_block,
+    forward_taps,
+    num_prefix_tokens,
+    tower_depth,
+)
 from tests.model.training.steps import Settings, Weights
 
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model  # isort: skip  (after model.vision.towers)
@@ -47,7 +60,7 @@ def refusal(name: str) -> str | None:
 )
 def test_a_siglip_tower_by_name_has_the_activation_that_the_readme_says(model: str, approximate: str) -> None:
     with torch.device("meta"):
-        tower = build_any_tower(NamedTower(model=model), 256)
+        tower = build_tower_like(NamedTower(model=model), 256)
     values = torch.linspace(-3, 3, 99)
     found = [module(values) for name, module in tower.named_modules() if name.endswith("mlp.act")]
     assert found
@@ -62,7 +75,14 @@ def tokenizer_config(model: str, **tower: object) -> TokenizerConfig:
             "tower": {"model": model, **tower},
             "pixel": quantizer,
             "semantic": quantizer,
-            "decoder": DecoderConfig(latent_size=4, latent_width=16, width=8, multipliers=(1, 1, 2, 2, 2), num_res_blocks=1, norm_groups=4),
+            "decoder": DecoderConfig(
+                latent_size=4,
+                latent_width=16,
+                width=8,
+                multipliers=(1, 1, 2, 2, 2),
+                num_res_blocks=1,
+                norm_groups=4,
+            ),
         }
     )
 
@@ -70,7 +90,9 @@ def tokenizer_config(model: str, **tower: object) -> TokenizerConfig:
 def test_every_tower_of_open_clip_is_known_or_refused_with_a_reason() -> None:
     refused = [message for name in model_names() if (message := refusal(name))]
     assert len(known()) > 100
-    assert all("no tokens" in text or "grid" in text or "positions" in text or "queries" in text for text in refused)
+    assert all(
+        "no tokens" in text or "grid" in text or "positions" in text or "queries" in text for text in refused
+    )
 
 
 def test_the_shapes_are_those_of_the_towers_themselves() -> None:
@@ -80,15 +102,18 @@ def test_the_shapes_are_those_of_the_towers_themselves() -> None:
         name = next(names)
         config = NamedTower(model=name)
         with torch.device("meta"):
-            tower = build_any_tower(config, 4 * config.patch_size)
+            tower = build_tower_like(config, 4 * config.patch_size)
             pixels = torch.empty(1, 3, 4 * config.patch_size, 4 * config.patch_size)
-            assert tap(tower, pixels, [1])[1].tokens.shape == (1, 16, config.width), name
+            assert forward_taps(tower, pixels, [1])[1].tokens.shape == (1, 16, config.width), name
 
 
 def family(name: str) -> tuple[str, ...]:
     vision = model_config(name)["vision_cfg"]
     timm_name = vision.get("timm_model_name", "native").rsplit("_", 1)[0]
-    return (timm_name.replace("patch14", "patch16"), *map(str, tower_shape(name)[1:] if timm_name == "native" else ()))
+    return (
+        timm_name.replace("patch14", "patch16"),
+        *map(str, tower_shape(name)[1:] if timm_name == "native" else ()),
+    )
 
 
 @pytest.mark.parametrize("depth_and_block", [(27, 6), (24, 6), (12, 3), (32, 8), (6, 2), (3, 2), (2, 1)])
@@ -123,22 +148,22 @@ def test_a_tower_that_cannot_serve_is_refused_by_name(model: str, message: str) 
 def test_tapping_and_finishing_is_running_the_tower(model: str) -> None:
     torch.manual_seed(0)
     side = 2 * tower_shape(model).patch_size
-    tower = build_any_tower(NamedTower(model=model), side).eval()
+    tower = build_tower_like(NamedTower(model=model), side).eval()
     images = torch.randn(2, 3, side, side)
     assert num_prefix_tokens(tower) == KINDS[model]
     with torch.no_grad():
-        pooled, taps = tower(images), tap(tower, images, [tower_depth(tower) - 1, 3])
+        pooled, taps = tower(images), forward_taps(tower, images, [tower_depth(tower) - 1, 3])
         for block, (tokens, prefix) in taps.items():
             assert (tokens.shape[1], prefix.shape[1]) == (4, KINDS[model])
-            torch.testing.assert_close(finish(tower, tokens, block, prefix), pooled)
+            torch.testing.assert_close(forward_from_block(tower, tokens, block, prefix), pooled)
 
 
 def test_a_tap_runs_no_block_behind_it() -> None:
-    tower = build_any_tower(NamedTower(model=CLIP), 64)
+    tower = build_tower_like(NamedTower(model=CLIP), 64)
     ran = []
     for name, module in tower.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    tap(tower, torch.zeros(1, 3, 64, 64), [2])
+    forward_taps(tower, torch.zeros(1, 3, 64, 64), [2])
     assert "transformer.resblocks.1" in ran
     assert not [name for name in ran if name.startswith(("transformer.resblocks.2", "ln_post"))]
 
@@ -146,12 +171,12 @@ def test_a_tap_runs_no_block_behind_it() -> None:
 @pytest.mark.parametrize("model", KINDS)
 def test_a_checkpointed_tower_keeps_less_and_has_the_same_gradients(model: str) -> None:
     torch.manual_seed(0)
-    tower, images = build_any_tower(NamedTower(model=model), 64), torch.randn(2, 3, 64, 64)
+    tower, images = build_tower_like(NamedTower(model=model), 64), torch.randn(2, 3, 64, 64)
     block, runs = tower_depth(tower) - 1, []
     for _ in range(2):
         kept = Kept()
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            tokens = tap(tower, images, [block])[block].tokens
+            tokens = forward_taps(tower, images, [block])[block].tokens
         gradients = torch.autograd.grad(tokens.square().sum(), list(tower.parameters()), allow_unused=True)
         runs.append((kept.numbers, [tokens, *(gradient for gradient in gradients if gradient is not None)]))
         checkpoint_gradients(tower)
@@ -189,31 +214,46 @@ def test_a_tokenizer_on_a_tower_with_a_class_token_works_from_codes_alone(model:
     loaded = DualTokenizer.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(images).pooled, output.pooled)
-    assert not [name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta]
+    assert not [
+        name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta
+    ]
 
 
 @pytest.mark.parametrize("model", KINDS)
 def test_every_stage_knows_the_parts_of_every_tower(model: str) -> None:
     with torch.device("meta"):
         tokenizer = DualTokenizer(config := tokenizer_config(model))
-    expected: tuple[tuple[Stage, int], ...] = ((0, config.semantic_block), (1, 0), (2, config.pixel_block))
+    expected: tuple[tuple[Phase, int], ...] = ((0, config.semantic_block), (1, 0), (2, config.pixel_block))
     for stage, lowest in expected:
-        freeze(tokenizer, Settings(stage=stage, losses=Weights(reconstruction=5.0 if stage < 2 else 0.0, pooled=1.0)))
+        freeze(
+            tokenizer,
+            Settings(stage=stage, losses=Weights(reconstruction=5.0 if stage < 2 else 0.0, pooled=1.0)),
+        )
         trained = {name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad}
-        blocks = {name.split("blocks.")[1].split(".")[0] for name in trained if "blocks." in name and name.startswith("tower.")}
+        blocks = {
+            name.split("blocks.")[1].split(".")[0]
+            for name in trained
+            if "blocks." in name and name.startswith("tower.")
+        }
         if model != "ViTamin-S":  # its convolutional stages come before its blocks
             assert blocks == {str(block) for block in range(lowest, config.tower.depth)}
-        assert ("prefix" in trained) == bool(KINDS[model]), "what stands for the class token is trained with what is pooled"
+        assert ("prefix" in trained) == bool(KINDS[model]), (
+            "what stands for the class token is trained with what is pooled"
+        )
     freeze(tokenizer, Settings(losses=Weights(pooled=0.0)))
-    assert not [name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad and "ln_post" in name]
+    assert not [
+        name
+        for name, parameter in tokenizer.named_parameters()
+        if parameter.requires_grad and "ln_post" in name
+    ]
 
 
 def test_the_image_s_own_class_token_is_put_back_on_demand() -> None:
     torch.manual_seed(0)
     tokenizer, images = DualTokenizer(tokenizer_config(CLIP, prefix="tower")).eval(), torch.rand(1, 3, 64, 64)
     output = tokenizer(images)
-    prefix = tap(tokenizer.tower, seen_by(tokenizer, images), [11])[11].prefix
-    assert torch.equal(output.pooled, finish(tokenizer.tower, output.semantic_tokens, 11, prefix))
+    prefix = forward_taps(tokenizer.tower, seen_by(tokenizer, images), [11])[11].prefix
+    assert torch.equal(output.pooled, forward_from_block(tokenizer.tower, output.semantic_tokens, 11, prefix))
     with pytest.raises(ValueError, match=r"tower\.prefix=tower: codes lack"):
         tokenizer.semantic_features(tokenizer.encode(images).semantic)
 
@@ -221,14 +261,18 @@ def test_the_image_s_own_class_token_is_put_back_on_demand() -> None:
 def test_the_statistics_are_those_of_some_published_weights() -> None:
     for name in {name for name, _ in list_pretrained()} & set(known()):
         published = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
-        pairs = [(tuple(one.get("mean") or OPENAI[0]), tuple(one.get("std") or OPENAI[1])) for one in published]
+        pairs = [
+            (tuple(one.get("mean") or OPENAI[0]), tuple(one.get("std") or OPENAI[1])) for one in published
+        ]
         assert input_statistics(name) in pairs, name
 
 
 def seen_by(tokenizer: DualTokenizer, images: Tensor) -> Tensor:
     seen = []
     first = "conv1" if hasattr(tokenizer.tower, "conv1") else "patch_embed.proj"
-    hook = tokenizer.tower.get_submodule(first).register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    hook = tokenizer.tower.get_submodule(first).register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0])
+    )
     tokenizer.encode(images)
     hook.remove()
     return seen[0]

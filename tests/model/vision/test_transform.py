@@ -84,15 +84,30 @@ def test_squashing_keeps_the_borders() -> None:
 
 
 def test_a_long_and_narrow_picture_is_not_enlarged_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    (levels,) = Transform(image_size=384).levels([Image.new("RGB", (1, 20_000), "red")])  # whole, 384 by 7,680,000
+    (levels,) = Transform(image_size=384).levels(
+        [Image.new("RGB", (1, 20_000), "red")]
+    )  # whole, 384 by 7,680,000
     assert levels[:, 200, 200].tolist() == [255, 0, 0]
     picture, transform = noise(12, 90), Transform(image_size=16)
     whole = transform.levels([picture]).int()
     monkeypatch.setattr("dualtoken.model.vision.transform._RESIZED_WHOLE", 0)
-    assert (transform.levels([picture]).int() - whole).abs().float().mean() < 2  # of noise; an edge does not see beyond itself
+    assert (
+        transform.levels([picture]).int() - whole
+    ).abs().float().mean() < 2  # of noise; an edge does not see beyond itself
 
 
 def test_a_transform_says_what_it_does() -> None:
-    assert str(Transform(image_size=384)) == "RGB over white, shorter side to 384 bicubic, centre crop, [-1, 1]"
-    clip = Transform(image_size=224, fit="squash", interpolation="bilinear", mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
-    assert str(clip) == "RGB over white, both sides to 224 bilinear, mean [0.48, 0.46, 0.41], deviation [0.27, 0.26, 0.28]"
+    assert (
+        str(Transform(image_size=384)) == "RGB over white, shorter side to 384 bicubic, centre crop, [-1, 1]"
+    )
+    clip = Transform(
+        image_size=224,
+        fit="squash",
+        interpolation="bilinear",
+        mean=(0.48, 0.46, 0.41),
+        std=(0.27, 0.26, 0.28),
+    )
+    assert (
+        str(clip)
+        == "RGB over white, both sides to 224 bilinear, mean [0.48, 0.46, 0.41], deviation [0.27, 0.26, 0.28]"
+    )

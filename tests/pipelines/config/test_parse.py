@@ -61,7 +61,9 @@ def test_a_mistake_is_one_line_with_key_value_and_fix(override: str) -> None:
     assert str(error.value) == f"scenes: {MISTAKES[override]}"
 
 
-@pytest.mark.parametrize("override", ["nonsense", "train.steps.x=3", "filter.rules.9.pixels=3", "=3", "train.steps={"])
+@pytest.mark.parametrize(
+    "override", ["nonsense", "train.steps.x=3", "filter.rules.9.pixels=3", "=3", "train.steps={"]
+)
 def test_an_override_that_cannot_apply_says_how_to_write_it(override: str) -> None:
     with pytest.raises(UserError, match="--set") as error:
         load_recipe("scenes", [override])
@@ -76,7 +78,10 @@ def test_a_missing_recipe_names_the_shipped_ones() -> None:
 
 
 def test_what_only_changes_how_a_stage_runs_is_no_part_of_its_identity() -> None:
-    one, other = load_recipe("scenes"), load_recipe("scenes", ["train.checkpoint_every=7", "download.concurrency=3", "root=elsewhere"])
+    one, other = (
+        load_recipe("scenes"),
+        load_recipe("scenes", ["train.checkpoint_every=7", "download.concurrency=3", "root=elsewhere"]),
+    )
     assert one.identity() == other.identity()
     assert one.identity() != load_recipe("scenes", ["train.seed=1"]).identity()
 
@@ -84,7 +89,15 @@ def test_what_only_changes_how_a_stage_runs_is_no_part_of_its_identity() -> None
 def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
     tower = {"patch_size": 14, "width": 1152, "depth": 27, "num_heads": 16, "mlp_width": 4304}
     config = TokenizerConfig.model_validate(
-        {"image_size": 384, "tower": tower, "pixel_block": 6, "semantic_block": 26, "pixel": {}, "semantic": {}, "decoder": {}}
+        {
+            "image_size": 384,
+            "tower": tower,
+            "pixel_block": 6,
+            "semantic_block": 26,
+            "pixel": {},
+            "semantic": {},
+            "decoder": {},
+        }
     )
     assert config.grid_size == 27
 
@@ -121,7 +134,9 @@ def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny,
     ]
 
 
-def test_a_relative_root_is_one_folder_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_is_one_folder_wherever_a_worker_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("scenes").root == str(tmp_path / "data")
     assert load_recipe("scenes", ["root=../runs/"]).root == str(tmp_path.parent / "runs")
@@ -132,8 +147,18 @@ def test_a_relative_root_is_one_folder_wherever_a_worker_stands(tmp_path: Path, 
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
-def test_each_local_place_is_absolute_and_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("open_clip_config.json", "open_clip_model.safetensors", "config.json", "model.safetensors", "vgg.pth", "t.csv", "00000.tar")
+def test_each_local_place_is_absolute_and_counts_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "config.json",
+        "model.safetensors",
+        "vgg.pth",
+        "t.csv",
+        "00000.tar",
+    )
     for folder in (tmp_path / "one", tmp_path / "other"):
         folder.mkdir()
         for name in names:
@@ -151,7 +176,13 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(tmp_path: Path, 
         monkeypatch.chdir("/")
         places = re.findall(r'"(/[^"]*)"', recipe.model_dump_json(exclude={"root"}))
         assert Counter(places) == {str(folder): 3, str(folder / "t.csv"): 1, str(folder / "vgg.pth"): 2}
-        decided.append([STEPS[step].settings(recipe, corpus) for step in ("download", "teacher", "train") for corpus in recipe.corpora])
+        decided.append(
+            [
+                STEPS[step].settings(recipe, corpus)
+                for step in ("download", "teacher", "train")
+                for corpus in recipe.corpora
+            ]
+        )
     assert decided[0] == decided[1]
 
 
@@ -160,15 +191,20 @@ def test_a_relative_root_is_refused_in_a_ray_job(monkeypatch: pytest.MonkeyPatch
     assert load_recipe("scenes").root.endswith("/data")  # an address alone is no job
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for settings in ([], ["root=runs/a"]):
-        with pytest.raises(UserError, match=r"^root='(data|runs/a)' in a Ray job .*: set --root to a URL or a full path$"):
+        with pytest.raises(
+            UserError, match=r"^root='(data|runs/a)' in a Ray job .*: set --root to a URL or a full path$"
+        ):
             load_recipe("scenes", settings)
     for place in ("/runs/a", "s3://bucket/runs"):
         assert load_recipe("scenes", [f"root={place}"]).root == place
 
 
 @pytest.mark.parametrize(
-    ("settings", "gpus", "cpus"), [((), 0, 1), ((), 1, 5), ((), 0.5, 5), (("decode_threads=7",), 1, 8), (("decode_threads=7",), 0, 1)]
+    ("settings", "gpus", "cpus"),
+    [((), 0, 1), ((), 1, 5), ((), 0.5, 5), (("decode_threads=7",), 1, 8), (("decode_threads=7",), 0, 1)],
 )
-def test_a_worker_with_a_gpu_asks_for_the_cpus_that_its_decoding_keeps_busy(settings: tuple[str, ...], gpus: float, cpus: int) -> None:
+def test_a_worker_with_a_gpu_asks_for_the_cpus_that_its_decoding_keeps_busy(
+    settings: tuple[str, ...], gpus: float, cpus: int
+) -> None:
     config = load_recipe("scenes", [f"pretokenize.{one}" for one in settings]).pretokenize
     assert config.cpus(gpus) == cpus

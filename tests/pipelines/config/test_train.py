@@ -30,10 +30,15 @@ def test_perceptual_is_none_or_a_mapping() -> None:
 
 MISTAKES = {
     ("train.perceptual=vgg",): "train.perceptual.kind='vgg': set it to one of 'none', 'lpips'",
-    ("train.perceptual={kind: lpips, wait: 2}",): "train.perceptual.wait=2 is no key of a recipe: did you mean weight?",
+    (
+        "train.perceptual={kind: lpips, wait: 2}",
+    ): "train.perceptual.wait=2 is no key of a recipe: did you mean weight?",
     ("train.stage=3",): "train.stage=3: should be 0, 1 or 2",
     ("train.stage=2",): "train: stage=2 refines a trained tokenizer: set start_from to its folder",
-    ("train.stage=2", "train.gan={}"): "train: stage=2 leaves pictures as they are: set losses.reconstruction=0, perceptual=none, gan=null",
+    (
+        "train.stage=2",
+        "train.gan={}",
+    ): "train: stage=2 leaves pictures as they are: set losses.reconstruction=0, perceptual=none, gan=null",
     (
         "train.gan={}",
         "train.losses.reconstruction=0",
@@ -45,7 +50,9 @@ MISTAKES = {
         "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
     ),
     ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
-    ("train.accumulate_steps=3",): "train: batch_size=32 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
+    (
+        "train.accumulate_steps=3",
+    ): "train: batch_size=32 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
     ("tokenizer.shared_codebook=true",): (
         "tokenizer: shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block"
     ),
@@ -69,12 +76,16 @@ def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) ->
     for name, content in (("one.pth", b"a"), ("other.pth", b"a"), ("changed.pth", b"b")):
         (tmp_path / name).write_bytes(content)
     one, other, changed = (
-        STEPS["train"].settings(load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None)
+        STEPS["train"].settings(
+            load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None
+        )
         for name in ("one.pth", "other.pth", "changed.pth")
     )
     assert one == other != changed
     with pytest.raises(UserError, match=r"train\.perceptual\.heads='.*gone\.pth' is no file"):
-        STEPS["train"].settings(load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None)
+        STEPS["train"].settings(
+            load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None
+        )
 
 
 def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
@@ -88,7 +99,9 @@ def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
     assert settings(tmp_path / "one") == settings(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").write_text("other weights")
     assert settings(tmp_path / "one") != settings(tmp_path / "other")
-    with pytest.raises(UserError, match=r"train\.start_from='.*' has no config\.json: give a tokenizer's folder"):
+    with pytest.raises(
+        UserError, match=r"train\.start_from='.*' has no config\.json: give a tokenizer's folder"
+    ):
         settings(tmp_path)
 
 
@@ -100,8 +113,13 @@ def test_missing_weights_are_the_user_s_to_bring(tmp_path: Path) -> None:
 
 def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump({"base": "scenes", "name": "mine", "train": {"steps": 7}, "filter": {"rules": []}}))
-    mine, scenes = load_recipe(str(file), ["train.seed=3"]), load_recipe("scenes", ["train.steps=7", "train.seed=3"])
+    file.write_text(
+        yaml.safe_dump({"base": "scenes", "name": "mine", "train": {"steps": 7}, "filter": {"rules": []}})
+    )
+    mine, scenes = (
+        load_recipe(str(file), ["train.seed=3"]),
+        load_recipe("scenes", ["train.steps=7", "train.seed=3"]),
+    )
     assert (mine.name, mine.filter.rules) == ("mine", ())
     assert mine.train == scenes.train
     assert mine.tokenizer == scenes.tokenizer
@@ -117,5 +135,7 @@ def test_another_kind_takes_its_base_s_place_whole(tmp_path: Path) -> None:
 def test_a_base_that_is_not_shipped_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: scene\nname: mine\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: base='scene' is no shipped recipe: set it to one of .*scenes"):
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: base='scene' is no shipped recipe: set it to one of .*scenes"
+    ):
         load_recipe(str(file))

@@ -28,7 +28,9 @@ class Letters:
         self.calls += 1
         (scratch / f"{unit.id}.txt").write_text(self.text)
         keys = [sample_key("letters", row) for row in range(self.rows)]
-        return UnitOutput((f"{unit.id}.txt",), ledger_table(keys, [(Status.OK, "", "")] * self.rows), {"text": self.text})
+        return UnitOutput(
+            (f"{unit.id}.txt",), ledger_table(keys, [(Status.OK, "", "")] * self.rows), {"text": self.text}
+        )
 
 
 @pytest.fixture
@@ -114,7 +116,9 @@ def test_a_source_is_written_again_whoever_was_forgotten(job: StageJob) -> None:
     assert run_unit(replace(job, stage="scenes"), Letters(), UNIT).counts == {"ok": 3}
 
 
-def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(job: StageJob) -> None:
+def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(
+    job: StageJob,
+) -> None:
     class Asked(Letters):
         def run(self, unit: Unit, scratch: Path) -> UnitOutput:
             asked = Tombstones(urls=frozenset({url_hash("http://example.org/a.jpg")}))

@@ -22,7 +22,9 @@ def scores(**columns: list[object]) -> pa.Table:
 
 
 def test_a_side_at_the_limit_is_kept() -> None:
-    assert decide(scores(width=[63, 64, 200], height=[200, 64, 63]), (MinSide(rule="min_side", pixels=64),)) == ["min_side", "", "min_side"]
+    assert decide(
+        scores(width=[63, 64, 200], height=[200, 64, 63]), (MinSide(rule="min_side", pixels=64),)
+    ) == ["min_side", "", "min_side"]
 
 
 def test_aspect_counts_both_ways() -> None:
@@ -32,17 +34,30 @@ def test_aspect_counts_both_ways() -> None:
 
 def test_a_caption_needs_words_and_characters() -> None:
     rule = CaptionLength(rule="caption_length", min_words=2, min_characters=5)
-    assert decide(scores(caption_words=[1, 2, 2], caption_characters=[9, 4, 5]), (rule,)) == ["caption_length", "caption_length", ""]
+    assert decide(scores(caption_words=[1, 2, 2], caption_characters=[9, 4, 5]), (rule,)) == [
+        "caption_length",
+        "caption_length",
+        "",
+    ]
 
 
 def test_the_first_of_equal_images_is_kept() -> None:
     table = scores(pixel_hash=["a", "b", "a", "a", "c"])
-    assert decide(table, (ExactDuplicate(rule="exact_duplicate"),)) == ["", "", "exact_duplicate", "exact_duplicate", ""]
+    assert decide(table, (ExactDuplicate(rule="exact_duplicate"),)) == [
+        "",
+        "",
+        "exact_duplicate",
+        "exact_duplicate",
+        "",
+    ]
 
 
 def test_a_rejected_image_does_not_count_as_the_first_of_its_kind() -> None:
     table = scores(pixel_hash=["a", "a"], width=[10, 100])
-    assert decide(table, (MinSide(rule="min_side", pixels=64), ExactDuplicate(rule="exact_duplicate"))) == ["min_side", ""]
+    assert decide(table, (MinSide(rule="min_side", pixels=64), ExactDuplicate(rule="exact_duplicate"))) == [
+        "min_side",
+        "",
+    ]
 
 
 def test_similarity_keeps_the_best_share_of_those_that_reach_it() -> None:

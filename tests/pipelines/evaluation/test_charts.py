@@ -5,7 +5,18 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from dualtoken.pipelines.evaluation.charts import BOTTOM, LEFT, MAX_HOVERS, RIGHT, TOP, Bar, bar_chart, line_chart, nice_ticks, tick_label
+from dualtoken.pipelines.evaluation.charts import (
+    BOTTOM,
+    LEFT,
+    MAX_HOVERS,
+    RIGHT,
+    TOP,
+    Bar,
+    bar_chart,
+    line_chart,
+    nice_ticks,
+    tick_label,
+)
 
 NS = "{http://www.w3.org/2000/svg}"
 
@@ -19,7 +30,9 @@ def of_class(svg: ET.Element, tag: str, name: str) -> list[ET.Element]:
 
 
 def one_bar(value: float, mark: float | None = None) -> ET.Element:
-    return parse(bar_chart([Bar(label="depth 1", value=value, text="t", title="all of it", mark=mark)], label="use"))
+    return parse(
+        bar_chart([Bar(label="depth 1", value=value, text="t", title="all of it", mark=mark)], label="use")
+    )
 
 
 def width(svg: ET.Element, name: str) -> float:
@@ -122,7 +135,9 @@ def test_a_mark_stands_on_the_scale_of_its_bar() -> None:
     svg = one_bar(0.5, mark=0.5)
     fill = of_class(svg, "rect", "fill")[0]
     end = float(fill.get("x", 0)) + float(fill.get("width", 0))
-    assert [float(mark.get("x1", 0)) for mark in of_class(svg, "line", "mark")] == pytest.approx([end], abs=0.01)
+    assert [float(mark.get("x1", 0)) for mark in of_class(svg, "line", "mark")] == pytest.approx(
+        [end], abs=0.01
+    )
     assert not of_class(one_bar(0.5), "line", "mark")
 
 

@@ -10,7 +10,16 @@ import pytest
 
 from dualtoken.pipelines.evaluation.report import curves
 from dualtoken.pipelines.evaluation.report_data import Funnel, FunnelStep, Retrieval, to_json
-from dualtoken.pipelines.evaluation.report_page import count, decimal, duration, percent, render, short_count, shorten, size
+from dualtoken.pipelines.evaluation.report_page import (
+    count,
+    decimal,
+    duration,
+    percent,
+    render,
+    short_count,
+    shorten,
+    size,
+)
 from tests.helpers.report_samples import AUDITS, DATA, EMPTY, PARTS, Page, funnel, pair, rows, step
 
 
@@ -43,7 +52,10 @@ def test_the_funnel_shows_what_is_left_and_every_reason() -> None:
     ("broken", "fault"),
     [
         (replace(funnel(), rows_in=1001), "the source has 1,001 rows and download took 1,000"),
-        (replace(funnel(), steps=(step("download", 1000, ok=990, failed__timeout=9),)), "download took 1,000 rows and accounts for 999"),
+        (
+            replace(funnel(), steps=(step("download", 1000, ok=990, failed__timeout=9),)),
+            "download took 1,000 rows and accounts for 999",
+        ),
         (
             replace(funnel(), steps=(step("download", 1000, ok=1000), step("score", 997, ok=997))),
             "download passed on 1,000 rows and score took 997",
@@ -71,7 +83,9 @@ def test_further_reasons_are_folded_and_none_is_left_out() -> None:
 def test_ten_corpora_are_added_up() -> None:
     page = Page(render(replace(DATA, funnels=tuple(funnel(f"corpus-{number}") for number in range(10)))))
     assert page.texts("dd", "big")[-1] == "10,000 → 7,500"
-    assert [text for text in page.texts("h3") if text.startswith("corpus-")] == [f"corpus-{number}" for number in range(10)]
+    assert [text for text in page.texts("h3") if text.startswith("corpus-")] == [
+        f"corpus-{number}" for number in range(10)
+    ]
 
 
 def test_a_corpus_of_which_nothing_is_kept_is_shown() -> None:
@@ -84,7 +98,10 @@ def test_a_corpus_of_which_nothing_is_kept_is_shown() -> None:
 def test_each_pair_has_two_images_with_sizes_and_texts() -> None:
     images = Page(render(replace(DATA, pairs=tuple(pair() for _ in range(32))))).attributes("img")
     assert len(images) == 64
-    assert [image["alt"] for image in images[:2]] == ["Original: a red circle", "Reconstruction: a red circle"]
+    assert [image["alt"] for image in images[:2]] == [
+        "Original: a red circle",
+        "Reconstruction: a red circle",
+    ]
     assert {(image["width"], image["height"], image["class"]) for image in images} == {("8", "8", "small")}
 
 
@@ -92,14 +109,21 @@ def test_a_large_image_is_smoothed() -> None:
     assert "class" not in Page(render(replace(DATA, pairs=(pair(side=256),)))).attributes("img")[0]
 
 
-@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style></title>&lt;b&gt;{{ 7 * 7 }}"])
+@pytest.mark.parametrize(
+    "hostile",
+    ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style></title>&lt;b&gt;{{ 7 * 7 }}"],
+)
 def test_texts_from_elsewhere_stay_texts(hostile: str) -> None:
     data = replace(
         DATA,
         title=hostile,
         recipe_yaml=hostile,
         pairs=(pair(hostile),),
-        funnels=(Funnel(corpus=hostile, rows_in=1, steps=(FunnelStep(stage=hostile, rows_in=1, counts={hostile: 1}),)),),
+        funnels=(
+            Funnel(
+                corpus=hostile, rows_in=1, steps=(FunnelStep(stage=hostile, rows_in=1, counts={hostile: 1}),)
+            ),
+        ),
         curves=(replace(DATA.curves[0], stage=hostile, name=hostile, unit=hostile),),
         stages=(replace(DATA.stages[0], command=hostile, corpus=hostile),),
     )
@@ -130,9 +154,14 @@ def test_every_chart_is_well_formed_and_in_its_streams_colour() -> None:
         *("chart line neutral", "chart line semantic", "chart line pixel"),
         *("chart bars semantic", "chart bars pixel", "chart bars semantic"),
     ]
-    assert charts[1].get("aria-label") == "semantic of the tokenizer, nats: from 1 at step 0 to 0.25 at step 10"
+    assert (
+        charts[1].get("aria-label") == "semantic of the tokenizer, nats: from 1 at step 0 to 0.25 at step 10"
+    )
     titles = [title.text for title in charts[3].iter("{http://www.w3.org/2000/svg}title")]
-    assert titles == ["depth 1: 99.6% of 256 codes used, perplexity 128.0", "depth 2: 50.0% of 256 codes used, perplexity 64.0"]
+    assert titles == [
+        "depth 1: 99.6% of 256 codes used, perplexity 128.0",
+        "depth 2: 50.0% of 256 codes used, perplexity 64.0",
+    ]
 
 
 def test_values_that_are_not_finite_are_counted() -> None:
@@ -156,11 +185,17 @@ def test_zero_shot_accuracies_stand_in_a_table() -> None:
 
 
 def test_without_attributes_retrieval_is_shown_instead() -> None:
-    page = Page(render(replace(DATA, zero_shot=None, retrieval=Retrieval(num_pairs=500, teacher=0.412, quantised=0.336))))
+    page = Page(
+        render(
+            replace(DATA, zero_shot=None, retrieval=Retrieval(num_pairs=500, teacher=0.412, quantised=0.336))
+        )
+    )
     assert page.texts("dd", "big")[2] == "41.2% → 33.6%"
     assert "Zero-shot accuracy" not in page.texts("h2")
     assert {"Teacher 41.2%", "Quantised 33.6%"} <= set(rows(page))
-    assert any("among 500, is its own (R@1). Guessing gives 0.2%." in text for text in page.texts("p", "note"))
+    assert any(
+        "among 500, is its own (R@1). Guessing gives 0.2%." in text for text in page.texts("p", "note")
+    )
 
 
 def test_stage_times_are_listed_and_added_up() -> None:
@@ -251,7 +286,11 @@ def test_a_report_says_what_share_of_the_time_the_encoder_waits_and_for_what() -
 
 
 def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
-    lines = [{"step": 0, "loss": 3.0}, {"step": 10, "loss": 2.0, "adaptive_weight": 0.5}, {"step": 20, "loss": 1.0, "adaptive_weight": 0.4}]
+    lines = [
+        {"step": 0, "loss": 3.0},
+        {"step": 10, "loss": 2.0, "adaptive_weight": 0.5},
+        {"step": 20, "loss": 1.0, "adaptive_weight": 0.4},
+    ]
     assert {curve.name: curve.points for curve in curves("train", lines)} == {
         "loss": ((0, 3.0), (10, 2.0), (20, 1.0)),
         "adaptive weight": ((10, 0.5), (20, 0.4)),

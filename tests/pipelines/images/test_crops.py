@@ -25,12 +25,26 @@ def crops_of(size: tuple[int, int], *crops: AnyCrops, key: bytes = KEY) -> list[
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.one_of(
         st.builds(CenterCrop, kind=st.just("center"), flip=st.booleans()),
-        st.builds(GridCrops, kind=st.just("grid"), rows=st.integers(1, 8), columns=st.integers(1, 8), scale=st.floats(0.01, 1)),
-        st.builds(RandomCrops, kind=st.just("random"), number=st.integers(1, 9), min_scale=st.floats(0.01, 1), seed=st.integers(-9, 9)),
+        st.builds(
+            GridCrops,
+            kind=st.just("grid"),
+            rows=st.integers(1, 8),
+            columns=st.integers(1, 8),
+            scale=st.floats(0.01, 1),
+        ),
+        st.builds(
+            RandomCrops,
+            kind=st.just("random"),
+            number=st.integers(1, 9),
+            min_scale=st.floats(0.01, 1),
+            seed=st.integers(-9, 9),
+        ),
     ),
     st.binary(min_size=16, max_size=16),
 )
-def test_crops_are_squares_inside_the_image_as_many_as_the_recipe_counts(size: tuple[int, int], config: AnyCrops, key: bytes) -> None:
+def test_crops_are_squares_inside_the_image_as_many_as_the_recipe_counts(
+    size: tuple[int, int], config: AnyCrops, key: bytes
+) -> None:
     crops = crops_of(size, config, key=key)
     assert len(crops) == config.count * (1 + config.flip)
     for crop in crops:

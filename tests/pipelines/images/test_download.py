@@ -140,7 +140,14 @@ def test_images_cut_short_are_told_from_whole_ones(kind: str, settings: dict[str
 
 
 def test_what_is_no_image_has_its_reason() -> None:
-    for body in (b"<!doctype html><title>Gone</title>", b"", b"\0" * 100, encode(PLAIN, "BMP"), encode(PLAIN, "TIFF"), b"<svg/>"):
+    for body in (
+        b"<!doctype html><title>Gone</title>",
+        b"",
+        b"\0" * 100,
+        encode(PLAIN, "BMP"),
+        encode(PLAIN, "TIFF"),
+        b"<svg/>",
+    ):
         assert rejected(body) == "not_an_image"
     broken = bytearray(encode(picture()))
     broken[len(broken) // 2] ^= 0xFF
@@ -164,7 +171,11 @@ def test_a_line_is_not_blown_up_to_a_wall() -> None:
 @pytest.fixture
 def server() -> Iterator[str]:
     bodies = {f"ok/{n}.png": encode(Image.new("RGB", (40 + n, 40), (n, 0, 0))) for n in range(40)}
-    bodies |= {"page.html": b"<html>no</html>", "cut.png": encode(picture())[:5000], "big.png": encode(Image.new("L", (700, 700)))}
+    bodies |= {
+        "page.html": b"<html>no</html>",
+        "cut.png": encode(picture())[:5000],
+        "big.png": encode(Image.new("L", (700, 700))),
+    }
     with serve_images(bodies.get) as base:
         yield base
 
@@ -172,12 +183,19 @@ def server() -> Iterator[str]:
 def recipe_with(source: dict[str, Any], **settings: Any) -> Recipe:
     values = load_recipe("scenes").model_dump(mode="json")
     values["corpora"]["scenes-train"] = {"source": source}
-    values["download"] |= {"rows_per_shard": 30, "concurrency": 8, "max_pixels": 400_000, "allow_private_addresses": True} | settings
+    values["download"] |= {
+        "rows_per_shard": 30,
+        "concurrency": 8,
+        "max_pixels": 400_000,
+        "allow_private_addresses": True,
+    } | settings
     return Recipe.model_validate(values)
 
 
 def job_of(recipe: Recipe, folder: Path, inputs: dict[str, str] | None = None) -> StageJob:
-    units = tuple(Unit(f"{index:05d}", rows) for index, rows in enumerate(count_source_rows(recipe, "scenes-train")))
+    units = tuple(
+        Unit(f"{index:05d}", rows) for index, rows in enumerate(count_source_rows(recipe, "scenes-train"))
+    )
     return StageJob("download", "scenes-train", recipe, str(folder), "0", inputs or {}, units)
 
 
@@ -195,12 +213,24 @@ def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_pat
     odd = ["page.html", "none.png", "cut.png", "big.png"]
     urls: list[str | None] = [f"{server}/ok/{n}.png" for n in range(38)]
     urls[3:3] = [*(f"{server}/{name}" for name in odd), None, "", "file:///etc/passwd", "not a url"]
-    table = pa.table({"url": urls, "caption": [None if n == 1 else f"c{n}" for n in range(len(urls))], "license": ["cc0"] * len(urls)})
+    table = pa.table(
+        {
+            "url": urls,
+            "caption": [None if n == 1 else f"c{n}" for n in range(len(urls))],
+            "license": ["cc0"] * len(urls),
+        }
+    )
     pq.write_table(table, tmp_path / "urls.parquet")
-    recipe = recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet"), "keep_columns": ["license"]})
+    recipe = recipe_with(
+        {"kind": "urls", "table": str(tmp_path / "urls.parquet"), "keep_columns": ["license"]}
+    )
     outputs = run_all(job_of(recipe, tmp_path), tmp_path / "a")
-    assert [output.files for output in outputs] == [(f"{u}.tar", f"{u}.parquet", f"{u}_stats.json") for u in ("00000", "00001")]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(name for output in outputs for name in output.files)
+    assert [output.files for output in outputs] == [
+        (f"{u}.tar", f"{u}.parquet", f"{u}_stats.json") for u in ("00000", "00001")
+    ]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
+        name for output in outputs for name in output.files
+    )
     assert outputs[0].ledger is not None
     assert count_statuses(outputs[0].ledger) == {
         "ok": 22, "failed:not_an_image": 1, "failed:http_404": 1, "failed:truncated_image": 1, "failed:too_many_pixels": 1,
@@ -208,8 +238,19 @@ def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_pat
     }  # fmt: skip
     rows = pq.read_table(tmp_path / "a/00000.parquet").to_pylist()
     assert [row["url"] for row in rows] == urls[:30]
-    assert [row["reason"] for row in rows[3:9]] == ["not_an_image", "http_404", "truncated_image", "too_many_pixels", "bad_url", "bad_url"]
-    assert Counter(row["status"] for row in rows) == {"success": 22, "failed_to_download": 5, "failed_to_resize": 3}
+    assert [row["reason"] for row in rows[3:9]] == [
+        "not_an_image",
+        "http_404",
+        "truncated_image",
+        "too_many_pixels",
+        "bad_url",
+        "bad_url",
+    ]
+    assert Counter(row["status"] for row in rows) == {
+        "success": 22,
+        "failed_to_download": 5,
+        "failed_to_resize": 3,
+    }
     assert rows[1]["caption"] == ""
     assert rows[0]["license"] == "cc0"
     assert (rows[2]["width"], rows[2]["original_width"], rows[2]["original_height"]) == (64, 42, 40)
@@ -225,7 +266,9 @@ def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_pat
 
 def test_private_addresses_are_refused_unless_the_recipe_allows_them(tmp_path: Path, server: str) -> None:
     pq.write_table(pa.table({"url": [f"{server}/ok/0.png"], "caption": ["c"]}), tmp_path / "urls.parquet")
-    recipe = recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, allow_private_addresses=False)
+    recipe = recipe_with(
+        {"kind": "urls", "table": str(tmp_path / "urls.parquet")}, allow_private_addresses=False
+    )
     (output,) = run_all(job_of(recipe, tmp_path), tmp_path / "a")
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:private_address": 1}
@@ -240,7 +283,10 @@ def free_port() -> int:
 def table_of(tmp_path: Path) -> Callable[..., StageJob]:
     def make(urls: list[str | None], **settings: Any) -> StageJob:
         pq.write_table(pa.table({"url": urls, "caption": ["c"] * len(urls)}), tmp_path / "urls.parquet")
-        return job_of(recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0, **settings), tmp_path)
+        return job_of(
+            recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0, **settings),
+            tmp_path,
+        )
 
     return make
 
@@ -248,9 +294,13 @@ def table_of(tmp_path: Path) -> Callable[..., StageJob]:
 TableOf = Callable[..., StageJob]
 
 
-def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(tmp_path: Path, table_of: TableOf) -> None:
+def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(
+    tmp_path: Path, table_of: TableOf
+) -> None:
     down = f"http://127.0.0.1:{free_port()}"
-    job = table_of([None, f"{down}/a.png", f"{down}/b.png", "http://no-such-host.invalid/c.png", "ftp://x/d.png"])
+    job = table_of(
+        [None, f"{down}/a.png", f"{down}/b.png", "http://no-such-host.invalid/c.png", "ftp://x/d.png"]
+    )
     told = rf"^none of 3 URLs gave an answer, 2 for connection, such as {down}/a\.png \(.*\): .* set download\.accept_dead_units=true"
     with pytest.raises(ConnectionError, match=told) as error:
         run_all(job, tmp_path / "a")
@@ -259,19 +309,27 @@ def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(tmp_path: P
 
 
 def test_links_that_are_dead_for_good_can_be_accepted(tmp_path: Path, table_of: TableOf) -> None:
-    (output,) = run_all(table_of([f"http://127.0.0.1:{free_port()}/a.png"] * 3, accept_dead_units=True), tmp_path / "a")
+    (output,) = run_all(
+        table_of([f"http://127.0.0.1:{free_port()}/a.png"] * 3, accept_dead_units=True), tmp_path / "a"
+    )
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:connection": 3}
 
 
-def test_one_definite_answer_is_enough_to_finish_a_unit(tmp_path: Path, server: str, table_of: TableOf) -> None:
-    (output,) = run_all(table_of([f"http://127.0.0.1:{free_port()}/a.png", f"{server}/none.png"]), tmp_path / "a")
+def test_one_definite_answer_is_enough_to_finish_a_unit(
+    tmp_path: Path, server: str, table_of: TableOf
+) -> None:
+    (output,) = run_all(
+        table_of([f"http://127.0.0.1:{free_port()}/a.png", f"{server}/none.png"]), tmp_path / "a"
+    )
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:connection": 1, "failed:http_404": 1}
 
 
 def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:
-    recipe = recipe_with({"kind": "scenes", "split": "train", "num_images": 50}, allow_private_addresses=False)
+    recipe = recipe_with(
+        {"kind": "scenes", "split": "train", "num_images": 50}, allow_private_addresses=False
+    )
     folder = tmp_path / "scenes"
     folder.mkdir()
     making = StageJob("scenes", "scenes-train", recipe, str(folder), "0", {}, ())
@@ -288,11 +346,17 @@ def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:
         assert '"index": 37' in shard.metadata["description"].to_pylist()[7]
 
 
-def test_whoever_is_forgotten_is_not_fetched_by_a_worker_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/1.png"], "caption": ["c"]}), tmp_path / "urls.parquet")
+def test_whoever_is_forgotten_is_not_fetched_by_a_worker_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(
+        pa.table({"url": ["http://127.0.0.1:9/1.png"], "caption": ["c"]}), tmp_path / "urls.parquet"
+    )
     monkeypatch.chdir(tmp_path)
     recipe = recipe_with({"kind": "urls", "table": str(tmp_path / "urls.parquet")}, retries=0)
-    Store("data").put_bytes(Tombstones(hosts=frozenset({"127.0.0.1"})).to_bytes(), "scenes-train/tombstones.json")
+    Store("data").put_bytes(
+        Tombstones(hosts=frozenset({"127.0.0.1"})).to_bytes(), "scenes-train/tombstones.json"
+    )
     job = job_of(recipe, tmp_path)
     monkeypatch.chdir("/")
     (output,) = run_all(job, tmp_path / "a")
@@ -307,7 +371,9 @@ def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Pa
         (folder / f"00000.{name}").write_bytes((folder / f"00002.{name}").read_bytes())
     recipe = recipe_with({"kind": "shards", "folder": str(folder)})
     outputs = run_all(job_of(recipe, tmp_path), tmp_path / "a")
-    assert [count_statuses(output.ledger) for output in outputs if output.ledger] == [{"ok": 8, "failed:failed_in_source": 4}] * 2
+    assert [count_statuses(output.ledger) for output in outputs if output.ledger] == [
+        {"ok": 8, "failed:failed_in_source": 4}
+    ] * 2
     assert (tmp_path / "a/00001.tar").read_bytes() == (folder / "00002.tar").read_bytes()
     rows = pq.read_table(tmp_path / "a/00001.parquet").to_pylist()
     assert [row["sample_key"] for row in rows] == [sample_key("scenes-train", 12 + row) for row in range(12)]
@@ -320,7 +386,10 @@ def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Pa
 def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     write_theirs(folder)
-    recipe, whole = recipe_with({"kind": "shards", "folder": str(folder)}), (folder / "00002.tar").read_bytes()
+    recipe, whole = (
+        recipe_with({"kind": "shards", "folder": str(folder)}),
+        (folder / "00002.tar").read_bytes(),
+    )
     place = whole.index(b"\x89PNG")
     (folder / "00002.tar").write_bytes(whole[:place] + b"<htm" + whole[place + 4 :])
     (output,) = run_all(job_of(recipe, tmp_path), tmp_path / "a")
@@ -332,7 +401,9 @@ def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_huge_image_of_a_source_shard_has_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as in a process that prepares no image; Pillow refuses twice as many
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1000
+    )  # as in a process that prepares no image; Pillow refuses twice as many
     verdict = check_image(encode(Image.new("L", (70, 70))), DownloadConfig(max_pixels=4000))
     assert isinstance(verdict, Rejected)
     assert verdict.reason == "too_many_pixels"

@@ -43,7 +43,10 @@ def pair(one: Scene) -> frozenset[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[Split, list[Scene]]:
-    return {"train": [scene("train", 0, i) for i in range(3000)], "heldout": [scene("heldout", 0, i) for i in range(3000)]}
+    return {
+        "train": [scene("train", 0, i) for i in range(3000)],
+        "heldout": [scene("heldout", 0, i) for i in range(3000)],
+    }
 
 
 def test_splits_share_no_combination_whatever_the_seed(scenes: dict[Split, list[Scene]]) -> None:
@@ -59,7 +62,9 @@ def test_a_pair_is_in_one_split_in_either_order() -> None:
     assert split_of(first, second) == split_of(second, first)
 
 
-def test_each_split_shows_every_value_and_one_pair_in_eight_is_held_out(scenes: dict[Split, list[Scene]]) -> None:
+def test_each_split_shows_every_value_and_one_pair_in_eight_is_held_out(
+    scenes: dict[Split, list[Scene]],
+) -> None:
     for values in scenes.values():
         things = [thing for one in values for thing in one.objects]
         assert {thing.shape for thing in things} == set(SHAPES)
@@ -120,7 +125,10 @@ def test_captions_say_all_of_both_objects_and_nothing_of_dots(scenes: dict[Split
 
 def test_captions_vary_and_the_canonical_phrasing_is_among_them(scenes: dict[Split, list[Scene]]) -> None:
     captions = [(one, caption(one)) for one in scenes["train"]]
-    both = [text in {canonical_caption(one.objects), canonical_caption(one.objects[::-1])} for one, text in captions]
+    both = [
+        text in {canonical_caption(one.objects), canonical_caption(one.objects[::-1])}
+        for one, text in captions
+    ]
     assert 0.4 < sum(both) / len(both) < 0.6
     assert len({text.split(maxsplit=1)[0] for _, text in captions}) >= 4
 
@@ -141,7 +149,9 @@ def test_questions_are_answered_truly(scenes: dict[Split, list[Scene]]) -> None:
                 assert asked == f"where is the {thing.size} {thing.colour} {thing.shape}"
             elif item["kind"] == "count":
                 word = next(word for word in asked.split() if word in {*SHAPES, *COLOURS, *SIZES})
-                assert item["answer"] == numbers[sum(word in {t.shape, t.colour, t.size} for t in one.objects)]
+                assert (
+                    item["answer"] == numbers[sum(word in {t.shape, t.colour, t.size} for t in one.objects)]
+                )
     assert set(kinds) == {"shape", "colour", "size", "place", "count", "dots"}
 
 

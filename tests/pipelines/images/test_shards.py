@@ -14,7 +14,14 @@ from PIL import Image
 
 from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.shards import FAILED_TO_DOWNLOAD, SUCCESS, ImageShard, ShardRow, ShardWriter, find_shards
+from dualtoken.pipelines.images.shards import (
+    FAILED_TO_DOWNLOAD,
+    SUCCESS,
+    ImageShard,
+    ImageShardWriter,
+    ShardRow,
+    find_shards,
+)
 
 
 def png(level: int) -> bytes:
@@ -25,13 +32,30 @@ def png(level: int) -> bytes:
 
 def write_ours(folder: Path, rows: int = 12) -> None:
     folder.mkdir()
-    with ShardWriter(folder, "00003", "png", pa.schema([pa.field("license", pa.string())])) as writer:
+    with ImageShardWriter(folder, "00003", "png", pa.schema([pa.field("license", pa.string())])) as writer:
         for number in range(rows):
             row = ShardRow(
-                f"http://h/{number}", f"caption {number} ü", sample_key("c", number), SUCCESS, "", None, 8, 8, 80 + number, 90, "0a"
+                f"http://h/{number}",
+                f"caption {number} ü",
+                sample_key("c", number),
+                SUCCESS,
+                "",
+                None,
+                8,
+                8,
+                80 + number,
+                90,
+                "0a",
             )
             if number % 4 == 1:
-                row = ShardRow(f"http://h/{number}", "", sample_key("c", number), FAILED_TO_DOWNLOAD, "http_404", "Not Found")
+                row = ShardRow(
+                    f"http://h/{number}",
+                    "",
+                    sample_key("c", number),
+                    FAILED_TO_DOWNLOAD,
+                    "http_404",
+                    "Not Found",
+                )
             writer.write(row, png(number) if row.status == SUCCESS else None, {"license": "cc0"})
 
 
@@ -50,7 +74,9 @@ def write_theirs(folder: Path, rows: int = 12) -> None:
         sizes = dict.fromkeys(numbers, None if failed else 8)
         meta = {"url": f"http://h/{number}", "caption": f"caption {number}", "key": key, **sizes}
         meta |= (
-            {"status": "failed_to_download", "error_message": "HTTP Error 404"} if failed else {"status": "success", "error_message": None}
+            {"status": "failed_to_download", "error_message": "HTTP Error 404"}
+            if failed
+            else {"status": "success", "error_message": None}
         )
         writer.write(None if failed else png(number), key, meta["caption"], meta)
     writer.close()
@@ -66,8 +92,12 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     with tarfile.open(tmp_path / "a/00003.tar") as tar:
         members = tar.getmembers()
-    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "dualtoken")}
-    assert [member.name for member in members[:6]] == [f"00003{n:04d}.{suffix}" for n in (0, 2) for suffix in ("json", "png", "txt")]
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {
+        (0, 0, 0, "dualtoken")
+    }
+    assert [member.name for member in members[:6]] == [
+        f"00003{n:04d}.{suffix}" for n in (0, 2) for suffix in ("json", "png", "txt")
+    ]
 
 
 def test_the_table_has_a_row_per_input_and_the_statistics_count_them(tmp_path: Path) -> None:
@@ -152,7 +182,9 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_a_folder_is_listed_in_order_and_must_be_whole(tmp_path: Path) -> None:
     for name, rows in [("00000", 3), ("00002", 5)]:
-        pq.write_table(pa.table({"key": ["k"] * rows, "status": ["success"] * rows}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"key": ["k"] * rows, "status": ["success"] * rows}), tmp_path / f"{name}.parquet"
+        )
         (tmp_path / f"{name}.tar").touch()
     assert find_shards(str(tmp_path)) == [("00000", 0, 3), ("00002", 3, 5)]
     (tmp_path / "00002.tar").unlink()
@@ -163,6 +195,9 @@ def test_a_folder_is_listed_in_order_and_must_be_whole(tmp_path: Path) -> None:
 
 
 def test_a_shard_whose_block_raises_has_no_table(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="success with no image"), ShardWriter(tmp_path, "00000", "png") as writer:
+    with (
+        pytest.raises(AssertionError, match="success with no image"),
+        ImageShardWriter(tmp_path, "00000", "png") as writer,
+    ):
         writer.write(ShardRow("u", "", sample_key("c", 0), SUCCESS), None)
     assert not (tmp_path / "00000.parquet").exists()

@@ -39,8 +39,12 @@ def test_ranges_cross_row_groups_and_files(tmp_path: Path) -> None:
     for first, count in [(0, 125), (7, 20), (90, 12), (124, 1), (30, 0)]:
         rows = urls.rows(first, count).to_pylist()
         assert [row["license"] for row in rows] == list(range(first, first + count))[: len(rows)]
-        assert [row["url"] for row in rows] == [None if n % 7 == 3 else f"http://h/{n}" for n in range(first, first + count)]
-        assert [row["caption"] for row in rows] == ["" if n % 5 == 1 else f"caption {n}" for n in range(first, first + count)]
+        assert [row["url"] for row in rows] == [
+            None if n % 7 == 3 else f"http://h/{n}" for n in range(first, first + count)
+        ]
+        assert [row["caption"] for row in rows] == [
+            "" if n % 5 == 1 else f"caption {n}" for n in range(first, first + count)
+        ]
 
 
 def test_only_the_wanted_row_groups_and_columns_are_read(tmp_path: Path) -> None:
@@ -71,8 +75,12 @@ def test_text_tables_are_read_as_strings(tmp_path: Path, suffix: str, mark: str)
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t.{suffix}"
-    pq.write_table(table(0, 3), path) if suffix == "parquet" else path.write_text("link,text,license\na,b,c\n")
-    with pytest.raises(UserError, match=r"url_column='url' is no column of .*, which has link, text, license.*: set it") as error:
+    pq.write_table(table(0, 3), path) if suffix == "parquet" else path.write_text(
+        "link,text,license\na,b,c\n"
+    )
+    with pytest.raises(
+        UserError, match=r"url_column='url' is no column of .*, which has link, text, license.*: set it"
+    ) as error:
         UrlTable([str(path)]).num_rows  # noqa: B018
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="keep_columns='licence'"):
@@ -95,7 +103,9 @@ def test_unreadable_tables_are_one_line_that_names_the_file(tmp_path: Path) -> N
 
 def test_units_add_up_to_the_source(tmp_path: Path) -> None:
     pq.write_table(table(0, 95), tmp_path / "a.parquet")
-    recipe = with_urls(tmp_path / "a.parquet", url_column="link", caption_column="text", keep_columns=["license"])
+    recipe = with_urls(
+        tmp_path / "a.parquet", url_column="link", caption_column="text", keep_columns=["license"]
+    )
     assert count_source_rows(recipe, "scenes-train") == [40, 40, 15]
     assert count_source_rows(recipe, "scenes-heldout") == [40] * 25 + [24]
     assert url_table(recipe, "scenes-train", None).rows(94, 1)["license"].to_pylist() == [94]

@@ -24,7 +24,9 @@ def job_of(tmp_path: Path, load_tiny: LoadTiny) -> JobOf:
 
     def job_of(stage: str, *settings: str) -> StageJob:
         inputs = {"teacher": str(tmp_path), "train": str(tmp_path)}
-        return StageJob(stage, None, load_tiny(tmp_path, *settings), str(tmp_path), "0", inputs, (Unit("model", 0),))
+        return StageJob(
+            stage, None, load_tiny(tmp_path, *settings), str(tmp_path), "0", inputs, (Unit("model", 0),)
+        )
 
     return job_of
 
@@ -43,7 +45,11 @@ def test_a_recipe_without_gpus_leaves_a_gpu_alone(stage: str, job_of: JobOf) -> 
     assert stage_device(job_of(stage, other)) == torch.device("cpu")
 
 
-ASKED = {"teacher": "train.use_gpu=true", "train": "train.use_gpu=true", **dict.fromkeys(LOOKING, "cluster.gpus_per_worker=0.5")}
+ASKED = {
+    "teacher": "train.use_gpu=true",
+    "train": "train.use_gpu=true",
+    **dict.fromkeys(LOOKING, "cluster.gpus_per_worker=0.5"),
+}
 
 
 @pytest.mark.usefixtures("machine")
@@ -56,7 +62,9 @@ def test_a_recipe_with_gpus_gets_one(stage: str, job_of: JobOf) -> None:
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("machine", [NONE_THERE], indirect=True)
 @pytest.mark.parametrize("stage", ASKED)
-def test_a_gpu_that_is_not_there_is_told_in_one_line_by_what_opens_the_networks(stage: str, job_of: JobOf, tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there_is_told_in_one_line_by_what_opens_the_networks(
+    stage: str, job_of: JobOf, tmp_path: Path
+) -> None:
     job = job_of(stage, ASKED[stage])
     openers: dict[str, Callable[[], object]] = {
         "teacher": lambda: teacher.Worker(job).run(job.units[0], tmp_path),

@@ -28,16 +28,34 @@ def test_by_default_each_row_that_training_may_see_is_read_once(finished: Recipe
     assert len(keys) == len(set(keys)) == len(plan.datasets[0])
 
 
-def test_each_key_is_that_of_a_plan_made_by_hand(finished: Recipe, load_tiny: LoadTiny, tmp_path: Path) -> None:
-    settings = [BOTH, "load.weights={0: {tiny-train: 3, tiny-heldout: 1}, 100: {tiny-heldout: 1}}", "load.seed=5", "load.shuffle_shards=2"]
-    settings += ["load.streams=[semantic]", "load.check=never", f"load.cache={tmp_path}/cache", "load.with_captions=true"]
+def test_each_key_is_that_of_a_plan_made_by_hand(
+    finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    settings = [
+        BOTH,
+        "load.weights={0: {tiny-train: 3, tiny-heldout: 1}, 100: {tiny-heldout: 1}}",
+        "load.seed=5",
+        "load.shuffle_shards=2",
+    ]
+    settings += [
+        "load.streams=[semantic]",
+        "load.check=never",
+        f"load.cache={tmp_path}/cache",
+        "load.with_captions=true",
+    ]
     settings += ["load.on_damage=quarantine", f"load.damage_ledger={tmp_path}/lost.jsonl"]
     plan = load_plan(load_tiny(finished.root, *settings))
-    datasets = tuple(TokenDataset(folder(finished, name), streams=["semantic"]) for name in ("tiny-heldout", "tiny-train"))
+    datasets = tuple(
+        TokenDataset(folder(finished, name), streams=["semantic"]) for name in ("tiny-heldout", "tiny-train")
+    )
     by_hand = LoadPlan(datasets=datasets, weights={0: [1, 3], 100: [1, 0]}, seed=5, shuffle_shards=2)
     assert plan.identity() == by_hand.identity()
     assert [dataset.streams for dataset in plan.datasets] == [("semantic",)] * 2
-    assert (plan.with_captions, plan.on_damage, plan.damage_ledger) == (True, "quarantine", tmp_path / "lost.jsonl")
+    assert (plan.with_captions, plan.on_damage, plan.damage_ledger) == (
+        True,
+        "quarantine",
+        tmp_path / "lost.jsonl",
+    )
     assert plan.tokenizer == plan.datasets[0].tokenizer_fingerprint
     epochs = load_plan(load_tiny(finished.root, BOTH, "load.epochs={tiny-train: 1.5}"))
     assert epochs.identity()["epochs"] == [0, 1.5]
@@ -51,20 +69,31 @@ def test_unfinished_tokens_name_what_to_run(tmp_path: Path, load_tiny: LoadTiny)
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("load.epochs={tiny-heldout: 1}", "load names tiny-heldout: set load.corpora to some of tiny-train, tiny-heldout"),
+        (
+            "load.epochs={tiny-heldout: 1}",
+            "load names tiny-heldout: set load.corpora to some of tiny-train, tiny-heldout",
+        ),
         ("load.corpora=[photos]", "load names photos"),
         ("load.epochs={photos: 1}", "load names photos"),
         ("load.weights={0: {tiny-train: 1, photos: 1}}", "load names photos"),
         ("load.weights={5: {tiny-train: 1}}", "load: weights do not begin at sample 0"),
         ("load.weights={0: {tiny-train: 0}}", "no corpus has a share over 0"),
         ("load.epochs={}", "no corpus has a share over 0"),
-        ("load.cache=s3://bucket/cache", "s3://bucket/cache is a URL: give a folder or file of this machine's disks"),
+        (
+            "load.cache=s3://bucket/cache",
+            "s3://bucket/cache is a URL: give a folder or file of this machine's disks",
+        ),
         ("load={shuffle: false, shuffle_shards: 3}", "load: shuffle_shards=3 with shuffle=false"),
         ("load.seed=-1", "load.seed=-1: should be greater than or equal to 0"),
         ("load.on_damage=quarantine", "load: on_damage=quarantine without damage_ledger"),
-        ("load={weights: {0: {tiny-train: 1}}, epochs: {tiny-train: 1}}", "load: weights and epochs are both set"),
+        (
+            "load={weights: {0: {tiny-train: 1}}, epochs: {tiny-train: 1}}",
+            "load: weights and epochs are both set",
+        ),
     ],
 )
-def test_a_mistake_is_told_when_the_recipe_is_read(setting: str, problem: str, tmp_path: Path, load_tiny: LoadTiny) -> None:
+def test_a_mistake_is_told_when_the_recipe_is_read(
+    setting: str, problem: str, tmp_path: Path, load_tiny: LoadTiny
+) -> None:
     with pytest.raises(UserError, match=problem):
         load_tiny(tmp_path, setting)

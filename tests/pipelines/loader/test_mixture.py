@@ -15,25 +15,33 @@ WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1e3)), min_size=1, ma
 
 @settings(max_examples=60, deadline=None)
 @given(WEIGHTS, st.integers(0, 2**31), st.integers(0, 40))
-def test_shares_are_never_more_than_a_sample_per_source_off(weights: list[float], seed: int, blocks: int) -> None:
+def test_shares_are_never_more_than_a_sample_per_source_off(
+    weights: list[float], seed: int, blocks: int
+) -> None:
     counts = mixture({0: weights}, seed).counts(blocks * BLOCK)
     assert sum(counts) == blocks * BLOCK
     for count, weight in zip(counts, weights, strict=True):
         # Weights are rounded to fractions, so large counts may differ by that much.
-        assert count == pytest.approx(blocks * BLOCK * weight / sum(weights), abs=len(weights) + 0.02 * blocks * BLOCK)
+        assert count == pytest.approx(
+            blocks * BLOCK * weight / sum(weights), abs=len(weights) + 0.02 * blocks * BLOCK
+        )
         assert count == 0 or weight > 0
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), st.integers(0, 200))
 def test_counts_are_those_of_all_samples_sorted_by_time(weights: list[int], samples: int) -> None:
-    times = [(Fraction(2 * j + 1, weight), i) for i, weight in enumerate(weights) if weight for j in range(samples)]
+    times = [
+        (Fraction(2 * j + 1, weight), i) for i, weight in enumerate(weights) if weight for j in range(samples)
+    ]
     first = [source for _, source in sorted(times)[:samples]]
     assert _before(tuple(weights), samples) == [first.count(source) for source in range(len(weights))]
 
 
 @settings(max_examples=40, deadline=None)
 @given(WEIGHTS, WEIGHTS, st.integers(1, 3 * BLOCK), st.integers(0, 100))
-def test_each_source_is_read_in_order_without_gaps_across_phases(first: list[float], second: list[float], change: int, seed: int) -> None:
+def test_each_source_is_read_in_order_without_gaps_across_phases(
+    first: list[float], second: list[float], change: int, seed: int
+) -> None:
     size = min(len(first), len(second))
     if not (any(first[:size]) and any(second[:size])):
         return
@@ -94,7 +102,9 @@ def test_shares_are_of_the_weights_however_small_all_of_them_are(scale: float) -
 
 
 def test_weights_of_before_give_the_samples_of_before() -> None:
-    chosen = mixture({0: [3.14159, 0.4142, 1e-5], BLOCK: [0.1, 0.2, 2e-6]}, seed=6).choose(np.arange(3 * BLOCK))
+    chosen = mixture({0: [3.14159, 0.4142, 1e-5], BLOCK: [0.1, 0.2, 2e-6]}, seed=6).choose(
+        np.arange(3 * BLOCK)
+    )
     assert [hashlib.sha256(column.tobytes()).hexdigest()[:12] for column in chosen] == PINNED
 
 
@@ -104,7 +114,10 @@ PINNED = ["6179a3657d39", "423f18d8e1fe"]
 @pytest.mark.parametrize(
     ("schedule", "line"),
     [
-        ({0: [1, 1e-7]}, r"weights=\[1, 1e-07\] from sample 0: 1e-07 is too small a share beside 1, under half of 1/1000000: raise it"),
+        (
+            {0: [1, 1e-7]},
+            r"weights=\[1, 1e-07\] from sample 0: 1e-07 is too small a share beside 1, under half of 1/1000000: raise it",
+        ),
         ({0: [1, 1], 9: [1e-3, 4e-10]}, "from sample 4096: 4e-10 is too small a share beside 0.001"),
         ({0: [1, -1]}, r"weights=\[1, -1\] from sample 0: give weights of at least 0"),
         ({0: [0, 0]}, "give weights of at least 0, one of them more"),

@@ -34,12 +34,17 @@ def tokenize(caption: str) -> list[int]:
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, ...]:
     folder = tmp_path_factory.mktemp("tokens")
-    return tuple(TokenDataset(write_tokens(folder / name, rows, name=name, rows_per_shard=100)) for name, rows in ROWS.items())
+    return tuple(
+        TokenDataset(write_tokens(folder / name, rows, name=name, rows_per_shard=100))
+        for name, rows in ROWS.items()
+    )
 
 
 def plan_of(load: LoadPlan, **changed: Any) -> PackPlan:
     markers = Markers(image_start=IMAGE_START, image_end=IMAGE_END, start=START, end=END, padding=PADDING)
-    plan = PackPlan(load=load, capacity=64, tokenize=tokenize, markers=markers, pool_size=16, caption_dropout=0.3)
+    plan = PackPlan(
+        load=load, capacity=64, tokenize=tokenize, markers=markers, pool_size=16, caption_dropout=0.3
+    )
     return replace(plan, **changed)
 
 
@@ -52,8 +57,12 @@ def documents(batch: PackedBatch) -> Counter[tuple[Any, ...]]:
     semantic[visual], pixel[visual] = batch.semantic.numpy(), batch.pixel.numpy()
     found: Counter[tuple[Any, ...]] = Counter()
     keys = iter(batch.keys.numpy())
-    for number, begin, end in zip(batch.segments.tolist(), batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
-        assert begin // batch.text.shape[1] == (end - 1) // batch.text.shape[1], "a segment over two sequences"
+    for number, begin, end in zip(
+        batch.segments.tolist(), batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True
+    ):
+        assert begin // batch.text.shape[1] == (end - 1) // batch.text.shape[1], (
+            "a segment over two sequences"
+        )
         if number < 0:
             assert set(text[begin:end]) == {PADDING}
             assert not visual[begin:end].any()
@@ -65,7 +74,12 @@ def documents(batch: PackedBatch) -> Counter[tuple[Any, ...]]:
 
 
 def spread(
-    plan: PackPlan, batch_size: int, world_size: int, steps: int | None = None, state: Any = None, workers: int = 1
+    plan: PackPlan,
+    batch_size: int,
+    world_size: int,
+    steps: int | None = None,
+    state: Any = None,
+    workers: int = 1,
 ) -> tuple[Counter[Any], Any]:
     """Run all ranks for some steps, or to the end; return their documents and the state after them."""
     found, states, lengths = Counter[Any](), [], set()
@@ -74,7 +88,10 @@ def spread(
         if state is not None:
             loader.load_state_dict(state)
         batches = [
-            batch for _, batch in zip(range(steps) if steps is not None else iter(int, 1), by_workers(loader, workers), strict=False)
+            batch
+            for _, batch in zip(
+                range(steps) if steps is not None else iter(int, 1), by_workers(loader, workers), strict=False
+            )
         ]
         assert all(batch.text.shape == (batch_size, plan.capacity) for batch in batches)
         for batch in batches:
@@ -108,7 +125,12 @@ def expected(plan: PackPlan, numbers: range) -> Counter[Any]:
     seed=st.integers(0, 9),
 )  # fmt: skip
 def test_an_epoch_has_every_document_once_and_whole_over_any_number_of_ranks(
-    datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, image_first: float, seed: int
+    datasets: tuple[TokenDataset, ...],
+    batch_size: int,
+    world_size: int,
+    workers: int,
+    image_first: float,
+    seed: int,
 ) -> None:
     plan = plan_of(LoadPlan(datasets=datasets, seed=seed), image_first=image_first)
     found, state = spread(plan, batch_size, world_size, workers=workers)
@@ -121,7 +143,10 @@ def test_an_epoch_has_every_document_once_and_whole_over_any_number_of_ranks(
 def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_uninterrupted_one(
     datasets: tuple[TokenDataset, ...], data: st.DataObject
 ) -> None:
-    weights = {0: [3.0, 1.0], data.draw(st.integers(1, 400)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]]))}
+    weights = {
+        0: [3.0, 1.0],
+        data.draw(st.integers(1, 400)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]])),
+    }
     loads = [
         LoadPlan(datasets=datasets, seed=1),
         LoadPlan(datasets=datasets, epochs=(0.5, 2.5), seed=2),
@@ -130,7 +155,9 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_un
     plan, found, state = plan_of(data.draw(st.sampled_from(loads))), Counter[Any](), None
     batch_sizes, ranks, steps, workers = (st.integers(*ends) for ends in ((1, 9), (1, 4), (0, 3), (1, 3)))
     for _ in range(data.draw(st.integers(1, 3))):
-        part, state = spread(plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), state, data.draw(workers))
+        part, state = spread(
+            plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), state, data.draw(workers)
+        )
         found += part
     if plan.load.weights is None:
         rest, state = spread(plan, 4, 2, state=state, workers=data.draw(workers))
@@ -139,18 +166,30 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_un
     elif state is not None:
         waiting = {number for number, _ in state["waiting"]}
         whole = expected(plan, range(state["position"]))
-        assert found == Counter({document: count for document, count in whole.items() if document[0] not in waiting})
+        assert found == Counter(
+            {document: count for document, count in whole.items() if document[0] not in waiting}
+        )
 
 
-def test_with_lengths_given_a_rank_tokenizes_its_own_captions_only_and_makes_the_same_documents(datasets: tuple[TokenDataset, ...]) -> None:
+def test_with_lengths_given_a_rank_tokenizes_its_own_captions_only_and_makes_the_same_documents(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
     tokenized: list[str] = []
 
     def told(caption: str) -> list[int]:
         tokenized.append(caption)
         return tokenize(caption)
 
-    words = [np.array([len(tokenize(caption)) for caption in dataset.captions(np.arange(len(dataset)))]) for dataset in datasets]
-    plan = plan_of(LoadPlan(datasets=datasets, seed=4), tokenize=told, lengths=lambda source, rows: words[source][rows], image_first=1.0)
+    words = [
+        np.array([len(tokenize(caption)) for caption in dataset.captions(np.arange(len(dataset)))])
+        for dataset in datasets
+    ]
+    plan = plan_of(
+        LoadPlan(datasets=datasets, seed=4),
+        tokenize=told,
+        lengths=lambda source, rows: words[source][rows],
+        image_first=1.0,
+    )
     found, _ = spread(plan, 3, 2)
     own = Counter(caption for caption in tokenized if caption[:2] in ("a ", "b "))
     assert own == Counter(f"{name} {row}" for name, rows in ROWS.items() for row in range(rows))
@@ -162,14 +201,22 @@ def test_with_lengths_given_a_rank_tokenizes_its_own_captions_only_and_makes_the
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_worker_processes_change_no_sequence(datasets: tuple[TokenDataset, ...], num_workers: int) -> None:
     plan = plan_of(LoadPlan(datasets=datasets, seed=5))
-    alone, together = (list(iterate(PackedLoader(plan, 4), num_workers=workers)) for workers in (0, num_workers))
+    alone, together = (
+        list(iterate(PackedLoader(plan, 4), num_workers=workers)) for workers in (0, num_workers)
+    )
     for ours, theirs in zip(together, alone, strict=True):
         assert (ours.lost, ours.position, ours.waiting) == (theirs.lost, theirs.position, theirs.waiting)
-        assert all(torch.equal(a, b) for a, b in zip(ours[:9], theirs[:9], strict=True) if a is not None and b is not None)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(ours[:9], theirs[:9], strict=True)
+            if a is not None and b is not None
+        )
 
 
 def test_orders_and_dropped_captions_come_in_the_shares_asked_for(datasets: tuple[TokenDataset, ...]) -> None:
-    first, dropped = plan_of(LoadPlan(datasets=datasets), image_first=0.25, caption_dropout=0.1).orders(np.arange(40_000))
+    first, dropped = plan_of(LoadPlan(datasets=datasets), image_first=0.25, caption_dropout=0.1).orders(
+        np.arange(40_000)
+    )
     assert abs(first.mean() - 0.25) < 0.01
     assert abs(dropped[~first].mean() - 0.1) < 0.01
     assert not dropped[first].any(), "an image with nothing to say of it"
@@ -185,7 +232,9 @@ def test_a_view_of_one_stream_has_no_other(datasets: tuple[TokenDataset, ...], s
     assert torch.equal(one.text, both.text)
 
 
-def test_a_state_of_other_sequences_or_another_text_tokenizer_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+def test_a_state_of_other_sequences_or_another_text_tokenizer_is_refused(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
     plan = plan_of(LoadPlan(datasets=datasets))
     state = PackedLoader(plan, 2).state_dict(None)
     for changed, said in (
@@ -197,24 +246,37 @@ def test_a_state_of_other_sequences_or_another_text_tokenizer_is_refused(dataset
             PackedLoader(replace(plan, **changed), 2).load_state_dict(state)
 
 
-def test_a_tokenizer_that_gives_other_lengths_than_when_packed_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+def test_a_tokenizer_that_gives_other_lengths_than_when_packed_is_refused(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
     plan = plan_of(LoadPlan(datasets=datasets), caption_dropout=0.0)
     loader = PackedLoader(plan, 2)
     state = loader.state_dict(next(iter(loader)))
-    changed = PackedLoader(replace(plan, tokenize=lambda text: tokenize(text) * (1 + (text[:2] in ("a ", "b ")))), 2)
+    changed = PackedLoader(
+        replace(plan, tokenize=lambda text: tokenize(text) * (1 + (text[:2] in ("a ", "b ")))), 2
+    )
     changed.load_state_dict(state)
     with pytest.raises(ValueError, match=r"positions, .* when it was packed: resume with the text tokenizer"):
         list(changed)
 
 
-def test_an_image_that_no_sequence_can_hold_is_refused_before_anything_is_read(datasets: tuple[TokenDataset, ...]) -> None:
-    with pytest.raises(ValueError, match="capacity=7: an image takes 8 positions with its markers, and is never cut"):
+def test_an_image_that_no_sequence_can_hold_is_refused_before_anything_is_read(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
+    with pytest.raises(
+        ValueError, match="capacity=7: an image takes 8 positions with its markers, and is never cut"
+    ):
         plan_of(LoadPlan(datasets=datasets), capacity=7)
 
 
 def test_without_captions_and_markers_an_image_stands_alone(tmp_path: Path) -> None:
     dataset = TokenDataset(write_tokens(tmp_path / "a", 5))
-    plan = PackPlan(load=LoadPlan(datasets=(dataset,)), capacity=30, tokenize=lambda _: [], markers=Markers(image_start=1, image_end=2))
+    plan = PackPlan(
+        load=LoadPlan(datasets=(dataset,)),
+        capacity=30,
+        tokenize=lambda _: [],
+        markers=Markers(image_start=1, image_end=2),
+    )
     (batch,) = PackedLoader(plan, 1)
     assert batch.text.tolist() == [[1, 0, 0, 0, 0, 2] * 5]
     assert batch.cu_seqlens.tolist() == [0, 6, 12, 18, 24, 30]

@@ -16,7 +16,9 @@ def documents(lengths: list[int], first: int = 0) -> list[Document]:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(50, 120), st.integers(1, 40))
-def test_every_document_is_in_one_sequence_and_none_is_over_full(lengths: list[int], capacity: int, pool: int) -> None:
+def test_every_document_is_in_one_sequence_and_none_is_over_full(
+    lengths: list[int], capacity: int, pool: int
+) -> None:
     packs = list(Packer(capacity, pool).packs(documents(lengths)))
     assert sorted(document for pack in packs for document in pack) == documents(lengths)
     assert all(0 < sum(document.length for document in pack) <= capacity for pack in packs)
@@ -38,15 +40,22 @@ def test_no_document_waits_for_ever() -> None:
     assert packs[0] == (Document(0, 60),)
 
 
-@pytest.mark.parametrize(("visual", "capacity", "text_only"), [(256, 4096, 0.0), (729, 4096, 0.5), (729, 8192, 0.3)])
+@pytest.mark.parametrize(
+    ("visual", "capacity", "text_only"), [(256, 4096, 0.0), (729, 4096, 0.5), (729, 8192, 0.3)]
+)
 def test_at_least_98_of_100_positions_are_used(visual: int, capacity: int, text_only: float) -> None:
     random = np.random.default_rng(0)
-    texts, images = random.lognormal(3.5, 0.8, 6000).astype(int).clip(4, 256), random.random(6000) >= text_only
+    texts, images = (
+        random.lognormal(3.5, 0.8, 6000).astype(int).clip(4, 256),
+        random.random(6000) >= text_only,
+    )
     lengths = texts + (visual + 2) * images
     packs = list(Packer(capacity).packs(documents(lengths.tolist())))
     assert fill(packs, capacity) > 0.98
 
 
 def test_a_document_that_fits_nowhere_is_named() -> None:
-    with pytest.raises(ValueError, match="sample 1 takes 70 positions, a sequence has 64: raise the sequence length"):
+    with pytest.raises(
+        ValueError, match="sample 1 takes 70 positions, a sequence has 64: raise the sequence length"
+    ):
         list(Packer(64).packs(documents([3, 70])))

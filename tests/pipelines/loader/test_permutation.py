@@ -29,7 +29,12 @@ PINNED = [8, 6, 0, 3, 1, 2, 7, 5, 9, 4]
 def test_seed_epoch_and_name_each_give_another_order() -> None:
     orders = {
         tuple(order(np.arange(100)).tolist())
-        for order in (Permutation(100, 0), Permutation(100, 1), Permutation(100, 0, epoch=1), Permutation(100, 0, name="b"))
+        for order in (
+            Permutation(100, 0),
+            Permutation(100, 1),
+            Permutation(100, 0, epoch=1),
+            Permutation(100, 0, name="b"),
+        )
     }
     assert len(orders) == 4
 

@@ -46,7 +46,12 @@ def cut(path: Path) -> None:
 
 
 @pytest.fixture(
-    params=[("data/00001.arrow", flip), ("data/00001.arrow", cut), ("data/00001.arrow", Path.unlink), ("meta/00001.parquet", flip)]
+    params=[
+        ("data/00001.arrow", flip),
+        ("data/00001.arrow", cut),
+        ("data/00001.arrow", Path.unlink),
+        ("meta/00001.parquet", flip),
+    ]
 )
 def damaged(request: pytest.FixtureRequest, tokens: str, tmp_path: Path) -> tuple[TokenDataset, str, Path]:
     name, damage = request.param
@@ -66,7 +71,11 @@ def _samples(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> TokenLoade
 def _sequences(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> PackedLoader:
     markers = Markers(image_start=1, image_end=2)
     return PackedLoader(
-        PackPlan(load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size), 3, **ranks
+        PackPlan(
+            load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size
+        ),
+        3,
+        **ranks,
     )
 
 
@@ -74,7 +83,9 @@ LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _seq
 
 
 def quarantined(dataset: TokenDataset, ledger: Path, **how: Any) -> LoadPlan:
-    return LoadPlan(datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger, **how)
+    return LoadPlan(
+        datasets=(dataset,), with_captions=True, on_damage="quarantine", damage_ledger=ledger, **how
+    )
 
 
 def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None:
@@ -90,7 +101,9 @@ def keys(batches: list[TokenBatch] | list[PackedBatch]) -> Counter[bytes]:
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(
+    damaged: tuple[TokenDataset, str, Path], kind: str
+) -> None:
     dataset, name, ledger = damaged
     load = quarantined(dataset, ledger, epochs=(2,))
     end_where_captions_are_damaged(kind, name, load)
@@ -98,12 +111,19 @@ def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(damaged: tu
     assert keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
     assert sum(batch.lost for batch in batches) == 2 * len(LOST)
     (entry,) = read_quarantine(ledger)
-    assert (entry["dataset"], entry["shard"], entry["file"], entry["rows"]) == (dataset.url, "00001", name, 100)
+    assert (entry["dataset"], entry["shard"], entry["file"], entry["rows"]) == (
+        dataset.url,
+        "00001",
+        name,
+        100,
+    )
     assert entry["reason"]
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+def test_without_quarantine_the_run_ends_with_the_shard_named(
+    damaged: tuple[TokenDataset, str, Path], kind: str
+) -> None:
     dataset, name, ledger = damaged
     with pytest.raises(DamagedShardError, match=rf"{name} is damaged \(.*\): run `dualtoken verify"):
         list(LOADERS[kind](LoadPlan(datasets=(dataset,), with_captions=True)))
@@ -113,7 +133,9 @@ def test_without_quarantine_the_run_ends_with_the_shard_named(damaged: tuple[Tok
 def test_a_worker_process_ends_the_run_with_the_same_error(tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     flip(tmp_path / "copy/data/00001.arrow")
-    with pytest.raises(DamagedShardError, match=r"data/00001\.arrow is damaged \(.*\): run `dualtoken verify"):
+    with pytest.raises(
+        DamagedShardError, match=r"data/00001\.arrow is damaged \(.*\): run `dualtoken verify"
+    ):
         list(iterate(_samples(LoadPlan(datasets=(TokenDataset(str(tmp_path / "copy")),))), num_workers=1))
 
 
@@ -125,7 +147,9 @@ def test_the_error_goes_to_other_processes_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_a_stopped_run_loses_the_same_samples_under_other_ranks(damaged: tuple[TokenDataset, str, Path], kind: str) -> None:
+def test_a_stopped_run_loses_the_same_samples_under_other_ranks(
+    damaged: tuple[TokenDataset, str, Path], kind: str
+) -> None:
     dataset, name, ledger = damaged
     load = quarantined(dataset, ledger)
     end_where_captions_are_damaged(kind, name, load)
@@ -173,10 +197,12 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
 def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
     name: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
     monkeypatch.setattr(caption_columns, "CAPTION_BYTES", 1)
     shutil.copytree(tokens, tmp_path / "copy")
-    load = quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl", epochs=(2,), shuffle=False)
+    load = quarantined(
+        TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl", epochs=(2,), shuffle=False
+    )
     batches: Batches = []
     for batch in TokenLoader(load, 50):
         batches.append(batch)
@@ -186,9 +212,14 @@ def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
     assert sum(batch.lost for batch in batches) == len(LOST)
 
 
-def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(tokens: str, tmp_path: Path) -> None:
+def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(
+    tokens: str, tmp_path: Path
+) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    shard, load = tmp_path / "copy/data/00001.arrow", quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl")
+    shard, load = (
+        tmp_path / "copy/data/00001.arrow",
+        quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl"),
+    )
     shard.rename(tmp_path / "aside")
     shard.symlink_to(shard)  # whose end is never found
     loader = TokenLoader(load, ROWS)
@@ -204,24 +235,36 @@ def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens:
     shutil.copytree(tokens, tmp_path / "copy")
 
     def rank(number: int) -> Batches:
-        return list(LOADERS["sequences"](quarantined(TokenDataset(str(tmp_path / "copy")), ledger), rank=number, world_size=2))
+        return list(
+            LOADERS["sequences"](
+                quarantined(TokenDataset(str(tmp_path / "copy")), ledger), rank=number, world_size=2
+            )
+        )
 
     ledger = tmp_path / "ledger.jsonl"
     whole = [rank(0), rank(1)]
     flip(tmp_path / "copy/data/00001.arrow")
     holed = rank(0)
-    assert [(batch.position, batch.waiting) for batch in holed] == [(batch.position, batch.waiting) for batch in whole[1]]
+    assert [(batch.position, batch.waiting) for batch in holed] == [
+        (batch.position, batch.waiting) for batch in whole[1]
+    ]
     assert sum(len(batch.keys) + batch.lost for batch in holed) == sum(len(batch.keys) for batch in whole[0])
     assert keys(holed + whole[1]) < keys(whole[0] + whole[1])
     flip(tmp_path / "copy/meta/00002.parquet")
     with pytest.raises(DamagedShardError, match=r"00002\.parquet"):
         rank(0)
-    flip(tmp_path / "copy/meta/00002.parquet")  # whole for the other rank, which goes by the ledger all the same
-    assert [(batch.position, batch.waiting) for batch in rank(0)] == [(batch.position, batch.waiting) for batch in rank(1)]
+    flip(
+        tmp_path / "copy/meta/00002.parquet"
+    )  # whole for the other rank, which goes by the ledger all the same
+    assert [(batch.position, batch.waiting) for batch in rank(0)] == [
+        (batch.position, batch.waiting) for batch in rank(1)
+    ]
     assert not keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
 
 
-def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(tokens: str, tmp_path: Path) -> None:
+def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(
+    tokens: str, tmp_path: Path
+) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     ledger = tmp_path / "ledger.jsonl"
 
@@ -240,15 +283,21 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
     (entry,) = read_quarantine(ledger)
     assert (entry["file"], entry["captions"]) == ("meta/00001.parquet", True)
     for ours, theirs in zip(holed, whole, strict=True):
-        assert [(batch.position, batch.waiting) for batch in ours] == [(batch.position, batch.waiting) for batch in theirs]
+        assert [(batch.position, batch.waiting) for batch in ours] == [
+            (batch.position, batch.waiting) for batch in theirs
+        ]
     assert keys(holed[0] + holed[1]) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
     assert sum(batch.lost for batch in holed[0] + holed[1]) == len(LOST)
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize(("rows", "lost"), [(80, 80), (140, 50), (180, 90)])
-def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(kind: str, rows: int, lost: int, tmp_path: Path) -> None:
-    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))  # 15 steps of 2 x 3 sequences
+def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(
+    kind: str, rows: int, lost: int, tmp_path: Path
+) -> None:
+    dataset = TokenDataset(
+        write_tokens(tmp_path / "a", rows, rows_per_shard=90)
+    )  # 15 steps of 2 x 3 sequences
     last = f"meta/{(rows - 1) // 90:05d}.parquet"
     flip(tmp_path / "a" / last)
     load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)

@@ -31,7 +31,10 @@ ROWS = {"a": 700, "b": 130}
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, ...]:
     folder = tmp_path_factory.mktemp("tokens")
-    return tuple(TokenDataset(write_tokens(folder / name, rows, name=name), streams=["semantic"]) for name, rows in ROWS.items())
+    return tuple(
+        TokenDataset(write_tokens(folder / name, rows, name=name), streams=["semantic"])
+        for name, rows in ROWS.items()
+    )
 
 
 def keys(batches: list[TokenBatch]) -> Counter[bytes]:
@@ -39,7 +42,12 @@ def keys(batches: list[TokenBatch]) -> Counter[bytes]:
 
 
 def spread(
-    plan: LoadPlan, batch_size: int, world_size: int, steps: int | None = None, state: dict[str, object] | None = None, workers: int = 1
+    plan: LoadPlan,
+    batch_size: int,
+    world_size: int,
+    steps: int | None = None,
+    state: dict[str, object] | None = None,
+    workers: int = 1,
 ) -> tuple[list[TokenBatch], dict[str, object]]:
     """Run all ranks for some steps, or to the end; return all ranks' batches and the state after them."""
     batches, states, steps_taken = [], [], set[int]()
@@ -57,7 +65,12 @@ def spread(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch_size=st.integers(1, 90), world_size=st.integers(1, 7), workers=st.integers(1, 4), seed=st.integers(0, 9))
+@given(
+    batch_size=st.integers(1, 90),
+    world_size=st.integers(1, 7),
+    workers=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
 def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
     datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, seed: int
 ) -> None:
@@ -71,7 +84,10 @@ def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
 def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_uninterrupted_one(
     datasets: tuple[TokenDataset, ...], data: st.DataObject
 ) -> None:
-    weights = {0: [3.0, 1.0], data.draw(st.integers(1, 6000)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]]))}
+    weights = {
+        0: [3.0, 1.0],
+        data.draw(st.integers(1, 6000)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]])),
+    }
     plan = data.draw(
         st.sampled_from(
             [
@@ -83,16 +99,24 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
         )
     )
     ranks, batch_sizes, steps, workers = (st.integers(*ends) for ends in ((1, 5), (1, 60), (0, 4), (1, 3)))
-    first, state = spread(plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), workers=data.draw(workers))
-    second, end = spread(plan, data.draw(batch_sizes), data.draw(ranks), 1 + data.draw(steps), state, data.draw(workers))
+    first, state = spread(
+        plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), workers=data.draw(workers)
+    )
+    second, end = spread(
+        plan, data.draw(batch_sizes), data.draw(ranks), 1 + data.draw(steps), state, data.draw(workers)
+    )
     total = end["samples"]
     assert isinstance(total, int)
     samples = Samples(plan)
-    assert keys(first) + keys(second) == Counter(key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys)
+    assert keys(first) + keys(second) == Counter(
+        key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys
+    )
 
 
 @pytest.mark.parametrize(("num_workers", "method"), [(1, "fork"), (2, "fork"), (2, "spawn")])
-def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num_workers: int, method: Literal["fork", "spawn"]) -> None:
+def test_worker_processes_change_nothing(
+    datasets: tuple[TokenDataset, ...], num_workers: int, method: Literal["fork", "spawn"]
+) -> None:
     plan = LoadPlan(datasets=datasets, seed=5, with_captions=True)
     alone = list(iterate(TokenLoader(plan, 64)))
     together = list(iterate(TokenLoader(plan, 64), num_workers=num_workers, start_method=method))
@@ -106,14 +130,18 @@ def test_worker_processes_change_nothing(datasets: tuple[TokenDataset, ...], num
         assert ours.pixel is None
 
 
-def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numbers(datasets: tuple[TokenDataset, ...]) -> None:
+def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numbers(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
     plan = LoadPlan(datasets=datasets, seed=5)
     first, rest = TokenLoader(plan, 64), TokenLoader(plan, 48)
     before = list(itertools.islice(iterate(first, num_workers=2), 5))
     rest.load_state_dict(json.loads(json.dumps(first.state_dict(before[-1]))))
     after = list(iterate(rest, num_workers=1))
     assert after
-    assert keys(before) + keys(after) == Counter(key_of(name, row) for name, rows in ROWS.items() for row in range(rows))
+    assert keys(before) + keys(after) == Counter(
+        key_of(name, row) for name, rows in ROWS.items() for row in range(rows)
+    )
 
 
 def test_captions_and_sources_belong_to_their_keys(datasets: tuple[TokenDataset, ...]) -> None:
@@ -136,9 +164,14 @@ def test_epochs_differ_in_order_and_an_unshuffled_run_is_in_order(datasets: tupl
 
 
 @pytest.mark.parametrize("world_size", [3, 4, 7])
-def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(datasets: tuple[TokenDataset, ...], world_size: int) -> None:
+def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(
+    datasets: tuple[TokenDataset, ...], world_size: int
+) -> None:
     plan = LoadPlan(datasets=datasets[:1], shuffle=False, with_captions=True)
-    ranks = [[batch.captions for batch in TokenLoader(plan, 16, rank=rank, world_size=world_size)] for rank in range(world_size)]
+    ranks = [
+        [batch.captions for batch in TokenLoader(plan, 16, rank=rank, world_size=world_size)]
+        for rank in range(world_size)
+    ]
     taken: list[str] = []
     for parts in zip(*ranks, strict=True):
         lengths = [len(part or ()) for part in parts]
@@ -148,14 +181,19 @@ def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(dataset
     assert taken == [f"a {row}" for row in range(700)]
 
 
-def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
+def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(
+    datasets: tuple[TokenDataset, ...], tmp_path: Path
+) -> None:
     dataset = TokenDataset(write_tokens(tmp_path / "a", 200, rows_per_shard=10))
     batches = list(TokenLoader(LoadPlan(datasets=(dataset,), shuffle_shards=4, with_captions=True), 40))
     assert keys(batches) == Counter(key_of("a", row) for row in range(200))
     opened = [{int(caption.split()[1]) // 10 for caption in batch.captions or ()} for batch in batches]
     assert [len(shards) for shards in opened] == [4] * 5
     for num_shards, shuffle in ((0, True), (3, False)):
-        with pytest.raises(ValueError, match=f"shuffle_shards={num_shards}, shuffle={shuffle}: give at least 1 shard, and shuffle"):
+        with pytest.raises(
+            ValueError,
+            match=f"shuffle_shards={num_shards}, shuffle={shuffle}: give at least 1 shard, and shuffle",
+        ):
             LoadPlan(datasets=datasets, shuffle_shards=num_shards, shuffle=shuffle)
 
 
@@ -210,7 +248,9 @@ def test_batches_of_workers_take_no_shared_memory(datasets: tuple[TokenDataset, 
 def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDataset, ...]) -> None:
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    run = context.Process(target=_report_then_wait, args=(TokenLoader(LoadPlan(datasets=datasets), 8), sender))
+    run = context.Process(
+        target=_report_then_wait, args=(TokenLoader(LoadPlan(datasets=datasets), 8), sender)
+    )
     run.start()
     assert receiver.poll(60)
     workers = receiver.recv()
@@ -219,7 +259,11 @@ def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDatase
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-    assert not [file.name for file in Path("/dev/shm").iterdir() if any(str(process) in file.name for process in (run.pid, *workers))]
+    assert not [
+        file.name
+        for file in Path("/dev/shm").iterdir()
+        if any(str(process) in file.name for process in (run.pid, *workers))
+    ]
 
 
 def _report_then_wait(loader: TokenLoader, sender: Any) -> None:
@@ -248,7 +292,10 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
         (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
         (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
         (LoadPlan(datasets=datasets, seed=1, epochs=(1, 2)), "loader state has epochs=None"),
-        (LoadPlan(datasets=datasets, seed=1, shuffle_shards=8), "loader state has shuffle_shards=None, this run 8"),
+        (
+            LoadPlan(datasets=datasets, seed=1, shuffle_shards=8),
+            "loader state has shuffle_shards=None, this run 8",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             TokenLoader(plan, 8).load_state_dict(state)
@@ -267,7 +314,9 @@ def test_a_state_of_the_same_place_and_rows_with_other_tokens_is_refused(tmp_pat
         other.load_state_dict(state)
 
 
-def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(
+    datasets: tuple[TokenDataset, ...],
+) -> None:
     loader = TokenLoader(LoadPlan(datasets=datasets), 8)
     next(iter(loader))
     state_dict: Any = loader.state_dict
@@ -277,12 +326,20 @@ def test_a_state_in_mid_run_without_the_batch_that_it_is_after_is_refused(datase
 
 def test_a_mixture_of_two_tokenizers_is_refused(datasets: tuple[TokenDataset, ...], tmp_path: Path) -> None:
     other = TokenDataset(write_tokens(tmp_path / "other", 10, tokenizer="e" * 12), streams=["semantic"])
-    with pytest.raises(ValueError, match=r"tokens of tokenizer ffffffffffff, .* of eeeeeeeeeeee: a mixture has one tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"tokens of tokenizer ffffffffffff, .* of eeeeeeeeeeee: a mixture has one tokenizer"
+    ):
         LoadPlan(datasets=(datasets[0], other))
 
 
-@pytest.mark.parametrize(("ours", "other"), [("f" * 12, "e" * 12), ("f" * 60, "e" * 60)], ids=["fingerprint", "weights"])
-def test_tokens_of_another_tokenizer_than_the_models_are_refused(datasets: tuple[TokenDataset, ...], ours: str, other: str) -> None:
+@pytest.mark.parametrize(
+    ("ours", "other"), [("f" * 12, "e" * 12), ("f" * 60, "e" * 60)], ids=["fingerprint", "weights"]
+)
+def test_tokens_of_another_tokenizer_than_the_models_are_refused(
+    datasets: tuple[TokenDataset, ...], ours: str, other: str
+) -> None:
     LoadPlan(datasets=datasets, tokenizer=ours)
-    with pytest.raises(ValueError, match=f"/a has tokens of tokenizer {ours}, the model reads those of {other}: pretokenize"):
+    with pytest.raises(
+        ValueError, match=f"/a has tokens of tokenizer {ours}, the model reads those of {other}: pretokenize"
+    ):
         LoadPlan(datasets=datasets, tokenizer=other)

@@ -15,11 +15,17 @@ def bounds_of(rows: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 @settings(max_examples=60, deadline=None)
 @given(SHARDS, st.integers(1, 6), st.integers(0, 9), st.integers(0, 3))
-def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(rows: list[int], window: int, seed: int, epoch: int) -> None:
+def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(
+    rows: list[int], window: int, seed: int, epoch: int
+) -> None:
     bounds = bounds_of(rows)
     order = WindowedOrder(bounds, window, seed, epoch, "a")(np.arange(sum(rows)))
     assert sorted(order.tolist()) == list(range(sum(rows)))
-    shards, left, taken = np.searchsorted(bounds, order, side="right") - 1, {n for n, count in enumerate(rows) if count}, 0
+    shards, left, taken = (
+        np.searchsorted(bounds, order, side="right") - 1,
+        {n for n, count in enumerate(rows) if count},
+        0,
+    )
     while taken < len(order):
         # A window's rows are those of whole shards, at most so many: as many as make up the rows until none of them comes again.
         end = taken + 1
@@ -34,14 +40,18 @@ def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(rows: 
 
 
 @given(SHARDS, st.integers(1, 6), st.data())
-def test_any_part_of_an_order_is_that_part_of_the_whole(rows: list[int], window: int, data: st.DataObject) -> None:
+def test_any_part_of_an_order_is_that_part_of_the_whole(
+    rows: list[int], window: int, data: st.DataObject
+) -> None:
     order = WindowedOrder(bounds_of(rows), window, 3, 1, "a")
     picked = np.array(data.draw(st.lists(st.integers(0, sum(rows) - 1), max_size=9)), np.int64)
     assert order(picked).tolist() == order(np.arange(sum(rows)))[picked].tolist()
 
 
 def test_an_order_is_the_same_on_every_machine() -> None:
-    assert WindowedOrder(bounds_of([4, 2, 3, 1]), 2, seed=0, epoch=0, name="a")(np.arange(10)).tolist() == PINNED
+    assert (
+        WindowedOrder(bounds_of([4, 2, 3, 1]), 2, seed=0, epoch=0, name="a")(np.arange(10)).tolist() == PINNED
+    )
 
 
 PINNED = [4, 5, 9, 3, 8, 6, 7, 1, 0, 2]

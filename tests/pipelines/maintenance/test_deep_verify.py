@@ -14,7 +14,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, receipt_name
 from dualtoken.pipelines.maintenance import reencode as encode_again
-from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deepen
+from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.repair import repair
 from dualtoken.pipelines.maintenance.verify import verify
@@ -40,7 +40,7 @@ def tokens(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> Path:
 def findings(folder: Path, said: list[str] | None = None) -> list[Finding]:
     (checked,) = verify(str(folder))
     assert checked.findings == ()
-    return list(deepen(checked, SETTINGS, (said if said is not None else []).append).findings)
+    return list(deep_verify(checked, SETTINGS, (said if said is not None else []).append).findings)
 
 
 def commit_again(folder: Path, unit: str, **changed: object) -> None:
@@ -50,8 +50,12 @@ def commit_again(folder: Path, unit: str, **changed: object) -> None:
     records = []
     for file in receipt.files:
         found = digest(folder / file.name)
-        records.append(FileRecord(name=file.name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128))
-    store.put_bytes(receipt.model_copy(update={"files": tuple(records), **changed}).to_bytes(), receipt_name(unit))
+        records.append(
+            FileRecord(name=file.name, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128)
+        )
+    store.put_bytes(
+        receipt.model_copy(update={"files": tuple(records), **changed}).to_bytes(), receipt_name(unit)
+    )
     finish(stage_job(store, read_stage(store)))
 
 
@@ -59,7 +63,11 @@ def rewrite(folder: Path, unit: str, change: Change) -> None:
     """Change a data shard in a way that no checksum can tell."""
     path = folder / f"data/{unit}.arrow"
     table = read_data_shard(path)
-    keys, semantic, pixel = table["key"].to_pylist(), codes_of(table, "semantic").copy(), codes_of(table, "pixel").copy()
+    keys, semantic, pixel = (
+        table["key"].to_pylist(),
+        codes_of(table, "semantic").copy(),
+        codes_of(table, "pixel").copy(),
+    )
     schema = table.schema
     del table
     change(keys, semantic, pixel)
@@ -70,7 +78,7 @@ def rewrite(folder: Path, unit: str, change: Change) -> None:
 
 def test_what_the_stages_wrote_is_right_row_by_row(finished: Recipe) -> None:
     said: list[str] = []
-    checked = [deepen(one, SETTINGS, said.append) for one in verify(finished.root)]
+    checked = [deep_verify(one, SETTINGS, said.append) for one in verify(finished.root)]
     assert [finding for one in checked for finding in one.findings] == []
     assert sum(line.endswith("encoded again") for line in said) == 2
 
@@ -89,7 +97,7 @@ def test_a_code_of_another_image_is_found_by_encoding_again_and_repair_restores_
         ("data/00001.arrow", "wrong: row 2: 3.1% of the pixel codes are others when it is encoded again")
     ]
     (checked,) = verify(str(tokens))
-    repair(deepen(checked, SETTINGS, said.append), LocalExecutor(), lambda _: None)
+    repair(deep_verify(checked, SETTINGS, said.append), LocalExecutor(), lambda _: None)
     assert digest(shard) == before
     assert findings(tokens) == []
 
@@ -101,7 +109,9 @@ def test_rows_that_differ_within_the_tolerance_given_pass(tokens: Path) -> None:
 
     rewrite(tokens, "00001", swap)
     (checked,) = verify(str(tokens))
-    deep = deepen(checked, SETTINGS._replace(tolerance=1.5 / 32), lambda _: None)  # of 32 codes a row and stream
+    deep = deep_verify(
+        checked, SETTINGS._replace(tolerance=1.5 / 32), lambda _: None
+    )  # of 32 codes a row and stream
     assert [str(finding.problem) for finding in deep.findings if "encoded again" in str(finding.problem)] == [
         "wrong: row 3: 6.2% of the pixel codes are others when it is encoded again"
     ]
@@ -112,7 +122,9 @@ def test_a_code_beyond_its_codebook_is_named_with_its_row(tokens: Path) -> None:
         semantic[1, 0] = 16
 
     rewrite(tokens, "00002", set_one)
-    assert "wrong: row 1: semantic code 16 of a codebook of 16" in [str(finding.problem) for finding in findings(tokens)]
+    assert "wrong: row 1: semantic code 16 of a codebook of 16" in [
+        str(finding.problem) for finding in findings(tokens)
+    ]
 
 
 def test_rows_in_another_order_than_their_captions_are_named(tokens: Path) -> None:
@@ -150,22 +162,30 @@ def test_without_its_images_a_dataset_is_still_read_and_says_that_nothing_was_en
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "manifest.json", "stage.json"])
-def test_what_the_plain_check_found_damaged_is_named_and_the_rest_looked_at_all_the_same(tokens: Path, name: str) -> None:
+def test_what_the_plain_check_found_damaged_is_named_and_the_rest_looked_at_all_the_same(
+    tokens: Path, name: str
+) -> None:
     if name == "index.parquet":
         (tokens / name).unlink()
     else:
         (tokens / name).write_text("{")
     (checked,) = verify(str(tokens))
     said: list[str] = []
-    deep = deepen(checked, SETTINGS, said.append)
+    deep = deep_verify(checked, SETTINGS, said.append)
     assert name in {finding.name for finding in deep.findings}
     assert deep.findings == checked.findings
     assert said == ([] if name == "stage.json" else [f"{tokens}: 36 rows of 10 shards encoded again"])
 
 
-def test_the_rows_to_encode_again_are_spread_over_all_shards_by_their_rows(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_to_encode_again_are_spread_over_all_shards_by_their_rows(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: dict[str, list[int]] = {}
-    monkeypatch.setattr(encode_again, "_compare", lambda _job, _tokenizer, unit, rows, _tolerance: looked.update({unit: rows}) or [])
+    monkeypatch.setattr(
+        encode_again,
+        "_compare",
+        lambda _job, _tokenizer, unit, rows, _tolerance: looked.update({unit: rows}) or [],
+    )
     assert findings(tokens) == []
     sizes = {file.stem: len(read_data_shard(file)) for file in sorted((tokens / "data").iterdir())}
     assert looked == {unit: list(range(rows)) for unit, rows in sizes.items() if rows}

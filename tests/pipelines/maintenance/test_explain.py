@@ -24,7 +24,9 @@ def test_a_run_as_it_was_made_has_no_changes(finished: Recipe) -> None:
     assert str(said["train"]) == f"train: the same, {said['train'].new}"
 
 
-def test_a_changed_key_is_named_where_it_is_and_in_every_step_after_it(finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_a_changed_key_is_named_where_it_is_and_in_every_step_after_it(
+    finished: Recipe, load_tiny: LoadTiny
+) -> None:
     said = explained(load_tiny(Path(finished.root), "train.steps=5", "filter.rules.0.pixels=8"))
     before = planned(finished, "train").job
     assert before is not None
@@ -40,8 +42,12 @@ def test_a_changed_key_is_named_where_it_is_and_in_every_step_after_it(finished:
 def test_two_recipes_are_compared_though_nothing_has_run(tmp_path: Path, load_tiny: LoadTiny) -> None:
     one, other = load_tiny(tmp_path, "download.image_size=48"), load_tiny(tmp_path)
     said = explained(one, other)
-    assert said["download tiny-train"].changes == (Change("download tiny-train", "download.image_size", "32", "48"),)
-    assert set(said["report"].changes) == {Change(f"download {corpus}", "download.image_size", "32", "48") for corpus in one.corpora}
+    assert said["download tiny-train"].changes == (
+        Change("download tiny-train", "download.image_size", "32", "48"),
+    )
+    assert set(said["report"].changes) == {
+        Change(f"download {corpus}", "download.image_size", "32", "48") for corpus in one.corpora
+    }
 
 
 def test_a_rule_that_came_or_went_is_shown_whole(finished: Recipe, load_tiny: LoadTiny) -> None:

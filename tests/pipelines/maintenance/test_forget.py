@@ -22,12 +22,12 @@ from dualtoken.pipelines.core.stage import Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
 from dualtoken.pipelines.curation.score import Worker
 from dualtoken.pipelines.errors import TokenAlarm, UserError
-from dualtoken.pipelines.images.drop_samples import drop_images
+from dualtoken.pipelines.images.drop_samples import drop_samples
 from dualtoken.pipelines.maintenance import forget as forgetting
-from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deepen
+from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.forget import forget
-from dualtoken.pipelines.maintenance.forget_plan import Plan, plan_forget
+from dualtoken.pipelines.maintenance.forget_plan import ForgetPlan, plan_forget
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
@@ -68,7 +68,7 @@ def findings(folder: Path) -> list[Finding]:
     return [finding for one in verify(str(folder)) for finding in one.findings]
 
 
-def plan_for(recipe: Recipe, *keys: bytes) -> Plan:
+def plan_for(recipe: Recipe, *keys: bytes) -> ForgetPlan:
     return plan_forget(Store(recipe.root), CORPUS, Tombstones(keys=frozenset(key.hex() for key in keys)))
 
 
@@ -85,7 +85,9 @@ def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe:
     assert {one.label: one.job.fingerprint for one in plan if one.job} == fingerprints
     assert [one.label for one in plan if not one.manifest] == ["report"]
     said: list[str] = []
-    checked = [deepen(one, DeepSettings(sample=100), said.append) for one in verify(f"{recipe.root}/{CORPUS}")]
+    checked = [
+        deep_verify(one, DeepSettings(sample=100), said.append) for one in verify(f"{recipe.root}/{CORPUS}")
+    ]
     assert [finding for one in checked for finding in one.findings] == []
     assert plan_for(recipe, key).affected == ()
 
@@ -104,16 +106,18 @@ def test_its_image_and_texts_are_in_no_file_and_the_funnel_still_closes(recipe: 
     assert job is not None
     row = pq.read_table(f"{job.folder}/00000.parquet").slice(1, 1).to_pylist()[0]
     key = row["sample_key"]
-    files = [file for file in Path(recipe.root).rglob("*") if file.is_file() and "scenes" not in file.parts]  # the source itself
+    files = [
+        file for file in Path(recipe.root).rglob("*") if file.is_file() and "scenes" not in file.parts
+    ]  # the source itself
     traces = {row["caption"]: 3, row["sha256"]: 3, str(key): 9}
     for trace, least in traces.items():
         assert sum(trace in said_in(file) for file in files) >= least, "a search that finds nothing"
     forget(plan_for(recipe, key), lambda _: None)
     left = {trace: [file for file in files if file.exists() and trace in said_in(file)] for trace in traces}
     # Where it was, so that names and the ledger stay whole.
-    assert left.pop(str(key)) == [file for file in files if file.parent == Path(job.folder) and file.name == "00000.parquet"] + [
-        Path(job.folder) / "ledger/00000.parquet"
-    ]
+    assert left.pop(str(key)) == [
+        file for file in files if file.parent == Path(job.folder) and file.name == "00000.parquet"
+    ] + [Path(job.folder) / "ledger/00000.parquet"]
     assert not any(left.values())
     assert key.hex() in (Path(recipe.root) / CORPUS / "tombstones.json").read_text()
     download, score, *_, pretokenize = [planned(recipe, stage, CORPUS).manifest for stage in STAGES]
@@ -129,7 +133,9 @@ def test_a_unit_that_runs_again_gives_the_bytes_that_forgetting_left(recipe: Rec
     forget(plan_for(recipe, second_key(recipe)), lambda _: None)
     job = planned(recipe, stage, CORPUS).job
     assert job is not None
-    files = {file: digest(file) for file in Path(job.folder).rglob("*0000*") if file.parent.name != "receipts"}
+    files = {
+        file: digest(file) for file in Path(job.folder).rglob("*0000*") if file.parent.name != "receipts"
+    }
     manifest = read_manifest(job.store())
     job.store().remove("manifest.json")
     job.store().remove("receipts/00000.json")
@@ -177,7 +183,9 @@ def test_killed_at_any_write_what_has_a_manifest_is_whole_and_the_next_call_ends
     while True:
         root = tmp_path / str(after)
         for part in (corpus, "models"):
-            shutil.copytree(Path(finished.root) / part, root / part, copy_function=os.link)  # files are replaced, never written into
+            shutil.copytree(
+                Path(finished.root) / part, root / part, copy_function=os.link
+            )  # files are replaced, never written into
         store = Store(str(root))
         with monkeypatch.context() as patch:
             plan = plan_forget(store, corpus, wanted)
@@ -198,14 +206,18 @@ def test_killed_at_any_write_what_has_a_manifest_is_whole_and_the_next_call_ends
     assert after > 30, "few writes"
 
 
-def test_a_folder_that_an_alarm_left_unfinished_is_finished_by_the_next_call(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_an_alarm_left_unfinished_is_finished_by_the_next_call(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def alarm(*_: object) -> None:
         raise TokenAlarm("shard 00000: drift")
 
     key, folder = second_key(recipe), tokens(recipe).url
     finish = forgetting.finish
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "finish", lambda job: alarm() if job.stage == "pretokenize" else finish(job))
+        patch.setattr(
+            forgetting, "finish", lambda job: alarm() if job.stage == "pretokenize" else finish(job)
+        )
         with pytest.raises(TokenAlarm):
             forget(plan_for(recipe, key), lambda _: None)
     with pytest.raises(ValueError, match="unfinished"):
@@ -229,20 +241,22 @@ def test_until_it_has_ended_runs_are_refused(recipe: Recipe, monkeypatch: pytest
         run_command("download", recipe, LocalExecutor(), lambda _: None)
 
 
-def test_a_unit_that_read_a_sample_before_it_was_forgotten_is_not_committed_and_gives_it_up_when_done_again(recipe: Recipe) -> None:
+def test_a_unit_that_read_a_sample_before_it_was_forgotten_is_not_committed_and_gives_it_up_when_done_again(
+    recipe: Recipe,
+) -> None:
     job, key = planned(recipe, "score", CORPUS).job, second_key(recipe)
     assert job is not None
     job.store().remove("manifest.json")
     job.store().remove("receipts/00000.json")
 
-    class Beside:
+    class BackgroundThread:
         def run(self, unit: Unit, scratch: Path) -> UnitOutput:
             output = Worker(job).run(unit, scratch)
             forget(plan_for(recipe, key), lambda _: None)
             return output
 
     with pytest.raises(OSError, match="forgotten since it began"):
-        run_unit(job, Beside(), job.units[0])
+        run_unit(job, BackgroundThread(), job.units[0])
     assert "00000" not in done_units(job.store())
     run_unit(job, Worker(job), Unit("00000", 3))
     assert key not in pq.read_table(f"{job.folder}/00000.parquet")["key"].to_pylist()
@@ -250,19 +264,30 @@ def test_a_unit_that_read_a_sample_before_it_was_forgotten_is_not_committed_and_
 
 def test_images_in_folders_of_a_tar_go_by_the_same_key_as_they_are_read_by(tmp_path: Path) -> None:
     names = ["a/00000", "b/00000"]
-    rows = [{"key": name, "sample_key": sample_key("web", row), "status": "success", "reason": ""} for row, name in enumerate(names)]
+    rows = [
+        {"key": name, "sample_key": sample_key("web", row), "status": "success", "reason": ""}
+        for row, name in enumerate(names)
+    ]
     with tarfile.open(tmp_path / "before.tar", "w") as tar:
         for name in names:
             for suffix in ("jpg", "json"):
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = 3
                 tar.addfile(member, io.BytesIO(b"abc"))
-    drop_images(tmp_path / "before.tar", pa.Table.from_pylist(rows), frozenset({sample_key("web", 1)}), tmp_path, "00000")
+    drop_samples(
+        tmp_path / "before.tar",
+        pa.Table.from_pylist(rows),
+        frozenset({sample_key("web", 1)}),
+        tmp_path,
+        "00000",
+    )
     with tarfile.open(tmp_path / "00000.tar") as tar:
         assert tar.getnames() == ["a/00000.jpg", "a/00000.json"]
 
 
-def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_psnr(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_psnr(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = planned(recipe, "pretokenize", CORPUS).job
     assert job is not None
     name = receipt_name("00000")
@@ -289,6 +314,11 @@ def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_ps
 def test_addresses_and_hosts_are_matched_and_hosts_below_a_host_too() -> None:
     key, address = sample_key("web", 0), "https://Img.Example.org/a.jpg"
     assert Tombstones(urls=frozenset({url_hash(address)})).match(key, address)
-    for host, expected in (("example.org", True), ("img.example.org", True), ("ample.org", False), ("a.example.org", False)):
+    for host, expected in (
+        ("example.org", True),
+        ("img.example.org", True),
+        ("ample.org", False),
+        ("a.example.org", False),
+    ):
         assert Tombstones(hosts=frozenset({host})).match(key, address) == expected
     assert not Tombstones(hosts=frozenset({"example.org"})).match(key, None)

@@ -12,7 +12,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import StageRecord
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.maintenance.garbage import Garbage, Kind, delete, find_garbage, totals
+from dualtoken.pipelines.maintenance.garbage import Garbage, GarbageKind, delete, find_garbage, totals
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.plan import Planner
 from tests.conftest import LoadTiny, planned
@@ -25,7 +25,11 @@ HOUR = 3600.0
 @pytest.fixture(params=["local", "rclone"])
 def root(request: pytest.FixtureRequest, tmp_path: Path, finished: Recipe) -> Iterator[Store]:
     """A copy of the finished run, of which only the parts that matter here are on S3."""
-    with nullcontext(str(tmp_path / "test")) if request.param == "local" else s3_server("rclone", tmp_path) as bucket:
+    with (
+        nullcontext(str(tmp_path / "test"))
+        if request.param == "local"
+        else s3_server("rclone", tmp_path) as bucket
+    ):
         for part in ("tiny-heldout", "models"):
             shutil.copytree(Path(finished.root) / part, tmp_path / "test/run" / part)
         yield Store(f"{bucket}/run")
@@ -53,21 +57,21 @@ def test_orphans_are_named_and_deleted_and_nothing_else(root: Store, finished: R
     tokens = f"tiny-heldout/tokens/{job.fingerprint}"
     root.remove(f"{tokens}/receipts/00001.json")
     orphans = {
-        f"{tokens}/data/00001.arrow": Kind.NO_RECEIPT,
-        f"{tokens}/meta/00001.parquet": Kind.NO_RECEIPT,
-        f"{tokens}/ledger/00001.parquet": Kind.NO_RECEIPT,
-        f"{tokens}/data/00000.arrow.bak": Kind.UNNAMED,
-        f"{tokens}/data/.00000.arrow.0123.part": Kind.LEFTOVER,
-        ".probe-0123": Kind.LEFTOVER,
+        f"{tokens}/data/00001.arrow": GarbageKind.NO_RECEIPT,
+        f"{tokens}/meta/00001.parquet": GarbageKind.NO_RECEIPT,
+        f"{tokens}/ledger/00001.parquet": GarbageKind.NO_RECEIPT,
+        f"{tokens}/data/00000.arrow.bak": GarbageKind.UNNAMED,
+        f"{tokens}/data/.00000.arrow.0123.part": GarbageKind.LEFTOVER,
+        ".probe-0123": GarbageKind.LEFTOVER,
     }
-    for name in [name for name, kind in orphans.items() if kind != Kind.NO_RECEIPT]:
+    for name in [name for name, kind in orphans.items() if kind != GarbageKind.NO_RECEIPT]:
         root.put_bytes(b"stray", name)
     root.put_bytes(b"a user's", "notes.txt")
     before = {file.name for file in root.entries()}
     assert found(root, now=time.time()) == []
     garbage = found(root)
     assert {one.name: one.kind for one in garbage} == orphans
-    assert totals(garbage)[Kind.LEFTOVER] == (2, 10)
+    assert totals(garbage)[GarbageKind.LEFTOVER] == (2, 10)
     delete(root, garbage)
     assert before - {file.name for file in root.entries()} == set(orphans)
     assert found(root) == []
@@ -81,7 +85,10 @@ def test_what_a_run_wrote_or_committed_since_it_was_listed_is_kept(root: Store, 
     for unit in receipts:
         root.remove(f"{tokens}/receipts/{unit}.json")
     garbage = [one for one in found(root) if "/data/" in one.name]
-    listed = [one._replace(files=tuple(file._replace(modified=file.modified - 7200) for file in one.files)) for one in garbage[1:]]
+    listed = [
+        one._replace(files=tuple(file._replace(modified=file.modified - 7200) for file in one.files))
+        for one in garbage[1:]
+    ]
     root.put_bytes(receipts["00000"], f"{tokens}/receipts/00000.json")
     # As if it had been listed two hours before it was written.
     assert delete(root, [garbage[0], *listed]) == [garbage[0], *listed]
@@ -89,14 +96,18 @@ def test_what_a_run_wrote_or_committed_since_it_was_listed_is_kept(root: Store, 
     assert all(root.exists(one.name) for one in garbage)
 
 
-def test_a_folder_that_a_run_went_on_in_since_it_was_listed_is_kept(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_a_folder_that_a_run_went_on_in_since_it_was_listed_is_kept(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     (garbage,) = found(copy, load_tiny(tmp_path / "copy", "report.num_images=5"))
     copy.put_bytes(b"new", f"{garbage.name}new.html")
     assert delete(copy, [garbage]) == [garbage]
     assert all(copy.exists(file.name) for file in garbage.files)
 
 
-def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     plain, jobs = load_tiny(tmp_path / "copy"), {}
     for step, kind in (("train", "tokenizer"), ("teacher", "teacher")):
         jobs[step] = planned(plain, step).job
@@ -107,7 +118,10 @@ def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(copy: Store, l
     started = load_tiny(tmp_path / "copy", f"train.start_from={copy.path(start)}")
     assert f"{start}/" not in {one.name for one in found(copy, started)}
     assert f"{given}/" not in {
-        one.name for one in found(copy, load_tiny(tmp_path / "copy", f"teacher={{kind: local, folder: {copy.path(given)}}}"))
+        one.name
+        for one in found(
+            copy, load_tiny(tmp_path / "copy", f"teacher={{kind: local, folder: {copy.path(given)}}}")
+        )
     }
     # A needed folder that says so itself, though the run was moved since.
     store = Store(jobs["train"].folder)
@@ -117,34 +131,44 @@ def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(copy: Store, l
     assert {one.name for one in found(copy, plain)} == {f"{given}/"}
 
 
-def test_a_fingerprint_that_no_recipe_refers_to_goes_whole_and_the_others_stay(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_a_fingerprint_that_no_recipe_refers_to_goes_whole_and_the_others_stay(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     old = planned(load_tiny(tmp_path / "copy"), "filter", "tiny-train").job
     assert old is not None
     other = copy.path(f"tiny-train/decision/{'0' * 12}")
     shutil.copytree(old.folder, other)
     recipe = load_tiny(tmp_path / "copy")
     (garbage,) = found(copy, recipe)
-    assert (garbage.kind, garbage.name) == (Kind.OLD, f"tiny-train/decision/{'0' * 12}/")
+    assert (garbage.kind, garbage.name) == (GarbageKind.OLD, f"tiny-train/decision/{'0' * 12}/")
     assert garbage.bytes == sum(file.stat().st_size for file in Path(other).rglob("*") if file.is_file())
     delete(copy, [garbage])
     assert not Path(other).exists()
     assert [one for checked in verify(copy.url) for one in checked.findings] == []
 
 
-def test_while_an_input_is_unfinished_all_fingerprints_that_may_be_its_are_kept(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_while_an_input_is_unfinished_all_fingerprints_that_may_be_its_are_kept(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     changed = load_tiny(tmp_path / "copy", "train.steps=5")
     assert found(copy, changed) == []  # its tokens are not known yet, and the old ones need the old tokenizer
 
 
-def test_several_recipes_keep_what_any_of_them_refers_to(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_several_recipes_keep_what_any_of_them_refers_to(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     one = load_tiny(tmp_path / "copy")
-    less = one.model_copy(update={"corpora": one.corpora, "report": one.report.model_copy(update={"num_images": 5})})
+    less = one.model_copy(
+        update={"corpora": one.corpora, "report": one.report.model_copy(update={"num_images": 5})}
+    )
     assert {garbage.name.split("/")[0] for garbage in found(copy, less)} == {"reports"}
     assert found(copy, less, one) == []
     assert all(step.manifest for step in Planner(one).plan())
 
 
-def test_a_folder_killed_while_it_was_deleted_is_unfinished_and_found_again(copy: Store, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_a_folder_killed_while_it_was_deleted_is_unfinished_and_found_again(
+    copy: Store, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     less = load_tiny(tmp_path / "copy", "report.num_images=5")
     (garbage,) = found(copy, less)
 

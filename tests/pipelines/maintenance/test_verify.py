@@ -11,7 +11,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name
 from dualtoken.pipelines.errors import UnitsFailed, UserError
-from dualtoken.pipelines.maintenance.findings import Finding, Kind
+from dualtoken.pipelines.maintenance.findings import Finding, FindingKind
 from dualtoken.pipelines.maintenance.repair import in_order_of_work, repair
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
@@ -100,7 +100,8 @@ def test_what_a_killed_write_left_behind_is_no_damage(tokens: Path) -> None:
 
 def test_folders_are_repaired_before_what_is_made_from_them(finished: Recipe) -> None:
     order = [
-        StageRecord.from_bytes((Path(one.folder) / "stage.json").read_bytes()).stage for one in in_order_of_work(verify(finished.root))
+        StageRecord.from_bytes((Path(one.folder) / "stage.json").read_bytes()).stage
+        for one in in_order_of_work(verify(finished.root))
     ]
     assert order == sorted(order, key=list(STEPS).index)
     assert order[0] == "scenes"
@@ -115,15 +116,22 @@ def test_swapped_shards_are_both_named(tokens: Path) -> None:
 
 
 def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(tokens: Path) -> None:
-    store, later = Store(str(tokens)), "2999-01-01T00:00:00.000+00:00"  # as if the clock had been set back since
+    store, later = (
+        Store(str(tokens)),
+        "2999-01-01T00:00:00.000+00:00",
+    )  # as if the clock had been set back since
     before = Manifest.from_bytes(store.read(MANIFEST_FILE))
     receipt = Receipt.from_bytes(store.read(receipt_name("00001")))
     store.put_bytes(receipt.model_copy(update={"finished_at": later}).to_bytes(), receipt_name("00001"))
     store.put_bytes(before.model_copy(update={"last_finished_at": later}).to_bytes(), MANIFEST_FILE)
     said = f"misdated: finished at {later}, which is yet to come by this machine's clock"
-    assert [(finding.name, str(finding.problem)) for finding in findings(tokens)] == [(MANIFEST_FILE, said), ("receipts/00001.json", said)]
+    assert [(finding.name, str(finding.problem)) for finding in findings(tokens)] == [
+        (MANIFEST_FILE, said),
+        ("receipts/00001.json", said),
+    ]
     with pytest.raises(
-        ValueError, match=rf"^{tokens} was finished at 2999.*: set the clock right, or, where it was wrong then, run `dualtoken"
+        ValueError,
+        match=rf"^{tokens} was finished at 2999.*: set the clock right, or, where it was wrong then, run `dualtoken",
     ):
         TokenDataset(str(tokens))
     (damaged,) = verify(str(tokens))
@@ -135,7 +143,10 @@ def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(t
 def test_a_stage_finished_before_it_was_started_is_named_and_not_trained_from(tokens: Path) -> None:
     store = Store(str(tokens))
     manifest = Manifest.from_bytes(store.read(MANIFEST_FILE))
-    store.put_bytes(manifest.model_copy(update={"last_finished_at": "2001-01-01T00:00:00.000+00:00"}).to_bytes(), MANIFEST_FILE)
+    store.put_bytes(
+        manifest.model_copy(update={"last_finished_at": "2001-01-01T00:00:00.000+00:00"}).to_bytes(),
+        MANIFEST_FILE,
+    )
     assert described(tokens) == [(MANIFEST_FILE, "misdated")]
     with pytest.raises(ValueError, match=r"was finished at 2001-.*, before it was started at 20"):
         TokenDataset(str(tokens))
@@ -147,18 +158,27 @@ def test_a_stage_finished_before_it_was_started_is_named_and_not_trained_from(to
         ("stage.json", "fingerprint", "0123456789ab", "altered: its identity has the fingerprint"),
         ("stage.json", "identity", {"stage": "report"}, "altered: its identity has the fingerprint"),
         ("receipts/00001.json", "unit", "00002", "altered: it is of the unit 00002 of "),
-        ("receipts/00001.json", "fingerprint", "0123456789ab", "altered: it is of the unit 00001 of 0123456789ab"),
+        (
+            "receipts/00001.json",
+            "fingerprint",
+            "0123456789ab",
+            "altered: it is of the unit 00001 of 0123456789ab",
+        ),
         ("receipts/00001.json", "rows", 7, "altered: it counts "),
         ("manifest.json", "fingerprint", "0123456789ab", "altered: it is of 0123456789ab"),
         ("manifest.json", "rows_in", 7, "altered: its counts are not the sum of the receipts'"),
         ("manifest.json", "counts", {"ok": 7}, "altered: its counts are not the sum of the receipts'"),
     ],
 )
-def test_records_that_contradict_each_other_are_named(tokens: Path, file: str, key: str, value: object, problem: str) -> None:
+def test_records_that_contradict_each_other_are_named(
+    tokens: Path, file: str, key: str, value: object, problem: str
+) -> None:
     before = (tokens / file).read_bytes()
     (tokens / file).write_text(json.dumps(json.loads(before) | {key: value}))
     found = findings(tokens)
-    assert [finding.name for finding in found if not finding.name.startswith("manifest")] == [file] * (not file.startswith("manifest"))
+    assert [finding.name for finding in found if not finding.name.startswith("manifest")] == [file] * (
+        not file.startswith("manifest")
+    )
     assert any(finding.name == file and str(finding.problem).startswith(problem) for finding in found)
     if file != "stage.json":
         (damaged,) = verify(str(tokens))
@@ -173,17 +193,21 @@ def test_a_manifest_that_later_stages_were_made_from_is_missing_and_written_agai
     before = (decision / MANIFEST_FILE).read_bytes()
     (decision / MANIFEST_FILE).unlink()
     (damaged,) = (checked for checked in verify(str(tokens.parents[2])) if checked.findings)
-    assert [(finding.name, finding.kind) for finding in damaged.findings] == [(MANIFEST_FILE, Kind.MISSING)]
+    assert [(finding.name, finding.kind) for finding in damaged.findings] == [
+        (MANIFEST_FILE, FindingKind.MISSING)
+    ]
     repair(damaged, LocalExecutor(), lambda _: None)
     assert (decision / MANIFEST_FILE).read_bytes() == before
 
 
-def test_a_folder_that_lost_what_it_is_is_named_and_told_by_its_command(tokens: Path, load_tiny: LoadTiny) -> None:
+def test_a_folder_that_lost_what_it_is_is_named_and_told_by_its_command(
+    tokens: Path, load_tiny: LoadTiny
+) -> None:
     before = StageRecord.from_bytes((tokens / "stage.json").read_bytes())
     (tokens / "stage.json").unlink()
     root = tokens.parents[2]
     named = [(finding.folder, finding.name, finding.kind) for finding in findings(root)]
-    assert named == [(str(tokens), "stage.json", Kind.MISSING)]
+    assert named == [(str(tokens), "stage.json", FindingKind.MISSING)]
     run_command("pretokenize", load_tiny(root), LocalExecutor(), lambda _: None)
     after = StageRecord.from_bytes((tokens / "stage.json").read_bytes())
     assert (after.fingerprint, after.identity) == (before.fingerprint, before.identity)
@@ -200,13 +224,20 @@ def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:
 
 def test_repair_leaves_all_that_is_stored_where_the_unit_gives_other_bytes(tokens: Path) -> None:
     flip_a_byte(tokens / "data/00001.arrow", 100)
-    store = Store(str(tokens))  # a receipt that no run of today agrees with, as of images whose server is gone
+    store = Store(
+        str(tokens)
+    )  # a receipt that no run of today agrees with, as of images whose server is gone
     receipt = Receipt.from_bytes(store.read(receipt_name("00001")))
-    files = tuple(file.model_copy(update={"sha256": "0" * 64}) if "meta" in file.name else file for file in receipt.files)
+    files = tuple(
+        file.model_copy(update={"sha256": "0" * 64}) if "meta" in file.name else file
+        for file in receipt.files
+    )
     store.put_bytes(receipt.model_copy(update={"files": files}).to_bytes(), receipt_name("00001"))
     before = {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()}
     (damaged,) = verify(str(tokens))
-    with pytest.raises(UnitsFailed, match=r"meta/00001.parquet: done again on cpu .*, its unit .* first on cpu .*, torch 2"):
+    with pytest.raises(
+        UnitsFailed, match=r"meta/00001.parquet: done again on cpu .*, its unit .* first on cpu .*, torch 2"
+    ):
         repair(damaged, LocalExecutor(), lambda _: None)
     assert {file: file.read_bytes() for file in tokens.rglob("*") if file.is_file()} == before
 

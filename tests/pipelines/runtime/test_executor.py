@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
-from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, collect
-from dualtoken.pipelines.runtime.finish import problems
+from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, report_outcomes
+from dualtoken.pipelines.runtime.finish import user_warnings
 from tests.conftest import planned
 
-DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY)
+DONE, GONE = (
+    UnitOutcome("targets web", "0", {"ok": 1}, 0.1),
+    UnitOutcome("targets web", "1", {}, 0.0, "no answer", ExitCode.TEMPORARY),
+)
 
 
 @pytest.mark.parametrize(
@@ -24,10 +27,12 @@ DONE, GONE = Outcome("targets web", "0", {"ok": 1}, 0.1), Outcome("targets web",
         ([*[GONE] * (GIVE_UP_AFTER - 1), DONE] * 3, 3 * GIVE_UP_AFTER),
     ],
 )
-def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(outcomes: list[Outcome], looked_at: int, finished: Recipe) -> None:
-    seen: list[Outcome] = []
+def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(
+    outcomes: list[UnitOutcome], looked_at: int, finished: Recipe
+) -> None:
+    seen: list[UnitOutcome] = []
 
-    def come() -> Iterator[Outcome]:
+    def come() -> Iterator[UnitOutcome]:
         for one in outcomes:
             seen.append(one)
             yield one
@@ -35,7 +40,7 @@ def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(outcomes: list[
     job = planned(finished, "targets", "tiny-train").job
     assert job is not None
     with pytest.raises(UnitsFailed, match="no answer") as error:
-        collect(come(), [Work(job, job.units)], lambda _: None)
+        report_outcomes(come(), [Work(job, job.units)], lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
     assert len(seen) == looked_at
 
@@ -55,7 +60,9 @@ def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
 def test_addresses_that_were_refused_are_told_with_the_key_that_allows_them(finished: Recipe) -> None:
     manifest = planned(finished, "download", "tiny-train").manifest
     assert manifest is not None
-    assert list(problems(manifest)) == []
-    (said,) = problems(manifest.model_copy(update={"counts": {"ok": 1, "failed:private_address": 34}, "rows_in": 35}))
+    assert list(user_warnings(manifest)) == []
+    (said,) = user_warnings(
+        manifest.model_copy(update={"counts": {"ok": 1, "failed:private_address": 34}, "rows_in": 35})
+    )
     assert said.startswith("34 of 35 URLs lead into a private network")
     assert said.endswith("set download.allow_private_addresses=true and run again")

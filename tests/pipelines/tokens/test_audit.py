@@ -12,13 +12,22 @@ import pytest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, read_manifest, read_receipts
-from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, TokenAlarm, exit_code
-from dualtoken.pipelines.images.samples import decode, open_shard
-from dualtoken.pipelines.inference.networks import OpenTokenizer, any_device
+from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.tokens.audit import MANY, CodeTally, Figures, Norm, judge, psnr, sample_places, watched
+from dualtoken.pipelines.tokens.audit import (
+    MANY,
+    CodeCounter,
+    ReferenceFigures,
+    ShardFigures,
+    check_shard,
+    psnr,
+    sample_rows,
+    watched,
+)
 from dualtoken.pipelines.tokens.shards import codes_of, read_data_shard
 from tests.conftest import LoadTiny, planned
 
@@ -26,13 +35,13 @@ CORPUS = "tiny-train"
 
 
 def test_usage_and_perplexity_are_those_of_the_counts() -> None:
-    tally = CodeTally(depth=2, num_codes=8)
+    tally = CodeCounter(depth=2, num_codes=8)
     tally.add(np.array([[0, 1], [0, 1], [1, 1]], np.uint16))
     tally.add(np.array([[[2, 1], [3, 1]], [[2, 1], [3, 1]], [[1, 1], [0, 1]]], np.uint16))
     assert tally.usage() == [0.5, 0.125]
     shares = [3 / 9, 2 / 9, 2 / 9, 2 / 9]
     assert tally.perplexity() == [round(2 ** -sum(share * math.log2(share) for share in shares), 3), 1.0]
-    assert CodeTally(depth=1, num_codes=4).perplexity() == [1.0]
+    assert CodeCounter(depth=1, num_codes=4).perplexity() == [1.0]
 
 
 def test_psnr_is_that_of_the_levels() -> None:
@@ -42,13 +51,15 @@ def test_psnr_is_that_of_the_levels() -> None:
 
 
 def test_a_seed_chooses_the_same_rows_and_never_more_than_there_are() -> None:
-    assert sample_places("a/00000", 1000, 4) == sample_places("a/00000", 1000, 4)
-    assert sample_places("a/00000", 1000, 4) != sample_places("a/00001", 1000, 4)
-    assert sample_places("a/00000", 3, 9) == {0, 1, 2}
+    assert sample_rows("a/00000", 1000, 4) == sample_rows("a/00000", 1000, 4)
+    assert sample_rows("a/00000", 1000, 4) != sample_rows("a/00001", 1000, 4)
+    assert sample_rows("a/00000", 3, 9) == {0, 1, 2}
 
 
-def figures(shard: int, *, ratio: float | None = 22.0, pixel: Sequence[float] = (180.0, 150.0), rows: int = 1000) -> Figures:
-    return Figures(f"{shard:05d}", rows, ratio, {"semantic": [200.0, 100.0], "pixel": pixel})
+def figures(
+    shard: int, *, ratio: float | None = 22.0, pixel: Sequence[float] = (180.0, 150.0), rows: int = 1000
+) -> ShardFigures:
+    return ShardFigures(f"{shard:05d}", rows, ratio, {"semantic": [200.0, 100.0], "pixel": pixel})
 
 
 OTHERS = [figures(shard, ratio=22 + shard % 3) for shard in range(12)]
@@ -58,13 +69,22 @@ OTHERS = [figures(shard, ratio=22 + shard % 3) for shard in range(12)]
     ("odd", "said"),
     [
         (figures(99, ratio=12.0), "drift: PSNR 12.0 dB, the dataset's median is 23.0"),
-        (figures(99, pixel=(180.0, 60.0)), "drift: pixel depth 2 has perplexity 60.0, the dataset's median is 150.0"),
-        (figures(99, pixel=(9.0, 150.0)), "collapse: pixel depth 1 has perplexity 9.0, the dataset's median is 180.0"),
-        (figures(99, pixel=(180.0, 1.0)), "collapse: pixel depth 2 has perplexity 1.00: one code for all images"),
+        (
+            figures(99, pixel=(180.0, 60.0)),
+            "drift: pixel depth 2 has perplexity 60.0, the dataset's median is 150.0",
+        ),
+        (
+            figures(99, pixel=(9.0, 150.0)),
+            "collapse: pixel depth 1 has perplexity 9.0, the dataset's median is 180.0",
+        ),
+        (
+            figures(99, pixel=(180.0, 1.0)),
+            "collapse: pixel depth 2 has perplexity 1.00: one code for all images",
+        ),
     ],
 )
-def test_a_shard_far_from_the_median_is_named_with_what_was_found(odd: Figures, said: str) -> None:
-    assert str(judge(odd, Norm.of([*OTHERS, odd]))) == f"shard 00099: {said}"
+def test_a_shard_far_from_the_median_is_named_with_what_was_found(odd: ShardFigures, said: str) -> None:
+    assert str(check_shard(odd, ReferenceFigures.of([*OTHERS, odd]))) == f"shard 00099: {said}"
 
 
 @pytest.mark.parametrize(
@@ -79,26 +99,37 @@ def test_a_shard_far_from_the_median_is_named_with_what_was_found(odd: Figures, 
         figures(99, pixel=(1.0, 1.0), rows=3),
     ],
 )
-def test_what_chance_and_short_shards_bring_is_no_alarm(usual: Figures) -> None:
-    assert judge(usual, Norm.of([*OTHERS, usual])) is None
+def test_what_chance_and_short_shards_bring_is_no_alarm(usual: ShardFigures) -> None:
+    assert check_shard(usual, ReferenceFigures.of([*OTHERS, usual])) is None
 
 
 def test_a_corpus_whose_images_differ_much_needs_a_larger_drop() -> None:
     mixed = [figures(shard, ratio=20 + 10 * (shard % 2)) for shard in range(12)]
-    assert judge(figures(99, ratio=12.0), Norm.of(mixed)) is None
+    assert check_shard(figures(99, ratio=12.0), ReferenceFigures.of(mixed)) is None
 
 
 def test_a_dataset_that_is_bad_as_a_whole_is_told_by_the_recipes_lowest_psnr() -> None:
     bad = [figures(shard, ratio=9.0 + shard % 3 / 10) for shard in range(12)]
-    assert {judge(one, Norm.of(bad)) for one in bad} == {None}
-    assert [str(judge(one, Norm.of(bad), 15)) for one in bad][:1] == ["shard 00000: low: PSNR 9.0 dB, pretokenize.min_psnr=15"]
-    assert all(judge(one, Norm.of(bad), 15) for one in bad)
-    assert judge(figures(1, ratio=15.0), Norm.of(bad), 15) is judge(figures(1, ratio=None), Norm.of(bad), 15) is None
+    assert {check_shard(one, ReferenceFigures.of(bad)) for one in bad} == {None}
+    assert [str(check_shard(one, ReferenceFigures.of(bad), 15)) for one in bad][:1] == [
+        "shard 00000: low: PSNR 9.0 dB, pretokenize.min_psnr=15"
+    ]
+    assert all(check_shard(one, ReferenceFigures.of(bad), 15) for one in bad)
+    assert (
+        check_shard(figures(1, ratio=15.0), ReferenceFigures.of(bad), 15)
+        is check_shard(figures(1, ratio=None), ReferenceFigures.of(bad), 15)
+        is None
+    )
 
 
-def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     settings, said = ("pretokenize.on_alarm=stop", "pretokenize.min_psnr=60"), list[str]()
-    job, usual = (planned(recipe, "pretokenize", CORPUS).job for recipe in (load_tiny(Path(finished.root), *settings), finished))
+    job, usual = (
+        planned(recipe, "pretokenize", CORPUS).job
+        for recipe in (load_tiny(Path(finished.root), *settings), finished)
+    )
     assert job is not None
     assert usual is not None
     assert job.folder == usual.folder, "what an audit asks for changes no fingerprint"
@@ -110,12 +141,16 @@ def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(tmp_path: Path, f
         run_command("pretokenize", load_tiny(tmp_path / "copy", *settings), LocalExecutor(), said.append)
 
 
-def outcomes(*shards: Figures) -> list[Outcome]:
+def outcomes(*shards: ShardFigures) -> list[UnitOutcome]:
     audits = [
-        {"rows": one.rows, "psnr": [one.psnr], "looked_at": [0]} | {f"{stream}_perplexity": of for stream, of in one.perplexity.items()}
+        {"rows": one.rows, "psnr": [one.psnr], "looked_at": [0]}
+        | {f"{stream}_perplexity": of for stream, of in one.perplexity.items()}
         for one in shards
     ]
-    return [Outcome("pretokenize a", one.shard, {"ok": one.rows}, 1.0, audit=audit) for one, audit in zip(shards, audits, strict=True)]
+    return [
+        UnitOutcome("pretokenize a", one.shard, {"ok": one.rows}, 1.0, audit=audit)
+        for one, audit in zip(shards, audits, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +160,14 @@ def job_that_stops(finished: Recipe, load_tiny: LoadTiny) -> Work:
     return Work(job, ())
 
 
-def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_goes_on(finished: Recipe, job_that_stops: Work) -> None:
+def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_goes_on(
+    finished: Recipe, job_that_stops: Work
+) -> None:
     said = list[str]()
     run = outcomes(*OTHERS[:MANY], figures(50, ratio=9.0), figures(51))
-    with pytest.raises(TokenAlarm, match=r"^pretokenize a shard 00050: drift: PSNR 9.0 dB.*\(pretokenize.on_alarm=stop\)") as error:
+    with pytest.raises(
+        TokenAlarm, match=r"^pretokenize a shard 00050: drift: PSNR 9.0 dB.*\(pretokenize.on_alarm=stop\)"
+    ) as error:
         list(watched(run, [job_that_stops], said.append))
     assert "\n" not in str(error.value)
     assert exit_code(error.value) == ExitCode.BUG
@@ -148,20 +187,29 @@ def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_
     job, trained = planned(finished, "pretokenize", CORPUS).job, planned(finished, "train").job
     assert job is not None
     assert trained is not None
-    tokenizer, unit = OpenTokenizer(Path(trained.folder), any_device()), job.units[2].id
+    tokenizer, unit = TokenizerRunner(Path(trained.folder), best_device()), job.units[2].id
     audit = read_receipts(job.store())[unit].facts["audit"]
-    table, shard = read_data_shard(Path(job.folder) / f"data/{unit}.arrow"), open_shard(job.input("download"), unit, tmp_path)
+    table, shard = (
+        read_data_shard(Path(job.folder) / f"data/{unit}.arrow"),
+        open_image_shard(job.input("download"), unit, tmp_path),
+    )
     assert len(audit["looked_at"]) == min(4, len(table))
     for row, ratio in zip(audit["looked_at"], audit["psnr"], strict=True):
         place = shard.keys.index(table["key"][row].as_py())
         shown = tokenizer.decode(codes_of(table, "pixel")[row].reshape(1, 4, 4, 2))[0].numpy()
-        seen = tokenizer.levels([decode(shard.image(place))])[0].numpy()
+        seen = tokenizer.levels([decode_rgb(shard.image(place))])[0].numpy()
         assert ratio == round(psnr(shown, seen), 2)
 
 
-def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job, recipe, said = planned(finished, "pretokenize", CORPUS).job, load_tiny(tmp_path / "copy"), list[str]()
+    job, recipe, said = (
+        planned(finished, "pretokenize", CORPUS).job,
+        load_tiny(tmp_path / "copy"),
+        list[str](),
+    )
     assert job is not None
     before = read_manifest(job.store())
     assert before is not None
@@ -197,7 +245,9 @@ def drifted(tmp_path: Path, finished: Recipe) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_finished_dataset_with_an_alarm_has_it_in_manifest_and_report(drifted: Path, load_tiny: LoadTiny) -> None:
+def test_a_finished_dataset_with_an_alarm_has_it_in_manifest_and_report(
+    drifted: Path, load_tiny: LoadTiny
+) -> None:
     recipe = load_tiny(drifted)
     for command in ("pretokenize", "report"):
         run_command(command, recipe, LocalExecutor(), lambda _: None)

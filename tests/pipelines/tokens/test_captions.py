@@ -19,7 +19,7 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tombstones import Tombstones
 from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.maintenance import forget as forgetting
-from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deepen
+from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.explain import explain
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.forget import forget
@@ -28,7 +28,7 @@ from dualtoken.pipelines.maintenance.garbage import find_garbage
 from dualtoken.pipelines.maintenance.inspect_shard import describe_row, open_shard
 from dualtoken.pipelines.maintenance.repair import repair
 from dualtoken.pipelines.maintenance.verify import verify
-from dualtoken.pipelines.runtime.executor import LocalExecutor, attempt
+from dualtoken.pipelines.runtime.executor import LocalExecutor, run_attempt
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.captions import require_same_rows, require_same_samples
@@ -64,7 +64,11 @@ def tokens_job(recipe: Recipe) -> StageJob:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, str]]:
-    return {str(path): (path.stat().st_mtime_ns, digest(path).sha256) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): (path.stat().st_mtime_ns, digest(path).sha256)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tiny: 
     recipe = load_tiny(root, OTHER, f"pretokenize.captions_of.{CORPUS}={lender.fingerprint}")
     run_command("pretokenize", recipe, LocalExecutor(), lambda _: None, [CORPUS])
     assert stamps(Path(lender.folder)) == before, "the lender's files were touched"
-    return Datasets(recipe, Path(lender.folder), Path(tokens_job(recipe).folder), Path(tokens_job(whole).folder))
+    return Datasets(
+        recipe, Path(lender.folder), Path(tokens_job(recipe).folder), Path(tokens_job(whole).folder)
+    )
 
 
 @pytest.fixture
@@ -121,7 +127,9 @@ def test_captions_are_read_with_the_rows_that_they_are_of(made: Datasets) -> Non
     assert everything(str(made.borrower))[1] != everything(str(made.lender))[1]
 
 
-def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(made: Datasets, tmp_path: Path) -> None:
+def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(
+    made: Datasets, tmp_path: Path
+) -> None:
     with s3_server("rclone", tmp_path / "server") as bucket:
         for folder in (made.lender, made.borrower):
             shutil.copytree(folder, tmp_path / "server/test/tokens" / folder.name)
@@ -135,7 +143,9 @@ def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(made
             everything(url, ShardCache(tmp_path / "new", 10**8))
 
 
-def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(copy: Datasets, load_tiny: LoadTiny) -> None:
+def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(
+    copy: Datasets, load_tiny: LoadTiny
+) -> None:
     root, key = Path(copy.recipe.root), f"pretokenize.captions_of.{CORPUS}"
 
     def refused(lender: str, *settings: str) -> str:
@@ -147,7 +157,10 @@ def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(copy: Dat
     lender = copy.lender.name
     assert "has rows of other crops" in refused(lender, "pretokenize.crops=[{kind: center, flip: true}]")
     assert f"borrows its captions itself: set it to {lender}" in refused(copy.borrower.name)
-    assert f"has no such dataset: set it to one of {', '.join(sorted(one.name for one in copy[1:]))}" in refused("'000000000000'")
+    assert (
+        f"has no such dataset: set it to one of {', '.join(sorted(one.name for one in copy[1:]))}"
+        in refused("'000000000000'")
+    )
     (copy.lender / MANIFEST_FILE).unlink()
     assert "is unfinished" in refused(lender)
     for wrong, problem in (
@@ -169,17 +182,23 @@ def test_a_decision_that_keeps_other_samples_is_refused_before_any_is_encoded(ma
             require_same_samples(Store(str(made.lender)), CORPUS, others)
 
 
-def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(made: Datasets, finished: Recipe, tmp_path: Path) -> None:
+def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(
+    made: Datasets, finished: Recipe, tmp_path: Path
+) -> None:
     job, heldout = tokens_job(made.recipe), planned(finished, "pretokenize", "tiny-heldout").job
     assert heldout is not None
-    job = replace(job, folder=str(tmp_path / "new"), inputs={**job.inputs, f"pretokenize/{CORPUS}": heldout.folder})
-    outcome = attempt(job, lambda: Worker(job), job.units[0])
+    job = replace(
+        job, folder=str(tmp_path / "new"), inputs={**job.inputs, f"pretokenize/{CORPUS}": heldout.folder}
+    )
+    outcome = run_attempt(job, lambda: Worker(job), job.units[0])
     assert f"={heldout.fingerprint}: ledger/00000.parquet has" in outcome.error
     assert outcome.code == ExitCode.CONFIGURATION
     assert done_units(job.store()) == set()
 
 
-def test_rows_that_are_not_those_of_the_captions_are_refused_with_their_shard(copy: Datasets, tmp_path: Path) -> None:
+def test_rows_that_are_not_those_of_the_captions_are_refused_with_their_shard(
+    copy: Datasets, tmp_path: Path
+) -> None:
     keys = pq.read_table(copy.lender / SHARD)["key"].combine_chunks()
     for rows, problem in (
         ({"key": keys[::-1]}, f"{SHARD} has another key in row 0: the decision differs"),
@@ -199,12 +218,18 @@ def findings(where: Path | str) -> list[Finding]:
 
 
 @pytest.mark.parametrize(("damage", "problem"), [(flip, "altered"), (Path.unlink, "missing")])
-def test_verify_names_a_caption_file_of_the_other_dataset_once(damage: Callable[[Path], object], problem: str, copy: Datasets) -> None:
+def test_verify_names_a_caption_file_of_the_other_dataset_once(
+    damage: Callable[[Path], object], problem: str, copy: Datasets
+) -> None:
     assert findings(copy.borrower) == []
     damage(copy.lender / SHARD)
     for where in (copy.borrower, copy.recipe.root):
         (finding,) = findings(where)
-        assert (finding.folder, finding.name, str(finding.problem).split()[0].rstrip(":")) == (str(copy.lender), SHARD, problem)
+        assert (finding.folder, finding.name, str(finding.problem).split()[0].rstrip(":")) == (
+            str(copy.lender),
+            SHARD,
+            problem,
+        )
     (checked,) = verify(str(copy.borrower))
     with pytest.raises(UserError, match=rf"run `dualtoken verify {copy.lender} --repair` first"):
         repair(checked, LocalExecutor(), lambda _: None)
@@ -215,12 +240,16 @@ def test_verify_names_a_caption_file_of_the_other_dataset_once(damage: Callable[
 def test_rows_are_checked_deep_and_a_lender_that_is_gone_is_named(copy: Datasets) -> None:
     said: list[str] = []
     (checked,) = verify(str(copy.borrower))
-    assert deepen(checked, DeepSettings(sample=5), said.append).findings == ()
+    assert deep_verify(checked, DeepSettings(sample=5), said.append).findings == ()
     assert "5 rows" in said[-1]
     key = TokenDataset(str(copy.borrower)).read(np.array([0])).keys[0].tobytes()
     shutil.rmtree(copy.lender)
-    with pytest.raises(UserError, match=f"cannot be written again without its captions: bring {copy.lender} back"):
-        forget(plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append)
+    with pytest.raises(
+        UserError, match=f"cannot be written again without its captions: bring {copy.lender} back"
+    ):
+        forget(
+            plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append
+        )
     assert {finding.folder for finding in findings(copy.borrower)} == {str(copy.lender)}
     assert len(TokenDataset(str(copy.borrower)).read(np.arange(3)).keys) == 3
 
@@ -230,7 +259,9 @@ def test_repair_restores_the_codes_of_a_borrower(copy: Datasets) -> None:
     flip(copy.borrower / "data/00001.arrow")
     (checked,) = verify(str(copy.borrower))
     repair(checked, LocalExecutor(), lambda _: None)
-    assert {name: sha for name, (_, sha) in stamps(copy.borrower / "data").items()} == {name: sha for name, (_, sha) in before.items()}
+    assert {name: sha for name, (_, sha) in stamps(copy.borrower / "data").items()} == {
+        name: sha for name, (_, sha) in before.items()
+    }
     assert not (copy.borrower / "meta").exists()
     assert findings(copy.borrower) == []
 
@@ -277,10 +308,15 @@ def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_b
     assert tokens_job(copy.recipe).folder == str(copy.borrower), "another fingerprint than before"
 
 
-def test_exports_cards_single_rows_and_explanations_know_of_the_captions(made: Datasets, tmp_path: Path) -> None:
+def test_exports_cards_single_rows_and_explanations_know_of_the_captions(
+    made: Datasets, tmp_path: Path
+) -> None:
     for folder in (made.borrower, made.whole):
         export_tokens(str(folder), "parquet", str(tmp_path / folder.name))
-    ours, theirs = (pq.read_table(sorted((tmp_path / folder.name).glob("*.parquet"))) for folder in (made.borrower, made.whole))
+    ours, theirs = (
+        pq.read_table(sorted((tmp_path / folder.name).glob("*.parquet")))
+        for folder in (made.borrower, made.whole)
+    )
     assert ours.equals(theirs)
     assert f"captions lie in the folder `../{made.lender.name}`" in (made.borrower / "README.md").read_text()
     shard = open_shard(str(made.borrower / "data/00001.arrow"), tmp_path)

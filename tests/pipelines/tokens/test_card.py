@@ -11,7 +11,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.core.totals import add_up
+from dualtoken.pipelines.core.totals import sum_receipts
 from dualtoken.pipelines.tokens.card import card
 from tests.conftest import LoadTiny, planned
 
@@ -43,7 +43,9 @@ def test_licenses_are_counted_over_all_shards_once_for_each_image_the_most_frequ
     crops: int, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
 ) -> None:
     job = tokens_job(finished)
-    recipe = load_tiny(Path(finished.root), *([] if crops == 1 else ["pretokenize.crops=[{kind: center, flip: true}]"]))
+    recipe = load_tiny(
+        Path(finished.root), *([] if crops == 1 else ["pretokenize.crops=[{kind: center, flip: true}]"])
+    )
     manifest, receipts = read_manifest(job.store()), read_receipts(job.store())
     assert manifest is not None
     expected = {"cc-by": 0, "none given": 0}
@@ -57,6 +59,10 @@ def test_licenses_are_counted_over_all_shards_once_for_each_image_the_most_frequ
         variants = [table.append_column("variant", [[variant] * len(table)]) for variant in range(crops)]
         pq.write_table(pa.concat_tables(variants) if crops > 1 else table, tmp_path / f"meta/{unit}.parquet")
     moved = StageJob(job.stage, job.corpus, recipe, str(tmp_path), job.fingerprint, job.inputs, job.units)
-    found = re.findall(r"^\| (cc-by|none given) \| (\d+) \|$", card(moved, manifest.details, add_up(job.store(), receipts)), re.MULTILINE)
+    found = re.findall(
+        r"^\| (cc-by|none given) \| (\d+) \|$",
+        card(moved, manifest.details, sum_receipts(job.store(), receipts)),
+        re.MULTILINE,
+    )
     assert found == [(name, str(count)) for name, count in expected.items()]
     assert Store(str(tmp_path)).exists("README.md") is False

@@ -29,15 +29,22 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=10)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset's
 def test_webdataset_reads_back_every_row_in_order(tokens: str, tmp_path: Path) -> None:
     export_tokens(tokens, "webdataset", str(tmp_path))
     urls = sorted(map(str, tmp_path.glob("*.tar")))
     assert len(urls) == 3
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     gc.collect()  # so that the files it left open are told of here
-    assert [sample["__key__"] for sample in samples[:11]] == [*(f"00000{row:04d}" for row in range(10)), "000010000"]
-    assert np.array_equal([sample["semantic.npy"] for sample in samples], SEMANTIC.reshape(ROWS, GRID, GRID, DEPTH))
+    assert [sample["__key__"] for sample in samples[:11]] == [
+        *(f"00000{row:04d}" for row in range(10)),
+        "000010000",
+    ]
+    assert np.array_equal(
+        [sample["semantic.npy"] for sample in samples], SEMANTIC.reshape(ROWS, GRID, GRID, DEPTH)
+    )
     assert np.array_equal([sample["pixel.npy"] for sample in samples], PIXEL.reshape(ROWS, GRID, GRID, DEPTH))
     assert samples[0]["semantic.npy"].dtype == np.uint16
     assert [sample["txt"] for sample in samples] == CAPTIONS
@@ -63,8 +70,12 @@ def test_hugging_face_datasets_loads_the_folder(tokens: str, tmp_path: Path) -> 
     assert str(loaded.data.schema.field("pixel").type.value_type) == "uint16"
 
 
-@pytest.mark.parametrize(("first_id", "kind", "code"), [(0, np.uint16, 8), (32_000, np.uint16, 8), (40_000, np.int32, 4)])
-def test_megatron_files_are_laid_out_as_its_reader_expects(tokens: str, tmp_path: Path, first_id: int, kind: type, code: int) -> None:
+@pytest.mark.parametrize(
+    ("first_id", "kind", "code"), [(0, np.uint16, 8), (32_000, np.uint16, 8), (40_000, np.int32, 4)]
+)
+def test_megatron_files_are_laid_out_as_its_reader_expects(
+    tokens: str, tmp_path: Path, first_id: int, kind: type, code: int
+) -> None:
     export_tokens(tokens, "megatron", str(tmp_path), first_id=first_id)
     index = (tmp_path / "tokens.idx").read_bytes()
     assert index[:9] == b"MMIDIDX\x00\x00"
@@ -75,8 +86,12 @@ def test_megatron_files_are_laid_out_as_its_reader_expects(tokens: str, tmp_path
     assert len(index) == 34 + 12 * ROWS + 8 * (ROWS + 1)
     assert documents.tolist() == list(range(ROWS + 1))
     ids = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
-    sequences = [np.frombuffer(ids, kind, length, offset) for length, offset in zip(lengths, pointers, strict=True)]
-    expected = np.concatenate([SEMANTIC.astype(np.int64) + first_id, PIXEL.astype(np.int64) + first_id + 16384], axis=1)
+    sequences = [
+        np.frombuffer(ids, kind, length, offset) for length, offset in zip(lengths, pointers, strict=True)
+    ]
+    expected = np.concatenate(
+        [SEMANTIC.astype(np.int64) + first_id, PIXEL.astype(np.int64) + first_id + 16384], axis=1
+    )
     assert np.array_equal(sequences, expected)
     assert len(ids) == expected.size * np.dtype(kind).itemsize
     assert pq.read_table(tmp_path / "tokens.parquet")["key"].to_pylist() == KEYS
@@ -92,7 +107,9 @@ def test_one_stream_alone_can_be_exported(tokens: str, tmp_path: Path) -> None:
     assert np.array_equal(np.fromfile(tmp_path / "tokens.bin", np.uint16).reshape(ROWS, WIDTH), PIXEL)
 
 
-def test_the_list_of_files_has_their_checksums_and_the_same_rows_give_the_same_bytes(tokens: str, tmp_path: Path) -> None:
+def test_the_list_of_files_has_their_checksums_and_the_same_rows_give_the_same_bytes(
+    tokens: str, tmp_path: Path
+) -> None:
     first, second = (export_tokens(tokens, "webdataset", str(tmp_path / name)) for name in ("a", "b"))
     assert first.files == second.files
     said = json.loads((tmp_path / "a/export.json").read_text())
@@ -104,10 +121,15 @@ def test_the_list_of_files_has_their_checksums_and_the_same_rows_give_the_same_b
 
 def test_unfinished_foreign_and_other_datasets_are_refused_by_name(tmp_path: Path) -> None:
     folder = Path(write_tokens(tmp_path / "a", 10))
-    with pytest.raises(UserError, match="has tokens of tokenizer ffffffffffff, the model reads those of 0123456789ab"):
+    with pytest.raises(
+        UserError, match="has tokens of tokenizer ffffffffffff, the model reads those of 0123456789ab"
+    ):
         export_tokens(str(folder), "parquet", str(tmp_path / "out"), tokenizer="0123456789ab")
     manifest = (folder / "manifest.json").read_text()
-    for text, problem in (('"stage": "train"', "is a folder of the stage train"), ('"stages": "pretokenize"', "is none of ours")):
+    for text, problem in (
+        ('"stage": "train"', "is a folder of the stage train"),
+        ('"stages": "pretokenize"', "is none of ours"),
+    ):
         (folder / "manifest.json").write_text(manifest.replace('"stage": "pretokenize"', text))
         with pytest.raises(UserError, match=problem):
             export_tokens(str(folder), "parquet", str(tmp_path / "out"))

@@ -32,7 +32,15 @@ def table_fields(text: str) -> dict[str, str]:
     return {name: kind for names, kind in rows for name in re.findall(r"`(.+?)`", names)}
 
 
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "object": dict, "array": list, "null": type(None)}
+KINDS = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+    "null": type(None),
+}
 
 
 def require_kinds(listed: dict[str, str], document: dict[str, Any]) -> None:
@@ -70,13 +78,19 @@ def folder(finished: Recipe) -> Path:
 
 def test_the_folder_holds_what_the_page_lists(folder: Path) -> None:
     listed = set(re.findall(r"^  ([\w./<>]+) {2,}", PAGE, re.MULTILINE))
-    found = {re.sub(r"\b\d{5}\b", "<shard>", path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()}
+    found = {
+        re.sub(r"\b\d{5}\b", "<shard>", path.relative_to(folder).as_posix())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert found == listed - {"forgotten.json"}
 
 
 def test_the_manifest_has_the_listed_fields_and_no_other(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    found = {name for name in manifest if name != "details"} | {f"details.{name}" for name in manifest["details"]}
+    found = {name for name in manifest if name != "details"} | {
+        f"details.{name}" for name in manifest["details"]
+    }
     assert found == set(fields("manifest.json"))
     require_kinds(fields("manifest.json"), manifest)
     assert sum(manifest["counts"].values()) == manifest["rows_in"]
@@ -85,7 +99,9 @@ def test_the_manifest_has_the_listed_fields_and_no_other(folder: Path) -> None:
 
 def test_the_root_hash_is_computed_as_the_page_says(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    names = [file.name for receipt in read_receipts(Store(str(folder))).values() for file in receipt.files] + ["index.parquet", "README.md"]
+    names = [
+        file.name for receipt in read_receipts(Store(str(folder))).values() for file in receipt.files
+    ] + ["index.parquet", "README.md"]
     lines = sorted(f"{name} {digest(folder / name).sha256}\n" for name in names)
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == manifest["root_hash"]
 
@@ -126,13 +142,19 @@ def test_receipts_have_the_listed_fields_and_no_other(folder: Path) -> None:
     del listed["facts.captions_of"]
     for path in folder.glob("receipts/*.json"):
         receipt = json.loads(path.read_text())
-        assert {name for name in receipt if name != "facts"} | {f"facts.{name}" for name in receipt["facts"]} == set(listed)
+        assert {name for name in receipt if name != "facts"} | {
+            f"facts.{name}" for name in receipt["facts"]
+        } == set(listed)
         require_kinds(listed, receipt)
-        parts = re.findall(r"`(\w+)`", next(line for line in PAGE.splitlines() if line.startswith("| `facts.seconds`")))
+        parts = re.findall(
+            r"`(\w+)`", next(line for line in PAGE.splitlines() if line.startswith("| `facts.seconds`"))
+        )
         assert set(receipt["facts"]["seconds"]) == set(parts)
 
 
-def test_the_stages_record_has_the_listed_fields_and_the_fingerprint_is_computed_as_the_page_says(folder: Path) -> None:
+def test_the_stages_record_has_the_listed_fields_and_the_fingerprint_is_computed_as_the_page_says(
+    folder: Path,
+) -> None:
     stage = json.loads((folder / "stage.json").read_text())
     assert set(stage) == set(fields("stage.json"))
     require_kinds(fields("stage.json"), stage)

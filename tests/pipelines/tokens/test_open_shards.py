@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dualtoken.pipelines.core.threads import map_missing
-from dualtoken.pipelines.tokens.caption_cache import CaptionColumns
+from dualtoken.pipelines.core.threads import map_ahead_unless_ready
+from dualtoken.pipelines.tokens.caption_cache import CaptionCache
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows
-from dualtoken.pipelines.tokens.open_shards import OpenShards
+from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.token_datasets import write_tokens
 
@@ -33,15 +33,15 @@ class Together:
         return number
 
 
-def begins(shards: OpenShards, numbers: Rows, fetch: Together) -> list[int]:
+def begins(shards: ShardMaps, numbers: Rows, fetch: Together) -> list[int]:
     def open_shards(missing: list[int]) -> list[MappedShard]:
-        return [shard(number) for number in map_missing(fetch, missing, lambda _: False)]
+        return [shard(number) for number in map_ahead_unless_ready(fetch, missing, lambda _: False)]
 
     return shards.begins(numbers, np.zeros_like(numbers), open_shards)["key"].tolist()
 
 
 def test_shards_that_a_batch_lacks_are_opened_side_by_side_once_each_and_no_thread_is_left() -> None:
-    shards, fetch, before = OpenShards(99, 1, ["key"], None), Together(4), threading.active_count()
+    shards, fetch, before = ShardMaps(99, 1, ["key"], None), Together(4), threading.active_count()
     assert begins(shards, np.array([7, 3, 7, 90, 3, 8]), fetch) == [7000, 3000, 7000, 90_000, 3000, 8000]
     assert begins(shards, np.array([90, 8]), fetch) == [90_000, 8000]
     assert sorted(fetch.asked) == [3, 7, 8, 90]
@@ -49,13 +49,17 @@ def test_shards_that_a_batch_lacks_are_opened_side_by_side_once_each_and_no_thre
 
 
 def test_captions_that_a_batch_lacks_are_read_side_by_side_and_no_thread_is_left() -> None:
-    columns, fetch, before = CaptionColumns("a", None), Together(3), threading.active_count()
+    columns, fetch, before = CaptionCache("a", None), Together(3), threading.active_count()
 
     def read(number: int) -> pa.Array:
         return pa.array([str(fetch(number))])
 
     for _ in range(2):
-        assert {number: column.to_pylist() for number, column in columns.get([5, 2, 9], read)} == {2: ["2"], 5: ["5"], 9: ["9"]}
+        assert {number: column.to_pylist() for number, column in columns.get([5, 2, 9], read)} == {
+            2: ["2"],
+            5: ["5"],
+            9: ["9"],
+        }
     assert sorted(fetch.asked) == [2, 5, 9]
     assert threading.active_count() == before
 
@@ -74,7 +78,9 @@ def test_of_two_damaged_shards_the_first_is_named_and_those_before_it_are_kept(t
     assert len(tokens.read(np.arange(30)).keys) == 30, "maps of shards that were opened before the failure"
 
 
-def test_a_dataset_looks_at_shards_side_by_side_and_opens_those_that_it_knows_without_threads(tmp_path: Path) -> None:
+def test_a_dataset_looks_at_shards_side_by_side_and_opens_those_that_it_knows_without_threads(
+    tmp_path: Path,
+) -> None:
     tokens, names = TokenDataset(write_tokens(tmp_path / "a", 100, rows_per_shard=10)), set[str]()
     rows, (first, again) = np.arange(0, 100, 9), (set[str](), set[str]())
     threading.setprofile(lambda *_: names.add(threading.current_thread().name))

@@ -22,27 +22,38 @@ from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, UnitOutput
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import CROP_FIELDS
-from dualtoken.pipelines.images.samples import KeptRow, decode, open_shard
+from dualtoken.pipelines.images.samples import KeptSample, decode_rgb, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard, index_tar
-from dualtoken.pipelines.inference.adaptive_batch import HalvingEncoder, NoRoomForOneImageError, is_out_of_memory
-from dualtoken.pipelines.inference.image_stream import ImageStream, PixelRoom
-from dualtoken.pipelines.inference.networks import OpenTokenizer, StreamCodes, any_device
-from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deepen
+from dualtoken.pipelines.inference.adaptive_batch import (
+    AdaptiveBatchEncoder,
+    ImageTooLargeError,
+    is_out_of_memory,
+)
+from dualtoken.pipelines.inference.image_stream import ImageStream, PixelBudget
+from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
+from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens import pretokenize
 from dualtoken.pipelines.tokens.pretokenize import Worker
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from dualtoken.pipelines.tokens.shards import STREAMS, Ids, ShardWriter, codes_of, read_data_shard, said_of
+from dualtoken.pipelines.tokens.shards import (
+    STREAMS,
+    Ids,
+    TokenShardWriter,
+    codes_of,
+    read_data_shard,
+    schema_metadata,
+)
 from tests.conftest import LoadTiny, planned
 
 CORPUS = "tiny-train"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(finished: Recipe) -> OpenTokenizer:
-    return OpenTokenizer(Path(job_of(finished, "train", None).folder), any_device())
+def tokenizer(finished: Recipe) -> TokenizerRunner:
+    return TokenizerRunner(Path(job_of(finished, "train", None).folder), best_device())
 
 
 def job_of(recipe: Recipe, step: str, corpus: str | None = CORPUS) -> StageJob:
@@ -57,8 +68,12 @@ def first_unit(job: StageJob, scratch: Path) -> UnitOutput:
     return Worker(job).run(job.units[0], scratch)
 
 
-@pytest.mark.parametrize("settings", [("batch_size=1", "decode_threads=1"), ("batch_size=3", "decode_threads=3", "audit_rows=0")])
-def test_batches_threads_and_audit_change_no_byte(settings: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+@pytest.mark.parametrize(
+    "settings", [("batch_size=1", "decode_threads=1"), ("batch_size=3", "decode_threads=3", "audit_rows=0")]
+)
+def test_batches_threads_and_audit_change_no_byte(
+    settings: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     job = job_of(load_tiny(Path(finished.root), *(f"pretokenize.{one}" for one in settings)), "pretokenize")
     assert job.folder == job_of(finished, "pretokenize").folder
     output = first_unit(job, tmp_path / "again")
@@ -69,7 +84,7 @@ def test_batches_threads_and_audit_change_no_byte(settings: tuple[str, ...], tmp
 class Cramped:
     """A tokenizer on a device that holds only so many images; its errors are the allocator's own."""
 
-    def __init__(self, tokenizer: OpenTokenizer, room: int) -> None:
+    def __init__(self, tokenizer: TokenizerRunner, room: int) -> None:
         self._tokenizer, self._room, self.sizes = tokenizer, room, list[int]()
 
     def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
@@ -79,10 +94,12 @@ class Cramped:
         return self._tokenizer.encode_levels(levels)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer: OpenTokenizer) -> None:
-    levels = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer: TokenizerRunner) -> None:
+    levels = torch.randint(
+        0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     device = Cramped(tokenizer, room=3)
-    encoder = HalvingEncoder(device, batch_size=11)
+    encoder = AdaptiveBatchEncoder(device, batch_size=11)
     codes, whole = encoder.encode(levels), tokenizer.encode_levels(levels)
     assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
@@ -93,9 +110,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
 def test_a_unit_begins_with_the_whole_batch_again(
     finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, sizes = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=4"), "pretokenize"), list[int]()
+    job, sizes = (
+        job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=4"), "pretokenize"),
+        list[int](),
+    )
 
-    class OnceFull(OpenTokenizer):
+    class OnceFull(TokenizerRunner):
         """Had no room for the first batch, as beside another process that is gone by now."""
 
         def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
@@ -105,7 +125,7 @@ def test_a_unit_begins_with_the_whole_batch_again(
             return super().encode_levels(levels)
 
     folder = Path(job_of(finished, "train", None).folder)
-    monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, any_device()))
+    monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, best_device()))
     worker = Worker(job)
     for unit in job.units[:2]:
         (tmp_path / unit.id).mkdir()
@@ -115,22 +135,29 @@ def test_a_unit_begins_with_the_whole_batch_again(
 
 
 @pytest.mark.parametrize(
-    "said", ["CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory. Tried to allocate 2 GiB"]
+    "said",
+    [
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA out of memory. Tried to allocate 2 GiB",
+    ],
 )
 def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: OpenTokenizer) -> None:
+def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: TokenizerRunner) -> None:
     levels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
-    with pytest.raises(NoRoomForOneImageError, match=r"batch_size=4: one image of \(32, 32\) pixels alone does not fit"):
-        HalvingEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
+    with pytest.raises(
+        ImageTooLargeError, match=r"batch_size=4: one image of \(32, 32\) pixels alone does not fit"
+    ):
+        AdaptiveBatchEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
 
 
-def test_another_error_of_the_encoder_is_no_matter_of_memory(tokenizer: OpenTokenizer) -> None:
+def test_another_error_of_the_encoder_is_no_matter_of_memory(tokenizer: TokenizerRunner) -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
-        HalvingEncoder(tokenizer, 4).encode(torch.zeros((4, 5, 32, 32), dtype=torch.uint8))
+        AdaptiveBatchEncoder(tokenizer, 4).encode(torch.zeros((4, 5, 32, 32), dtype=torch.uint8))
 
 
 @pytest.fixture
@@ -146,12 +173,18 @@ def damaged(tmp_path: Path, finished: Recipe) -> StageJob:
     return replace(job, inputs={**job.inputs, f"download/{CORPUS}": str(tmp_path / "shards")})
 
 
-def test_a_bad_image_is_one_row_of_the_ledger_and_its_neighbours_codes_stay(damaged: StageJob, tmp_path: Path, finished: Recipe) -> None:
+def test_a_bad_image_is_one_row_of_the_ledger_and_its_neighbours_codes_stay(
+    damaged: StageJob, tmp_path: Path, finished: Recipe
+) -> None:
     output = first_unit(damaged, tmp_path / "with")
     data, meta = output.files
     assert output.ledger is not None
     ledger = output.ledger.to_pylist()
-    assert [(row["status"], row["reason"]) for row in ledger[:3]] == [("ok", ""), ("failed", "undecodable"), ("ok", "")]
+    assert [(row["status"], row["reason"]) for row in ledger[:3]] == [
+        ("ok", ""),
+        ("failed", "undecodable"),
+        ("ok", ""),
+    ]
     assert ledger[1]["detail"]
     folder = Path(job_of(finished, "pretokenize").folder)
     before, after = read_data_shard(folder / data), read_data_shard(tmp_path / "with" / data)
@@ -186,10 +219,12 @@ def peak_megabytes(work: Callable[[], None]) -> float:
 
 
 def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -> None:
-    stream = ImageStream(PretokenizeConfig(batch_size=4, decode_threads=2), Transform(image_size=32), beside_gpu=False)
+    stream = ImageStream(
+        PretokenizeConfig(batch_size=4, decode_threads=2), Transform(image_size=32), beside_gpu=False
+    )
     file = io.BytesIO()
     Image.new("RGB", (1000, 1000), "teal").save(file, "JPEG")
-    shard, rows = OneImage(file.getvalue()), [KeptRow(row, bytes([row]) * 16) for row in range(40)]
+    shard, rows = OneImage(file.getvalue()), [KeptSample(row, bytes([row]) * 16) for row in range(40)]
     seen = list[int]()
 
     def read(count: int) -> None:
@@ -201,7 +236,7 @@ def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -
 
 
 def test_an_image_larger_than_all_room_is_decoded_alone() -> None:
-    room, began, go_on = PixelRoom(10), Event(), Event()
+    room, began, go_on = PixelBudget(10), Event(), Event()
 
     def decode_a_large_one() -> None:
         with room.taken(1000):
@@ -220,17 +255,20 @@ def test_an_image_larger_than_all_room_is_decoded_alone() -> None:
             task.result(30)
 
 
-def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: OpenTokenizer) -> None:
+def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: TokenizerRunner) -> None:
     class Unplugged(OneImage):
         def image(self, row: int) -> bytes:
             raise OSError(5, f"no disk under row {row}")
 
     stream = ImageStream(PretokenizeConfig(), tokenizer.network.transform, beside_gpu=False)
     with pytest.raises(OSError, match="no disk"):
-        list(stream.batches(Unplugged(b""), [KeptRow(0, b"0" * 16)]))
+        list(stream.batches(Unplugged(b""), [KeptSample(0, b"0" * 16)]))
 
 
-@pytest.mark.parametrize(("name", "crops"), [("variant", "[{kind: center, flip: true}]"), ("teacher_similarity", "[{kind: center}]")])
+@pytest.mark.parametrize(
+    ("name", "crops"),
+    [("variant", "[{kind: center, flip: true}]"), ("teacher_similarity", "[{kind: center}]")],
+)
 def test_a_column_with_the_name_of_one_that_is_added_is_refused_before_any_image_is_encoded(
     name: str, crops: str, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
 ) -> None:
@@ -240,7 +278,9 @@ def test_a_column_with_the_name_of_one_that_is_added_is_refused_before_any_image
     table = pq.read_table(tmp_path / "00000.parquet")
     pq.write_table(table.append_column(name, [[1] * len(table)]), tmp_path / "00000.parquet")
     job = job_of(load_tiny(Path(finished.root), f"pretokenize.crops={crops}"), "pretokenize")
-    job = replace(job, folder=str(tmp_path / "out"), inputs={**job.inputs, f"download/{CORPUS}": str(tmp_path)})
+    job = replace(
+        job, folder=str(tmp_path / "out"), inputs={**job.inputs, f"download/{CORPUS}": str(tmp_path)}
+    )
     with pytest.raises(UserError, match=f"the images of tiny-train have a column '{name}'"):
         first_unit(job, tmp_path / "scratch")
 
@@ -258,19 +298,24 @@ def cropped(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tin
     return recipe
 
 
-def test_every_variant_of_an_image_is_a_row_beside_its_crop(cropped: Recipe, tokenizer: OpenTokenizer, tmp_path: Path) -> None:
+def test_every_variant_of_an_image_is_a_row_beside_its_crop(
+    cropped: Recipe, tokenizer: TokenizerRunner, tmp_path: Path
+) -> None:
     job = job_of(cropped, "pretokenize")
     unit = job.units[1].id
-    table, meta = read_data_shard(Path(job.folder) / f"data/{unit}.arrow"), pq.read_table(Path(job.folder) / f"meta/{unit}.parquet")
+    table, meta = (
+        read_data_shard(Path(job.folder) / f"data/{unit}.arrow"),
+        pq.read_table(Path(job.folder) / f"meta/{unit}.parquet"),
+    )
     assert meta.schema.names[-7:] == ["teacher_similarity", *(field.name for field in CROP_FIELDS)]
-    shard = open_shard(job.input("download"), unit, tmp_path)
+    shard = open_image_shard(job.input("download"), unit, tmp_path)
     places = {key: row for row, key in enumerate(shard.keys)}
     rows = meta.to_pylist()
     assert table["key"].to_pylist() == [row["key"] for row in rows]
     assert [row["variant"] for row in rows] == [0, 1, 2, 3, 4, 5] * (len(rows) // 6)
     for number, row in enumerate(rows):
         left, top, width, height = (row[f"crop_{name}"] for name in ("left", "top", "width", "height"))
-        part = decode(shard.image(places[row["key"]])).crop((left, top, left + width, top + height))
+        part = decode_rgb(shard.image(places[row["key"]])).crop((left, top, left + width, top + height))
         if row["flipped"]:
             part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         codes = tokenizer.encode([part])
@@ -281,11 +326,13 @@ def test_every_variant_of_an_image_is_a_row_beside_its_crop(cropped: Recipe, tok
 def test_a_deep_check_encodes_crops_again_as_they_were_cut(cropped: Recipe) -> None:
     said: list[str] = []
     (checked,) = verify(job_of(cropped, "pretokenize").folder)
-    assert deepen(checked, DeepSettings(sample=60), said.append).findings == ()
+    assert deep_verify(checked, DeepSettings(sample=60), said.append).findings == ()
     assert [line.partition(": ")[2].partition(" rows")[0] for line in said] == ["60"]
 
 
-def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_folder(cropped: Recipe, finished: Recipe) -> None:
+def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_folder(
+    cropped: Recipe, finished: Recipe
+) -> None:
     ours, whole = job_of(cropped, "pretokenize"), job_of(finished, "pretokenize")
     assert ours.fingerprint != whole.fingerprint
     many, one = TokenDataset(ours.folder), TokenDataset(whole.folder)
@@ -304,23 +351,39 @@ def test_samples_and_rows_are_counted_apart_where_there_are_crops(cropped: Recip
     assert manifest.details["rows"] == sum(manifest.units.values()) == 6 * manifest.counts["ok"]
     assert manifest.rows_in == sum(manifest.counts.values())
     index = pq.read_table(Path(job.folder) / "index.parquet").to_pylist()
-    assert [row["rows"] for row in index] == [len(read_data_shard(Path(job.folder) / row["path"])) for row in index]
+    assert [row["rows"] for row in index] == [
+        len(read_data_shard(Path(job.folder) / row["path"])) for row in index
+    ]
 
 
 def test_the_report_measures_each_held_out_image_once(cropped: Recipe, finished: Recipe) -> None:
-    ours, theirs = (Path(job_of(recipe, "report", None).folder) / "report.json" for recipe in (cropped, finished))
-    figures = [path.read_text().partition('"reconstruction"')[2].partition('"usage"')[0] for path in (ours, theirs)]
+    ours, theirs = (
+        Path(job_of(recipe, "report", None).folder) / "report.json" for recipe in (cropped, finished)
+    )
+    figures = [
+        path.read_text().partition('"reconstruction"')[2].partition('"usage"')[0] for path in (ours, theirs)
+    ]
     assert figures[0] == figures[1]
     assert "psnr_per_image" in figures[0]
 
 
 def test_receipts_say_where_a_units_time_went(finished: Recipe) -> None:
     for receipt in read_receipts(Store(job_of(finished, "pretokenize").folder)).values():
-        assert set(receipt.facts["seconds"]) == {"fetch", "wait", "encode", "write", "captions", "audit", "commit"}
+        assert set(receipt.facts["seconds"]) == {
+            "fetch",
+            "wait",
+            "encode",
+            "write",
+            "captions",
+            "audit",
+            "commit",
+        }
         assert sum(receipt.facts["seconds"].values()) <= receipt.seconds + 0.01
 
 
-def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
     job = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=1"), "pretokenize")
     output = Worker(job, write_beside=True).run(job.units[0], tmp_path)
     before = read_receipts(Store(job.folder))[job.units[0].id]
@@ -332,27 +395,35 @@ def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(tmp_path
 def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    whole, job = (job_of(recipe, "pretokenize") for recipe in (finished, load_tiny(Path(finished.root), "pretokenize.precision=bfloat16")))
+    whole, job = (
+        job_of(recipe, "pretokenize")
+        for recipe in (finished, load_tiny(Path(finished.root), "pretokenize.precision=bfloat16"))
+    )
     assert job.fingerprint != whole.fingerprint
     (data, _) = first_unit(job, tmp_path / "half").files
     before, after = read_data_shard(Path(whole.folder) / data), read_data_shard(tmp_path / "half" / data)
-    assert [said_of(table.schema)["dualtoken.precision"] for table in (before, after)] == ["float32", "bfloat16"]
+    assert [schema_metadata(table.schema)["dualtoken.precision"] for table in (before, after)] == [
+        "float32",
+        "bfloat16",
+    ]
     agreement = np.mean([(codes_of(before, stream) == codes_of(after, stream)).mean() for stream in STREAMS])
     assert 0.8 < agreement < 1
 
 
-def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(tokenizer: OpenTokenizer) -> None:
+def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(tokenizer: TokenizerRunner) -> None:
     assert tokenizer.precision == "float32"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_full_disk_met_beside_the_encoder_fails_its_unit(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FullDisk(ShardWriter):
+def test_a_full_disk_met_beside_the_encoder_fails_its_unit(
+    tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(TokenShardWriter):
         def append(self, keys: Sequence[bytes], semantic: Ids, pixel: Ids) -> None:
             raise OSError(28, f"no room for {len(keys)} rows of {semantic.shape} and {pixel.shape}")
 
-    monkeypatch.setattr(pretokenize, "ShardWriter", FullDisk)
+    monkeypatch.setattr(pretokenize, "TokenShardWriter", FullDisk)
     job = job_of(finished, "pretokenize")
     with pytest.raises(OSError, match="no room for"):
         Worker(job, write_beside=True).run(job.units[0], tmp_path)

@@ -42,7 +42,9 @@ def test_rows_come_in_the_order_asked_for_whatever_shard_and_batch_they_are_in(t
     for codes, offset in ((read.semantic, 0), (read.pixel, 5)):
         assert codes is not None
         assert codes.shape == (9, GRID, GRID, DEPTH)
-        assert codes.reshape(9, -1).tolist() == [codes_of_rows(row, 1, WIDTH, offset)[0].tolist() for row in rows]
+        assert codes.reshape(9, -1).tolist() == [
+            codes_of_rows(row, 1, WIDTH, offset)[0].tolist() for row in rows
+        ]
 
 
 def test_every_row_is_the_row_that_was_written(tokens: str) -> None:
@@ -92,14 +94,18 @@ def test_a_damaged_shard_is_named_and_its_neighbours_are_read(
     damage(tmp_path / "copy/data/00001.arrow")
     dataset = TokenDataset(str(tmp_path / "copy"))
     assert len(dataset.read(np.arange(300)).keys) == 300
-    with pytest.raises(DamagedShardError, match=rf"copy/data/00001\.arrow is damaged \({said}.*\): run `dualtoken verify"):
+    with pytest.raises(
+        DamagedShardError, match=rf"copy/data/00001\.arrow is damaged \({said}.*\): run `dualtoken verify"
+    ):
         dataset.read(np.array([0, 300]))
 
 
 def test_an_unfinished_newer_or_foreign_dataset_is_refused_by_name(tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     store = Store(str(tmp_path / "copy"))
-    with pytest.raises(ValueError, match="has tokens of tokenizer ffffffffffff, the model reads those of 0123456789ab"):
+    with pytest.raises(
+        ValueError, match="has tokens of tokenizer ffffffffffff, the model reads those of 0123456789ab"
+    ):
         TokenDataset(store.url).require_tokenizer("0123456789ab")
     manifest = read_manifest(store)
     assert manifest is not None
@@ -110,7 +116,10 @@ def test_an_unfinished_newer_or_foreign_dataset_is_refused_by_name(tokens: str, 
         TokenDataset(store.url)
     ours = manifest.to_bytes().replace(b'"rows_in"', b'"rows_inn"')
     for content, said in (
-        (ours, r"copy/manifest\.json is not as it was written \(rows_in: Field required\): take it from a copy$"),
+        (
+            ours,
+            r"copy/manifest\.json is not as it was written \(rows_in: Field required\): take it from a copy$",
+        ),
         (b'{"name": "an app"}', r"copy/manifest\.json is none of ours: give the folder of a token dataset"),
         (b"[]", "is none of ours"),
         (b"\x00", "is none of ours"),
@@ -135,7 +144,9 @@ def test_a_stale_or_missing_index_is_refused_by_name(tokens: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("rows", [290, 300])
-def test_a_shard_of_another_dataset_is_named_though_no_checksum_is_looked_at(rows: int, tokens: str, tmp_path: Path) -> None:
+def test_a_shard_of_another_dataset_is_named_though_no_checksum_is_looked_at(
+    rows: int, tokens: str, tmp_path: Path
+) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     other = write_tokens(tmp_path / "other", rows, tokenizer="e" * 12)
     shutil.copy(f"{other}/data/00000.arrow", tmp_path / "copy/data/00001.arrow")
@@ -144,7 +155,9 @@ def test_a_shard_of_another_dataset_is_named_though_no_checksum_is_looked_at(row
         TokenDataset(str(tmp_path / "copy"), check="never").read(np.array([300]))
 
 
-@pytest.mark.parametrize(("name", "said"), [("meta/00001.parquet", "xxh3"), ("receipts/00001.json", "missing")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("meta/00001.parquet", "xxh3"), ("receipts/00001.json", "missing")]
+)
 def test_captions_are_checked_with_their_receipt(name: str, said: str, tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     damage = flip if name.endswith("parquet") else Path.unlink
@@ -159,7 +172,7 @@ def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
     tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
     dataset, shard = TokenDataset(str(tmp_path / "copy")), tmp_path / "copy/data/00000.arrow"
     state = shard.stat()
     assert len(dataset.read(np.array([0, 300])).keys) == 2, "shards of one call are all mapped at once"
@@ -178,14 +191,19 @@ def test_a_view_of_one_stream_touches_no_page_of_the_other(stream: str, other: s
     """The other column's pages may not be read at all in a child process: one touch of them kills it."""
     folder = write_tokens(tmp_path / "a", 600, grid=8, depth=8)
     for column, status in ((stream, 0), (other, -signal.SIGSEGV)):
-        child = multiprocessing.get_context("fork").Process(target=_read_behind_bars, args=(folder, stream, other, column))
+        child = multiprocessing.get_context("fork").Process(
+            target=_read_behind_bars, args=(folder, stream, other, column)
+        )
         child.start()
         child.join(60)
         assert child.exitcode == status
 
 
 def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
-    dataset, libc = TokenDataset(folder, streams=[stream, other], check="never"), ctypes.CDLL(None, use_errno=True)
+    dataset, libc = (
+        TokenDataset(folder, streams=[stream, other], check="never"),
+        ctypes.CDLL(None, use_errno=True),
+    )
     rows = np.arange(0, 600, 7)
     dataset.read(rows)  # all is mapped
     for shard in dataset._open.maps.values():
@@ -220,7 +238,9 @@ class _Hasty(ShardCache):
         return copy
 
 
-def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fetched_again(tokens: str, tmp_path: Path) -> None:
+def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fetched_again(
+    tokens: str, tmp_path: Path
+) -> None:
     with s3_server("rclone", tmp_path / "server") as bucket:
         remote = Store(f"{bucket}/a")
         for name, _ in Store(tokens).files():

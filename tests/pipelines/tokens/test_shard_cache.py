@@ -24,7 +24,9 @@ FIRSTS = range(0, ROWS, PER_SHARD)
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=PER_SHARD, grid=8, depth=8)
+    return write_tokens(
+        tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=PER_SHARD, grid=8, depth=8
+    )
 
 
 @pytest.fixture
@@ -48,13 +50,17 @@ def mapped_bytes(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
-def test_copies_that_are_let_go_are_not_kept_on_disk_by_their_maps(remote: str, tokens: str, tmp_path: Path) -> None:
+def test_copies_that_are_let_go_are_not_kept_on_disk_by_their_maps(
+    remote: str, tokens: str, tmp_path: Path
+) -> None:
     size = -(-(Path(tokens) / "data/00000.arrow").stat().st_size // mmap.PAGESIZE) * mmap.PAGESIZE
     cache = ShardCache(tmp_path / "cache", max_bytes=2 * size)
     ours, others = (TokenDataset(remote, cache=cache) for _ in range(2))
     for _, first in itertools.product(range(2), FIRSTS):
         ours.read(np.array([first]))
-        assert size <= mapped_bytes(cache.folder) <= 3 * size, "the cache, and a shard that went to make room for the one at hand"
+        assert size <= mapped_bytes(cache.folder) <= 3 * size, (
+            "the cache, and a shard that went to make room for the one at hand"
+        )
     for first in FIRSTS:
         others.read(np.array([first]))
     ours.read(np.array([FIRSTS[-1]]))
@@ -62,7 +68,9 @@ def test_copies_that_are_let_go_are_not_kept_on_disk_by_their_maps(remote: str, 
     assert sum(copy.stat().st_size for copy in cache.folder.glob("*.shard")) <= cache.max_bytes
 
 
-def test_a_connection_that_breaks_is_tried_again(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_breaks_is_tried_again(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch, broken = MemoryFileSystem.get_file, set[str]()
 
     def breaking(self: MemoryFileSystem, rpath: str, lpath: str, **rest: Any) -> None:

@@ -14,11 +14,11 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
-from dualtoken.pipelines.images.samples import decode, open_shard
-from dualtoken.pipelines.inference.networks import OpenTokenizer, any_device
+from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
 from dualtoken.pipelines.tokens.shards import (
     ROWS_PER_BATCH,
-    ShardWriter,
+    TokenShardWriter,
     codes_of,
     read_data_shard,
     require_finished,
@@ -46,7 +46,10 @@ def test_a_shard_has_the_columns_and_metadata_of_the_format(tokens: Store, finis
     assert table.schema.names == ["key", "semantic", "pixel"]
     assert table.schema.types == [pa.binary(16), codes, codes]
     assert not any(field.nullable for field in table.schema)
-    metadata = {name.decode().removeprefix("dualtoken."): value.decode() for name, value in table.schema.metadata.items()}
+    metadata = {
+        name.decode().removeprefix("dualtoken."): value.decode()
+        for name, value in table.schema.metadata.items()
+    }
     trained = planned(finished, "train").manifest
     assert trained is not None
     assert metadata.pop("tokenizer_sha256")
@@ -77,16 +80,21 @@ def test_token_rows_are_exactly_the_kept_samples_in_order(tokens: Store, finishe
         assert {"caption", "url", "original_width", "teacher_similarity"} <= set(meta.column_names)
 
 
-def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(tokens: Store, finished: Recipe, tmp_path: Path) -> None:
+def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(
+    tokens: Store, finished: Recipe, tmp_path: Path
+) -> None:
     model, images = planned(finished, "train").job, planned(finished, "download", CORPUS).job
     assert model is not None
     assert images is not None
-    network = OpenTokenizer(Path(model.folder), any_device())
+    network = TokenizerRunner(Path(model.folder), best_device())
     assert isinstance(network.network, DualTokenizer)
-    table, shard = read_data_shard(Path(tokens.path("data/00000.arrow"))), open_shard(images.store(), "00000", tmp_path)
+    table, shard = (
+        read_data_shard(Path(tokens.path("data/00000.arrow"))),
+        open_image_shard(images.store(), "00000", tmp_path),
+    )
     places = {key: row for row, key in enumerate(shard.keys)}
     for row, key in enumerate(table["key"].to_pylist()):
-        codes = network.encode([decode(shard.image(places[key]))])
+        codes = network.encode([decode_rgb(shard.image(places[key]))])
         assert codes_of(table, "semantic")[row].tolist() == codes.semantic.reshape(-1).tolist()
         assert codes_of(table, "pixel")[row].tolist() == codes.pixel.reshape(-1).tolist()
 
@@ -121,7 +129,9 @@ def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finishe
         read_data_shard(path)
 
 
-def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known_at_once(tmp_path: Path, finished: Recipe) -> None:
+def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known_at_once(
+    tmp_path: Path, finished: Recipe
+) -> None:
     rows, width = 3 * ROWS_PER_BATCH + 7, 32
     semantic, pixel = np.random.default_rng(0).integers(0, 65536, (2, rows, width)).astype(np.uint16)
     keys, schema = (
@@ -130,7 +140,7 @@ def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known
     )
     write_data_shard(tmp_path / "whole.arrow", schema, keys, semantic, pixel)
     cuts = [0, 1, 65, 65, 129, ROWS_PER_BATCH, ROWS_PER_BATCH + 9, 2 * ROWS_PER_BATCH + 20, rows]
-    with ShardWriter(tmp_path / "pieces.arrow", schema) as writer:
+    with TokenShardWriter(tmp_path / "pieces.arrow", schema) as writer:
         for first, last in pairwise(cuts):
             writer.append(keys[first:last], semantic[first:last], pixel[first:last])
     assert (tmp_path / "pieces.arrow").read_bytes() == (tmp_path / "whole.arrow").read_bytes()
@@ -141,7 +151,7 @@ def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known
 def test_a_shard_whose_writing_was_cut_short_is_refused(tmp_path: Path, finished: Recipe) -> None:
     codes = np.zeros((300, 32), np.uint16)
     schema = token_schema(finished.tokenizer, TOKENIZER, "as it is")
-    with suppress(KeyError), ShardWriter(tmp_path / "a.arrow", schema) as writer:
+    with suppress(KeyError), TokenShardWriter(tmp_path / "a.arrow", schema) as writer:
         writer.append([b"k" * 16] * 300, codes, codes)
         raise KeyError
     assert (tmp_path / "a.arrow").stat().st_size > ROWS_PER_BATCH * 2 * 32 * 2
@@ -151,7 +161,9 @@ def test_a_shard_whose_writing_was_cut_short_is_refused(tmp_path: Path, finished
 
 def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> None:
     none = np.zeros((0, 32), np.uint16)
-    write_data_shard(tmp_path / "a.arrow", token_schema(finished.tokenizer, TOKENIZER, "as it is"), [], none, none)
+    write_data_shard(
+        tmp_path / "a.arrow", token_schema(finished.tokenizer, TOKENIZER, "as it is"), [], none, none
+    )
     assert codes_of(read_data_shard(tmp_path / "a.arrow"), "pixel").shape == (0, 32)
 
 
@@ -166,7 +178,10 @@ def test_loaders_give_each_scene_that_the_ledger_calls_ok_once(corpus: str, fini
 def test_a_reader_refuses_another_stages_folder_by_the_stages_name(finished: Recipe) -> None:
     scores = planned(finished, "score", "tiny-train").job
     assert scores is not None
-    with pytest.raises(ValueError, match=r"is a folder of the stage score: give one of pretokenize, <corpus>/tokens/<fingerprint>$"):
+    with pytest.raises(
+        ValueError,
+        match=r"is a folder of the stage score: give one of pretokenize, <corpus>/tokens/<fingerprint>$",
+    ):
         require_finished(scores.store())
 
 

@@ -31,17 +31,25 @@ def train(recipe: Recipe) -> Path:
     return Path(job.folder)
 
 
-def test_every_part_of_training_runs_from_a_recipe_and_stage_2_goes_on_from_it(root: Path, load_tiny: LoadTiny) -> None:
+def test_every_part_of_training_runs_from_a_recipe_and_stage_2_goes_on_from_it(
+    root: Path, load_tiny: LoadTiny
+) -> None:
     torch.manual_seed(0)
     weights = {name: tensor for name, tensor in Lpips().state_dict().items() if name.startswith("features.")}
     torch.save(weights, root / "vgg.pth")
-    parts = ("train.gan={width: 32, start_step: 1}", "train.weight_ema={decay: 0.5}", "train.accumulate_steps=2")
+    parts = (
+        "train.gan={width: 32, start_step: 1}",
+        "train.weight_ema={decay: 0.5}",
+        "train.accumulate_steps=2",
+    )
     first = train(load_tiny(root, *parts, f"train.perceptual={{kind: lpips, backbone: {root / 'vgg.pth'}}}"))
     lines = [json.loads(line) for line in (first / "logs" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["perceptual"] > 0 for line in lines)
     assert ["adaptive_weight" in line for line in lines] == [False, True, True, True]
 
-    second = train(load_tiny(root, "train.stage=2", "train.checkpoint_tower=true", f"train.start_from={first}"))
+    second = train(
+        load_tiny(root, "train.stage=2", "train.checkpoint_tower=true", f"train.start_from={first}")
+    )
     before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"tower", "reduce_semantic", "expand_semantic", "quantize_semantic"}
@@ -53,13 +61,17 @@ class Rank(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_workers(root: Path, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_workers(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     recipe = load_tiny(root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}")
     run_command("targets", recipe, LocalExecutor(), lambda _: None)
     job = planned(recipe, "train").job
     assert job is not None
 
-    alone, first, second = (Batches(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2)))
+    alone, first, second = (
+        Batches(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2))
+    )
     images = alone.make(2).images
     assert torch.equal(first.make(2).images, images[0::2])
     assert torch.equal(second.make(2).images, images[1::2])
@@ -68,7 +80,9 @@ def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_worker
     assert [crop == crops[0] for crop in crops] == [True, True, False, False]
 
 
-def test_a_teacher_beside_the_training_computes_in_its_precision(root: Path, load_tiny: LoadTiny, tmp_path: Path) -> None:
+def test_a_teacher_beside_the_training_computes_in_its_precision(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
     said = []
     for precision in ("float32", "bfloat16"):
         recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
@@ -89,4 +103,6 @@ def test_channels_last_weights_are_saved_as_any_others(finished: Recipe, tmp_pat
     model.save_pretrained(tmp_path / "plain")
     model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model.save_pretrained(tmp_path / "last")
-    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (tmp_path / "last" / "model.safetensors").read_bytes()
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (
+        tmp_path / "last" / "model.safetensors"
+    ).read_bytes()

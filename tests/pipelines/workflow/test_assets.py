@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.stage import Outcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
@@ -21,7 +21,7 @@ from tests.conftest import LoadTiny
 class Unwanted:
     """An executor that nothing may be asked of."""
 
-    def run(self, work: Sequence[Work]) -> list[Outcome]:
+    def run(self, work: Sequence[Work]) -> list[UnitOutcome]:
         raise AssertionError(f"asked for {work[0].job.label}")
 
 
@@ -38,7 +38,9 @@ def test_a_finished_run_asks_nothing_of_its_executor(finished: Recipe) -> None:
     assert said == []
 
 
-def test_the_workflow_makes_what_is_missing_on_all_corpora_in_one_run(load_tiny: LoadTiny, tmp_path: Path, finished: Recipe) -> None:
+def test_the_workflow_makes_what_is_missing_on_all_corpora_in_one_run(
+    load_tiny: LoadTiny, tmp_path: Path, finished: Recipe
+) -> None:
     recipe = load_tiny(tmp_path)
     run_workflow(recipe, LocalExecutor(), lambda _: None)
     ours = {one.label: one.manifest.root_hash for one in Planner(recipe).plan() if one.manifest}
@@ -49,7 +51,9 @@ def test_the_workflow_makes_what_is_missing_on_all_corpora_in_one_run(load_tiny:
     assert len(ours) == 14
 
 
-def test_with_a_home_dagster_remembers_what_was_made(finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_home_dagster_remembers_what_was_made(
+    finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     run_workflow(finished, LocalExecutor(), lambda _: None)
@@ -59,11 +63,16 @@ def test_with_a_home_dagster_remembers_what_was_made(finished: Recipe, tmp_path:
 
 def test_a_failed_unit_ends_the_run_with_its_own_error(load_tiny: LoadTiny, tmp_path: Path) -> None:
     class Failing:
-        def run(self, work: Sequence[Work]) -> list[Outcome]:
-            return [Outcome(one.job.label, unit.id, {}, 0.0, "OSError: no space", ExitCode.TEMPORARY) for one in work for unit in one.units]
+        def run(self, work: Sequence[Work]) -> list[UnitOutcome]:
+            return [
+                UnitOutcome(one.job.label, unit.id, {}, 0.0, "OSError: no space", ExitCode.TEMPORARY)
+                for one in work
+                for unit in one.units
+            ]
 
     with pytest.raises(
-        UnitsFailed, match="8 of 13 units failed, and 5 were not tried after so many in a row; scenes tiny-train 00000: OSError: no space"
+        UnitsFailed,
+        match="8 of 13 units failed, and 5 were not tried after so many in a row; scenes tiny-train 00000: OSError: no space",
     ) as error:
         run_workflow(load_tiny(tmp_path), Failing(), lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
