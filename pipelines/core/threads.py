@@ -66,20 +66,25 @@ THREADS = 16
 
 
 def map_ahead(
-    call: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
+    call: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS, ahead: int | None = None
 ) -> Iterator[Result]:
-    """Yield `call(item)` in the items' order, done by threads at most `threads` ahead; an error in one is raised here.
+    """Yield `call(item)` in the items' order, prefetched by threads; an error in one is raised here.
 
-    No thread is left when the last one was taken, or an error was raised.
+    At most `ahead` calls, by default one for each thread, run or wait while the caller holds a result. No thread is
+    left once the last result was taken, an error was raised, or the caller has stopped.
     """
+    limit = threads if ahead is None else ahead
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, "ahead") as pool:
+    pool = ThreadPoolExecutor(threads, "ahead")
+    try:
         for item in items:
-            if len(waiting) == threads:
-                yield waiting.popleft().result()
             waiting.append(pool.submit(call, item))
+            if len(waiting) > limit:
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def map_ahead_unless_ready(
