@@ -11,9 +11,9 @@ import dualtoken.jobs  # noqa: F401  (sets what must be set before torch is impo
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
-from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import commands
 
 # Ray's workers would wait for whatever else these tests do at the same time.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -54,12 +54,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> R
     recipe = load_tiny(shared / "finished")
     with FileLock(shared / "finished.lock"):
         if not (done := shared / "finished.done").exists():
-            for command in COMMANDS:
+            for command in commands():
                 run_command(command, recipe, LocalExecutor(), lambda _: None)
             done.touch()
     return recipe
 
 
-def planned(recipe: Recipe, step: str, corpus: str | None = None) -> Planned:
-    """Plan one step as things stand now."""
-    return Planner(recipe).one(step, corpus)
+def planned(recipe: Recipe, stage: str, corpus: str | None = None) -> PlannedStage:
+    """Plan one stage as things stand now."""
+    return Planner(recipe).get(stage, corpus)

@@ -185,16 +185,9 @@ def _facts(output: UnitOutput, began: float) -> dict[str, Any]:
 
 
 def _tombstones_shown(job: StageJob) -> tuple[Tombstones, ...]:
-    """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is, and so does a source."""
-    corpora = (
-        [job.corpus]
-        if job.corpus and job.stage != "scenes"
-        else [*job.recipe.corpora]
-        if job.stage == "report"
-        else []
-    )
+    """Return who asked to be forgotten of the corpora that a unit shows; a trained model shows none."""
     root = Store(job.recipe.root)
-    return tuple(read_tombstones(root, corpus) for corpus in corpora)
+    return tuple(read_tombstones(root, corpus) for corpus in job.shown_corpora)
 
 
 def _require_not_forgotten(

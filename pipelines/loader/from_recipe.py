@@ -19,7 +19,7 @@ def load_plan(recipe: Recipe) -> LoadPlan:
     corpora = load.corpora or recipe.training_corpora
     cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9)) if load.cache else None
     folders = [_folder(planner, name) for name in corpora]
-    tokenizer = planner.one("train", None).job
+    tokenizer = planner.get("train", None).job
     assert tokenizer is not None, "finished tokens have a finished tokenizer"
     weights = {
         first: [shares.get(name, 0) for name in corpora] for first, shares in (load.weights or {}).items()
@@ -41,7 +41,7 @@ def load_plan(recipe: Recipe) -> LoadPlan:
 
 
 def _folder(planner: Planner, corpus: str) -> str:
-    planned = planner.one("pretokenize", corpus)
+    planned = planner.get("pretokenize", corpus)
     if planned.job is None or planned.manifest is None:
         raise UserError(f"the tokens of {corpus} are unfinished: run `dualtoken run` first")
     return planned.job.folder

@@ -193,7 +193,10 @@ def collect(checkpoint: Store, scratch: Path) -> UnitOutput:
 
 
 class Worker:
-    """Trains in this process, without checkpoints that outlive it."""
+    """Trains in this process, without checkpoints that outlive it; Ray Train runs `loop` in a group of processes."""
+
+    loop = staticmethod(train_loop)
+    output = staticmethod(collect)
 
     def __init__(self, job: StageJob) -> None:
         self._job = job

@@ -19,7 +19,7 @@ from dualtoken.pipelines.runtime import ray_executor as run_ray
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import command_of, commands
 from tests.conftest import TINY, LoadTiny, planned
 
 PROJECT = Path(TINY).parents[1]
@@ -37,7 +37,7 @@ def contents(recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize(
-    "commands", [("download", "pretokenize"), pytest.param(tuple(COMMANDS), marks=pytest.mark.slow)]
+    "commands", [("download", "pretokenize"), pytest.param(tuple(commands()), marks=pytest.mark.slow)]
 )
 def test_ray_and_this_process_give_identical_bytes(
     commands: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
@@ -47,7 +47,7 @@ def test_ray_and_this_process_give_identical_bytes(
     # A worker's import of PyTorch is what takes time here; `faults` has stages with several.
     recipe = load_tiny(root, "cluster.max_workers=1")
     for one in list(Planner(recipe).plan()):
-        if one.job and any(one.step in COMMANDS[command] for command in commands):
+        if one.job and command_of(one.stage) in commands:
             shutil.rmtree(one.job.folder)
     with RayExecutor(recipe.cluster) as executor:
         for command in commands:
@@ -62,14 +62,14 @@ def test_ray_and_this_process_give_identical_bytes(
 class _Killer(run_ray._UnitActor):
     """Its process ends in unit 00002 each time, in unit 00003 the first time."""
 
-    def _attempt(self, number: int, unit: int) -> UnitOutcome:
-        one = self._work[number]
-        tries = Path(one.job.recipe.root) / f"tries-{unit}"
+    def _attempt(self, job_number: int, unit_number: int) -> UnitOutcome:
+        recipe = self._work[job_number].job.recipe
+        tries = Path(recipe.root) / f"tries-{unit_number}"
         with tries.open("a") as file:
             file.write("x")
-        if unit == 2 or (unit == 3 and tries.stat().st_size == 1):
+        if unit_number == 2 or (unit_number == 3 and tries.stat().st_size == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._attempt(number, unit)
+        return super()._attempt(job_number, unit_number)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from tests.conftest import TINY
 from tests.helpers.s3_servers import s3_server
@@ -23,7 +23,7 @@ def test_a_run_on_s3_gives_the_bytes_of_one_on_disk(tmp_path: Path, finished: Re
     said: list[str] = []
     with s3_server("rclone", tmp_path) as bucket:
         recipe = load_recipe(TINY, [f"root={bucket}/run"])
-        for command in COMMANDS:
+        for command in commands():
             run_command(command, recipe, LocalExecutor(), said.append)
         ours = {one.label: one.manifest.root_hash for one in Planner(recipe).plan() if one.manifest}
         assert [finding for checked in verify(recipe.root) for finding in checked.findings] == []

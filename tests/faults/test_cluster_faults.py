@@ -20,7 +20,7 @@ from dualtoken.pipelines.core.receipts import done_units, read_receipts, receipt
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime import ray_executor as run_ray
 from dualtoken.pipelines.runtime.executor import LocalExecutor
-from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.shards import read_data_shard
@@ -52,8 +52,8 @@ def _prepared(
     return recipe
 
 
-def tokens(recipe: Recipe) -> list[Planned]:
-    return list(Planner(recipe).step("pretokenize"))
+def tokens(recipe: Recipe) -> list[PlannedStage]:
+    return list(Planner(recipe).on_corpora("pretokenize"))
 
 
 def root_hashes(recipe: Recipe) -> dict[str, str]:

@@ -56,7 +56,7 @@ def begun(request: pytest.FixtureRequest, tmp_path: Path, finished: Recipe) -> I
     left_out = {
         Path(one.job.folder)
         for one in Planner(finished).plan()
-        if one.job and (one.step, one.corpus) in DONE_AGAIN
+        if one.job and (one.stage, one.corpus) in DONE_AGAIN
     }
     with s3_server(request.param, tmp_path) as bucket:
         root = Store(f"{bucket}/run")
@@ -72,7 +72,7 @@ def run_again(recipe: Recipe) -> None:
 
 
 def hashes(recipe: Recipe) -> dict[str, str]:
-    made = [one for one in Planner(recipe).plan() if (one.step, one.corpus) in DONE_AGAIN]
+    made = [one for one in Planner(recipe).plan() if (one.stage, one.corpus) in DONE_AGAIN]
     return {one.label: one.manifest.root_hash for one in made if one.manifest}
 
 

@@ -8,7 +8,7 @@ import yaml
 from dualtoken.model.config.training import LpipsConfig, NoPerceptual
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training.perceptual import open_perceptual
 
 
@@ -76,21 +76,21 @@ def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) ->
     for name, content in (("one.pth", b"a"), ("other.pth", b"a"), ("changed.pth", b"b")):
         (tmp_path / name).write_bytes(content)
     one, other, changed = (
-        STEPS["train"].settings(
+        get_stage("train").settings(
             load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None
         )
         for name in ("one.pth", "other.pth", "changed.pth")
     )
     assert one == other != changed
     with pytest.raises(UserError, match=r"train\.perceptual\.heads='.*gone\.pth' is no file"):
-        STEPS["train"].settings(
+        get_stage("train").settings(
             load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None
         )
 
 
 def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
     def settings(folder: Path) -> object:
-        return STEPS["train"].settings(load_recipe("scenes", [f"train.start_from={folder}"]), None)
+        return get_stage("train").settings(load_recipe("scenes", [f"train.start_from={folder}"]), None)
 
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()

@@ -35,7 +35,9 @@ class Letters:
 
 @pytest.fixture
 def job(tmp_path: Path, load_tiny: LoadTiny) -> StageJob:
-    return StageJob("letters", "letters", load_tiny(tmp_path), str(tmp_path / "out"), "f" * 12, {}, (UNIT,))
+    recipe = load_tiny(tmp_path)
+    folder = str(tmp_path / "out")
+    return StageJob("letters", "letters", recipe, folder, "f" * 12, {}, (UNIT,), shown_corpora=("letters",))
 
 
 def test_a_receipt_names_every_file_with_its_checksum(job: StageJob) -> None:
@@ -113,7 +115,7 @@ def test_a_unit_that_names_a_forgotten_sample_is_open_whenever_that_was_asked(
 def test_a_source_is_written_again_whoever_was_forgotten(job: StageJob) -> None:
     asked = Tombstones(keys=frozenset({sample_key("letters", 1).hex()}))
     Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
-    assert run_unit(replace(job, stage="scenes"), Letters(), UNIT).counts == {"ok": 3}
+    assert run_unit(replace(job, shown_corpora=()), Letters(), UNIT).counts == {"ok": 3}
 
 
 def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(

@@ -9,6 +9,7 @@ import torch
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import open_teacher, open_tokenizer, stage_device
+from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training import teacher, train
 from tests.conftest import LoadTiny
 
@@ -24,9 +25,8 @@ def job_of(tmp_path: Path, load_tiny: LoadTiny) -> JobOf:
 
     def job_of(stage: str, *settings: str) -> StageJob:
         inputs = {"teacher": str(tmp_path), "train": str(tmp_path)}
-        return StageJob(
-            stage, None, load_tiny(tmp_path, *settings), str(tmp_path), "0", inputs, (Unit("model", 0),)
-        )
+        recipe = load_tiny(tmp_path, *settings)
+        return get_stage(stage).job(None, recipe, str(tmp_path), "0", inputs, (Unit("model", 0),))
 
     return job_of
 
