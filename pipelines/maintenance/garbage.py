@@ -146,6 +146,7 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
     records: dict[str, StageRecord] = {}
     for folder in folders:
         records[folder] = StageRecord.from_bytes(root.read(join(folder, STAGE_FILE)))
+        get_stage(records[folder].stage)  # what a stage needs is not known where it is not declared
     needed: set[str] = set()
     for recipe in recipes:
         for stage in stages():
