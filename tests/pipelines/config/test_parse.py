@@ -14,7 +14,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import demands
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.steps import STEPS
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
