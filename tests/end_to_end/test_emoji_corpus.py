@@ -12,8 +12,8 @@ from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.shards import read_data_shard
-from tests.conftest import planned
 from tests.helpers.emoji import BAD, FOLDER, MISSING, served_emoji
+from tests.helpers.tiny_run import planned
 from tests.helpers.token_datasets import loaded_keys, ok_keys
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=MISSING)

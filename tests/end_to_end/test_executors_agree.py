@@ -20,7 +20,7 @@ from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stages import command_of, commands
-from tests.conftest import TINY, LoadTiny, planned
+from tests.helpers.tiny_run import TINY, LoadTiny, planned, planned_job
 
 PROJECT = Path(TINY).parents[1]
 
@@ -77,8 +77,7 @@ def test_a_unit_that_kills_its_process_is_given_up_and_its_neighbours_are_done(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")), "cluster.max_workers=1")
-    scores = planned(recipe, "score", "tiny-train").job
-    assert scores is not None
+    scores = planned_job(recipe, "score", "tiny-train")
     shutil.rmtree(scores.folder)
     monkeypatch.setattr(run_ray, "_UnitActor", _Killer)
     monkeypatch.setattr(run_ray, "TASK_RETRIES", 1)

@@ -14,8 +14,8 @@ from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from tests.conftest import TINY
 from tests.helpers.s3_servers import s3_server
+from tests.helpers.tiny_run import TINY
 from tests.helpers.token_datasets import key_of, loaded_keys, write_tokens
 
 

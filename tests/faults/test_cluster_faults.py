@@ -24,8 +24,8 @@ from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.shards import read_data_shard
-from tests.conftest import TINY, LoadTiny
 from tests.helpers.three_nodes import ThreeNodes
+from tests.helpers.tiny_run import TINY, LoadTiny
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(TINY).parents[1]

@@ -18,7 +18,7 @@ from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned, tokens_job
 
 pytestmark = pytest.mark.slow
 CORPUS = "tiny-train"
@@ -53,8 +53,7 @@ def fill(folder: Path, but_bytes: int) -> Path:
 
 
 def tokens(recipe: Recipe) -> Path:
-    job = planned(recipe, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(recipe)
     return Path(job.folder)
 
 

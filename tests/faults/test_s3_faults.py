@@ -25,9 +25,9 @@ from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
-from tests.conftest import TINY
 from tests.helpers.fault_proxy import Faults, fault_proxy
 from tests.helpers.s3_servers import s3_server
+from tests.helpers.tiny_run import TINY
 
 pytestmark = pytest.mark.slow
 DONE_AGAIN = {

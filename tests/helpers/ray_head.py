@@ -1,71 +1,72 @@
-"""A real Ray head with token authentication on, as a fixture: `dashboard` is its dashboard's address."""
+"""A real Ray head with token authentication, as the fixture `dashboard`, which is the address of its dashboard."""
 
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.waiting import free_ports, wait_until
+
+BIN = Path(sys.executable).parent
+
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """The address of a cluster's dashboard; this process has its token."""
-    ports = free_ports(5)
-    folder = tempfile.mkdtemp(prefix="dt-head-", dir="/tmp")  # short: Ray's socket paths have a limit
-    from dualtoken.infra.ray_session import reread_authentication  # noqa: PLC0415  (Ray takes a second that most tests do not need)
+    # Here, not above: Ray takes a second that most tests do not need.
+    from dualtoken.infra.ray_session import reread_authentication  # noqa: PLC0415
 
+    folder = tempfile.mkdtemp(prefix="dt-head-", dir="/tmp")  # short: Ray's socket paths have a limit
+    ports = free_ports(5)
+    dashboard_port = ports[0]
+    address = f"http://127.0.0.1:{dashboard_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
-        # A job runs with the `python` that the cluster's PATH finds.
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # A job runs with the `python` that the cluster's PATH finds.
+        patch.setenv("PATH", str(BIN), prepend=os.pathsep)
         reread_authentication()
-        command = [
-            "ray",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=2",
-            "--disable-usage-stats",
-            "--object-store-memory=100000000",
-        ]
-        command += [
-            "--dashboard-host=127.0.0.1",
-            f"--temp-dir={folder}",
-            f"--port={ports[0]}",
-            f"--dashboard-port={ports[1]}",
-        ]
-        command += [
-            f"--ray-client-server-port={ports[2]}",
-            f"--dashboard-agent-listen-port={ports[3]}",
-            f"--metrics-export-port={ports[4]}",
-        ]
-        command[0] = str(Path(sys.executable).parent / "ray")
         head = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            _command(folder, ports),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-        address = f"http://127.0.0.1:{ports[1]}"
         try:
-            _eventually(lambda: _lists_jobs(address), seconds=60)
+            wait_until(lambda: _lists_jobs(address), seconds=60)
             yield address
         finally:
-            head.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                head.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+            _stop(head)
             shutil.rmtree(folder, ignore_errors=True)
     reread_authentication()
+
+
+def _command(folder: str, ports: list[int]) -> list[str]:
+    dashboard_port, gcs_port, client_port, agent_port, metrics_port = ports
+    return [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--disable-usage-stats",
+        "--object-store-memory=100000000",
+        "--dashboard-host=127.0.0.1",
+        f"--temp-dir={folder}",
+        f"--port={gcs_port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={client_port}",
+        f"--dashboard-agent-listen-port={agent_port}",
+        f"--metrics-export-port={metrics_port}",
+    ]
 
 
 def _lists_jobs(address: str) -> bool:
@@ -77,17 +78,11 @@ def _lists_jobs(address: str) -> bool:
     return False
 
 
-def _eventually(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.3)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in with_ports]
-    for server in with_ports:
-        server.close()
-    return ports
+def _stop(head: "subprocess.Popen[bytes]") -> None:
+    """Stop the head, and then whatever is left of its process group."""
+    head.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(20)
+    with suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGKILL)
+    head.wait()

@@ -1,7 +1,8 @@
-"""Token datasets of any size, written by the real writer, whose codes say which row they are of."""
+"""Token datasets of any size, written by the real writer; the codes of a row tell its number."""
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,36 +27,47 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.load_plan import LoadPlan
-from dualtoken.pipelines.loader.packed_loader import PackedLoader
-from dualtoken.pipelines.loader.token_loader import RankLoader, TokenLoader, iterate
+from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.token_loader import RankLoader, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
-GRID, DEPTH = 2, 2
+GRID = 2
+"""Image tokens along a side of the grid, if a test asks for no other number."""
+DEPTH = 2
+"""Codes per image token and stream, if a test asks for no other number."""
+NUM_CODES = 16384
+SEMANTIC_OFFSET = 0
+PIXEL_OFFSET = 5
+"""Added to a row's codes in each stream, so that no stream is taken for the other."""
+MOMENT = datetime(2020, 1, 1, tzinfo=UTC).isoformat()
+"""When everything was written, by its own account."""
 
 
-def config(grid: int = GRID, depth: int = DEPTH) -> TokenizerConfig:
-    codes = QuantizerConfig(num_codes=16384, depth=depth, width=8)
+def tokenizer_config(grid: int = GRID, depth: int = DEPTH) -> TokenizerConfig:
+    """Return the config of a tokenizer with a grid and depth."""
+    quantizer = QuantizerConfig(num_codes=NUM_CODES, depth=depth, width=8)
     return TokenizerConfig(
         image_size=8 * grid,
         tower=TowerConfig(patch_size=8, width=32, depth=3, num_heads=2, mlp_width=32),
         pixel_block=1,
         semantic_block=2,
-        pixel=codes,
-        semantic=codes,
+        pixel=quantizer,
+        semantic=quantizer,
         decoder=DecoderConfig(latent_size=2 * grid, latent_width=32, width=32, multipliers=(1, 1, 1)),
     )
 
 
 def key_of(name: str, row: int) -> bytes:
+    """Return the sample key of a dataset's row."""
     return hashlib.blake2b(f"{name}{row}".encode(), digest_size=16).digest()
 
 
 def codes_of_rows(first: int, rows: int, width: int, offset: int) -> Ids:
-    """Return codes that name their row: distinct for neighbours, and by stream."""
-    return ((np.arange(first, first + rows)[:, None] * 7 + np.arange(width) + offset) % 16384).astype(
-        np.uint16
-    )
+    """Return codes that tell their row: different for neighbouring rows, and for each stream."""
+    row_numbers = np.arange(first, first + rows)[:, None]
+    codes = (row_numbers * 7 + np.arange(width) + offset) % NUM_CODES
+    return codes.astype(np.uint16)
 
 
 def write_tokens(
@@ -69,44 +81,63 @@ def write_tokens(
     tokenizer: str = "f" * 12,
 ) -> str:
     """Write a finished dataset and return its folder."""
-    shape = config(grid, depth)
-    schema = token_schema(shape, {"fingerprint": tokenizer, "sha256": tokenizer * 5}, "none")
-    receipts, width = [], grid * grid * depth
+    config = tokenizer_config(grid, depth)
+    schema = token_schema(config, {"fingerprint": tokenizer, "sha256": tokenizer * 5}, "none")
+    width = grid * grid * depth
     (folder / "meta").mkdir(parents=True)
+    receipts: list[Receipt] = []
     for unit, first in enumerate(range(0, rows, rows_per_shard)):
-        count, shard = min(rows_per_shard, rows - first), f"{unit:05d}"
+        count = min(rows_per_shard, rows - first)
+        shard = f"{unit:05d}"
+        data_file = f"data/{shard}.arrow"
+        meta_file = f"meta/{shard}.parquet"
         keys = [key_of(name, row) for row in range(first, first + count)]
-        files = (f"data/{shard}.arrow", f"meta/{shard}.parquet")
-        write_data_shard(
-            folder / files[0],
-            schema,
-            keys,
-            codes_of_rows(first, count, width, 0),
-            codes_of_rows(first, count, width, 5),
-        )
-        pq.write_table(
-            pa.table({"key": keys, "caption": [f"{name} {row}" for row in range(first, first + count)]}),
-            folder / files[1],
-        )
-        receipts.append(_receipt(folder, shard, count, files, depth))
-        Store(str(folder)).put_bytes(receipts[-1].to_bytes(), receipt_name(shard))
+        captions = [f"{name} {row}" for row in range(first, first + count)]
+        semantic = codes_of_rows(first, count, width, SEMANTIC_OFFSET)
+        pixel = codes_of_rows(first, count, width, PIXEL_OFFSET)
+        write_data_shard(folder / data_file, schema, keys, semantic, pixel)
+        pq.write_table(pa.table({"key": keys, "caption": captions}), folder / meta_file)
+        receipt = _receipt(folder, shard, count, (data_file, meta_file), depth)
+        Store(str(folder)).put_bytes(receipt.to_bytes(), receipt_name(shard))
+        receipts.append(receipt)
     write_index(folder / "index.parquet", receipts)
-    _write_manifest(folder, receipts, rows, shape, tokenizer)
+    _write_manifest(folder, receipts, rows, config, tokenizer)
     return str(folder)
+
+
+def rows_by_key(dataset: TokenDataset) -> dict[bytes, tuple[bytes, str]]:
+    """Read a dataset whole; return each row's pixel codes and caption by its key."""
+    numbers = np.arange(len(dataset))
+    read = dataset.read(numbers)
+    assert read.pixel is not None
+    rows: dict[bytes, tuple[bytes, str]] = {}
+    for key, pixel, caption in zip(read.keys, read.pixel, dataset.captions(numbers), strict=True):
+        rows[key.tobytes()] = (pixel.tobytes(), caption)
+    return rows
 
 
 def ok_keys(job: StageJob) -> Counter[bytes]:
     """Return the keys that the ledger of a corpus's tokens calls ok."""
-    tables = [
-        read_table(job.store(), f"ledger/{unit.id}.parquet", ["key", "status"]).to_pylist()
-        for unit in job.units
-    ]
-    return Counter(row["key"] for rows in tables for row in rows if row["status"] == "ok")
+    keys: Counter[bytes] = Counter()
+    for unit in job.units:
+        ledger = read_table(job.store(), f"ledger/{unit.id}.parquet", ["key", "status"])
+        for row in ledger.to_pylist():
+            if row["status"] == "ok":
+                keys[row["key"]] += 1
+    return keys
 
 
-def loaded_keys(url: str, num_workers: int = 0, **how: Any) -> list[Counter[bytes]]:
+def count_keys(batches: Iterable[TokenBatch | PackedBatch]) -> Counter[bytes]:
+    """Count how often each sample key is in some batches."""
+    counts: Counter[bytes] = Counter()
+    for batch in batches:
+        counts.update(key.tobytes() for key in batch.keys.numpy())
+    return counts
+
+
+def loaded_keys(url: str, num_workers: int = 0, **dataset_options: Any) -> list[Counter[bytes]]:
     """Read an epoch of single samples, and one of sequences; return the keys of each."""
-    load = LoadPlan(datasets=(TokenDataset(url, **how),), with_captions=True)
+    load = LoadPlan(datasets=(TokenDataset(url, **dataset_options),), with_captions=True)
     packing = PackPlan(
         load=load,
         capacity=1024,
@@ -114,46 +145,59 @@ def loaded_keys(url: str, num_workers: int = 0, **how: Any) -> list[Counter[byte
         markers=Markers(image_start=1, image_end=2),
     )
     loaders: list[RankLoader[Any]] = [TokenLoader(load, 16), PackedLoader(packing, 2)]
-    return [
-        Counter(
-            key.tobytes() for batch in iterate(loader, num_workers=num_workers) for key in batch.keys.numpy()
-        )
-        for loader in loaders
-    ]
+    return [count_keys(iterate(loader, num_workers=num_workers)) for loader in loaders]
 
 
 def _record(folder: Path, file: str) -> FileRecord:
-    found = digest(folder / file)
-    return FileRecord(name=file, bytes=found.bytes, sha256=found.sha256, xxh3_128=found.xxh3_128)
+    hashes = digest(folder / file)
+    return FileRecord(name=file, bytes=hashes.bytes, sha256=hashes.sha256, xxh3_128=hashes.xxh3_128)
 
 
 def _receipt(folder: Path, shard: str, rows: int, files: tuple[str, ...], depth: int) -> Receipt:
-    usage = {"semantic_usage": [1.0] * depth, "pixel_usage": [1.0] * depth}
     return Receipt(
-        stage="pretokenize", corpus="a", unit=shard, fingerprint="0" * 12, attempt="1", rows=rows, counts={"ok": rows},
-        files=tuple(_record(folder, file) for file in files), facts=usage,
-        finished_at=datetime(2020, 1, 1, tzinfo=UTC).isoformat(), seconds=1.0,
-    )  # fmt: skip
+        stage="pretokenize",
+        corpus="a",
+        unit=shard,
+        fingerprint="0" * 12,
+        attempt="1",
+        rows=rows,
+        counts={"ok": rows},
+        files=tuple(_record(folder, file) for file in files),
+        facts={"semantic_usage": [1.0] * depth, "pixel_usage": [1.0] * depth},
+        finished_at=MOMENT,
+        seconds=1.0,
+    )
 
 
 def _write_manifest(
-    folder: Path, receipts: list[Receipt], rows: int, shape: TokenizerConfig, tokenizer: str
+    folder: Path, receipts: list[Receipt], rows: int, config: TokenizerConfig, tokenizer: str
 ) -> None:
-    moment, index = datetime(2020, 1, 1, tzinfo=UTC).isoformat(), (_record(folder, "index.parquet"),)
+    shard_files: list[FileRecord] = []
+    for receipt in receipts:
+        shard_files += receipt.files
+    index = _record(folder, "index.parquet")
     details = {
         "schema_version": SCHEMA_VERSION,
         "tokenizer": {"fingerprint": tokenizer, "sha256": tokenizer * 5},
-        "grid": [shape.grid_size, shape.grid_size],
-        "depth": shape.pixel.depth,
-        "codes": {"semantic": 16384, "pixel": 16384},
+        "grid": [config.grid_size, config.grid_size],
+        "depth": config.pixel.depth,
+        "codes": {"semantic": NUM_CODES, "pixel": NUM_CODES},
         "rows": rows,
         "shards": len(receipts),
     }
     manifest = Manifest(
-        stage="pretokenize", corpus="a", fingerprint="0" * 12,
-        root_hash=root_hash((*(file for one in receipts for file in one.files), *index)),
-        rows_in=rows, counts={"ok": rows}, units={one.unit: one.rows for one in receipts},
-        bytes=sum(file.bytes for one in receipts for file in one.files), seconds=1.0, first_started_at=moment,
-        last_finished_at=moment, files=index, details=details,
-    )  # fmt: skip
+        stage="pretokenize",
+        corpus="a",
+        fingerprint="0" * 12,
+        root_hash=root_hash((*shard_files, index)),
+        rows_in=rows,
+        counts={"ok": rows},
+        units={receipt.unit: receipt.rows for receipt in receipts},
+        bytes=sum(file.bytes for file in shard_files),
+        seconds=1.0,
+        first_started_at=MOMENT,
+        last_finished_at=MOMENT,
+        files=(index,),
+        details=details,
+    )
     Store(str(folder)).put_bytes(manifest.to_bytes(), MANIFEST_FILE)

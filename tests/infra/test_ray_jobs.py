@@ -20,7 +20,7 @@ from dualtoken.infra.ray_jobs import (
     reread_authentication,
     submit_and_follow,
 )
-from tests.helpers.ray_head import free_ports
+from tests.helpers.waiting import free_ports
 
 CLIENT = """
 import sys

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from dualtoken.infra.ray_session import (
     ray_session,
     remove_stale_folders,
 )
+from tests.helpers.waiting import wait_until
 
 DRIVER = """
 import signal, sys, time
@@ -117,8 +117,8 @@ def test_a_session_ends_with_its_driver(sent: signal.Signals, status: int) -> No
         assert int(worker) in {pid for pid, _ in processes}
         driver.send_signal(sent)
         assert driver.wait(30) == status
-        _eventually(lambda: not _running(processes), seconds=20)
-        _eventually(lambda: not folder.exists(), seconds=5)
+        wait_until(lambda: not _running(processes), seconds=20)
+        wait_until(lambda: not folder.exists(), seconds=5)
 
 
 def test_only_folders_without_an_owner_are_cleared_away(tmp_path: Path) -> None:
@@ -219,10 +219,3 @@ def _session_folder(processes: set[Process]) -> Path:
         if argument.startswith("--temp-dir=")
     }
     return Path(folder)
-
-
-def _eventually(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.2)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.conftest import TINY, LoadTiny, planned
+from tests.helpers.tiny_run import TINY, LoadTiny, tokens_job
 
 PROJECT = Path(TINY).parents[1]
 
@@ -109,8 +109,7 @@ def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
-    assert job is not None
+    job = tokens_job(load_tiny(tmp_path / "copy"))
     shutil.rmtree(tmp_path / "copy/reports")  # made from all the others
     Path(job.folder, "manifest.json").unlink()
     Path(job.folder, "index.parquet").unlink()
@@ -160,8 +159,7 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
-    assert job is not None
+    job = tokens_job(load_tiny(tmp_path / "copy"))
     shard = Path(job.folder) / "data/00001.arrow"
     original = shard.read_bytes()
     shard.write_bytes(original[:900] + bytes([original[900] ^ 1]) + original[901:])

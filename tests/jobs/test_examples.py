@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.conftest import TINY, planned
+from tests.helpers.tiny_run import TINY, tokens_job
 
 README = (Path(TINY).parents[1] / "jobs/README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^dualtoken (.+?)(?: +#.*)?$", README, re.MULTILINE)
@@ -35,8 +35,7 @@ def translate(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch)
     """Return the arguments of an example for a copy of the finished run, under its names."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished.root, "data")
-    job = planned(finished, "pretokenize", "tiny-train").job
-    assert job is not None
+    job = tokens_job(finished)
     names = {
         "recipes/urls.yaml": TINY,
         "data/web/": "data/tiny-train/",

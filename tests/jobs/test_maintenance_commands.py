@@ -12,7 +12,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance import garbage
-from tests.conftest import TINY
+from tests.helpers.tiny_run import TINY
 
 
 def said(*arguments: object) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
-from tests.conftest import TINY, LoadTiny, planned
+from tests.helpers.tiny_run import TINY, LoadTiny, planned
 
 PROJECT = Path(TINY).parents[1]
 

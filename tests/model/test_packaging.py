@@ -26,7 +26,7 @@ def test_torchvision_imports_whatever_comes_first() -> None:
     # One process with torch loaded, forked per case: loading it takes seconds.
     code = """
 import os, torch
-import dualtoken.model.vision.imports as ops
+from dualtoken.model.vision import imports
 
 def tower_first():
     import dualtoken.model.vision.siglip_tower
@@ -35,15 +35,15 @@ def metrics_first():
     import model.metrics
 
 def declared_twice():
-    ops.declare_missing_ops(); ops.declare_missing_ops()
+    imports.declare_missing_ops(); imports.declare_missing_ops()
     import torchvision.transforms.v2
-    ops.declare_missing_ops()
+    imports.declare_missing_ops()
 
 def operators_exist_already():
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    ops.declare_missing_ops()
+    imports.declare_missing_ops()
     import torchvision
     assert ops._declared is None
 

@@ -11,7 +11,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, UserError, exit_code
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,14 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.projection import AttnProjection
 from dualtoken.model.vision.towers import build_tower_like
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+from tests.model.training.steps import snapshot
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -15,29 +15,17 @@ sys.path[:0] = [str(Path(__file__).parents[3])]
 import torch._dynamo  # noqa: E402
 
 from dualtoken.model.config.quantizer import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig  # noqa: E402
-from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
 from dualtoken.model.config.training import GanConfig, LpipsConfig  # noqa: E402
 from dualtoken.model.quantize import build_quantizer  # noqa: E402
-from dualtoken.model.training import state as train_state  # noqa: E402
+from dualtoken.model.training import state as training_state  # noqa: E402
 from dualtoken.model.training.lpips import Lpips  # noqa: E402
 from dualtoken.model.training.state import TrainState  # noqa: E402
 from dualtoken.model.training.step import forward_losses  # noqa: E402
 from dualtoken.model.vision.towers import checkpoint_gradients  # noqa: E402
+from tests.helpers.tiny_tokenizer import tiny_tokenizer_config  # noqa: E402
 from tests.model.training.steps import Settings, assert_same_steps, batch, fresh_state, fresh_tokenizer, run  # noqa: E402
 
-QUANTIZER = QuantizerConfig(num_codes=32, depth=3, width=8)
-CONFIG = TokenizerConfig(
-    image_size=16,
-    tower=TowerConfig(patch_size=5, width=32, depth=4, num_heads=2, mlp_width=48),
-    pixel_block=2,
-    semantic_block=3,
-    shortcut=ShortcutConfig(block=1),
-    pixel=QUANTIZER,
-    semantic=QUANTIZER,
-    decoder=DecoderConfig(
-        latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4
-    ),
-)
+CONFIG = tiny_tokenizer_config()
 
 
 def whole(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,7 +84,7 @@ def quantisers() -> None:
 
 def switch(perceptual: Lpips) -> None:
     """The setting compiles a step once, LPIPS, GAN, a checkpointed tower and all, and its steps are those of a run without it."""
-    train_state.COMPILER = "aot_eager"
+    training_state.COMPILER = "aot_eager"
     plain = Settings(
         perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4
     )

@@ -13,7 +13,7 @@ from dualtoken.pipelines.config.parse import load_recipe, shipped_recipes
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.stages import get_stage
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

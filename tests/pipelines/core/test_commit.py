@@ -13,7 +13,7 @@ from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
 from dualtoken.pipelines.core.receipts import Receipt, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 UNIT = Unit("00000", 3)
 

@@ -11,7 +11,7 @@ from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop, GridCrops, Ra
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import Crop, crop_columns, views
 from dualtoken.pipelines.runtime.plan import Planner
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 KEY = b"k" * 16
 

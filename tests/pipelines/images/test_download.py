@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import pickle
-import socket
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,7 +31,8 @@ from dualtoken.pipelines.images.prepare import ImagePreparer, Prepared, Rejected
 from dualtoken.pipelines.images.scene_generator import render, scene
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.images.url_table import count_source_rows
-from tests.pipelines.images.test_shards import write_theirs
+from tests.helpers.image_shards import write_img2dataset_shard
+from tests.helpers.waiting import free_ports
 
 RED, WHITE = (200, 30, 40), (255, 255, 255)
 
@@ -274,11 +274,6 @@ def test_private_addresses_are_refused_unless_the_recipe_allows_them(tmp_path: P
     assert count_statuses(output.ledger) == {"failed:private_address": 1}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture
 def table_of(tmp_path: Path) -> Callable[..., StageJob]:
     def make(urls: list[str | None], **settings: Any) -> StageJob:
@@ -297,7 +292,7 @@ TableOf = Callable[..., StageJob]
 def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(
     tmp_path: Path, table_of: TableOf
 ) -> None:
-    down = f"http://127.0.0.1:{free_port()}"
+    down = f"http://127.0.0.1:{free_ports(1)[0]}"
     job = table_of(
         [None, f"{down}/a.png", f"{down}/b.png", "http://no-such-host.invalid/c.png", "ftp://x/d.png"]
     )
@@ -310,7 +305,7 @@ def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(
 
 def test_links_that_are_dead_for_good_can_be_accepted(tmp_path: Path, table_of: TableOf) -> None:
     (output,) = run_all(
-        table_of([f"http://127.0.0.1:{free_port()}/a.png"] * 3, accept_dead_units=True), tmp_path / "a"
+        table_of([f"http://127.0.0.1:{free_ports(1)[0]}/a.png"] * 3, accept_dead_units=True), tmp_path / "a"
     )
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:connection": 3}
@@ -320,7 +315,7 @@ def test_one_definite_answer_is_enough_to_finish_a_unit(
     tmp_path: Path, server: str, table_of: TableOf
 ) -> None:
     (output,) = run_all(
-        table_of([f"http://127.0.0.1:{free_port()}/a.png", f"{server}/none.png"]), tmp_path / "a"
+        table_of([f"http://127.0.0.1:{free_ports(1)[0]}/a.png", f"{server}/none.png"]), tmp_path / "a"
     )
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:connection": 1, "failed:http_404": 1}
@@ -366,7 +361,7 @@ def test_whoever_is_forgotten_is_not_fetched_by_a_worker_in_another_folder(
 
 def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
-    write_theirs(folder)
+    write_img2dataset_shard(folder)
     for name in ("tar", "parquet"):
         (folder / f"00000.{name}").write_bytes((folder / f"00002.{name}").read_bytes())
     recipe = recipe_with({"kind": "shards", "folder": str(folder)})
@@ -385,7 +380,7 @@ def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Pa
 
 def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
-    write_theirs(folder)
+    write_img2dataset_shard(folder)
     recipe, whole = (
         recipe_with({"kind": "shards", "folder": str(folder)}),
         (folder / "00002.tar").read_bytes(),

@@ -5,12 +5,10 @@ import json
 import tarfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.errors import UserError
@@ -22,12 +20,7 @@ from dualtoken.pipelines.images.shards import (
     ShardRow,
     find_shards,
 )
-
-
-def png(level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), (level, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
+from tests.helpers.image_shards import png_of_red, write_img2dataset_shard
 
 
 def write_ours(folder: Path, rows: int = 12) -> None:
@@ -56,31 +49,7 @@ def write_ours(folder: Path, rows: int = 12) -> None:
                     "http_404",
                     "Not Found",
                 )
-            writer.write(row, png(number) if row.status == SUCCESS else None, {"license": "cc0"})
-
-
-def write_theirs(folder: Path, rows: int = 12) -> None:
-    """Write a shard with img2dataset's own class, as its downloader does: in order of arrival, failures between."""
-    folder.mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from img2dataset.writer import WebDatasetSampleWriter  # noqa: PLC0415
-    texts = ["url", "caption", "key", "status", "error_message"]
-    numbers = ["width", "height", "original_width", "original_height"]
-    schema = pa.schema([*((name, pa.string()) for name in texts), *((name, pa.int32()) for name in numbers)])
-    writer: Any = WebDatasetSampleWriter(2, str(folder), True, 5, schema, "png")
-    for number in [*range(rows // 2, rows), *range(rows // 2)]:
-        key, failed = f"{2 * 10**4 + number:09d}", number % 3 == 0
-        sizes = dict.fromkeys(numbers, None if failed else 8)
-        meta = {"url": f"http://h/{number}", "caption": f"caption {number}", "key": key, **sizes}
-        meta |= (
-            {"status": "failed_to_download", "error_message": "HTTP Error 404"}
-            if failed
-            else {"status": "success", "error_message": None}
-        )
-        writer.write(None if failed else png(number), key, meta["caption"], meta)
-    writer.close()
-    writer.tar_fd.close()
+            writer.write(row, png_of_red(number) if row.status == SUCCESS else None, {"license": "cc0"})
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -127,7 +96,7 @@ def test_rows_are_read_at_random(tmp_path: Path) -> None:
         assert shard.captions == [f"caption {number} ü" for number in numbers]
         assert shard.original_sizes[0] == (80, 90)
         for row in (8, 0, 4):
-            assert shard.image(row) == png(numbers[row])
+            assert shard.image(row) == png_of_red(numbers[row])
 
 
 def test_webdataset_reads_ours(tmp_path: Path) -> None:
@@ -138,17 +107,17 @@ def test_webdataset_reads_ours(tmp_path: Path) -> None:
 
         samples = list(webdataset.WebDataset(str(tmp_path / "a/00003.tar"), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [f"00003{n:04d}" for n in range(12) if n % 4 != 1]
-    assert samples[1]["png"] == png(2)
+    assert samples[1]["png"] == png_of_red(2)
     assert samples[1]["txt"].decode() == "caption 2 ü"
     assert json.loads(samples[1]["json"])["url"] == "http://h/2"
 
 
 def test_img2datasets_own_shards_are_read_in_the_tars_order(tmp_path: Path) -> None:
-    write_theirs(tmp_path / "theirs")
+    write_img2dataset_shard(tmp_path / "theirs")
     order = [number for number in [*range(6, 12), *range(6)] if number % 3]
     rows_in_table = [place for place, number in enumerate([*range(6, 12), *range(6)]) if number % 3]
     with ImageShard(tmp_path / "theirs/00002.tar", tmp_path / "theirs/00002.parquet", "laion", 500) as shard:
-        assert [shard.image(row) for row in range(len(shard))] == [png(number) for number in order]
+        assert [shard.image(row) for row in range(len(shard))] == [png_of_red(number) for number in order]
         assert shard.captions == [f"caption {number}" for number in order]
         assert shard.keys == [sample_key("laion", 500 + row) for row in rows_in_table]
     with pytest.raises(AssertionError, match="name the corpus"):

@@ -11,7 +11,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import open_teacher, open_tokenizer, stage_device
 from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training import teacher, train
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 LOOKING = ("score", "targets", "pretokenize", "report")
 GPU_THERE, NONE_THERE = True, False

@@ -10,20 +10,14 @@ from dualtoken.pipelines.loader.from_recipe import load_plan
 from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, tokens_job
 
 BOTH = "load.corpora=[tiny-heldout, tiny-train]"
 
 
-def folder(recipe: Recipe, corpus: str) -> str:
-    job = planned(recipe, "pretokenize", corpus).job
-    assert job is not None
-    return job.folder
-
-
 def test_by_default_each_row_that_training_may_see_is_read_once(finished: Recipe) -> None:
     plan = load_plan(finished)
-    assert [dataset.url for dataset in plan.datasets] == [folder(finished, "tiny-train")]
+    assert [dataset.url for dataset in plan.datasets] == [tokens_job(finished, "tiny-train").folder]
     keys = [bytes(key.tolist()) for batch in TokenLoader(plan, 7) for key in batch.keys]
     assert len(keys) == len(set(keys)) == len(plan.datasets[0])
 
@@ -46,7 +40,8 @@ def test_each_key_is_that_of_a_plan_made_by_hand(
     settings += ["load.on_damage=quarantine", f"load.damage_ledger={tmp_path}/lost.jsonl"]
     plan = load_plan(load_tiny(finished.root, *settings))
     datasets = tuple(
-        TokenDataset(folder(finished, name), streams=["semantic"]) for name in ("tiny-heldout", "tiny-train")
+        TokenDataset(tokens_job(finished, name).folder, streams=["semantic"])
+        for name in ("tiny-heldout", "tiny-train")
     )
     by_hand = LoadPlan(datasets=datasets, weights={0: [1, 3], 100: [1, 0]}, seed=5, shuffle_shards=2)
     assert plan.identity() == by_hand.identity()

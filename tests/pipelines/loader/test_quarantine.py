@@ -14,16 +14,16 @@ import pytest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.load_plan import LoadPlan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.quarantine import read_quarantine
 from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
-from dualtoken.pipelines.tokens import caption_cache as caption_columns
-from dualtoken.pipelines.tokens import open_shards
+from dualtoken.pipelines.tokens import caption_cache, open_shards
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from tests.helpers.damage import cut_short, flip_byte
 from tests.helpers.s3_servers import s3_server
-from tests.helpers.token_datasets import key_of, write_tokens
+from tests.helpers.token_datasets import count_keys, key_of, write_tokens
 
 ROWS, PER_SHARD = 450, 100
 LOST = range(100, 200)
@@ -35,22 +35,12 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=PER_SHARD)
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:500])
-
-
 @pytest.fixture(
     params=[
-        ("data/00001.arrow", flip),
-        ("data/00001.arrow", cut),
+        ("data/00001.arrow", flip_byte),
+        ("data/00001.arrow", cut_short),
         ("data/00001.arrow", Path.unlink),
-        ("meta/00001.parquet", flip),
+        ("meta/00001.parquet", flip_byte),
     ]
 )
 def damaged(request: pytest.FixtureRequest, tokens: str, tmp_path: Path) -> tuple[TokenDataset, str, Path]:
@@ -96,10 +86,6 @@ def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None
         assert f"{load.damage_ledger} names it now" in ended.value.__notes__[0]
 
 
-def keys(batches: list[TokenBatch] | list[PackedBatch]) -> Counter[bytes]:
-    return Counter(key.tobytes() for batch in batches for key in batch.keys.numpy())
-
-
 @pytest.mark.parametrize("kind", LOADERS)
 def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(
     damaged: tuple[TokenDataset, str, Path], kind: str
@@ -108,7 +94,7 @@ def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(
     load = quarantined(dataset, ledger, epochs=(2,))
     end_where_captions_are_damaged(kind, name, load)
     batches = [batch for rank in range(3) for batch in LOADERS[kind](load, rank=rank, world_size=3)]
-    assert keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
+    assert count_keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
     assert sum(batch.lost for batch in batches) == 2 * len(LOST)
     (entry,) = read_quarantine(ledger)
     assert (entry["dataset"], entry["shard"], entry["file"], entry["rows"]) == (
@@ -132,7 +118,7 @@ def test_without_quarantine_the_run_ends_with_the_shard_named(
 
 def test_a_worker_process_ends_the_run_with_the_same_error(tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    flip(tmp_path / "copy/data/00001.arrow")
+    flip_byte(tmp_path / "copy/data/00001.arrow")
     with pytest.raises(
         DamagedShardError, match=r"data/00001\.arrow is damaged \(.*\): run `dualtoken verify"
     ):
@@ -160,7 +146,7 @@ def test_a_stopped_run_loses_the_same_samples_under_other_ranks(
         second = LOADERS[kind](load, rank=rank, world_size=2)
         second.load_state_dict(state)
         begun += second
-    assert keys(begun) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert count_keys(begun) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
     assert sum(batch.lost for batch in begun) == len(LOST)
 
 
@@ -184,12 +170,12 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
 
         whole = run()
         for copy in (tmp_path / "cache").glob("*.shard"):
-            flip(copy)
-        assert keys(run()) == keys(whole) == Counter(key_of("a", row) for row in range(ROWS))
+            flip_byte(copy)
+        assert count_keys(run()) == count_keys(whole) == Counter(key_of("a", row) for row in range(ROWS))
         assert not read_quarantine(ledger), "copies that could be fetched again are no loss"
         for damaged in (*(tmp_path / "cache").glob("*.shard"), tmp_path / "server/test/a/data/00001.arrow"):
-            flip(damaged)
-        assert keys(run()) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+            flip_byte(damaged)
+        assert count_keys(run()) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
         assert [entry["file"] for entry in read_quarantine(ledger)] == ["data/00001.arrow"]
 
 
@@ -198,7 +184,7 @@ def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
     name: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
-    monkeypatch.setattr(caption_columns, "CAPTION_BYTES", 1)
+    monkeypatch.setattr(caption_cache, "CAPTION_BYTES", 1)
     shutil.copytree(tokens, tmp_path / "copy")
     load = quarantined(
         TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl", epochs=(2,), shuffle=False
@@ -207,8 +193,8 @@ def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
     for batch in TokenLoader(load, 50):
         batches.append(batch)
         if len(batches) == ROWS // 50:
-            flip(tmp_path / "copy" / name)
-    assert keys(batches) == Counter({key_of("a", row): 1 if row in LOST else 2 for row in range(ROWS)})
+            flip_byte(tmp_path / "copy" / name)
+    assert count_keys(batches) == Counter({key_of("a", row): 1 if row in LOST else 2 for row in range(ROWS)})
     assert sum(batch.lost for batch in batches) == len(LOST)
 
 
@@ -226,9 +212,9 @@ def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         next(iter(loader))
     shard.unlink()
-    flip(tmp_path / "aside")
+    flip_byte(tmp_path / "aside")
     (tmp_path / "aside").rename(shard)
-    assert keys(list(loader)) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert count_keys(list(loader)) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
 
 
 def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens: str, tmp_path: Path) -> None:
@@ -243,23 +229,23 @@ def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens:
 
     ledger = tmp_path / "ledger.jsonl"
     whole = [rank(0), rank(1)]
-    flip(tmp_path / "copy/data/00001.arrow")
+    flip_byte(tmp_path / "copy/data/00001.arrow")
     holed = rank(0)
     assert [(batch.position, batch.waiting) for batch in holed] == [
         (batch.position, batch.waiting) for batch in whole[1]
     ]
     assert sum(len(batch.keys) + batch.lost for batch in holed) == sum(len(batch.keys) for batch in whole[0])
-    assert keys(holed + whole[1]) < keys(whole[0] + whole[1])
-    flip(tmp_path / "copy/meta/00002.parquet")
+    assert count_keys(holed + whole[1]) < count_keys(whole[0] + whole[1])
+    flip_byte(tmp_path / "copy/meta/00002.parquet")
     with pytest.raises(DamagedShardError, match=r"00002\.parquet"):
         rank(0)
-    flip(
+    flip_byte(
         tmp_path / "copy/meta/00002.parquet"
     )  # whole for the other rank, which goes by the ledger all the same
     assert [(batch.position, batch.waiting) for batch in rank(0)] == [
         (batch.position, batch.waiting) for batch in rank(1)
     ]
-    assert not keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
+    assert not count_keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
 
 
 def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(
@@ -278,7 +264,7 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
         return list(iterate(PackedLoader(plan, 3, rank=number, world_size=2), num_workers=2))
 
     whole = [rank(0), rank(1)]
-    flip(tmp_path / "copy/meta/00001.parquet")
+    flip_byte(tmp_path / "copy/meta/00001.parquet")
     holed = [rank(0), rank(1)]
     (entry,) = read_quarantine(ledger)
     assert (entry["file"], entry["captions"]) == ("meta/00001.parquet", True)
@@ -286,7 +272,9 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
         assert [(batch.position, batch.waiting) for batch in ours] == [
             (batch.position, batch.waiting) for batch in theirs
         ]
-    assert keys(holed[0] + holed[1]) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert count_keys(holed[0] + holed[1]) == Counter(
+        key_of("a", row) for row in range(ROWS) if row not in LOST
+    )
     assert sum(batch.lost for batch in holed[0] + holed[1]) == len(LOST)
 
 
@@ -299,7 +287,7 @@ def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(
         write_tokens(tmp_path / "a", rows, rows_per_shard=90)
     )  # 15 steps of 2 x 3 sequences
     last = f"meta/{(rows - 1) // 90:05d}.parquet"
-    flip(tmp_path / "a" / last)
+    flip_byte(tmp_path / "a" / last)
     load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
     end_where_captions_are_damaged(kind, last, load)
     steps = [list(LOADERS[kind](load, pool_size=1, rank=rank, world_size=2)) for rank in range(2)]

@@ -23,7 +23,7 @@ from dualtoken.pipelines.loader.load_plan import Samples
 from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.loader_workers import by_workers
-from tests.helpers.token_datasets import key_of, write_tokens
+from tests.helpers.token_datasets import count_keys, key_of, write_tokens
 
 ROWS = {"a": 700, "b": 130}
 
@@ -35,10 +35,6 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, ..
         TokenDataset(write_tokens(folder / name, rows, name=name), streams=["semantic"])
         for name, rows in ROWS.items()
     )
-
-
-def keys(batches: list[TokenBatch]) -> Counter[bytes]:
-    return Counter(key.tobytes() for batch in batches for key in batch.keys.numpy())
 
 
 def spread(
@@ -75,7 +71,9 @@ def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
     datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, seed: int
 ) -> None:
     batches, state = spread(LoadPlan(datasets=datasets, seed=seed), batch_size, world_size, workers=workers)
-    assert keys(batches) == Counter(key_of(name, row) for name, rows in ROWS.items() for row in range(rows))
+    assert count_keys(batches) == Counter(
+        key_of(name, row) for name, rows in ROWS.items() for row in range(rows)
+    )
     assert state["samples"] == sum(ROWS.values())
 
 
@@ -108,7 +106,7 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
     total = end["samples"]
     assert isinstance(total, int)
     samples = Samples(plan)
-    assert keys(first) + keys(second) == Counter(
+    assert count_keys(first) + count_keys(second) == Counter(
         key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys
     )
 
@@ -139,7 +137,7 @@ def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numb
     rest.load_state_dict(json.loads(json.dumps(first.state_dict(before[-1]))))
     after = list(iterate(rest, num_workers=1))
     assert after
-    assert keys(before) + keys(after) == Counter(
+    assert count_keys(before) + count_keys(after) == Counter(
         key_of(name, row) for name, rows in ROWS.items() for row in range(rows)
     )
 
@@ -186,7 +184,7 @@ def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(
 ) -> None:
     dataset = TokenDataset(write_tokens(tmp_path / "a", 200, rows_per_shard=10))
     batches = list(TokenLoader(LoadPlan(datasets=(dataset,), shuffle_shards=4, with_captions=True), 40))
-    assert keys(batches) == Counter(key_of("a", row) for row in range(200))
+    assert count_keys(batches) == Counter(key_of("a", row) for row in range(200))
     opened = [{int(caption.split()[1]) // 10 for caption in batch.captions or ()} for batch in batches]
     assert [len(shards) for shards in opened] == [4] * 5
     for num_shards, shuffle in ((0, True), (3, False)):

@@ -13,7 +13,7 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, receipt_name
-from dualtoken.pipelines.maintenance import reencode as encode_again
+from dualtoken.pipelines.maintenance import reencode
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.repair import repair
@@ -22,19 +22,9 @@ from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job
 from dualtoken.pipelines.tokens.shards import codes_of, read_data_shard, write_data_shard
-from tests.conftest import LoadTiny, planned
 
 SETTINGS = DeepSettings(sample=1000)  # every row
 Change = Callable[[list[bytes], np.ndarray, np.ndarray], None]
-
-
-@pytest.fixture
-def tokens(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> Path:
-    """The token dataset of a copy of the finished run."""
-    shutil.copytree(finished.root, tmp_path / "copy")
-    job = planned(load_tiny(tmp_path / "copy"), "pretokenize", "tiny-train").job
-    assert job is not None
-    return Path(job.folder)
 
 
 def findings(folder: Path, said: list[str] | None = None) -> list[Finding]:
@@ -182,7 +172,7 @@ def test_the_rows_to_encode_again_are_spread_over_all_shards_by_their_rows(
 ) -> None:
     looked: dict[str, list[int]] = {}
     monkeypatch.setattr(
-        encode_again,
+        reencode,
         "_compare",
         lambda _job, _tokenizer, unit, rows, _tolerance: looked.update({unit: rows}) or [],
     )

@@ -8,7 +8,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.maintenance.explain import Change, Explanation, explain
 from dualtoken.pipelines.runtime.plan import Planner
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned_job
 
 STEPS = Change("train", "train.steps", "4", "5")
 PIXELS = Change("filter tiny-train", "rules.0.pixels", "16", "8")
@@ -28,8 +28,7 @@ def test_a_changed_key_is_named_where_it_is_and_in_every_step_after_it(
     finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     said = explained(load_tiny(Path(finished.root), "train.steps=5", "filter.rules.0.pixels=8"))
-    before = planned(finished, "train").job
-    assert before is not None
+    before = planned_job(finished, "train")
     assert said["download tiny-train"].changes == ()
     assert said["filter tiny-train"].changes == (PIXELS,)
     assert said["targets tiny-train"].changes == (PIXELS,)
@@ -60,8 +59,7 @@ def test_other_content_under_the_same_settings_is_told_apart_from_a_changed_key(
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
     recipe = load_tiny(tmp_path / "copy")
-    job = planned(recipe, "download", "tiny-train").job
-    assert job is not None
+    job = planned_job(recipe, "download", "tiny-train")
     manifest = Path(job.folder) / "manifest.json"
     before = Manifest.from_bytes(manifest.read_bytes())
     manifest.write_bytes(before.model_copy(update={"root_hash": "f" * 64}).to_bytes())

@@ -23,9 +23,8 @@ from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
 from dualtoken.pipelines.curation.score import Worker
 from dualtoken.pipelines.errors import TokenAlarm, UserError
 from dualtoken.pipelines.images.drop_samples import drop_samples
-from dualtoken.pipelines.maintenance import forget as forgetting
+from dualtoken.pipelines.maintenance import forget as forget_module
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
-from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.forget import forget
 from dualtoken.pipelines.maintenance.forget_plan import ForgetPlan, plan_forget
 from dualtoken.pipelines.maintenance.verify import verify
@@ -34,7 +33,9 @@ from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shards import read_data_shard
-from tests.conftest import LoadTiny, planned
+from tests.helpers.damage import findings_below
+from tests.helpers.tiny_run import LoadTiny, planned, planned_job, tokens_job
+from tests.helpers.token_datasets import rows_by_key
 
 CORPUS = "tiny-train"
 STAGES = ("download", "score", "filter", "targets", "pretokenize")
@@ -47,25 +48,12 @@ def recipe(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> Recipe:
 
 
 def tokens(recipe: Recipe) -> TokenDataset:
-    job = planned(recipe, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(recipe)
     return TokenDataset(job.folder)
-
-
-def rows(dataset: TokenDataset) -> dict[bytes, tuple[bytes, str]]:
-    numbers = np.arange(len(dataset))
-    read = dataset.read(numbers)
-    assert read.pixel is not None
-    codes = zip(read.keys, read.pixel, dataset.captions(numbers), strict=True)
-    return {key.tobytes(): (pixel.tobytes(), caption) for key, pixel, caption in codes}
 
 
 def second_key(recipe: Recipe) -> bytes:
     return tokens(recipe).read(np.array([1])).keys[0].tobytes()
-
-
-def findings(folder: Path) -> list[Finding]:
-    return [finding for one in verify(str(folder)) for finding in one.findings]
 
 
 def plan_for(recipe: Recipe, *keys: bytes) -> ForgetPlan:
@@ -73,13 +61,13 @@ def plan_for(recipe: Recipe, *keys: bytes) -> ForgetPlan:
 
 
 def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe: Recipe) -> None:
-    key, before = second_key(recipe), rows(tokens(recipe))
+    key, before = second_key(recipe), rows_by_key(tokens(recipe))
     fingerprints = {one.label: one.job.fingerprint for one in Planner(recipe).plan() if one.job}
     untouched = {file: file.stat().st_mtime_ns for file in Path(recipe.root).rglob("00009.*")}
     assert [one.record.stage for one in plan_for(recipe, key).affected] == list(STAGES)
     forget(plan_for(recipe, key), lambda _: None)
     after = tokens(recipe)
-    assert rows(after) == {one: said for one, said in before.items() if one != key}
+    assert rows_by_key(after) == {one: said for one, said in before.items() if one != key}
     assert {file: file.stat().st_mtime_ns for file in untouched} == untouched
     plan = list(Planner(recipe).plan())
     assert {one.label: one.job.fingerprint for one in plan if one.job} == fingerprints
@@ -102,8 +90,7 @@ def said_in(file: Path) -> str:
 
 
 def test_its_image_and_texts_are_in_no_file_and_the_funnel_still_closes(recipe: Recipe) -> None:
-    job = planned(recipe, "download", CORPUS).job
-    assert job is not None
+    job = planned_job(recipe, "download", CORPUS)
     row = pq.read_table(f"{job.folder}/00000.parquet").slice(1, 1).to_pylist()[0]
     key = row["sample_key"]
     files = [
@@ -131,8 +118,7 @@ def test_its_image_and_texts_are_in_no_file_and_the_funnel_still_closes(recipe: 
 @pytest.mark.parametrize("stage", ["download", "pretokenize"])
 def test_a_unit_that_runs_again_gives_the_bytes_that_forgetting_left(recipe: Recipe, stage: str) -> None:
     forget(plan_for(recipe, second_key(recipe)), lambda _: None)
-    job = planned(recipe, stage, CORPUS).job
-    assert job is not None
+    job = planned_job(recipe, stage, CORPUS)
     files = {
         file: digest(file) for file in Path(job.folder).rglob("*0000*") if file.parent.name != "receipts"
     }
@@ -174,8 +160,7 @@ def test_killed_at_any_write_what_has_a_manifest_is_whole_and_the_next_call_ends
     finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = "tiny-heldout"
-    job = planned(finished, "pretokenize", corpus).job
-    assert job is not None
+    job = tokens_job(finished, corpus)
     folder = Path(job.folder).relative_to(Store(finished.root).url)
     key = TokenDataset(job.folder).read(np.array([1])).keys[0].tobytes()
     wanted = Tombstones(keys=frozenset({key.hex()}))
@@ -197,9 +182,9 @@ def test_killed_at_any_write_what_has_a_manifest_is_whole_and_the_next_call_ends
             else:
                 break
         if (root / folder / "manifest.json").exists():
-            assert findings(root / folder) == [], "a reader takes it for whole"
+            assert findings_below(root / folder) == [], "a reader takes it for whole"
         forget(plan_forget(store, corpus, Tombstones() if after else wanted), lambda _: None)
-        assert findings(root / corpus) == []
+        assert findings_below(root / corpus) == []
         assert plan_forget(store, corpus, Tombstones()).affected == ()
         shutil.rmtree(root)
         after += 1
@@ -213,10 +198,10 @@ def test_a_folder_that_an_alarm_left_unfinished_is_finished_by_the_next_call(
         raise TokenAlarm("shard 00000: drift")
 
     key, folder = second_key(recipe), tokens(recipe).url
-    finish = forgetting.finish
+    finish = forget_module.finish
     with monkeypatch.context() as patch:
         patch.setattr(
-            forgetting, "finish", lambda job: alarm() if job.stage == "pretokenize" else finish(job)
+            forget_module, "finish", lambda job: alarm() if job.stage == "pretokenize" else finish(job)
         )
         with pytest.raises(TokenAlarm):
             forget(plan_for(recipe, key), lambda _: None)
@@ -225,7 +210,7 @@ def test_a_folder_that_an_alarm_left_unfinished_is_finished_by_the_next_call(
     (left,) = plan_for(recipe).affected
     assert (left.store.url, left.shards) == (folder, [])
     forget(plan_for(recipe), lambda _: None)
-    assert key not in rows(TokenDataset(folder))
+    assert key not in rows_by_key(TokenDataset(folder))
 
 
 def test_until_it_has_ended_runs_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +219,7 @@ def test_until_it_has_ended_runs_are_refused(recipe: Recipe, monkeypatch: pytest
 
     plan = plan_for(recipe, second_key(recipe))
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_commit", die)
+        patch.setattr(forget_module, "_commit", die)
         with pytest.raises(Killed):
             forget(plan, lambda _: None)
     with pytest.raises(UserError, match="`dualtoken forget` was cut short here"):
@@ -288,8 +273,7 @@ def test_images_in_folders_of_a_tar_go_by_the_same_key_as_they_are_read_by(tmp_p
 def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_psnr(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = planned(recipe, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(recipe)
     name = receipt_name("00000")
     before = Receipt.from_bytes(job.store().read(name)).facts["audit"]
     key = tokens(recipe).read(np.array([0])).keys[0].tobytes()
@@ -308,7 +292,7 @@ def test_after_a_kill_between_a_shard_and_its_receipt_no_row_has_another_ones_ps
     after = Receipt.from_bytes(job.store().read(name)).facts["audit"]
     assert len(before["looked_at"]) > 1
     assert (after["rows"], after["looked_at"], after["psnr"]) == (before["rows"] - 1, [], [])
-    assert findings(Path(job.folder)) == []
+    assert findings_below(Path(job.folder)) == []
 
 
 def test_addresses_and_hosts_are_matched_and_hosts_below_a_host_too() -> None:

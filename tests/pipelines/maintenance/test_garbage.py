@@ -13,10 +13,10 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import StageRecord
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.garbage import Garbage, GarbageKind, delete, find_garbage, totals
-from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.plan import Planner
-from tests.conftest import LoadTiny, planned
+from tests.helpers.damage import findings_below
 from tests.helpers.s3_servers import s3_server
+from tests.helpers.tiny_run import LoadTiny, planned, planned_job, tokens_job
 
 LATER = time.time() + 7200
 HOUR = 3600.0
@@ -52,8 +52,7 @@ def test_a_finished_run_needs_all_that_it_has(finished: Recipe, load_tiny: LoadT
 
 
 def test_orphans_are_named_and_deleted_and_nothing_else(root: Store, finished: Recipe) -> None:
-    job = planned(finished, "pretokenize", "tiny-heldout").job
-    assert job is not None
+    job = tokens_job(finished, "tiny-heldout")
     tokens = f"tiny-heldout/tokens/{job.fingerprint}"
     root.remove(f"{tokens}/receipts/00001.json")
     orphans = {
@@ -78,8 +77,7 @@ def test_orphans_are_named_and_deleted_and_nothing_else(root: Store, finished: R
 
 
 def test_what_a_run_wrote_or_committed_since_it_was_listed_is_kept(root: Store, finished: Recipe) -> None:
-    job = planned(finished, "pretokenize", "tiny-heldout").job
-    assert job is not None
+    job = tokens_job(finished, "tiny-heldout")
     tokens = f"tiny-heldout/tokens/{job.fingerprint}"
     receipts = {unit: root.read(f"{tokens}/receipts/{unit}.json") for unit in ("00000", "00001")}
     for unit in receipts:
@@ -134,8 +132,7 @@ def test_models_that_a_recipe_or_a_needed_folder_names_are_needed(
 def test_a_fingerprint_that_no_recipe_refers_to_goes_whole_and_the_others_stay(
     copy: Store, load_tiny: LoadTiny, tmp_path: Path
 ) -> None:
-    old = planned(load_tiny(tmp_path / "copy"), "filter", "tiny-train").job
-    assert old is not None
+    old = planned_job(load_tiny(tmp_path / "copy"), "filter", "tiny-train")
     other = copy.path(f"tiny-train/decision/{'0' * 12}")
     shutil.copytree(old.folder, other)
     recipe = load_tiny(tmp_path / "copy")
@@ -144,7 +141,7 @@ def test_a_fingerprint_that_no_recipe_refers_to_goes_whole_and_the_others_stay(
     assert garbage.bytes == sum(file.stat().st_size for file in Path(other).rglob("*") if file.is_file())
     delete(copy, [garbage])
     assert not Path(other).exists()
-    assert [one for checked in verify(copy.url) for one in checked.findings] == []
+    assert findings_below(copy.url) == []
 
 
 def test_while_an_input_is_unfinished_all_fingerprints_that_may_be_its_are_kept(
@@ -192,8 +189,7 @@ def test_a_folder_killed_while_it_was_deleted_is_unfinished_and_found_again(
 
 
 def test_what_is_no_root_is_the_users_mistake(finished: Recipe, tmp_path: Path) -> None:
-    job = planned(finished, "train").job
-    assert job is not None
+    job = planned_job(finished, "train")
     for folder, problem in ((tmp_path, "no stage below it"), (Path(job.folder), "one stage")):
         with pytest.raises(UserError, match=problem):
             found(Store(str(folder)))

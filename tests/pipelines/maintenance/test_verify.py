@@ -11,39 +11,21 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, StageRecord, receipt_name
 from dualtoken.pipelines.errors import UnitsFailed, UserError
-from dualtoken.pipelines.maintenance.findings import Finding, FindingKind
+from dualtoken.pipelines.maintenance.findings import FindingKind
 from dualtoken.pipelines.maintenance.repair import in_order_of_work, repair
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stages import position
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from tests.conftest import LoadTiny, planned
+from tests.helpers.damage import findings_below, flip_byte
+from tests.helpers.tiny_run import LoadTiny
 
 CORPUS = "tiny-train"
 
 
-@pytest.fixture
-def tokens(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> Path:
-    """The token dataset of a copy of the finished run."""
-    shutil.copytree(finished.root, tmp_path / "copy")
-    job = planned(load_tiny(tmp_path / "copy"), "pretokenize", CORPUS).job
-    assert job is not None
-    return Path(job.folder)
-
-
-def findings(folder: Path) -> list[Finding]:
-    return [finding for checked in verify(str(folder)) for finding in checked.findings]
-
-
 def described(folder: Path) -> list[tuple[str, str]]:
-    return [(finding.name, str(finding.problem).split(":")[0]) for finding in findings(folder)]
-
-
-def flip_a_byte(file: Path, at: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[at] ^= 1
-    file.write_bytes(data)
+    return [(finding.name, str(finding.problem).split(":")[0]) for finding in findings_below(folder)]
 
 
 def test_a_finished_run_is_as_committed(finished: Recipe) -> None:
@@ -55,13 +37,13 @@ def test_a_finished_run_is_as_committed(finished: Recipe) -> None:
 def test_a_flipped_byte_is_named_and_repair_restores_the_same_bytes(tokens: Path) -> None:
     shard = tokens / "data/00001.arrow"
     before = digest(shard)
-    flip_a_byte(shard, shard.stat().st_size // 2)
+    flip_byte(shard, shard.stat().st_size // 2)
     assert described(tokens) == [("data/00001.arrow", "altered")]
     untouched = (tokens / "receipts/00000.json").stat().st_mtime_ns
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
     assert digest(shard) == before
-    assert findings(tokens) == []
+    assert findings_below(tokens) == []
     assert (tokens / "receipts/00000.json").stat().st_mtime_ns == untouched
 
 
@@ -85,7 +67,7 @@ def test_each_kind_of_damage_is_named(tokens: Path) -> None:
 
 def test_a_damaged_index_is_written_anew(tokens: Path) -> None:
     before = digest(tokens / "index.parquet")
-    flip_a_byte(tokens / "index.parquet", 10)
+    flip_byte(tokens / "index.parquet", 10)
     assert described(tokens) == [("index.parquet", "altered")]
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
@@ -95,7 +77,7 @@ def test_a_damaged_index_is_written_anew(tokens: Path) -> None:
 def test_what_a_killed_write_left_behind_is_no_damage(tokens: Path) -> None:
     for name in ("data/.00000.arrow.0123.part", "receipts/.00000.json.0123.part"):
         (tokens / name).write_bytes(b"{")
-    assert findings(tokens) == []
+    assert findings_below(tokens) == []
 
 
 def test_folders_are_repaired_before_what_is_made_from_them(finished: Recipe) -> None:
@@ -125,7 +107,7 @@ def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(t
     store.put_bytes(receipt.model_copy(update={"finished_at": later}).to_bytes(), receipt_name("00001"))
     store.put_bytes(before.model_copy(update={"last_finished_at": later}).to_bytes(), MANIFEST_FILE)
     said = f"misdated: finished at {later}, which is yet to come by this machine's clock"
-    assert [(finding.name, str(finding.problem)) for finding in findings(tokens)] == [
+    assert [(finding.name, str(finding.problem)) for finding in findings_below(tokens)] == [
         (MANIFEST_FILE, said),
         ("receipts/00001.json", said),
     ]
@@ -136,7 +118,7 @@ def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(t
         TokenDataset(str(tokens))
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
-    assert findings(tokens) == []
+    assert findings_below(tokens) == []
     assert Manifest.from_bytes(store.read(MANIFEST_FILE)).root_hash == before.root_hash
 
 
@@ -175,7 +157,7 @@ def test_records_that_contradict_each_other_are_named(
 ) -> None:
     before = (tokens / file).read_bytes()
     (tokens / file).write_text(json.dumps(json.loads(before) | {key: value}))
-    found = findings(tokens)
+    found = findings_below(tokens)
     assert [finding.name for finding in found if not finding.name.startswith("manifest")] == [file] * (
         not file.startswith("manifest")
     )
@@ -183,7 +165,7 @@ def test_records_that_contradict_each_other_are_named(
     if file != "stage.json":
         (damaged,) = verify(str(tokens))
         repair(damaged, LocalExecutor(), lambda _: None)
-        assert findings(tokens) == []
+        assert findings_below(tokens) == []
         after, first = (json.loads(data) for data in ((tokens / file).read_bytes(), before))
         assert after[key] == first[key]
 
@@ -206,16 +188,16 @@ def test_a_folder_that_lost_what_it_is_is_named_and_told_by_its_command(
     before = StageRecord.from_bytes((tokens / "stage.json").read_bytes())
     (tokens / "stage.json").unlink()
     root = tokens.parents[2]
-    named = [(finding.folder, finding.name, finding.kind) for finding in findings(root)]
+    named = [(finding.folder, finding.name, finding.kind) for finding in findings_below(root)]
     assert named == [(str(tokens), "stage.json", FindingKind.MISSING)]
     run_command("pretokenize", load_tiny(root), LocalExecutor(), lambda _: None)
     after = StageRecord.from_bytes((tokens / "stage.json").read_bytes())
     assert (after.fingerprint, after.identity) == (before.fingerprint, before.identity)
-    assert findings(root) == []
+    assert findings_below(root) == []
 
 
 def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:
-    flip_a_byte(tokens / "data/00000.arrow", 100)
+    flip_byte(tokens / "data/00000.arrow", 100)
     shutil.rmtree(tokens.parents[1] / "decision")
     (damaged,) = verify(str(tokens))
     with pytest.raises(UserError, match="inputs have changed or are unfinished"):
@@ -223,7 +205,7 @@ def test_repair_refuses_when_the_inputs_are_gone(tokens: Path) -> None:
 
 
 def test_repair_leaves_all_that_is_stored_where_the_unit_gives_other_bytes(tokens: Path) -> None:
-    flip_a_byte(tokens / "data/00001.arrow", 100)
+    flip_byte(tokens / "data/00001.arrow", 100)
     store = Store(
         str(tokens)
     )  # a receipt that no run of today agrees with, as of images whose server is gone
@@ -243,20 +225,20 @@ def test_repair_leaves_all_that_is_stored_where_the_unit_gives_other_bytes(token
 
 
 def test_repair_touches_only_the_file_that_is_wrong(tokens: Path) -> None:
-    flip_a_byte(tokens / "data/00001.arrow", 100)
+    flip_byte(tokens / "data/00001.arrow", 100)
     others = [file for file in tokens.rglob("*00001.*") if file.name != "00001.arrow"]
     before = [file.stat().st_mtime_ns for file in others]
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
     assert len(others) >= 3
     assert [file.stat().st_mtime_ns for file in others] == before
-    assert findings(tokens) == []
+    assert findings_below(tokens) == []
 
 
 def test_repair_does_no_open_unit_of_an_unfinished_stage(tokens: Path) -> None:
     (tokens / MANIFEST_FILE).unlink()
     (tokens / "receipts/00002.json").unlink()
-    flip_a_byte(tokens / "data/00001.arrow", 100)
+    flip_byte(tokens / "data/00001.arrow", 100)
     (damaged,) = verify(str(tokens))
     repair(damaged, LocalExecutor(), lambda _: None)
     assert "data/00001.arrow" not in [name for name, _ in described(tokens)]

@@ -11,7 +11,7 @@ from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, report_outcomes
 from dualtoken.pipelines.runtime.finish import user_warnings
-from tests.conftest import planned
+from tests.helpers.tiny_run import planned, planned_job
 
 DONE, GONE = (
     UnitOutcome("targets web", "0", {"ok": 1}, 0.1),
@@ -37,8 +37,7 @@ def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(
             seen.append(one)
             yield one
 
-    job = planned(finished, "targets", "tiny-train").job
-    assert job is not None
+    job = planned_job(finished, "targets", "tiny-train")
     with pytest.raises(UnitsFailed, match="no answer") as error:
         report_outcomes(come(), [Work(job, job.units)], lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
@@ -51,8 +50,7 @@ def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "dualtoken-killed").mkdir()
     (tmp_path / "dualtoken-killed.lock").touch()
-    job = planned(finished, "filter", "tiny-train").job
-    assert job is not None
+    job = planned_job(finished, "filter", "tiny-train")
     WorkerSlot().open(job)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import require_inputs, run_command
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned, planned_job
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str | None]:
@@ -83,8 +83,7 @@ def test_only_units_without_a_receipt_are_done_again(
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
     recipe = load_tiny(tmp_path / "copy")
-    job = planned(recipe, "targets", "tiny-train").job
-    assert job is not None
+    job = planned_job(recipe, "targets", "tiny-train")
     folder = Path(job.folder)
     (folder / "manifest.json").unlink()
     (folder / "receipts/00001.json").unlink()

@@ -29,7 +29,7 @@ from dualtoken.pipelines.tokens.audit import (
     watched,
 )
 from dualtoken.pipelines.tokens.shards import codes_of, read_data_shard
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned, tokens_job
 
 CORPUS = "tiny-train"
 
@@ -155,8 +155,7 @@ def outcomes(*shards: ShardFigures) -> list[UnitOutcome]:
 
 @pytest.fixture(scope="module")
 def job_that_stops(finished: Recipe, load_tiny: LoadTiny) -> Work:
-    job = planned(load_tiny(Path(finished.root), "pretokenize.on_alarm=stop"), "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(load_tiny(Path(finished.root), "pretokenize.on_alarm=stop"))
     return Work(job, ())
 
 
@@ -171,8 +170,7 @@ def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_go
         list(watched(run, [job_that_stops], said.append))
     assert "\n" not in str(error.value)
     assert exit_code(error.value) == ExitCode.BUG
-    job = planned(finished, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(finished)
     assert list(watched(run, [Work(job, ())], said.append)) == run
     assert said == ["pretokenize a shard 00050: drift: PSNR 9.0 dB, the dataset's median is 23.0"] * 2
 
@@ -234,8 +232,7 @@ def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(
 def drifted(tmp_path: Path, finished: Recipe) -> Path:
     """A run of which one token shard's receipt says that its codes give other images."""
     shutil.copytree(finished.root, tmp_path / "copy")
-    job = planned(finished, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(finished)
     folder = tmp_path / "copy" / Path(job.folder).relative_to(finished.root)
     receipt = json.loads((folder / "receipts/00003.json").read_text())
     receipt["facts"]["audit"]["psnr"] = [2.0, 2.5]

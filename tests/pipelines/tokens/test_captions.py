@@ -15,13 +15,11 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, done_units, read_manifest
-from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tombstones import Tombstones
 from dualtoken.pipelines.errors import ExitCode, UserError
-from dualtoken.pipelines.maintenance import forget as forgetting
+from dualtoken.pipelines.maintenance import forget as forget_module
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.explain import explain
-from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.forget import forget
 from dualtoken.pipelines.maintenance.forget_plan import plan_forget
 from dualtoken.pipelines.maintenance.garbage import find_garbage
@@ -37,8 +35,10 @@ from dualtoken.pipelines.tokens.export import export_tokens
 from dualtoken.pipelines.tokens.pretokenize import Worker
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from tests.conftest import LoadTiny, planned
+from tests.helpers.damage import findings_below, flip_byte
 from tests.helpers.s3_servers import s3_server
+from tests.helpers.tiny_run import LoadTiny, planned, tokens_job
+from tests.helpers.token_datasets import rows_by_key
 
 CORPUS = "tiny-train"
 OTHER = "train.steps=2"
@@ -55,12 +55,6 @@ class Datasets(NamedTuple):
     borrower: Path
     whole: Path
     """The same codes, with captions of their own."""
-
-
-def tokens_job(recipe: Recipe) -> StageJob:
-    job = planned(recipe, "pretokenize", CORPUS).job
-    assert job is not None
-    return job
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, str]]:
@@ -94,12 +88,6 @@ def copy(made: Datasets, tmp_path: Path) -> Datasets:
     shutil.copytree(root, tmp_path / "copy")
     recipe = made.recipe.model_copy(update={"root": str(tmp_path / "copy")})
     return Datasets(recipe, *(tmp_path / "copy" / folder.relative_to(root) for folder in made[1:]))
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def everything(url: str, cache: ShardCache | None = None) -> tuple[bytes, bytes, list[str]]:
@@ -136,9 +124,9 @@ def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(
         url, cache = f"{bucket}/tokens/{made.borrower.name}", ShardCache(tmp_path / "cache", 10**8)
         assert everything(url, cache) == everything(str(made.whole))
         for path in (tmp_path / "cache").glob("*.shard"):
-            flip(path)
+            flip_byte(path)
         assert everything(url, cache) == everything(str(made.whole))
-        flip(tmp_path / "server/test/tokens" / made.lender.name / SHARD)
+        flip_byte(tmp_path / "server/test/tokens" / made.lender.name / SHARD)
         with pytest.raises(DamagedShardError, match=rf"tokens/{made.lender.name}/{SHARD} is damaged"):
             everything(url, ShardCache(tmp_path / "new", 10**8))
 
@@ -208,23 +196,19 @@ def test_rows_that_are_not_those_of_the_captions_are_refused_with_their_shard(
         with pytest.raises(UserError, match=rf"captions_of.{CORPUS}={copy.lender.name}: {problem}"):
             require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, rows, tmp_path)
     require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, {"key": keys}, tmp_path)
-    flip(copy.lender / SHARD)
+    flip_byte(copy.lender / SHARD)
     with pytest.raises(UserError, match=rf"{SHARD} is missing or not as committed: run `dualtoken verify"):
         require_same_rows(Store(str(copy.lender)), CORPUS, SHARD, {"key": keys}, tmp_path)
 
 
-def findings(where: Path | str) -> list[Finding]:
-    return [finding for checked in verify(str(where)) for finding in checked.findings]
-
-
-@pytest.mark.parametrize(("damage", "problem"), [(flip, "altered"), (Path.unlink, "missing")])
+@pytest.mark.parametrize(("damage", "problem"), [(flip_byte, "altered"), (Path.unlink, "missing")])
 def test_verify_names_a_caption_file_of_the_other_dataset_once(
     damage: Callable[[Path], object], problem: str, copy: Datasets
 ) -> None:
-    assert findings(copy.borrower) == []
+    assert findings_below(copy.borrower) == []
     damage(copy.lender / SHARD)
     for where in (copy.borrower, copy.recipe.root):
-        (finding,) = findings(where)
+        (finding,) = findings_below(where)
         assert (finding.folder, finding.name, str(finding.problem).split()[0].rstrip(":")) == (
             str(copy.lender),
             SHARD,
@@ -250,20 +234,20 @@ def test_rows_are_checked_deep_and_a_lender_that_is_gone_is_named(copy: Datasets
         forget(
             plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()}))), said.append
         )
-    assert {finding.folder for finding in findings(copy.borrower)} == {str(copy.lender)}
+    assert {finding.folder for finding in findings_below(copy.borrower)} == {str(copy.lender)}
     assert len(TokenDataset(str(copy.borrower)).read(np.arange(3)).keys) == 3
 
 
 def test_repair_restores_the_codes_of_a_borrower(copy: Datasets) -> None:
     before = stamps(copy.borrower / "data")
-    flip(copy.borrower / "data/00001.arrow")
+    flip_byte(copy.borrower / "data/00001.arrow")
     (checked,) = verify(str(copy.borrower))
     repair(checked, LocalExecutor(), lambda _: None)
     assert {name: sha for name, (_, sha) in stamps(copy.borrower / "data").items()} == {
         name: sha for name, (_, sha) in before.items()
     }
     assert not (copy.borrower / "meta").exists()
-    assert findings(copy.borrower) == []
+    assert findings_below(copy.borrower) == []
 
 
 def test_gc_keeps_the_dataset_that_captions_are_borrowed_from(copy: Datasets) -> None:
@@ -272,18 +256,10 @@ def test_gc_keeps_the_dataset_that_captions_are_borrowed_from(copy: Datasets) ->
     assert names == {f"{CORPUS}/tokens/{copy.whole.name}/"}
 
 
-def rows(folder: Path) -> dict[bytes, tuple[bytes, str]]:
-    dataset = TokenDataset(str(folder))
-    read = dataset.read(np.arange(len(dataset)))
-    assert read.pixel is not None
-    said = zip(read.keys, read.pixel, dataset.captions(np.arange(len(dataset))), strict=True)
-    return {key.tobytes(): (pixel.tobytes(), caption) for key, pixel, caption in said}
-
-
 def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_both(
     copy: Datasets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, commit = rows(copy.borrower), forgetting._commit
+    before, commit = rows_by_key(TokenDataset(str(copy.borrower))), forget_module._commit
     key = list(before)[5]
 
     class Killed(Exception):
@@ -296,15 +272,17 @@ def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_b
 
     plan = plan_forget(Store(copy.recipe.root), CORPUS, Tombstones(keys=frozenset({key.hex()})))
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "_commit", die_at_the_borrower)
+        patch.setattr(forget_module, "_commit", die_at_the_borrower)
         with pytest.raises(Killed):
             forget(plan, lambda _: None)
-    assert key not in rows(copy.lender)
+    assert key not in rows_by_key(TokenDataset(str(copy.lender)))
     with pytest.raises(ValueError, match="is unfinished"):
         TokenDataset(str(copy.borrower))
     forget(plan_forget(Store(copy.recipe.root), CORPUS, Tombstones()), lambda _: None)
-    assert rows(copy.borrower) == {one: said for one, said in before.items() if one != key}
-    assert findings(f"{copy.recipe.root}/{CORPUS}") == []
+    assert rows_by_key(TokenDataset(str(copy.borrower))) == {
+        one: said for one, said in before.items() if one != key
+    }
+    assert findings_below(f"{copy.recipe.root}/{CORPUS}") == []
     assert tokens_job(copy.recipe).folder == str(copy.borrower), "another fingerprint than before"
 
 

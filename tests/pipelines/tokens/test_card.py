@@ -13,13 +13,7 @@ from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.totals import sum_receipts
 from dualtoken.pipelines.tokens.card import card
-from tests.conftest import LoadTiny, planned
-
-
-def tokens_job(recipe: Recipe) -> StageJob:
-    job = planned(recipe, "pretokenize", "tiny-train").job
-    assert job is not None
-    return job
+from tests.helpers.tiny_run import LoadTiny, tokens_job
 
 
 def test_the_card_is_written_with_the_dataset_and_counts_what_it_holds(finished: Recipe) -> None:

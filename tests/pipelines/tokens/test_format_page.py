@@ -16,7 +16,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_receipts
 from dualtoken.pipelines.core.tombstones import Forgotten
 from dualtoken.pipelines.images.crops import CROP_FIELDS
-from tests.conftest import TINY, planned
+from tests.helpers.tiny_run import TINY, tokens_job
 
 PAGE = (Path(TINY).parents[1] / "pipelines/tokens/FORMAT.md").read_text()
 SECTIONS = dict(re.findall(r"^## `?(.+?)`?\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
@@ -71,8 +71,7 @@ def require_columns(section: str, schema: pa.Schema, codes: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def folder(finished: Recipe) -> Path:
-    job = planned(finished, "pretokenize", "tiny-train").job
-    assert job is not None
+    job = tokens_job(finished)
     return Path(job.folder)
 
 

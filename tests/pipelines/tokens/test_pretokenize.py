@@ -46,20 +46,14 @@ from dualtoken.pipelines.tokens.shards import (
     read_data_shard,
     schema_metadata,
 )
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned_job, tokens_job
 
 CORPUS = "tiny-train"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(finished: Recipe) -> TokenizerRunner:
-    return TokenizerRunner(Path(job_of(finished, "train", None).folder), best_device())
-
-
-def job_of(recipe: Recipe, step: str, corpus: str | None = CORPUS) -> StageJob:
-    job = planned(recipe, step, corpus).job
-    assert job is not None
-    return job
+    return TokenizerRunner(Path(planned_job(finished, "train").folder), best_device())
 
 
 def first_unit(job: StageJob, scratch: Path) -> UnitOutput:
@@ -74,8 +68,8 @@ def first_unit(job: StageJob, scratch: Path) -> UnitOutput:
 def test_batches_threads_and_audit_change_no_byte(
     settings: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    job = job_of(load_tiny(Path(finished.root), *(f"pretokenize.{one}" for one in settings)), "pretokenize")
-    assert job.folder == job_of(finished, "pretokenize").folder
+    job = tokens_job(load_tiny(Path(finished.root), *(f"pretokenize.{one}" for one in settings)))
+    assert job.folder == tokens_job(finished).folder
     output = first_unit(job, tmp_path / "again")
     for name in output.files:
         assert (tmp_path / "again" / name).read_bytes() == (Path(job.folder) / name).read_bytes()
@@ -111,7 +105,7 @@ def test_a_unit_begins_with_the_whole_batch_again(
     finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, sizes = (
-        job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=4"), "pretokenize"),
+        tokens_job(load_tiny(Path(finished.root), "pretokenize.batch_size=4")),
         list[int](),
     )
 
@@ -124,7 +118,7 @@ def test_a_unit_begins_with_the_whole_batch_again(
                 raise RuntimeError("CUDA error: out of memory")
             return super().encode_levels(levels)
 
-    folder = Path(job_of(finished, "train", None).folder)
+    folder = Path(planned_job(finished, "train").folder)
     monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, best_device()))
     worker = Worker(job)
     for unit in job.units[:2]:
@@ -163,7 +157,7 @@ def test_another_error_of_the_encoder_is_no_matter_of_memory(tokenizer: Tokenize
 @pytest.fixture
 def damaged(tmp_path: Path, finished: Recipe) -> StageJob:
     """A job like the finished one, whose second image became garbage after it was scored."""
-    job = job_of(finished, "pretokenize")
+    job = tokens_job(finished)
     shutil.copytree(job.inputs[f"download/{CORPUS}"], tmp_path / "shards")
     tar = tmp_path / "shards" / f"{job.units[0].id}.tar"
     place = sorted(index_tar(tar).values())[1]
@@ -186,7 +180,7 @@ def test_a_bad_image_is_one_row_of_the_ledger_and_its_neighbours_codes_stay(
         ("ok", ""),
     ]
     assert ledger[1]["detail"]
-    folder = Path(job_of(finished, "pretokenize").folder)
+    folder = Path(tokens_job(finished).folder)
     before, after = read_data_shard(folder / data), read_data_shard(tmp_path / "with" / data)
     others = [0, *range(2, len(before))]
     assert after.equals(before.take(others))
@@ -272,12 +266,12 @@ def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: 
 def test_a_column_with_the_name_of_one_that_is_added_is_refused_before_any_image_is_encoded(
     name: str, crops: str, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
 ) -> None:
-    images = job_of(finished, "download")
+    images = planned_job(finished, "download", CORPUS)
     for suffix in ("tar", "parquet"):
         shutil.copyfile(f"{images.folder}/00000.{suffix}", tmp_path / f"00000.{suffix}")
     table = pq.read_table(tmp_path / "00000.parquet")
     pq.write_table(table.append_column(name, [[1] * len(table)]), tmp_path / "00000.parquet")
-    job = job_of(load_tiny(Path(finished.root), f"pretokenize.crops={crops}"), "pretokenize")
+    job = tokens_job(load_tiny(Path(finished.root), f"pretokenize.crops={crops}"))
     job = replace(
         job, folder=str(tmp_path / "out"), inputs={**job.inputs, f"download/{CORPUS}": str(tmp_path)}
     )
@@ -301,7 +295,7 @@ def cropped(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tin
 def test_every_variant_of_an_image_is_a_row_beside_its_crop(
     cropped: Recipe, tokenizer: TokenizerRunner, tmp_path: Path
 ) -> None:
-    job = job_of(cropped, "pretokenize")
+    job = tokens_job(cropped)
     unit = job.units[1].id
     table, meta = (
         read_data_shard(Path(job.folder) / f"data/{unit}.arrow"),
@@ -325,7 +319,7 @@ def test_every_variant_of_an_image_is_a_row_beside_its_crop(
 
 def test_a_deep_check_encodes_crops_again_as_they_were_cut(cropped: Recipe) -> None:
     said: list[str] = []
-    (checked,) = verify(job_of(cropped, "pretokenize").folder)
+    (checked,) = verify(tokens_job(cropped).folder)
     assert deep_verify(checked, DeepSettings(sample=60), said.append).findings == ()
     assert [line.partition(": ")[2].partition(" rows")[0] for line in said] == ["60"]
 
@@ -333,7 +327,7 @@ def test_a_deep_check_encodes_crops_again_as_they_were_cut(cropped: Recipe) -> N
 def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_folder(
     cropped: Recipe, finished: Recipe
 ) -> None:
-    ours, whole = job_of(cropped, "pretokenize"), job_of(finished, "pretokenize")
+    ours, whole = tokens_job(cropped), tokens_job(finished)
     assert ours.fingerprint != whole.fingerprint
     many, one = TokenDataset(ours.folder), TokenDataset(whole.folder)
     assert len(many) == 6 * len(one)
@@ -345,7 +339,7 @@ def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_
 
 
 def test_samples_and_rows_are_counted_apart_where_there_are_crops(cropped: Recipe) -> None:
-    job = job_of(cropped, "pretokenize")
+    job = tokens_job(cropped)
     manifest = read_manifest(job.store())
     assert manifest is not None
     assert manifest.details["rows"] == sum(manifest.units.values()) == 6 * manifest.counts["ok"]
@@ -358,7 +352,7 @@ def test_samples_and_rows_are_counted_apart_where_there_are_crops(cropped: Recip
 
 def test_the_report_measures_each_held_out_image_once(cropped: Recipe, finished: Recipe) -> None:
     ours, theirs = (
-        Path(job_of(recipe, "report", None).folder) / "report.json" for recipe in (cropped, finished)
+        Path(planned_job(recipe, "report").folder) / "report.json" for recipe in (cropped, finished)
     )
     figures = [
         path.read_text().partition('"reconstruction"')[2].partition('"usage"')[0] for path in (ours, theirs)
@@ -368,7 +362,7 @@ def test_the_report_measures_each_held_out_image_once(cropped: Recipe, finished:
 
 
 def test_receipts_say_where_a_units_time_went(finished: Recipe) -> None:
-    for receipt in read_receipts(Store(job_of(finished, "pretokenize").folder)).values():
+    for receipt in read_receipts(Store(tokens_job(finished).folder)).values():
         assert set(receipt.facts["seconds"]) == {
             "fetch",
             "wait",
@@ -384,7 +378,7 @@ def test_receipts_say_where_a_units_time_went(finished: Recipe) -> None:
 def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    job = job_of(load_tiny(Path(finished.root), "pretokenize.batch_size=1"), "pretokenize")
+    job = tokens_job(load_tiny(Path(finished.root), "pretokenize.batch_size=1"))
     output = Worker(job, write_beside=True).run(job.units[0], tmp_path)
     before = read_receipts(Store(job.folder))[job.units[0].id]
     for name in output.files:
@@ -396,7 +390,7 @@ def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     whole, job = (
-        job_of(recipe, "pretokenize")
+        tokens_job(recipe)
         for recipe in (finished, load_tiny(Path(finished.root), "pretokenize.precision=bfloat16"))
     )
     assert job.fingerprint != whole.fingerprint
@@ -424,6 +418,6 @@ def test_a_full_disk_met_beside_the_encoder_fails_its_unit(
             raise OSError(28, f"no room for {len(keys)} rows of {semantic.shape} and {pixel.shape}")
 
     monkeypatch.setattr(pretokenize, "TokenShardWriter", FullDisk)
-    job = job_of(finished, "pretokenize")
+    job = tokens_job(finished)
     with pytest.raises(OSError, match="no room for"):
         Worker(job, write_beside=True).run(job.units[0], tmp_path)

@@ -23,6 +23,7 @@ from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import map_shard
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from tests.helpers.damage import flip_byte
 from tests.helpers.s3_servers import s3_server
 from tests.helpers.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
@@ -64,12 +65,6 @@ def test_a_dataset_goes_to_another_process_without_its_maps(tokens: str) -> None
     assert np.array_equal(pickle.loads(sent).read(np.array([9])).keys, dataset.read(np.array([9])).keys)
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def swap(path: Path) -> None:
     other = path.with_name("00002.arrow")
     content = other.read_bytes()
@@ -80,7 +75,7 @@ def swap(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (flip, "xxh3 .*, the index says"),
+        (flip_byte, "xxh3 .*, the index says"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "5000 bytes, the index says"),
         (Path.unlink, "missing"),
         (swap, "xxh3 .*, the index says"),
@@ -160,7 +155,7 @@ def test_a_shard_of_another_dataset_is_named_though_no_checksum_is_looked_at(
 )
 def test_captions_are_checked_with_their_receipt(name: str, said: str, tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    damage = flip if name.endswith("parquet") else Path.unlink
+    damage = flip_byte if name.endswith("parquet") else Path.unlink
     damage(tmp_path / "copy" / name)
     dataset = TokenDataset(str(tmp_path / "copy"))
     assert dataset.captions(np.array([0])) == ["a 0"]
@@ -177,7 +172,7 @@ def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
     state = shard.stat()
     assert len(dataset.read(np.array([0, 300])).keys) == 2, "shards of one call are all mapped at once"
     dataset.read(np.array([600]))
-    flip(shard)
+    flip_byte(shard)
     os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))  # as if nothing had been written
     dataset.read(np.array([0]))
     dataset.read(np.array([600]))
@@ -252,13 +247,13 @@ def test_remote_shards_are_copied_into_a_bounded_cache_and_a_damaged_copy_is_fet
         copies = list((tmp_path / "cache").glob("*.shard"))
         assert len(copies) == 3
         for copy in copies:
-            flip(copy)
+            flip_byte(copy)
         again = TokenDataset(remote.url, cache=cache).read(np.arange(ROWS))
         assert again.pixel is not None
         assert expected.pixel is not None
         assert np.array_equal(again.pixel, expected.pixel)
         hasty = _Hasty(tmp_path / "hasty", max_bytes=3 * size)
         assert np.array_equal(TokenDataset(remote.url, cache=hasty).read(np.arange(ROWS)).keys, expected.keys)
-        flip(tmp_path / "server/test/a/data/00003.arrow")
+        flip_byte(tmp_path / "server/test/a/data/00003.arrow")
         with pytest.raises(DamagedShardError, match=r"data/00003\.arrow is damaged"):
             TokenDataset(remote.url, cache=ShardCache(tmp_path / "new", 3 * size)).read(np.array([1000]))

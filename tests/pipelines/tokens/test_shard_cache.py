@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.tokens import caption_cache as caption_columns
+from dualtoken.pipelines.tokens import caption_cache
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from tests.helpers.token_datasets import write_tokens
@@ -134,7 +134,7 @@ def test_the_least_recently_used_go_and_use_is_no_change(tmp_path: Path) -> None
 def test_captions_are_read_from_the_dataset_once_and_then_from_copies_that_are_checked(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caption_columns, "CAPTION_BYTES", 1)
+    monkeypatch.setattr(caption_cache, "CAPTION_BYTES", 1)
     cache, rows = ShardCache(tmp_path / "cache", 10**8), np.arange(0, ROWS, 70)
     expected = [f"a {row}" for row in rows]
     dataset = TokenDataset(remote, cache=cache)

@@ -25,7 +25,7 @@ from dualtoken.pipelines.tokens.shards import (
     token_schema,
     write_data_shard,
 )
-from tests.conftest import planned
+from tests.helpers.tiny_run import planned, planned_job, tokens_job
 from tests.helpers.token_datasets import loaded_keys, ok_keys
 
 CORPUS = "tiny-train"
@@ -35,8 +35,7 @@ TOKENIZER = {"fingerprint": "f", "sha256": "s"}
 
 @pytest.fixture
 def tokens(finished: Recipe) -> Store:
-    job = planned(finished, "pretokenize", CORPUS).job
-    assert job is not None
+    job = tokens_job(finished)
     return job.store()
 
 
@@ -67,8 +66,7 @@ def test_a_shard_has_the_columns_and_metadata_of_the_format(tokens: Store, finis
 
 
 def test_token_rows_are_exactly_the_kept_samples_in_order(tokens: Store, finished: Recipe) -> None:
-    decision = planned(finished, "filter", CORPUS).job
-    assert decision is not None
+    decision = planned_job(finished, "filter", CORPUS)
     manifest = read_manifest(tokens)
     assert manifest is not None
     for shard in manifest.units:
@@ -169,15 +167,13 @@ def test_an_empty_shard_reads_as_no_rows(tmp_path: Path, finished: Recipe) -> No
 
 @pytest.mark.parametrize("corpus", ["tiny-train", "tiny-heldout"])
 def test_loaders_give_each_scene_that_the_ledger_calls_ok_once(corpus: str, finished: Recipe) -> None:
-    job = planned(finished, "pretokenize", corpus).job
-    assert job is not None
+    job = tokens_job(finished, corpus)
     assert (ok := ok_keys(job))
     assert loaded_keys(job.folder) == [ok, ok]
 
 
 def test_a_reader_refuses_another_stages_folder_by_the_stages_name(finished: Recipe) -> None:
-    scores = planned(finished, "score", "tiny-train").job
-    assert scores is not None
+    scores = planned_job(finished, "score", "tiny-train")
     with pytest.raises(
         ValueError,
         match=r"is a folder of the stage score: give one of pretokenize, <corpus>/tokens/<fingerprint>$",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.training import metrics_log as run_log
+from dualtoken.pipelines.training import metrics_log
 from dualtoken.pipelines.training.metrics_log import MetricsLog, read_metrics
 
 
@@ -17,7 +17,7 @@ def test_a_training_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(run_log, "SAY_EVERY", pause)
+    monkeypatch.setattr(metrics_log, "SAY_EVERY", pause)
     store = Store(str(tmp_path))
     with MetricsLog(store, tmp_path, "train", steps=30) as log:
         for step in (0, 10, 20):

@@ -16,7 +16,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training.train import Batches
-from tests.conftest import LoadTiny, planned
+from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, finished: Recipe) -> Path:
 
 def train(recipe: Recipe) -> Path:
     run_command("train", recipe, LocalExecutor(), lambda _: None)
-    job = planned(recipe, "train").job
-    assert job is not None
+    job = planned_job(recipe, "train")
     return Path(job.folder)
 
 
@@ -66,8 +65,7 @@ def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_worker
 ) -> None:
     recipe = load_tiny(root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}")
     run_command("targets", recipe, LocalExecutor(), lambda _: None)
-    job = planned(recipe, "train").job
-    assert job is not None
+    job = planned_job(recipe, "train")
 
     alone, first, second = (
         Batches(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2))
@@ -87,8 +85,7 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
     for precision in ("float32", "bfloat16"):
         recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
         run_command("targets", recipe, LocalExecutor(), lambda _: None)
-        job = planned(recipe, "train").job
-        assert job is not None
+        job = planned_job(recipe, "train")
         batches = Batches(job, Rank(0, 1), tmp_path / precision)
         batch = batches.make(0)
         said.append(batches.targets(batch, batch.images))
@@ -97,8 +94,7 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
 
 
 def test_channels_last_weights_are_saved_as_any_others(finished: Recipe, tmp_path: Path) -> None:
-    job = planned(finished, "train").job
-    assert job is not None
+    job = planned_job(finished, "train")
     model = DualTokenizer.from_pretrained(job.folder)
     model.save_pretrained(tmp_path / "plain")
     model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

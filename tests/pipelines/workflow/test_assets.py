@@ -15,7 +15,7 @@ from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.workflow.assets import JOB, recipe_definitions
 from dualtoken.pipelines.workflow.run import run_workflow
-from tests.conftest import LoadTiny
+from tests.helpers.tiny_run import LoadTiny
 
 
 class Unwanted:
