@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dualtoken.model.config.protocols import LossWeights
-from dualtoken.model.config.training import Phase
+from dualtoken.model.config.training import LossConfig, Phase
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import TokenizerOutput
 
@@ -41,7 +40,7 @@ def tokenizer_loss(
     output: TokenizerOutput,
     images: Float[Tensor, "B 3 S S"],
     targets: TeacherTargets,
-    weights: LossWeights,
+    weights: LossConfig,
     *,
     stage: Phase = 1,
     perceptual: Perceptual | None = None,

@@ -9,8 +9,7 @@ from torch._functorch import config as functorch_config
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dualtoken.model.config.protocols import TrainSettings
-from dualtoken.model.config.training import LpipsConfig
+from dualtoken.model.config.training import LpipsConfig, TrainingConfig
 from dualtoken.model.optimizer import build_optimizer
 from dualtoken.model.precision import tower_precision
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -33,7 +32,7 @@ class TrainState:
     def __init__(
         self,
         model: DualTokenizer | DistributedDataParallel,
-        settings: TrainSettings,
+        settings: TrainingConfig,
         perceptual: nn.Module | None = None,
     ) -> None:
         self.model, self.settings, self.step = model, settings, 0

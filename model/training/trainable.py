@@ -9,9 +9,8 @@ all blocks that pixel tokens come from: after stage 2 the pixel codes and pictur
 import re
 from typing import NamedTuple
 
-from dualtoken.model.config.protocols import TrainSettings
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import LpipsConfig
+from dualtoken.model.config.training import TrainingConfig
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 _BLOCK = re.compile(r"tower\.(?:blocks|transformer\.resblocks)\.(\d+)\.")
@@ -34,14 +33,15 @@ class Streams(NamedTuple):
     semantic: bool
 
 
-def streams_in_training(settings: TrainSettings) -> Streams:
+def streams_in_training(settings: TrainingConfig) -> Streams:
     """Return the streams that have a loss; the other one is not run, and its codebook stays."""
-    losses = settings.losses
-    pictures = losses.reconstruction > 0 or isinstance(settings.perceptual, LpipsConfig)
-    return Streams(pixel=settings.stage != 2 and pictures, semantic=losses.semantic > 0 or losses.pooled > 0)
+    return Streams(
+        pixel=settings.stage != 2 and settings.trains_pictures,
+        semantic=settings.trains_meaning,
+    )
 
 
-def freeze(tokenizer: DualTokenizer, settings: TrainSettings) -> None:
+def freeze(tokenizer: DualTokenizer, settings: TrainingConfig) -> None:
     """Let only those parameters have gradients that the stage trains; call it before any wrapping.
 
     Raises ValueError if the stage trains nothing of this tokenizer, or cannot keep its streams apart.
@@ -57,7 +57,7 @@ def freeze(tokenizer: DualTokenizer, settings: TrainSettings) -> None:
         parameter.requires_grad_(trains)
 
 
-def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> bool:
+def is_trained(name: str, config: TokenizerConfig, settings: TrainingConfig) -> bool:
     """Tell whether a parameter of a DualTokenizer moves in these settings."""
     streams = streams_in_training(settings)
     if name.startswith("tower."):
@@ -72,7 +72,7 @@ def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> b
     return streams.semantic
 
 
-def _tower_trains(name: str, config: TokenizerConfig, settings: TrainSettings, streams: Streams) -> bool:
+def _tower_trains(name: str, config: TokenizerConfig, settings: TrainingConfig, streams: Streams) -> bool:
     pixel_block = 0 if config.pixel_encoder else config.pixel_block
     lowest = {0: config.semantic_block, 1: 0, 2: pixel_block}[settings.stage]
     # What lies beyond the last token that some loss needs would have no gradient.

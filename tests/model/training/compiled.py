@@ -23,7 +23,7 @@ from dualtoken.model.training.lpips import Lpips  # noqa: E402
 from dualtoken.model.training.state import TrainState  # noqa: E402
 from dualtoken.model.training.step import forward_losses  # noqa: E402
 from dualtoken.model.vision.towers import checkpoint_gradients  # noqa: E402
-from tests.model.training.steps import Settings, assert_same_steps, batch, fresh_state, fresh_tokenizer, run  # noqa: E402
+from tests.model.training.steps import assert_same_steps, batch, fresh_state, fresh_tokenizer, run, training  # noqa: E402
 
 QUANTIZER = QuantizerConfig(num_codes=32, depth=3, width=8)
 CONFIG = TokenizerConfig(
@@ -57,7 +57,7 @@ def autocast(perceptual: Lpips) -> None:
     losses = []
     for compiled in (True, False):
         state = fresh_state(
-            CONFIG, Settings(precision="bfloat16", perceptual=LpipsConfig(kind="lpips")), perceptual
+            CONFIG, training(precision="bfloat16", perceptual=LpipsConfig(kind="lpips")), perceptual
         )
 
         def loss(*inputs: Any) -> torch.Tensor:
@@ -97,11 +97,12 @@ def quantisers() -> None:
 def switch(perceptual: Lpips) -> None:
     """The setting compiles a step once, LPIPS, GAN, a checkpointed tower and all, and its steps are those of a run without it."""
     train_state.COMPILER = "aot_eager"
-    plain = Settings(
+    plain = training(
         perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4
     )
     expected, found = (
-        fresh_state(CONFIG, settings, perceptual) for settings in (plain, plain._replace(compile=True))
+        fresh_state(CONFIG, settings, perceptual)
+        for settings in (plain, plain.model_copy(update={"compile": True}))
     )
     checkpoint_gradients(found.tokenizer.tower)
     run(found, 1)
@@ -115,7 +116,7 @@ def switch(perceptual: Lpips) -> None:
 
 def wrapped() -> None:
     """One worker of several compiles the parts of a step, and its steps are those of a run without it."""
-    settings = Settings(learning_rate=1e-4)
+    settings = training(learning_rate=1e-4)
     with tempfile.NamedTemporaryFile() as meeting:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1
@@ -125,7 +126,7 @@ def wrapped() -> None:
                 TrainState(
                     DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one
                 )
-                for one in (settings, settings._replace(compile=True))
+                for one in (settings, settings.model_copy(update={"compile": True}))
             )
             for state in (expected, found):
                 run(state, 2)

@@ -1,46 +1,27 @@
 """Steps of a tiny tokenizer, for the tests of training."""
 
-from typing import Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Phase, WeightEmaConfig
+from dualtoken.model.config.training import TrainingConfig
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import TrainMetrics, train_step
 from dualtoken.model.training.trainable import freeze
 
-
-class Weights(NamedTuple):
-    reconstruction: float = 5.0
-    semantic: float = 5.0
-    pooled: float = 1.0
-    commitment: float = 5.0
+TRAINING = TrainingConfig(steps=20, learning_rate=3e-3, betas=(0.9, 0.95), warmup_steps=3)
 
 
-class Settings(NamedTuple):
-    steps: int = 20
-    learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    warmup_steps: int = 3
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    stage: Phase = 1
-    freeze_tower: bool = False
-    losses: Weights = Weights()
-    perceptual: NoPerceptual | LpipsConfig = NoPerceptual(kind="none")
-    gan: GanConfig | None = None
-    weight_ema: WeightEmaConfig | None = None
-    accumulate_steps: int = 1
-    max_gradient_norm: float | None = None
-    seed: int = 0
+def training(**changes: Any) -> TrainingConfig:
+    """Return the tests' training with some of its fields changed; they are validated."""
+    return TrainingConfig.model_validate(TRAINING.model_dump(exclude_unset=True) | changes)
 
 
-def fresh_tokenizer(config: TokenizerConfig, settings: Settings) -> DualTokenizer:
+def fresh_tokenizer(config: TokenizerConfig, settings: TrainingConfig) -> DualTokenizer:
     torch.manual_seed(0)
     tokenizer = DualTokenizer(config)
     freeze(tokenizer, settings)
@@ -48,9 +29,8 @@ def fresh_tokenizer(config: TokenizerConfig, settings: Settings) -> DualTokenize
 
 
 def fresh_state(
-    config: TokenizerConfig, settings: Settings | None = None, perceptual: nn.Module | None = None
+    config: TokenizerConfig, settings: TrainingConfig = TRAINING, perceptual: nn.Module | None = None
 ) -> TrainState:
-    settings = settings or Settings()
     return TrainState(fresh_tokenizer(config, settings), settings, perceptual)
 
 

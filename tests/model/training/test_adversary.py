@@ -19,7 +19,6 @@ from dualtoken.model.training.discriminator import PatchDiscriminator, discrimin
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from tests.model.training.steps import (
-    Settings,
     assert_same_steps,
     batch,
     changed,
@@ -27,10 +26,11 @@ from tests.model.training.steps import (
     fresh_tokenizer,
     run,
     snapshot,
+    training,
 )
 
 GAN = GanConfig(width=32, learning_rate=1e-3, final_learning_rate=1e-4)
-FULL = Settings(gan=GAN, weight_ema=WeightEmaConfig(decay=0.9))
+FULL = training(gan=GAN, weight_ema=WeightEmaConfig(decay=0.9))
 
 
 def test_the_discriminator_has_the_released_size_and_patches() -> None:
@@ -90,7 +90,7 @@ class Parts(NamedTuple):
 
 def by_hand(config: TokenizerConfig, gan: GanConfig) -> Parts:
     """The adaptive weight and the loss of a first step, from their definitions."""
-    state = fresh_state(config, Settings(gan=gan))
+    state = fresh_state(config, training(gan=gan))
     assert state.adversary is not None
     images, targets = batch(0, config)
     output = state.tokenizer(images)
@@ -110,7 +110,7 @@ def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(
     config: TokenizerConfig, bounds: tuple[float, float]
 ) -> None:
     gan = GAN.model_copy(update={"min_adaptive_weight": bounds[0], "max_adaptive_weight": bounds[1]})
-    metrics = run(fresh_state(config, Settings(gan=gan)), 1)[0]
+    metrics = run(fresh_state(config, training(gan=gan)), 1)[0]
     expected = by_hand(config, gan)
     assert metrics.adaptive_weight == pytest.approx(expected.adaptive_weight.item(), rel=1e-4)
     assert metrics.loss == pytest.approx(expected.total.item(), rel=1e-5)
@@ -118,7 +118,7 @@ def test_the_generator_counts_by_the_ratio_of_gradients_at_the_last_layer(
 
 def test_the_gan_starts_at_its_step(config: TokenizerConfig) -> None:
     late, without = (
-        fresh_state(config, Settings(gan=GAN.model_copy(update={"start_step": 2}))),
+        fresh_state(config, training(gan=GAN.model_copy(update={"start_step": 2}))),
         fresh_state(config),
     )
     assert late.adversary is not None
@@ -151,7 +151,7 @@ def test_a_resumed_run_with_gan_and_average_repeats_the_uninterrupted_one_to_the
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     expected = run(whole, 3)
     torch.manual_seed(99)
-    resumed = TrainState(DualTokenizer(config), FULL._replace())
+    resumed = TrainState(DualTokenizer(config), FULL)
     assert resumed.adversary is not None
     assert whole.adversary is not None
     nn.init.ones_(resumed.adversary.discriminator.conv_in.weight)
@@ -177,7 +177,10 @@ def test_a_discriminator_that_is_not_finite_stops_before_any_weight_changes(conf
 
 
 def test_a_batch_in_parts_gives_the_step_of_the_whole(config: TokenizerConfig) -> None:
-    whole, parted = fresh_state(config, FULL), fresh_state(config, FULL._replace(accumulate_steps=2))
+    whole, parted = (
+        fresh_state(config, FULL),
+        fresh_state(config, FULL.model_copy(update={"accumulate_steps": 2})),
+    )
     expected, found = run(whole, 2), run(parted, 2)
     assert found[0].present() == pytest.approx(expected[0].present(), rel=1e-4)
     assert_same_steps(parted, whole)
@@ -187,7 +190,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-RANKS = {"gan": FULL, "parts": FULL._replace(accumulate_steps=2)}
+RANKS = {"gan": FULL, "parts": FULL.model_copy(update={"accumulate_steps": 2})}
 
 
 def one_rank(rank: int, config: TokenizerConfig, folder: str) -> None:

@@ -10,7 +10,7 @@ from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.config.training import LpipsConfig
 from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
 from dualtoken.model.vision.imports import vision_imports
-from tests.model.training.steps import Settings, fresh_state, run
+from tests.model.training.steps import fresh_state, run, training
 
 with vision_imports():
     from torchmetrics.functional.image.lpips import _LPIPS
@@ -67,7 +67,7 @@ def test_only_the_pictures_get_a_gradient(lpips: Lpips, pictures: tuple[Tensor, 
 
 def test_a_step_counts_it_by_its_weight_and_leaves_it_as_it_is(lpips: Lpips, config: TokenizerConfig) -> None:
     before = {name: tensor.clone() for name, tensor in lpips.state_dict().items()}
-    with_it = fresh_state(config, Settings(perceptual=LpipsConfig(kind="lpips", weight=3.0)), lpips)
+    with_it = fresh_state(config, training(perceptual=LpipsConfig(kind="lpips", weight=3.0)), lpips)
     ours, plain = run(with_it, 1)[0], run(fresh_state(config), 1)[0]
     assert ours.perceptual is not None
     assert ours.perceptual > 0

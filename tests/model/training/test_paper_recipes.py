@@ -121,8 +121,8 @@ def test_the_search_in_a_shared_codebook_counts_once() -> None:
     assert searched - encoding(pixel=levels, semantic=levels, **shared) == pytest.approx(SEARCH, rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_the_other_stages_train_alike_at_both_sizes(stage: int) -> None:
-    small, large = (load_recipe(f"paper-{size}-stage-{stage}").train for size in (256, 384))
+@pytest.mark.parametrize("phase", [0, 2])
+def test_the_other_phases_train_alike_at_both_sizes(phase: int) -> None:
+    small, large = (load_recipe(f"paper-{size}-stage-{phase}").train for size in (256, 384))
     assert small == large
-    assert small.stage == stage
+    assert small.stage == phase

@@ -6,13 +6,21 @@ import pytest
 import torch
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import WeightEmaConfig
+from dualtoken.model.config.training import LossConfig, WeightEmaConfig
 from dualtoken.model.optimizer import build_optimizer, learning_rate_at
 from dualtoken.model.quantize import ResidualQuantizer
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from tests.model.training.steps import Settings, Weights, assert_same_steps, batch, fresh_state, run, snapshot
+from tests.model.training.steps import (
+    TRAINING,
+    assert_same_steps,
+    batch,
+    fresh_state,
+    run,
+    snapshot,
+    training,
+)
 
 
 def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
@@ -30,7 +38,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     expected = run(whole, 3)
     torch.manual_seed(99)
-    resumed = TrainState(DualTokenizer(config), Settings())
+    resumed = TrainState(DualTokenizer(config), TRAINING)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert run(resumed, 3) == expected
     ours, theirs = resumed.tokenizer.state_dict(), whole.tokenizer.state_dict()
@@ -47,7 +55,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(config: Token
 
 
 def test_bfloat16_trains_the_trunk_and_keeps_codebooks_in_float32(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(precision="bfloat16"))
+    state = fresh_state(config, training(precision="bfloat16"))
     metrics = run(state, 3)
     assert metrics[0].loss == pytest.approx(run(fresh_state(config), 1)[0].loss, rel=0.02)
     assert metrics[0].loss != run(fresh_state(config), 1)[0].loss
@@ -66,7 +74,7 @@ def test_each_term_counts_by_its_weight(config: TokenizerConfig) -> None:
         "gradient_norm",
         "learning_rate",
     }
-    weights = Weights()._asdict()
+    weights = LossConfig().model_dump()
     assert metrics.loss == pytest.approx(sum(weight * figures[name] for name, weight in weights.items()))
 
 
@@ -98,7 +106,7 @@ def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerCo
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_step_of_the_whole(config: TokenizerConfig, parts: int) -> None:
-    whole, parted = fresh_state(config), fresh_state(config, Settings(accumulate_steps=parts))
+    whole, parted = fresh_state(config), fresh_state(config, training(accumulate_steps=parts))
     expected, found = run(whole, 2), run(parted, 2)
     assert found[0].present() == pytest.approx(expected[0].present(), rel=1e-4)
     assert_same_steps(parted, whole)
@@ -106,11 +114,11 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(config: TokenizerConfig, p
 
 def test_parts_that_do_not_divide_a_batch_are_refused(config: TokenizerConfig) -> None:
     with pytest.raises(ValueError, match="accumulate_steps=3 does not divide the 4 images of a rank"):
-        run(fresh_state(config, Settings(accumulate_steps=3)), 1)
+        run(fresh_state(config, training(accumulate_steps=3)), 1)
 
 
 def test_a_codebook_moves_once_per_step_however_many_parts(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(accumulate_steps=4))
+    state = fresh_state(config, training(accumulate_steps=4))
     codebook = state.tokenizer.quantize_pixel
     assert isinstance(codebook, ResidualQuantizer)
     run(state, 1)
@@ -123,7 +131,7 @@ def test_a_codebook_moves_once_per_step_however_many_parts(config: TokenizerConf
 
 def test_long_gradients_are_shortened_and_short_ones_are_not(config: TokenizerConfig) -> None:
     free, clipped, loose = (
-        fresh_state(config, Settings(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6)
+        fresh_state(config, training(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6)
     )
     lengths = []
     for state in (free, clipped, loose):
@@ -138,7 +146,7 @@ def test_long_gradients_are_shortened_and_short_ones_are_not(config: TokenizerCo
 
 
 def test_the_average_follows_the_weights_and_takes_the_codebooks_as_they_are(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(weight_ema=WeightEmaConfig(decay=0.9)))
+    state = fresh_state(config, training(weight_ema=WeightEmaConfig(decay=0.9)))
     seen = []
     for _ in range(3):
         run(state, 1)
