@@ -55,7 +55,7 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
     perceptual = Perceptual(network, 1.0) if network else None
     tokenizer_loss(
-        output, images, targets, recipe.train.losses, stage=recipe.train.stage, perceptual=perceptual
+        output, images, targets, recipe.train.losses, phase=recipe.train.stage, perceptual=perceptual
     ).total.backward()
     optimizer.step()
     assert [parameter.requires_grad for parameter in model.parameters()] == [

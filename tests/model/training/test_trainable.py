@@ -22,15 +22,18 @@ def deeper(config: TokenizerConfig) -> TokenizerConfig:
     )
 
 
-def moved_by(settings: TrainingConfig, config: TokenizerConfig) -> set[str]:
-    state = fresh_state(config, settings)
+def moved_by(training_config: TrainingConfig, config: TokenizerConfig) -> set[str]:
+    state = fresh_state(config, training_config)
     before = snapshot(state.tokenizer)
     run(state, 2)
-    assert all(
-        (parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters()
-    )
-    held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad}
+    for parameter in state.tokenizer.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+    optimized = set()
+    for group in state.optimizer.param_groups:
+        optimized |= {id(parameter) for parameter in group["params"]}
+    assert optimized == {
+        id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad
+    }
     return changed(state.tokenizer, before)
 
 
@@ -39,7 +42,8 @@ def blocks(names: set[str]) -> set[int]:
 
 
 def starts(names: set[str]) -> set[str]:
-    return {name.split(".")[1] if name.startswith("tower.") else name.split(".")[0] for name in names}
+    """Return the parts that names begin with; the tower's own parts in its place."""
+    return {name.removeprefix("tower.").split(".")[0] for name in names}
 
 
 NEW_PARTS = {
@@ -98,28 +102,25 @@ def test_phase_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerCon
 
 
 def test_phase_2_runs_no_decoder_and_compares_tokens_by_angle(deeper: TokenizerConfig) -> None:
-    state, ran = fresh_state(deeper, PHASE_2), []
+    state = fresh_state(deeper, PHASE_2)
+    ran = []
     state.tokenizer.decoder.register_forward_hook(lambda *_: ran.append("decoder"))
     images, targets = batch(0, deeper)
     longer = targets._replace(dense=targets.dense * 7)
-    figures, same = (
-        train_step(state, images, targets),
-        train_step(fresh_state(deeper, PHASE_2), images, longer),
-    )
+    metrics = train_step(state, images, targets)
+    same_angles = train_step(fresh_state(deeper, PHASE_2), images, longer)
     assert ran == []
-    assert figures.reconstruction is None
-    assert figures.semantic == pytest.approx(same.semantic, rel=1e-5)
-    present = figures.present()
-    assert figures.loss == pytest.approx(
-        present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"]
-    )
+    assert metrics.reconstruction is None
+    assert metrics.semantic == pytest.approx(same_angles.semantic, rel=1e-5)
+    present = metrics.present()
+    expected = present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"]
+    assert metrics.loss == pytest.approx(expected)
 
 
 def test_a_frozen_tower_stays_in_every_phase(deeper: TokenizerConfig) -> None:
-    for settings in (PHASE_0, TRAINING, PHASE_2):
-        assert starts(moved_by(settings.model_copy(update={"freeze_tower": True}), deeper)).isdisjoint(
-            {"blocks", "norm", "attn_pool", "patch_embed"}
-        )
+    for phase in (PHASE_0, TRAINING, PHASE_2):
+        moved = moved_by(phase.model_copy(update={"freeze_tower": True}), deeper)
+        assert starts(moved).isdisjoint({"blocks", "norm", "attn_pool", "patch_embed"})
 
 
 def test_what_no_loss_reaches_is_frozen(deeper: TokenizerConfig) -> None:
@@ -142,11 +143,9 @@ def test_a_run_without_losses_is_refused(config: TokenizerConfig) -> None:
 
 def test_a_stream_not_asked_for_is_not_computed(config: TokenizerConfig, images: Tensor) -> None:
     tokenizer = fresh_state(config).tokenizer
-    both, pixel, semantic = (
-        tokenizer(images),
-        tokenizer(images, semantic=False),
-        tokenizer(images, pixel=False),
-    )
+    both = tokenizer(images)
+    pixel = tokenizer(images, semantic=False)
+    semantic = tokenizer(images, pixel=False)
     assert torch.equal(pixel.reconstruction, both.reconstruction)
     assert (pixel.semantic, pixel.semantic_tokens, pixel.pooled) == (None, None, None)
     assert torch.equal(semantic.pooled, both.pooled)
