@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dualtoken.model.hub.saved_model import find_folder, fingerprint, write_safetensors
-from dualtoken.model.metrics import psnr
+from dualtoken.model.metrics.reconstruction import psnr_per_image
 from dualtoken.model.precision import forbid_tf32
 from dualtoken.model.tokenizer.dual_tokenizer import Codes, DualTokenizer
 from dualtoken.model.tokenizer.model_card import bits_per_image
@@ -115,7 +115,9 @@ def reconstruct_files(
     for names, seen in pictures.batches(batch_size):
         shown = model.network.transform.to_uint8(model.network.decode(model.encode(seen).pixel))
         both = torch.cat([seen, shown], dim=3).permute(0, 2, 3, 1).cpu().numpy()
-        for name, pair, ratio in zip(names, both, psnr(shown, seen).reshape(-1).tolist(), strict=True):
+        for name, pair, ratio in zip(
+            names, both, psnr_per_image(shown, seen).reshape(-1).tolist(), strict=True
+        ):
             file = out / _png_name(name, taken)
             Image.fromarray(pair).save(file)
             print_line(f"{name}: {ratio:.2f} dB, {file}")

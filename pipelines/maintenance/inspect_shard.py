@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store, join
 from dualtoken.model.hub.model_name import WEIGHTS
+from dualtoken.model.metrics.arrays import perplexity
 from dualtoken.pipelines.core.receipts import Receipt, receipt_name
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
 from dualtoken.pipelines.runtime.stage_folder import input_folders, read_stage
-from dualtoken.pipelines.tokens.audit import perplexity
 from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
 from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, schema_metadata
 

@@ -15,15 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dualtoken.model.metrics.arrays import perplexity
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import Receipt
 from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import TokenAlarm
 from dualtoken.pipelines.tokens.shards import STREAMS, Ids
 
-Levels = np.ndarray[Any, np.dtype[np.uint8]]
-MAX_PSNR = 100.0
-"""dB, for an image that comes back exactly, whose ratio has no bound."""
 PSNR_DROP = 6.0
 """dB under the median that a shard's mean may be: twice the error. The codes of other images give 10 dB less or worse."""
 OUTLIER = 6 * 1.4826
@@ -60,25 +58,10 @@ class CodeCounter:
         return [round(perplexity(counts), 3) for counts in self._counts]
 
 
-def perplexity(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
-    shares = counts / max(counts.sum(), 1)
-    return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
-
-
 def sample_rows(seed: str, rows: int, count: int) -> frozenset[int]:
     """Choose rows of a shard to look at again; the same seed chooses the same."""
     chance = random.Random(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big"))
     return frozenset(chance.sample(range(rows), min(count, rows)))
-
-
-def psnr(shown: Levels, seen: Levels) -> float:
-    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`.
-
-    `model.metrics` has one too, whose library takes seconds to import: more than all audits of a short run.
-    """
-    error = float(np.square(shown.astype(np.float64) - seen).mean())
-    return min(MAX_PSNR, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR
 
 
 @dataclass(frozen=True, slots=True)

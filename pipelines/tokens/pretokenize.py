@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.metrics.arrays import Levels, psnr
 from dualtoken.pipelines.config.crops import WHOLE_IMAGE
 from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
 from dualtoken.pipelines.core.receipts import LEDGERS
@@ -25,7 +26,7 @@ from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
 from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
-from dualtoken.pipelines.tokens.audit import CodeCounter, Levels, psnr, sample_rows
+from dualtoken.pipelines.tokens.audit import CodeCounter, sample_rows
 from dualtoken.pipelines.tokens.captions import CAPTIONS_OF, caption_source_of, require_same_rows
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
 from dualtoken.pipelines.tokens.shards import (

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
@@ -24,8 +23,8 @@ from dualtoken.model.hub.saved_model import FILES
 from dualtoken.model.precision import tower_precision
 from dualtoken.model.teacher.teacher import TeacherTargets, load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
-from dualtoken.model.training.step import TrainState, train_step
-from dualtoken.model.training.trainable import freeze
+from dualtoken.model.training.state import TrainState
+from dualtoken.model.training.step import train_step
 from dualtoken.model.vision.augment import random_crop
 from dualtoken.model.vision.towers import checkpoint_gradients
 from dualtoken.model.vision.transform import normalize, to_tensor
@@ -136,11 +135,9 @@ def _start(job: StageJob, run: TrainingRun, scratch: Path) -> TrainState:
     torch.manual_seed(train.seed)
     model = _first_model(job, scratch)
     apply_memory_layout(model, train)
-    freeze(model, train)
-    wrapped = run.wrap(model.to(run.device))
-    assert isinstance(wrapped, (DualTokenizer, DistributedDataParallel))
+    model.to(run.device)
     perceptual = open_perceptual(train.perceptual, scratch)
-    state = TrainState(wrapped, train, perceptual and perceptual.to(run.device))
+    state = TrainState(model, train, perceptual and perceptual.to(run.device), wrap=run.wrap)
     with run.latest_checkpoint() as folder:
         if folder is not None:
             state.load_state_dict(torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True))
