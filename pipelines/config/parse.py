@@ -108,7 +108,8 @@ def _with_base(values: dict[str, Any], location: str) -> dict[str, Any]:
         names = ", ".join(name for name in shipped_recipes() if name != location)
         raise UserError(f"{location}: base={base!r} is no shipped recipe: set it to one of {names}")
     return _lay_over(
-        _with_base(_parse((resources.files("dualtoken.recipes") / f"{base}.yaml").read_text(), base), base), own
+        _with_base(_parse((resources.files("dualtoken.recipes") / f"{base}.yaml").read_text(), base), base),
+        own,
     )
 
 
