@@ -47,7 +47,8 @@ def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
         recipe=job.recipe.model_dump(mode="json"),
     )
     store = job.store()
-    # Looked for first: a finished folder may be read-only, and a store without conditional puts would replace it.
+    # Looked for first: a finished folder may be read-only, and a store without conditional puts would
+    # replace the record.
     if not store.exists(STAGE_FILE):
         store.put_if_absent(record.to_bytes(), STAGE_FILE)
 
@@ -84,11 +85,12 @@ def commit_unit(
 ) -> Receipt:
     """Upload a unit's files from scratch, then put its receipt.
 
-    `started` is the `time.monotonic()` at which the unit was begun, `tombstones_before` the lists of that moment.
+    `started` is the `time.monotonic()` at which the unit was begun, `tombstones_before` the lists of that
+    moment.
 
-    Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
-    Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and leaves the unit to be
-    done again.
+    Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt
+    stays. Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and
+    leaves the unit to be done again.
     """
     commit_started = time.monotonic()
     names = list(output.files)
@@ -129,7 +131,7 @@ def commit_unit(
 
 
 def _committed_receipt(job: StageJob, unit: Unit) -> Receipt | None:
-    """Return the receipt that a unit has already; None where it has none, or is done again to restore its files."""
+    """Return the receipt that a unit has already; None where it has none, or its files are being restored."""
     store = job.store()
     name = receipt_name(unit.id)
     if unit.id in job.restores or not store.exists(name):
@@ -154,7 +156,10 @@ def _facts(output: UnitOutput, commit_started: float) -> dict[str, Any]:
 
 
 def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
-    """Move a file from scratch into the store, and return its record; `content` where its checksums are known."""
+    """Move a file from scratch into the store, and return its record.
+
+    `content` are its checksums, where they are known.
+    """
     content = content or digest(scratch / name)
     assert content.bytes == (scratch / name).stat().st_size, f"{name}: its checksums are of another file"
     store.put(scratch / name, name, move=True)
@@ -166,7 +171,7 @@ def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
     store = job.store()
     winner = Receipt.from_bytes(store.read(receipt_name(receipt.unit)))
     if winner.files != receipt.files:
-        # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
+        # Such as where a server answered one attempt only: this one's files may stand over the winner's.
         store.remove(receipt_name(receipt.unit))
         raise OSError(
             f"{job.label} unit {receipt.unit}: two attempts at once gave different bytes; it is open again"
@@ -206,8 +211,8 @@ def restore_files(
 ) -> None:
     """Put the files that are missing or altered back into the store, once all are known to be what they were.
 
-    `made` are the checksums of the files in scratch. They must agree with the `earlier` receipt, or, where it is lost,
-    with the files that are stored. Raises `UserError` where they do not, and then touches nothing.
+    `made` are the checksums of the files in scratch. They must agree with the `earlier` receipt, or, where it
+    is lost, with the files that are stored. Raises `UserError` where they do not, and then touches nothing.
     """
     made_sums = {name: content.sha256 for name, content in made.items()}
     stored_sums = _stored_sums(store, made)
@@ -222,8 +227,8 @@ def restore_files(
     if changed:
         first_changed = changed[0][0]
         raise UserError(
-            f"{join(store.url, first_changed)}: done again{_device(facts)}, its unit gives other bytes than it did "
-            f"first{earlier_device}; what is stored stays as it is"
+            f"{join(store.url, first_changed)}: done again{_device(facts)}, "
+            f"its unit gives other bytes than it did first{earlier_device}; what is stored stays as it is"
         )
     for name, content in made_sums.items():
         if stored_sums.get(name) != content:
@@ -263,7 +268,10 @@ def _tombstones_shown(job: StageJob) -> tuple[Tombstones, ...]:
 def _require_not_forgotten(
     job: StageJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
 ) -> None:
-    """Raise `OSError` where samples were forgotten while the unit was done, or it was made from shards of before."""
+    """Raise `OSError` where samples were forgotten while the unit was done.
+
+    Likewise where it was made from shards that still held samples forgotten before.
+    """
     tombstones = _tombstones_shown(job)
     grew_meanwhile = tombstones_before is not None and tombstones_before != tombstones
     if grew_meanwhile or _shows_forgotten(ledger, tombstones):
@@ -296,7 +304,7 @@ def _withdraw_if_forgotten(
 
 
 class StageContent:
-    """Sums over the receipts of a finished stage. Each receipt is read once, and only the sums are kept of it.
+    """Sums over a finished stage's receipts. Each is read once, and only the sums are kept of it.
 
     A stage that needs the receipts for files of its own reads them, and adds each::
 

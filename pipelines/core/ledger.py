@@ -1,7 +1,7 @@
 """The ledger: one row per input sample and stage, so that the rows of all statuses add up to the rows in.
 
-A sample's key is 16 bytes of a hash over its corpus and its row in the source, so it depends on neither order, worker
-nor retry.
+A sample's key is 16 bytes of a hash over its corpus and its row in the source, so it depends on neither
+order, worker nor retry.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, st
 
 
 def count_statuses(ledger: pa.Table) -> dict[str, int]:
-    """Count rows by status, with its reason where it has one: `ok`, `failed:http_404`, `rejected:min_side`."""
+    """Count rows by status and reason, such as `ok`, `failed:http_404` and `rejected:min_side`."""
     groups = ledger.group_by(["status", "reason"]).aggregate([([], "count_all")])
     counts: dict[str, int] = {}
     for group in groups.to_pylist():

@@ -24,13 +24,14 @@ def read_input(store: Store, name: str, columns: list[str] | None = None) -> pa.
 
 @contextmanager
 def finished_files(store: Store, *names: str) -> Iterator[None]:
-    """Raise `UserError` if one of these files of a finished stage is gone; trying again does not bring it back."""
+    """Raise `UserError` if one of a finished stage's files is gone: trying again does not bring it back."""
     try:
         yield
     except FileNotFoundError as error:
         name = _first_missing(store, names)
         raise UserError(
-            f"{join(store.url, name)} is gone, its stage is finished: run `dualtoken verify {store.url} --repair`"
+            f"{join(store.url, name)} is gone, its stage is finished: "
+            f"run `dualtoken verify {store.url} --repair`"
         ) from error
 
 

@@ -74,8 +74,8 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Yield `call(item)` in the items' order, prefetched by threads; raises the error of a call at its turn.
 
-    At most `ahead` calls, by default one for each thread, run or wait while the caller holds a result. No thread is
-    left once the last result was taken, an error was raised, or the caller has stopped.
+    At most `ahead` calls, by default one for each thread, run or wait while the caller holds a result. No
+    thread is left once the last result was taken, an error was raised, or the caller has stopped.
     """
     limit = threads
     if ahead is not None:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 PARTS = ("fetch", "wait", "encode", "write", "captions", "audit", "commit", "rest")
 """Parts of a unit's work, in its order; they add up to the unit's time.
 
-`fetch` opens the image shard, `wait` waits for decoded images, `encode` runs the encoder, `write` waits for rows to be
-written, `commit` is ledger and upload. `rest` is what a receipt does not tell apart, such as in datasets from before
-all of these parts were timed.
+`fetch` opens the image shard, `wait` waits for decoded images, `encode` runs the encoder, `write` waits for
+rows to be written, `commit` is ledger and upload. `rest` is what a receipt does not tell apart, such as in
+datasets from before all of these parts were timed.
 """
 PARTS_DETAIL = "seconds_by_part"
 """Key of the seconds by part in a manifest's details."""

@@ -1,10 +1,10 @@
 """Tombstones: a corpus's list of the keys, addresses and hosts that no run may fetch again.
 
-The list is `<root>/<corpus>/tombstones.json`. Addresses stand there as SHA-256, so that the list itself gives nothing
-away; hosts stand as they are.
+The list is `<root>/<corpus>/tombstones.json`. Addresses stand there as SHA-256, so that the list itself gives
+nothing away; hosts stand as they are.
 
-A stage's folder that samples were deleted from holds `forgotten.json`: how often that happened, the root hash of its
-content before, and, while a deletion is under way, the units that are still to be written.
+A stage's folder that samples were deleted from holds `forgotten.json`: how often that happened, the root hash
+of its content before, and, while a deletion is under way, the units that are still to be written.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Forgotten(Record):
     version: int
     """Version of its content; 1 was the first."""
     lineage: str | None
-    """Root hash of version 1, which later stages' fingerprints keep; None where the stage was unfinished then."""
+    """Root hash of version 1, which later stages' fingerprints keep; None where it was unfinished then."""
     finished: bool
     """Whether there was a manifest, so that one must be written again; false once that is done."""
     pending: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Sums of receipts, added up one at a time: a corpus of a billion images has a quarter of a million of them.
 
-An unfinished stage's progress is the sum of its receipts. Where they are many, an even sample of them is summed and
-scaled up.
+An unfinished stage's progress is the sum of its receipts. Where they are many, an even sample of them is
+summed and scaled up.
 """
 
 from collections import Counter
