@@ -1,4 +1,4 @@
-"""Classifies Ray's errors: a lost process, which may pass, or an exception of our own code, which will not."""
+"""Classifies Ray's errors: a lost process, which may pass, or an exception of our own, which will not."""
 
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from ray.train import TrainingFailedError

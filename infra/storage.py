@@ -94,7 +94,7 @@ class Store:
         return self.size(name) is not None
 
     def entry(self, name: str) -> StoredFile | None:
-        """Return a file as a listing would show it now, its time to the second, or None where there is no file."""
+        """Return a file as a listing would show it now, its time to the second; None where there is none."""
         try:
             info = self.fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -132,7 +132,10 @@ class Store:
             batch = list(islice(remaining, READ_AT_ONCE))
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (name, bytes) of every file below a folder, in order of name, without what killed writes left."""
+        """Yield (name, bytes) of every file below a folder, in order of name.
+
+        Leaves out what killed writes left behind.
+        """
         for file in self.entries(folder):
             if not file.is_leftover:
                 yield file.name, file.bytes
@@ -204,9 +207,9 @@ class Store:
                 Path(folder).rmdir()
 
     def put(self, source: Path, name: str, *, move: bool = False) -> None:
-        """Copy a closed local file here, replacing any, and read its size back; `move` may take the source away.
+        """Copy a closed local file here, replacing any, and read its size back.
 
-        Raises `OSError` when what arrived has another size.
+        With `move` the source may be gone then. Raises `OSError` when what arrived has another size.
         """
         target = self.path(name)
         expected = source.stat().st_size
@@ -271,7 +274,7 @@ class Store:
         return target
 
     def local_folder(self, scratch: Path) -> Path:
-        """Return a local path that holds this folder's files: itself where it is local, else a copy in scratch."""
+        """Return a local path with this folder's files: itself where it is local, else a copy in scratch."""
         if self.is_local:
             return Path(self.root)
         for name, _ in self.files():
@@ -279,7 +282,7 @@ class Store:
         return scratch
 
     def honours_put_if_absent(self) -> bool:
-        """Find out, with a probe file, whether a second conditional put is refused; some S3 stores accept it."""
+        """Find out by a probe file whether a second conditional put is refused; some S3 stores accept it."""
         name = f"{PROBE}{uuid.uuid4().hex}"
         try:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
@@ -297,12 +300,12 @@ def _try_twice(call: Callable[[], object]) -> None:
         call()
     except PermissionError:
         raise
-    except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
+    except Exception:  # noqa: BLE001  (errors of three libraries; the second call's is raised)
         call()
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    """Return a file's time in seconds since 1970, by whichever key its file system has; 0 where it has none."""
+    """Return a file's time, seconds since 1970, by whichever key its file system has; 0 without any."""
     for key in ("mtime", "LastModified", "created"):
         if key in info:
             return _timestamp(info[key])
