@@ -180,20 +180,19 @@ def _depths(perplexity: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, in
 
 
 class DatasetAudit:
-    """What a finished dataset's shards are like, taken from their receipts as these pass."""
+    """Audit of a finished dataset: the figures of its shards, taken from their receipts one at a time."""
 
     def __init__(self, min_psnr: float | None = None) -> None:
         self._min_psnr = min_psnr
         self._shards: list[ShardFigures] = []
         self._ratios: list[float] = []
 
-    def seen(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
-        """Pass receipts on."""
-        for receipt in receipts:
-            if audit := receipt.facts.get("audit"):
-                self._shards.append(ShardFigures.of(receipt.unit, audit))
-                self._ratios += audit["psnr"]
-            yield receipt
+    def add(self, receipt: Receipt) -> None:
+        """Take in one shard's figures; a receipt without an audit has none."""
+        audit = receipt.facts.get("audit")
+        if audit:
+            self._shards.append(ShardFigures.of(receipt.unit, audit))
+            self._ratios.extend(audit["psnr"])
 
     def summary(self) -> dict[str, Any]:
         """Return what the dataset's manifest says of them."""

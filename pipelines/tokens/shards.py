@@ -11,7 +11,6 @@ contiguous read or a view of a memory map. Neither notices a flipped byte, hence
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -169,14 +168,43 @@ def codes_of(table: pa.Table, stream: str) -> Ids:
     return column.flatten().to_numpy().reshape(-1, width) if len(column) else np.zeros((0, width), np.uint16)
 
 
+class IndexBuilder:
+    """Builds a corpus's index from its receipts, one at a time.
+
+    Rows become columns `ROWS_AT_ONCE` at a time, which takes less memory than a Python object for every row.
+    """
+
+    ROWS_AT_ONCE = 4096
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._parts = [INDEX_SCHEMA.empty_table()]
+
+    def add(self, receipt: Receipt) -> None:
+        """Add a unit's row; units come in their order."""
+        self._rows.append(_index_row(receipt))
+        if len(self._rows) == self.ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._parts.append(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
+        self._rows.clear()
+
+    def write(self, path: Path) -> pa.Table:
+        """Write the index, and return it."""
+        if self._rows:
+            self._flush()
+        index = pa.concat_tables(self._parts).combine_chunks()
+        pq.write_table(index, path)
+        return index
+
+
 def write_index(path: Path, receipts: Iterable[Receipt]) -> pa.Table:
-    """Write the index from the receipts of a finished corpus, and return it; rows become columns some at a time, which takes less room."""
-    rows, parts = map(_index_row, receipts), [INDEX_SCHEMA.empty_table()]
-    while some := list(islice(rows, 4096)):
-        parts.append(pa.Table.from_pylist(some, schema=INDEX_SCHEMA))
-    index = pa.concat_tables(parts).combine_chunks()
-    pq.write_table(index, path)
-    return index
+    """Write the index from the receipts of a finished corpus, and return it."""
+    index = IndexBuilder()
+    for receipt in receipts:
+        index.add(receipt)
+    return index.write(path)
 
 
 def data_path(unit: str) -> str:

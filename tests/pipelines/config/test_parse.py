@@ -1,6 +1,8 @@
 """Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,14 @@ from tests.helpers.tiny_run import LoadTiny
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+def test_shipped_recipes_are_found_from_any_folder(tmp_path: Path) -> None:
+    code = "from dualtoken.pipelines.config.parse import load_recipe; print(load_recipe('scenes').name)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert shown.stdout == "scenes\n"
 
 
 def test_an_override_reaches_mappings_lists_and_new_keys() -> None:
