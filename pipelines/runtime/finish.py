@@ -1,10 +1,11 @@
 """What a stage adds once every unit has its receipt: a corpus's token index and card, and details for its manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dualtoken.pipelines.core.commit import StageContent, commit_manifest
 from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.tokens.facts import TokenDetails
 from dualtoken.pipelines.tokens.finish import finish_tokens
 
 PRIVATE = "failed:private_address"
@@ -19,7 +20,9 @@ def finish(job: StageJob) -> Manifest:
 
 def user_warnings(manifest: Manifest) -> Iterator[str]:
     """Yield what a user should know of a stage that is finished all the same."""
-    devices = manifest.details.get("devices", [])
+    devices: Sequence[str] = ()
+    if manifest.stage == "pretokenize":
+        devices = TokenDetails.of(manifest).devices or ()
     if len(devices) > 1:
         said = "its shards were made by devices that may round otherwise, so that equal images may have other codes"
         yield f"{said}: {'; '.join(devices)} (`dualtoken verify --deep` tells how many)"

@@ -9,26 +9,27 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.pipelines.core.commit import StageContent, upload
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, read_manifest, read_receipts
-from dualtoken.pipelines.core.timing import PARTS_DETAIL
-from dualtoken.pipelines.tokens.audit import Alarm, DatasetAudit, stopped
+from dualtoken.pipelines.tokens.audit import DatasetAudit, stopped
 from dualtoken.pipelines.tokens.captions import caption_source_of
 from dualtoken.pipelines.tokens.card import CARD_FILE, card
+from dualtoken.pipelines.tokens.facts import TokenDetails, TokenFacts, TokenizerIdentity
 from dualtoken.pipelines.tokens.shards import INDEX_FILE, SCHEMA_VERSION, SHARED_CAPTIONS_VERSION, write_index
 
 
-def tokenizer_identity(store: Store) -> dict[str, str]:
+def tokenizer_identity(store: Store) -> TokenizerIdentity:
     """Return the fingerprint of a trained tokenizer and the SHA-256 of its weights."""
     manifest = read_manifest(store)
     assert manifest is not None, "tokens are made with a finished tokenizer"
     files = {file.name: file for receipt in read_receipts(store).values() for file in receipt.files}
-    return {"fingerprint": manifest.fingerprint, "sha256": files[WEIGHTS].sha256}
+    return TokenizerIdentity(manifest.fingerprint, files[WEIGHTS].sha256)
 
 
 def _noting_devices(receipts: Iterable[Receipt], devices: set[str]) -> Iterator[Receipt]:
     """Pass receipts on; from before there were such facts they name none."""
     for receipt in receipts:
-        if "device" in receipt.facts:
-            devices.add(f"{receipt.facts['device']}, torch {receipt.facts['torch']}")
+        made_by = TokenFacts.of(receipt).made_by
+        if made_by is not None:
+            devices.add(made_by)
         yield receipt
 
 
@@ -41,19 +42,21 @@ def finish_tokens(content: StageContent) -> tuple[dict[str, Any], list[FileRecor
             Path(scratch) / INDEX_FILE, audit.seen(_noting_devices(content.receipts(), devices))
         )
         summary = audit.summary()
-        if summary["alarms"] and job.recipe.pretokenize.on_alarm == "stop":
-            raise stopped(job.label, Alarm(**summary["alarms"][0]))
-        details = {
-            "schema_version": SHARED_CAPTIONS_VERSION if caption_source_of(job) else SCHEMA_VERSION,
-            "tokenizer": tokenizer_identity(job.input("train")),
-            "grid": [config.grid_size, config.grid_size],
-            "depth": config.pixel.depth,
-            "codes": {"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
-            "rows": sum(index["rows"].to_pylist()),
-            "shards": index.num_rows,
-            "devices": sorted(devices),
-            "audit": summary,
-            PARTS_DETAIL: {name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
-        }
+        if summary.alarms and job.recipe.pretokenize.on_alarm == "stop":
+            raise stopped(job.label, summary.alarms[0])
+        details = TokenDetails(
+            schema_version=SHARED_CAPTIONS_VERSION if caption_source_of(job) else SCHEMA_VERSION,
+            tokenizer=tokenizer_identity(job.input("train")),
+            grid=(config.grid_size, config.grid_size),
+            depth=config.pixel.depth,
+            num_codes={"semantic": config.semantic.num_codes, "pixel": config.pixel.num_codes},
+            rows=sum(index["rows"].to_pylist()),
+            shards=index.num_rows,
+            devices=sorted(devices),
+            audit=summary,
+            seconds_by_part={name: round(seconds, 3) for name, seconds in content.totals.parts.items()},
+        )
         (Path(scratch) / CARD_FILE).write_text(card(job, details, content.totals), encoding="utf-8")
-        return details, [upload(job.store(), Path(scratch), name) for name in (INDEX_FILE, CARD_FILE)]
+        return details.to_json(), [
+            upload(job.store(), Path(scratch), name) for name in (INDEX_FILE, CARD_FILE)
+        ]

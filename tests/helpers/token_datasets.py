@@ -28,6 +28,7 @@ from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.token_loader import RankLoader, TokenLoader, iterate
+from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
@@ -70,7 +71,7 @@ def write_tokens(
 ) -> str:
     """Write a finished dataset and return its folder."""
     shape = config(grid, depth)
-    schema = token_schema(shape, {"fingerprint": tokenizer, "sha256": tokenizer * 5}, "none")
+    schema = token_schema(shape, TokenizerIdentity(tokenizer, tokenizer * 5), "none")
     receipts, width = [], grid * grid * depth
     (folder / "meta").mkdir(parents=True)
     for unit, first in enumerate(range(0, rows, rows_per_shard)):
