@@ -5,10 +5,10 @@ stage's declaration (`pipelines.runtime.stage`), opened once per process and cal
 local scratch and never commits: `pipelines.core.commit` does, in the same way for every executor.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from dualtoken.infra.digests import FileDigest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
-from dualtoken.pipelines.core.receipts import Receipt
+from dualtoken.pipelines.core.receipts import FileRecord, Receipt
 from dualtoken.pipelines.errors import ExitCode
 
 
@@ -108,6 +108,15 @@ class UnitOutput:
     """Checksums of those files that were hashed while they were written; the others are read once more."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds by part of the work, where it is timed; with `commit` they become the receipt's fact `seconds`."""
+
+
+class StageExtras(NamedTuple):
+    """What a stage adds to its units' files once all of them are done."""
+
+    details: Mapping[str, Any]
+    """JSON values for the manifest."""
+    files: Sequence[FileRecord]
+    """Files of the stage as a whole, such as an index; they are uploaded already."""
 
 
 class Worker(Protocol):

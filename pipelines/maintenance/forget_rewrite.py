@@ -6,6 +6,7 @@ stay; everywhere after that its rows are gone.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,13 @@ from dualtoken.pipelines.core.receipts import (
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.tombstones import FORGOTTEN
+from dualtoken.pipelines.curation.facts import FilterFacts
 from dualtoken.pipelines.images.drop_samples import drop_samples
 from dualtoken.pipelines.images.shards import read_metadata, shard_files
 from dualtoken.pipelines.tokens.audit import CodeCounter
 from dualtoken.pipelines.tokens.captions import shares_captions
+from dualtoken.pipelines.tokens.facts import STREAMS, ByDepth, ShardAudit, TokenFacts
 from dualtoken.pipelines.tokens.shards import (
-    STREAMS,
     codes_of,
     data_path,
     read_data_shard,
@@ -169,10 +171,11 @@ class TableRewriter(Rewriter):
 
 def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapping[str, Any]:
     """Return a decision's counts by shard anew; other stages have none."""
-    if "rows_out_by_shard" not in receipt.facts:
+    rows_by_shard = FilterFacts.of(receipt).rows_by_shard
+    if rows_by_shard is None:
         return receipt.facts
     kept = {shard: sum(pq.read_table(scratch / f"{shard}.parquet")["keep"].to_pylist()) for shard in shards}
-    return receipt.facts | {"rows_out_by_shard": receipt.facts["rows_out_by_shard"] | kept}
+    return receipt.facts | FilterFacts({**rows_by_shard, **kept}).to_json()
 
 
 class DecisionRewriter(TableRewriter):
@@ -216,7 +219,7 @@ class CodesRewriter(Rewriter):
         for meta in others:
             (scratch / meta).parent.mkdir()
             pq.write_table(_without(read_table(store, meta), keys), scratch / meta, compression="zstd")
-        facts = _token_facts(receipt, shard, table, stays if same else None)
+        facts = _token_facts(receipt, table, stays if same else None)
         return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
 
     def needs(self, record: StageRecord, folders: Mapping[str, str]) -> list[NeededFile]:
@@ -246,27 +249,28 @@ class TokenShardRewriter(CodesRewriter):
         return _addresses(store, f"meta/{shard}.parquet", "key")
 
 
-def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
+def _token_facts(receipt: Receipt, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
     """Return what a receipt says of a token shard's codes, of the rows that stay; None where it speaks of another file's rows."""
-    said, facts, perplexity = schema_metadata(table.schema), dict(receipt.facts), {}
+    metadata = schema_metadata(table.schema)
+    before = TokenFacts.of(receipt)
+    usage: dict[str, ByDepth] = {}
+    perplexity: dict[str, ByDepth] = {}
     for stream in STREAMS:
-        tally = CodeCounter(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
+        tally = CodeCounter(int(metadata["dualtoken.depth"]), int(metadata[f"dualtoken.{stream}_codes"]))
         tally.add(codes_of(table, stream))
-        facts[f"{stream}_usage"], perplexity[f"{stream}_perplexity"] = tally.usage(), tally.perplexity()
-    if "rows_out_by_shard" in facts:
-        facts["rows_out_by_shard"] = {shard: len(table)}
-    if "audit" in facts:
-        place = {row: at for at, row in enumerate(stays or ())}
-        seen = zip(facts["audit"]["looked_at"], facts["audit"]["psnr"], strict=True)
-        left = [(place[row], ratio) for row, ratio in seen if row in place]
-        audit = {
-            "rows": len(table),
-            "looked_at": [row for row, _ in left],
-            "psnr": [ratio for _, ratio in left],
-            **perplexity,
-        }
-        facts["audit"] = facts["audit"] | audit
-    return facts
+        usage[stream] = tally.usage()
+        perplexity[stream] = tally.perplexity()
+    audit = None
+    if before.audit is not None:
+        places = {row: place for place, row in enumerate(stays or ())}
+        ratios = zip(before.audit.looked_at, before.audit.psnr, strict=True)
+        left = {places[row]: ratio for row, ratio in ratios if row in places}
+        audit = ShardAudit(
+            rows=len(table), looked_at=list(left), psnr=list(left.values()), perplexity=perplexity
+        )
+    rows = None if before.rows is None else len(table)
+    after = replace(before, usage=usage, audit=audit, rows=rows)
+    return dict(receipt.facts) | after.to_json()
 
 
 def _ledger(store: Store, receipt: Receipt) -> pa.Table:

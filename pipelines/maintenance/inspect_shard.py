@@ -22,7 +22,8 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
 from dualtoken.pipelines.runtime.stage_folder import input_folders, read_stage
 from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, schema_metadata
+from dualtoken.pipelines.tokens.facts import STREAMS
+from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard, schema_metadata
 
 
 class ShardView(NamedTuple):

@@ -17,7 +17,8 @@ from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
+from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard
 
 
 class DeepSettings(NamedTuple):
@@ -69,7 +70,7 @@ def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
         return f"{model.url} has no {WEIGHTS}"
     with scratch_folder() as scratch:
         found = digest(model.local_copy(WEIGHTS, Path(scratch))).sha256
-    if manifest and found != manifest.details["tokenizer"]["sha256"]:
+    if manifest and found != TokenDetails.of(manifest).tokenizer.sha256:
         return f"{model.url} holds other weights than the codes were made with"
     return None
 

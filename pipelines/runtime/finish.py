@@ -16,8 +16,8 @@ def finish(job: StageJob) -> Manifest:
     add_files = get_stage(job.stage).finish
     if add_files is None:
         return commit_manifest(content, {}, [])
-    details, files = add_files(content)
-    return commit_manifest(content, details, files)
+    extras = add_files(content)
+    return commit_manifest(content, extras.details, extras.files)
 
 
 def user_warnings(manifest: Manifest) -> Iterator[str]:

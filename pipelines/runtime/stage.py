@@ -12,8 +12,8 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
 from dualtoken.pipelines.core.commit import StageContent
-from dualtoken.pipelines.core.receipts import FileRecord, Manifest
-from dualtoken.pipelines.core.stage import StageJob, Unit, input_name
+from dualtoken.pipelines.core.receipts import Manifest
+from dualtoken.pipelines.core.stage import StageExtras, StageJob, Unit, input_name
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.url_table import count_source_rows
 
@@ -23,8 +23,6 @@ Manifests = Mapping[str, Manifest]
 """Manifests of a stage's inputs, by input name."""
 UnitsOf = Callable[[Recipe, str | None, Manifests], list[Unit]]
 """Units of a stage on a corpus, from the recipe and the inputs' manifests."""
-Extras = tuple[dict[str, Any], list[FileRecord]]
-"""Details for a stage's manifest, and files of the stage as a whole."""
 
 
 class Budget(NamedTuple):
@@ -133,7 +131,7 @@ class Stage:
     """Limit on the bytes expected."""
     shared_files: SharedFiles | None = None
     """How files of another folder of this stage can be shared."""
-    finish: Callable[[StageContent], Extras] | None = None
+    finish: Callable[[StageContent], StageExtras] | None = None
     """Writes what belongs to the stage as a whole, once every unit has its receipt."""
     shown_corpora: Callable[[Recipe, str | None], tuple[str, ...]] = lambda _recipe, corpus: (
         (corpus,) if corpus else ()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,8 @@ from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
 from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
 from dualtoken.pipelines.tokens.audit import CodeCounter, sample_rows
-from dualtoken.pipelines.tokens.captions import CAPTIONS_OF, caption_source_of, require_same_rows
+from dualtoken.pipelines.tokens.captions import caption_source_of, require_same_rows
+from dualtoken.pipelines.tokens.facts import ShardAudit, TokenFacts
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
 from dualtoken.pipelines.tokens.shards import (
     STREAMS,
@@ -72,14 +72,20 @@ class Worker:
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
         with watch.timed("captions"):
-            meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = (
-            done.facts(ratios)
-            | {"rows_out_by_shard": {unit.id: writer.rows}}
-            | describe_device(self._tokenizer.device)
+            meta = self._captions(unit, shard, done, scratch)
+        captions_of = None if self._lender is None else self._lender.url.rsplit("/", 1)[1]
+        made_by = describe_device(self._tokenizer.device)
+        facts = TokenFacts(
+            shard=unit.id,
+            usage=done.usage(),
+            audit=done.audit(ratios),
+            rows=writer.rows,
+            captions_of=captions_of,
+            device=made_by["device"],
+            torch=made_by["torch"],
         )
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
+        return UnitOutput((data, *meta), ledger, facts.to_json(), {data: writer.digest}, watch.seconds())
 
     def _open(self, unit: Unit, scratch: Path) -> tuple[ImageShard, list[KeptSample]]:
         """Open the unit's image shard, and see before the work that its rows can be written."""
@@ -131,20 +137,18 @@ class Worker:
         config = self._job.recipe.pretokenize
         return sample_rows(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _captions(
-        self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, or the receipt's fact."""
+    def _captions(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[str, ...]:
+        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, if there is one."""
         name = f"meta/{unit.id}.parquet"
         crops = [found for found in done.found if not isinstance(found, Undecodable)]
         rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
         cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
         if self._lender is not None:
             self._require_same(name, rows, scratch, **cut)
-            return (), {CAPTIONS_OF: self._lender.url.rsplit("/", 1)[1]}
+            return ()
         (scratch / "meta").mkdir()
         pq.write_table(self._meta(unit, shard, rows, cut), scratch / name, compression="zstd")
-        return (name,), {}
+        return (name,)
 
     def _meta(
         self, unit: Unit, shard: ImageShard, rows: Sequence[KeptSample], cut: Mapping[str, pa.Array]
@@ -217,17 +221,18 @@ class _Done:
             for image, (row, seen) in zip(shown, self._seen.items(), strict=True)
         }
 
-    def facts(self, ratios: dict[int, float]) -> dict[str, Any]:
-        """Return what the receipt says of the shard's codes."""
-        audit: dict[str, Any] = {
-            "rows": self._rows_out,
-            "looked_at": list(ratios),
-            "psnr": list(ratios.values()),
-        }
-        audit |= {f"{stream}_perplexity": tally.perplexity() for stream, tally in self._tallies.items()}
-        return {f"{stream}_usage": tally.usage() for stream, tally in self._tallies.items()} | {
-            "audit": audit
-        }
+    def usage(self) -> dict[str, list[float]]:
+        """Return, by stream, the share of codes that the shard uses, per depth."""
+        return {stream: tally.usage() for stream, tally in self._tallies.items()}
+
+    def audit(self, ratios: dict[int, float]) -> ShardAudit:
+        """Return the audit of the shard; `ratios` are the PSNR of the rows looked at."""
+        return ShardAudit(
+            rows=self._rows_out,
+            looked_at=list(ratios),
+            psnr=list(ratios.values()),
+            perplexity={stream: tally.perplexity() for stream, tally in self._tallies.items()},
+        )
 
 
 def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
