@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.samples import batched, decode_rgb, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
@@ -58,10 +58,9 @@ class Worker:
             scratch / f"{unit.id}.parquet",
             compression="zstd",
         )
-        verdicts = [
-            (Status.FAILED, "undecodable", errors[row]) if row in errors else (Status.OK, "", "")
-            for row in range(len(shard.keys))
-        ]
+        verdicts = [OK_VERDICT] * len(shard.keys)
+        for row, error in errors.items():
+            verdicts[row] = Verdict(Status.FAILED, "undecodable", error)
         return UnitOutput((f"{unit.id}.parquet",), ledger_table(shard.keys, verdicts))
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.crops import WHOLE_IMAGE
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.receipts import LEDGERS
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
@@ -229,7 +229,7 @@ class _Done:
         }
 
 
-def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
-    return (
-        (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")
-    )
+def _verdict(found: tuple[Crop, ...] | Undecodable) -> Verdict:
+    if isinstance(found, Undecodable):
+        return Verdict(Status.FAILED, UNDECODABLE, found.detail)
+    return OK_VERDICT

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
@@ -41,7 +41,7 @@ class Worker:
                 columns += [_column(said[name], schema.field(name).type) for name in schema.names[1:]]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         keys = [row.key for row in rows]
-        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [(Status.OK, "", "")] * len(keys)))
+        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [OK_VERDICT] * len(keys)))
 
 
 def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Schema:  # noqa: ANN401
