@@ -24,7 +24,12 @@ from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_im
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
-from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
+from dualtoken.pipelines.inference.networks import (
+    TokenizerRunner,
+    describe_device,
+    open_tokenizer,
+    prepare_process,
+)
 from dualtoken.pipelines.tokens.audit import CodeCounter, Levels, psnr, sample_rows
 from dualtoken.pipelines.tokens.captions import CAPTIONS_OF, caption_source_of, require_same_rows
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
@@ -52,6 +57,7 @@ class Worker:
     def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
         """Open the tokenizer; by default one batch is written beside the next ones' encoding where that is a GPU's work."""
         self._job, self._lender, config = job, caption_source_of(job), job.recipe.pretokenize
+        prepare_process(threads=1, exact_float32=True)
         self._tokenizer = open_tokenizer(job)
         self._encoder = AdaptiveBatchEncoder(self._tokenizer, config.batch_size)
         beside_gpu = self._tokenizer.device.type == "cuda"

@@ -13,7 +13,7 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
-from dualtoken.pipelines.inference.networks import open_teacher
+from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
 
 
 class Worker:
@@ -21,6 +21,8 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
