@@ -7,6 +7,7 @@ order, worker nor retry.
 import hashlib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -25,6 +26,20 @@ class Status(StrEnum):
     """It could not be fetched or read; the reason names the cause."""
     FORGOTTEN = "forgotten"
     """Somebody asked for it to be taken out, or not to be fetched."""
+
+
+class Verdict(NamedTuple):
+    """A stage's decision on one sample: a row of the ledger without its key."""
+
+    status: Status
+    reason: str = ""
+    """Name from a closed list; empty where the status is ok."""
+    detail: str = ""
+    """Free text for people."""
+
+
+OK_VERDICT = Verdict(Status.OK)
+FORGOTTEN_VERDICT = Verdict(Status.FORGOTTEN)
 
 
 LEDGER_SCHEMA = pa.schema(
@@ -48,8 +63,8 @@ def key_fraction(key: bytes) -> float:
     return int.from_bytes(key[:8], "big") / 2**64
 
 
-def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, str]]) -> pa.Table:
-    """Build a unit's ledger from its keys and their (status, reason, detail), in the same order."""
+def ledger_table(keys: Sequence[bytes], verdicts: Iterable[Verdict]) -> pa.Table:
+    """Build a unit's ledger from its keys and their verdicts, in the same order."""
     rows = []
     for key, (status, reason, detail) in zip(keys, verdicts, strict=True):
         rows.append({"key": key, "status": status.value, "reason": reason, "detail": detail})

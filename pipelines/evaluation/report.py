@@ -22,7 +22,12 @@ from dualtoken.pipelines.evaluation.report_data import (
 )
 from dualtoken.pipelines.evaluation.report_page import render
 from dualtoken.pipelines.evaluation.tokenizer import Evaluation, heldout_batches
-from dualtoken.pipelines.inference.networks import TokenizerRunner, open_teacher, open_tokenizer
+from dualtoken.pipelines.inference.networks import (
+    TokenizerRunner,
+    open_teacher,
+    open_tokenizer,
+    prepare_process,
+)
 from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
@@ -37,6 +42,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        prepare_process(threads=1, exact_float32=True)
         self._tokenizer, self._teacher = open_tokenizer(job), open_teacher(job)
         stores = {name: job.input(name) for name in job.inputs}
         self._manifests = {

@@ -161,8 +161,13 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
         raise UserError(
             f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
         )
-    from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
+        TokenizerRunner,
+        best_device,
+        prepare_process,
+    )
 
+    prepare_process(threads=None, exact_float32=True)
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
     levels = TokenizerRunner(folder, best_device()).decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

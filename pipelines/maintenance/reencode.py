@@ -47,8 +47,13 @@ def differences(
         return
     if not chosen:
         return
-    from dualtoken.pipelines.inference.networks import best_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
+        best_device,
+        open_tokenizer,
+        prepare_process,
+    )
 
+    prepare_process(threads=1, exact_float32=True)
     tokenizer = open_tokenizer(job, best_device())
     by_unit: dict[str, list[int]] = {}
     for number in chosen:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.metrics.arrays import Levels, psnr
 from dualtoken.pipelines.config.crops import WHOLE_IMAGE
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.receipts import LEDGERS
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
@@ -24,7 +24,12 @@ from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_im
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
-from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
+from dualtoken.pipelines.inference.networks import (
+    TokenizerRunner,
+    describe_device,
+    open_tokenizer,
+    prepare_process,
+)
 from dualtoken.pipelines.tokens.audit import CodeCounter, sample_rows
 from dualtoken.pipelines.tokens.captions import caption_source_of, require_same_rows
 from dualtoken.pipelines.tokens.facts import ShardAudit, TokenFacts
@@ -53,6 +58,7 @@ class Worker:
     def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
         """Open the tokenizer; by default one batch is written beside the next ones' encoding where that is a GPU's work."""
         self._job, self._lender, config = job, caption_source_of(job), job.recipe.pretokenize
+        prepare_process(threads=1, exact_float32=True)
         self._tokenizer = open_tokenizer(job)
         self._encoder = AdaptiveBatchEncoder(self._tokenizer, config.batch_size)
         beside_gpu = self._tokenizer.device.type == "cuda"
@@ -235,7 +241,7 @@ class _Done:
         )
 
 
-def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
-    return (
-        (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")
-    )
+def _verdict(found: tuple[Crop, ...] | Undecodable) -> Verdict:
+    if isinstance(found, Undecodable):
+        return Verdict(Status.FAILED, UNDECODABLE, found.detail)
+    return OK_VERDICT

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
-from dualtoken.pipelines.inference.networks import open_teacher
+from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
 
 
 class Worker:
@@ -21,6 +21,8 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -41,7 +43,7 @@ class Worker:
                 columns += [_column(said[name], schema.field(name).type) for name in schema.names[1:]]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         keys = [row.key for row in rows]
-        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [(Status.OK, "", "")] * len(keys)))
+        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [OK_VERDICT] * len(keys)))
 
 
 def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Schema:  # noqa: ANN401

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import decode_rgb, kept_samples, open_image_shard
@@ -33,7 +33,7 @@ class Worker:
         brightness = [float(np.asarray(decode_rgb(shard.image(sample.row))).mean()) for sample in samples]
         table = pa.table({"key": keys, "brightness": brightness}, schema=SCHEMA)
         pq.write_table(table, scratch / f"{unit.id}.parquet")
-        return UnitOutput((f"{unit.id}.parquet",), ledger_table(keys, [(Status.OK, "", "")] * len(keys)))
+        return UnitOutput((f"{unit.id}.parquet",), ledger_table(keys, [OK_VERDICT] * len(keys)))
 
 
 declare(

@@ -9,7 +9,7 @@ import pytest
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.commit import run_unit
-from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
+from dualtoken.pipelines.core.ledger import OK_VERDICT, ledger_table, sample_key
 from dualtoken.pipelines.core.receipts import Receipt, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
@@ -29,7 +29,7 @@ class Letters:
         (scratch / f"{unit.id}.txt").write_text(self.text)
         keys = [sample_key("letters", row) for row in range(self.rows)]
         return UnitOutput(
-            (f"{unit.id}.txt",), ledger_table(keys, [(Status.OK, "", "")] * self.rows), {"text": self.text}
+            (f"{unit.id}.txt",), ledger_table(keys, [OK_VERDICT] * self.rows), {"text": self.text}
         )
 
 
@@ -77,7 +77,7 @@ def test_a_key_twice_leaves_no_receipt(job: StageJob) -> None:
         def run(self, unit: Unit, scratch: Path) -> UnitOutput:
             output = super().run(unit, scratch)
             keys = [sample_key("letters", 0)] * 3
-            return UnitOutput(output.files, ledger_table(keys, [(Status.OK, "", "")] * 3))
+            return UnitOutput(output.files, ledger_table(keys, [OK_VERDICT] * 3))
 
     with pytest.raises(AssertionError, match="a key twice"):
         run_unit(job, Twice(), UNIT)
