@@ -204,4 +204,4 @@ class _TrainOnRay:
             use_gpu=train.use_gpu,
             max_failures=train.max_failures,
         )
-        return self._stage.collect(Store(str(checkpoint)), scratch)
+        return self._stage.copy_model_from_checkpoint(Store(str(checkpoint)), scratch)
