@@ -26,8 +26,8 @@ from dualtoken.pipelines.core.receipts import (
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import RankLoader, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.reader import TokenDataset
