@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.config.quantizer import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig
-from dualtoken.model.quantize import Quantizer, ResidualQuantizer, build_quantizer, nearest, nearest_codes
-from dualtoken.model.quantize import candidates as products
+from dualtoken.model.quantize import (
+    Quantizer,
+    ResidualQuantizer,
+    build_quantizer,
+    candidates,
+    nearest,
+    nearest_codes,
+)
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -59,14 +65,14 @@ def test_codes_do_not_depend_on_batch_chunk_or_threads(
         torch.set_num_threads(1)
     monkeypatch.setattr(nearest, "_THREAD_PRODUCTS", 1000)
     assert torch.equal(nearest_codes(vectors, codes), whole)
-    monkeypatch.setattr(products, "MAX_PAIRS", 300)
+    monkeypatch.setattr(candidates, "MAX_PAIRS", 300)
     assert torch.equal(nearest_codes(vectors, codes), whole)
 
 
 def test_coarser_products_cost_time_and_no_codes(
     hard: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_input_rounding", lambda _: 2.0**-7)
+    monkeypatch.setattr(candidates, "_input_rounding", lambda _: 2.0**-7)
     assert torch.equal(nearest_codes(*hard), exact(*hard))
 
 
@@ -85,7 +91,7 @@ def test_several_nearest_codes_come_in_order_equal_ones_once(hard: tuple[Tensor,
     distances = (vectors.double()[:, None] - codes.double()).square().sum(-1)
     once = [code for code in range(len(codes)) if not (codes[:code] == codes[code]).all(1).any()]
     expected = torch.tensor(once)[distances[:, once].sort(dim=1, stable=True).indices[:, :5]]
-    assert torch.equal(nearest.CodeSearch(codes).several(vectors, 5).ids, expected)
+    assert torch.equal(nearest.CodebookIndex(codes).k_nearest(vectors, 5).ids, expected)
 
 
 def crowds() -> dict[str, tuple[Tensor, Tensor]]:
