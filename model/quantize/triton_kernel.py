@@ -40,7 +40,7 @@ _ROUNDING = tl.constexpr(1.125 * 2.0**-10)
 2^-11 for each of the two halves, and 2^-13 for sums of up to 64 channels that tensor cores truncate.
 """
 _SMALL_HALF = tl.constexpr(2.0**-20)
-"""Error bound of up to 64 channels too small for a half's exponent, relative to the codes' largest channel."""
+"""Error bound of up to 64 channels too small for a half's exponent, relative to all codes' largest one."""
 _SINGLE = tl.constexpr(2.0**-21)
 """Error bound of a square, relative to it, where sums are rounded to float32."""
 _DOUBLE = tl.constexpr(2.0**-45)
@@ -162,8 +162,8 @@ def _nearest(
         second = tl.maximum(second, tl.minimum(best, value))
         code = tl.where(value > best, step * COLUMNS + lane[None, :], code)
         best = tl.maximum(best, value)
-    # A value is over the true one by at most twice what was added to it. `added * added` covers what was added for
-    # the code's square, since _SINGLE is under half of _ROUNDING squared.
+    # A value is over the true one by at most twice what was added to it. `added * added` covers what was
+    # added for the code's square, since _SINGLE is under half of _ROUNDING squared.
     added = tl.load(rounding + code)
     lower = best - (2 * length[:, None] + added) * added - 2 * _TINY
     threshold = (
