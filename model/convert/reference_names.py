@@ -1,7 +1,7 @@
 """Tables of state-dict keys: ours beside those of Hugging Face's SigLIP and of the released DualToken code.
 
-The released code holds a SigLIP, so its table contains the other. A mapping works both
-ways: the tensors of the two sides, stacked along the first axis, are the same.
+The released code holds a SigLIP, so its table contains the other. A mapping works both ways: the tensors of
+the two sides, stacked along the first axis, are the same.
 """
 
 import re
@@ -120,8 +120,12 @@ def convert_state_dict(
     """
     converted: dict[str, Tensor] = {}
     for mapping in mappings:
-        source = mapping.internal if to_external else mapping.external
-        target = mapping.external if to_external else mapping.internal
+        if to_external:
+            source = mapping.internal
+            target = mapping.external
+        else:
+            source = mapping.external
+            target = mapping.internal
         tensors = [state[name] for name in source]
         stacked = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         if any(re.search(r"(^|\.)pos_embed$", name) for name in mapping.internal):

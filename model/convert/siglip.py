@@ -1,4 +1,4 @@
-"""Reads image towers from others' files: Hugging Face's SigLIP and SigLIP2, open_clip's folders and weights."""
+"""Reads image towers from others' files: Hugging Face's SigLIP and SigLIP2, and open_clip's weights."""
 
 import json
 import re
@@ -152,7 +152,9 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         message = str(error)
         reason = message.splitlines()[0] if message else type(error).__name__
         raise ValueError(f"{file} cannot be read as weights alone: {reason}") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    state = loaded
+    if isinstance(loaded, dict):
+        state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file} holds no state dict: save one, or a dictionary with one under state_dict")
     return state

@@ -50,7 +50,9 @@ class CandidateBlocks(NamedTuple):
             return None
         blocks_per_row = torch.bincount(self.occupied[:, 0], minlength=num_rows)
         ambiguous = blocks_per_row > max_blocks
-        return ambiguous if ambiguous.any() else None
+        if not ambiguous.any():
+            return None
+        return ambiguous
 
     def without(self, rows: Bool[Tensor, " R"]) -> "CandidateBlocks":
         """Leave out the candidates of some rows."""

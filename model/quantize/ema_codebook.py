@@ -1,9 +1,8 @@
 """Codebooks moved by exponential moving averages (EMA) of the vectors that chose their codes.
 
-Sources: VQ-VAE-2, arXiv 1906.00446; RQ-VAE, arXiv 2203.01941.
-G codebooks, K codes each, V channels, M vectors that a codebook gets from one batch. The statistics follow
-the released DualToken code, except that every depth contributes its own residual (there, all depths
-contribute the last one).
+Sources: VQ-VAE-2, arXiv 1906.00446; RQ-VAE, arXiv 2203.01941. G codebooks, K codes each, V channels, M
+vectors that a codebook gets from one batch. The statistics follow the released DualToken code, except that
+every depth contributes its own residual (there, all depths contribute the last one).
 """
 
 import math
@@ -137,8 +136,11 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         Vectors are numbered by rank, then micro-batch: the numbers that one process would give them that has
         the ranks' batches one after another. So several ranks draw what one would.
         """
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        rank = 0
+        num_ranks = 1
+        if dist.is_initialized():
+            rank = dist.get_rank()
+            num_ranks = dist.get_world_size()
         num_codes = self.config.num_codes
         num_on_rank = sum(vectors.shape[1] for vectors in batches)
         num_vectors = num_ranks * num_on_rank

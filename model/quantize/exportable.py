@@ -95,7 +95,9 @@ class ExportableResidual(_ExportableCodebooks):
 
     def encode(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
         """Return the same codes as `ResidualQuantizer.encode`."""
-        return self._encode_greedily(tokens) if self.beam == 1 else self._beam_search(tokens)
+        if self.beam == 1:
+            return self._encode_greedily(tokens)
+        return self._beam_search(tokens)
 
     def _encode_greedily(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
         residual = tokens

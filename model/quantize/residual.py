@@ -1,8 +1,8 @@
 """Residual vector quantisation (RQ-VAE, arXiv 2203.01941), with a codebook for all depths or one for each.
 
-The paper has one for all.
-B images, N tokens, D depths, W channels, G codebooks, K codes, M vectors. Distances are exact under any
-autocast (in the released DualToken code, bfloat16 changes 3 to 6 % of the codes).
+The paper has one for all. B images, N tokens, D depths, W channels, G codebooks, K codes, M vectors.
+Distances are exact under any autocast (in the released DualToken code, bfloat16 changes 3 to 6 % of the
+codes).
 """
 
 import torch
