@@ -16,9 +16,7 @@ class Quantized(NamedTuple):
     """Output of a quantiser for a batch of tokens."""
 
     ids: Int[Tensor, "B N D"]  # chosen code per depth, in [0, num_codes)
-    vectors: Float[
-        Tensor, "B N W"
-    ]  # equal to `lookup(ids)` to the bit; straight-through gradient to the tokens
+    vectors: Float[Tensor, "B N W"]  # equals `lookup(ids)` to the bit; straight-through gradient to tokens
     commitment: Float[Tensor, ""]  # commitment loss: mean squared error over depths; 0 where codes are fixed
     residuals: Float[Tensor, "B N D V"]  # input of each depth's nearest-code search, detached
 

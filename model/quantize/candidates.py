@@ -38,9 +38,7 @@ class CandidateBlocks(NamedTuple):
 
     products: Float[Tensor, "R B L"]  # -inf for the codes that pad the last block
     thresholds: Float[Tensor, "R B"]  # codes with a smaller product are no candidates
-    occupied: Int[
-        Tensor, "N 2"
-    ]  # row and block of each block with a candidate, ascending; one or more per row
+    occupied: Int[Tensor, "N 2"]  # row and block of blocks with candidates, ascending; one or more per row
 
     def ambiguous_rows(self, max_blocks: int) -> Bool[Tensor, " R"] | None:
         """Tell which rows have candidates in more than `max_blocks` blocks; None if no row has."""
@@ -144,12 +142,13 @@ class CandidateFilter:
 
 
 def _error_bound(longest: Float[Tensor, " B"], width: int, dtype: torch.dtype) -> _ErrorBound:
-    """Bound a product's error against the float64 distance that decides; `longest` is of each block's codes.
+    """Bound a product's error against the float64 distance that decides, given each block's longest code.
 
     Any order of additions, fused or not: a sum of n terms is wrong by at most n u times the sum of its terms'
-    sizes (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), here at most |v| |c| +
-    |c|²/2. W + 8 terms leave room for the roundings of the bias and of this bound. The distance is a sum of W
-    squares by halves, half of which is wrong by at most (log2 W + 4) u (|v| + |c|)² / 2.
+    sizes, u being the unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1),
+    here at most |v| |c| + |c|²/2. W + 8 terms leave room for the roundings of the bias and of this bound. The
+    distance is a sum of W squares by halves, half of which is wrong by at most
+    (log2 W + 4) u (|v| + |c|)² / 2.
 
     The smallest normal number stands for what underflows. A square that may overflow has no bound.
     """

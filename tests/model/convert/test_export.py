@@ -21,13 +21,14 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_plain_search_is_the_exact_one(config: QuantizerConfig | SplitQuantizerConfig) -> None:
+def test_the_exportable_search_is_the_exact_one(config: QuantizerConfig | SplitQuantizerConfig) -> None:
     torch.manual_seed(0)
     quantizer = build_quantizer(config)
     assert isinstance(quantizer, CodebookQuantizer)
     for number, codes in enumerate(quantizer.codes.view(-1, 64, 8)):
-        # Equal codes, more of them than there are candidates, and codes that float32's products cannot tell apart.
+        # Equal codes, more of them than there are candidates.
         codes[20 + number : 40] = codes[3]
+        # Codes that float32's products cannot tell apart.
         codes[40:44] = codes[4] + 1e-7
     quantizer.codes.mul_(100)
     broken = torch.full((2, 2, config.width), torch.nan)
@@ -40,7 +41,8 @@ def test_the_plain_search_is_the_exact_one(config: QuantizerConfig | SplitQuanti
         ],
         dim=1,
     )
-    found, exact = exportable(quantizer), quantizer.encode(tokens)
-    assert torch.equal(found.encode(tokens), exact)
+    graph = exportable(quantizer)
+    exact = quantizer.encode(tokens)
+    assert torch.equal(graph.encode(tokens), exact)
     assert not exact[:, -2:].any()
-    torch.testing.assert_close(found.lookup(exact), quantizer.lookup(exact))
+    torch.testing.assert_close(graph.lookup(exact), quantizer.lookup(exact))

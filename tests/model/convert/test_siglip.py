@@ -1,4 +1,4 @@
-"""Hugging Face's SigLIP and open_clip's weights in our towers: the same hidden states, pooled outputs and embeddings."""
+"""Hugging Face's SigLIP and open_clip's weights in our towers give the same states and embeddings."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dualtoken.model.convert.siglip import load_siglip, read_weights, tower_weights
 from dualtoken.model.convert.siglip_teacher import convert_siglip
@@ -45,6 +46,13 @@ def vision_model(hidden_act: str = "gelu_pytorch_tanh") -> Any:
     ).eval()
 
 
+def loaded_tower(folder: Path) -> Any:
+    config, image_size, weights = load_siglip(folder)
+    tower = build_tower_like(config, image_size).eval()
+    tower.load_state_dict(weights)
+    return tower
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A whole model with a tokeniser of five words."""
@@ -54,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     torch.manual_seed(0)
     model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=TEXT)).eval()
     model.save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", "a", "red", "blue", "ball"))}
+    vocabulary = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "blue": 4, "ball": 5}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     transformers.PreTrainedTokenizerFast(
@@ -65,40 +73,43 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 @pytest.mark.parametrize("hidden_act", ["gelu_pytorch_tanh", "gelu"])
 def test_hidden_states_and_pooled_output_are_hugging_face_s(hidden_act: str, tmp_path: Path) -> None:
-    theirs, images = vision_model(hidden_act), torch.randn(2, 3, 16, 16)
-    theirs.save_pretrained(tmp_path)
-    config, image_size, weights = load_siglip(tmp_path)
-    ours = build_tower_like(config, image_size).eval()
-    ours.load_state_dict(weights)
+    model = vision_model(hidden_act)
+    images = torch.randn(2, 3, 16, 16)
+    model.save_pretrained(tmp_path)
+    tower = loaded_tower(tmp_path)
     with torch.no_grad():
-        expected, taps = theirs(images, output_hidden_states=True), forward_taps(ours, images, [1, 2, 3])
+        expected = model(images, output_hidden_states=True)
+        taps = forward_taps(tower, images, [1, 2, 3])
         for block in (1, 2, 3):
             torch.testing.assert_close(
                 taps[block].tokens, expected.hidden_states[block], atol=1e-5, rtol=1e-5
             )
-        torch.testing.assert_close(ours(images), expected.pooler_output, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tower(images), expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
 def test_the_activation_matters_and_comes_from_the_folder(tmp_path: Path) -> None:
-    images, pooled = torch.randn(2, 3, 16, 16), []
+    images = torch.randn(2, 3, 16, 16)
+    pooled = []
     for hidden_act in ("gelu_pytorch_tanh", "gelu"):
         model = vision_model(hidden_act)
         for parameter in model.parameters():
             parameter.data *= 4  # small weights would not tell the two apart
         model.save_pretrained(tmp_path)
-        config, image_size, weights = load_siglip(tmp_path)
-        ours = build_tower_like(config, image_size).eval()
-        ours.load_state_dict(weights)
-        pooled.append(ours(images))
+        pooled.append(loaded_tower(tmp_path)(images))
     assert (pooled[0] - pooled[1]).abs().max() > 1e-3
+
+
+def assert_equal_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_names_may_have_a_prefix_or_not(whole: tuple[Path, Any]) -> None:
     folder, model = whole
     with_prefix = tower_weights(read_weights(folder), "with")
     without = tower_weights(model.vision_model.state_dict(), "without")
-    assert with_prefix.keys() == without.keys()
-    assert all(torch.equal(with_prefix[name], without[name]) for name in without)
+    assert_equal_weights(with_prefix, without)
 
 
 def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(
@@ -110,10 +121,10 @@ def test_a_whole_model_becomes_a_teacher_with_the_same_embeddings(
     levels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     tokens = torch.tensor([[2, 3, 5, 0, 0, 0], [2, 4, 5, 0, 0, 0]])
     with torch.no_grad():
-        said = model(input_ids=tokens, pixel_values=levels / 127.5 - 1)
-    torch.testing.assert_close(teacher.embed_images(levels), said.image_embeds, atol=1e-5, rtol=1e-5)
+        expected = model(input_ids=tokens, pixel_values=levels / 127.5 - 1)
+    torch.testing.assert_close(teacher.embed_images(levels), expected.image_embeds, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        teacher.embed_texts(["a red ball", "a blue ball"]), said.text_embeds, atol=1e-5, rtol=1e-5
+        teacher.embed_texts(["a red ball", "a blue ball"]), expected.text_embeds, atol=1e-5, rtol=1e-5
     )
     assert teacher.model.get_parameter("logit_bias").item() == model.logit_bias.item()
 
@@ -123,8 +134,7 @@ def test_open_clip_s_weights_load_from_a_file_or_folder(whole: tuple[Path, Any],
     trunk = load_teacher(tmp_path).trunk.state_dict()
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         weights = tower_weights(read_weights(path), str(path))
-        assert weights.keys() == trunk.keys()
-        assert all(torch.equal(weights[name], trunk[name]) for name in trunk)
+        assert_equal_weights(weights, trunk)
     native = {
         "visual.conv1.weight": torch.zeros(1),
         "visual.proj": torch.zeros(1),

@@ -37,7 +37,8 @@ def test_every_code_is_its_own_nearest_code(quantizer: ResidualQuantizer) -> Non
 def test_nearest_codes_are_those_of_float64_differences() -> None:
     torch.manual_seed(0)
     # Far from the origin, where float32 matrix products round away the differences.
-    vectors, codes = torch.randn(500, 8) + 100, torch.randn(64, 8) + 100
+    vectors = torch.randn(500, 8) + 100
+    codes = torch.randn(64, 8) + 100
     exact = (vectors.double()[:, None] - codes.double()).square().sum(-1).argmin(1)
     assert torch.equal(nearest_codes(vectors, codes), exact)
 
@@ -68,24 +69,26 @@ def test_codes_do_not_depend_on_the_chunk(
 )
 def test_autocast_changes_nothing(config: AnyQuantizerConfig, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    quantizer, tokens = build_quantizer(config), torch.randn(4, 200, config.width)
-    alone, kept = quantizer(tokens), quantizer.encode(tokens)
+    quantizer = build_quantizer(config)
+    tokens = torch.randn(4, 200, config.width)
+    expected = quantizer(tokens)
+    expected_ids = quantizer.encode(tokens)
     with torch.autocast("cpu", dtype=dtype):
-        under = quantizer(tokens)
-        assert torch.equal(quantizer.encode(tokens), kept)
-    for ours, exact in zip(under, alone, strict=True):
-        assert torch.equal(ours, exact)
-        assert ours.dtype == exact.dtype
+        quantized = quantizer(tokens)
+        assert torch.equal(quantizer.encode(tokens), expected_ids)
+    for found, exact in zip(quantized, expected, strict=True):
+        assert torch.equal(found, exact)
+        assert found.dtype == exact.dtype
 
 
 def test_each_depth_quantises_what_the_depths_before_left(
     quantizer: ResidualQuantizer, tokens: Tensor
 ) -> None:
     quantized = quantizer(tokens)
-    left = tokens
+    residual = tokens
     for depth in range(3):
-        assert torch.equal(quantized.residuals[:, :, depth], left)
-        left = left - quantizer.codes[quantized.ids[:, :, depth]]
+        assert torch.equal(quantized.residuals[:, :, depth], residual)
+        residual = residual - quantizer.codes[quantized.ids[:, :, depth]]
 
 
 def test_lookup_gives_the_vectors_of_forward_to_the_bit(quantizer: ResidualQuantizer, tokens: Tensor) -> None:
@@ -97,15 +100,19 @@ def test_the_gradient_passes_straight_through(quantizer: ResidualQuantizer, toke
     tokens.requires_grad_()
     weights = torch.arange(tokens.numel()).view_as(tokens).float()
     (quantizer(tokens).vectors * weights).sum().backward()
-    assert torch.equal(tokens.grad if tokens.grad is not None else weights * 0, weights)
+    assert tokens.grad is not None
+    assert torch.equal(tokens.grad, weights)
 
 
 def test_commitment_is_the_mean_squared_error_over_depths(
     quantizer: ResidualQuantizer, tokens: Tensor
 ) -> None:
     quantized = quantizer(tokens)
-    left = [tokens - quantizer.codes[quantized.ids[:, :, : depth + 1]].sum(2) for depth in range(3)]
-    torch.testing.assert_close(quantized.commitment, torch.stack(left).square().mean())
+    errors = []
+    for depth in range(3):
+        codes = quantizer.codes[quantized.ids[:, :, : depth + 1]]
+        errors.append(tokens - codes.sum(2))
+    torch.testing.assert_close(quantized.commitment, torch.stack(errors).square().mean())
 
 
 def one_hot_update(quantizer: ResidualQuantizer, quantized: Quantized) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +140,8 @@ def test_without_restarts_a_fresh_codebook_keeps_the_codes_that_nothing_chose(to
     quantizer = ResidualQuantizer(CONFIG.model_copy(update={"restart_below": None}))
     quantizer.codes[8:] += 1e3
     quantizer.sums.copy_(quantizer.codes)
-    before, quantized = quantizer.codes.clone(), quantizer(tokens)
+    before = quantizer.codes.clone()
+    quantized = quantizer(tokens)
     quantizer.update(quantized, seeded())
     torch.testing.assert_close(quantizer.codes[8:], before[8:], rtol=1e-3, atol=0)
     assert not torch.equal(quantizer.codes[:8], before[:8])
@@ -164,7 +172,8 @@ def test_few_vectors_restart_many_codes(quantizer: ResidualQuantizer) -> None:
 def test_repeated_updates_halve_the_error(tokens: Tensor) -> None:
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(CONFIG)
-    generator, errors = seeded(), []
+    generator = seeded()
+    errors = []
     for _ in range(20):
         quantized = quantizer(tokens)
         errors.append((tokens - quantized.vectors).square().mean().item())

@@ -33,7 +33,8 @@ def exact(vectors: Tensor, codes: Tensor) -> Tensor:
 def hard(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     """Vectors and codes: ordinary, and such that float32 products cannot tell the nearest."""
     torch.manual_seed(0)
-    vectors, codes = torch.randn(150, 12), torch.randn(200, 12)
+    vectors = torch.randn(150, 12)
+    codes = torch.randn(200, 12)
     cases = {
         "normal": (vectors, codes),
         "far": (vectors + 1000, codes + 1000),
@@ -89,15 +90,22 @@ def test_what_is_not_a_finite_number_gets_code_0_and_what_is_huge_its_own() -> N
 def test_several_nearest_codes_come_in_order_equal_ones_once(hard: tuple[Tensor, Tensor]) -> None:
     vectors, codes = hard
     distances = (vectors.double()[:, None] - codes.double()).square().sum(-1)
-    once = [code for code in range(len(codes)) if not (codes[:code] == codes[code]).all(1).any()]
-    expected = torch.tensor(once)[distances[:, once].sort(dim=1, stable=True).indices[:, :5]]
+    different = []
+    for code in range(len(codes)):
+        has_equal_before = (codes[:code] == codes[code]).all(1).any()
+        if not has_equal_before:
+            different.append(code)
+    order = distances[:, different].sort(dim=1, stable=True).indices
+    expected = torch.tensor(different)[order[:, :5]]
     assert torch.equal(nearest.CodebookIndex(codes).k_nearest(vectors, 5).ids, expected)
 
 
-def crowds() -> dict[str, tuple[Tensor, Tensor]]:
-    """Vectors and codes, thousands of which float32 products cannot tell apart, as after restarts from few vectors."""
+def nearly_equal_codes() -> dict[str, tuple[Tensor, Tensor]]:
+    """Vectors and thousands of codes that float32 products cannot tell apart, as after restarts."""
     torch.manual_seed(0)
-    vectors, codes, few = torch.randn(30, 8), torch.randn(3000, 8), torch.randn(7, 8)
+    vectors = torch.randn(30, 8)
+    codes = torch.randn(3000, 8)
+    few = torch.randn(7, 8)
     signed = torch.where(torch.rand(3000, 1) < 0.5, -1.0, 1.0).expand(-1, 8)
     return {
         "equal": (vectors, few[torch.randint(7, (3000,))]),
@@ -108,18 +116,22 @@ def crowds() -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("name", crowds())
-def test_crowds_of_codes_are_told_apart_by_weighing_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (vectors, codes), weigh, weighed = crowds()[name], nearest.squared_distances, []
+@pytest.mark.parametrize("name", nearly_equal_codes())
+def test_nearly_equal_codes_are_told_apart_by_few_exact_distances(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, codes = nearly_equal_codes()[name]
+    squared_distances = nearest.squared_distances
+    num_distances = []
 
     def counting(vectors: Tensor, codes: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        weighed.append(len(rows))
-        return weigh(vectors, codes, rows, ids)
+        num_distances.append(len(rows))
+        return squared_distances(vectors, codes, rows, ids)
 
     monkeypatch.setattr(nearest, "squared_distances", counting)
     assert torch.equal(nearest_codes(vectors, codes), exact(vectors, codes))
-    # A block of 64 that holds short codes and long ones is weighed whole.
-    assert sum(weighed) <= 64 * len(vectors)
+    # Of a block of 64 that holds short codes and long ones, all are compared.
+    assert sum(num_distances) <= 64 * len(vectors)
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -140,7 +152,8 @@ def test_rounding_does_not_decide_a_beam_s_order_of_codes() -> None:
 
 def test_a_beam_of_4_lowers_the_error_by_half_a_decibel_and_a_beam_of_1_changes_nothing() -> None:
     torch.manual_seed(0)
-    tokens, errors = torch.randn(1, 200, 8), []
+    tokens = torch.randn(1, 200, 8)
+    errors = []
     for beam in (1, 4):
         quantizer = ResidualQuantizer(QuantizerConfig(num_codes=64, depth=4, width=8, beam=beam))
         torch.manual_seed(1)
@@ -170,12 +183,14 @@ def test_every_quantiser_keeps_the_contract(quantizer: Quantizer) -> None:
     tokens = torch.randn(3, 10, 8, requires_grad=True)
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantized = quantizer(tokens)
-    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
     assert torch.equal(quantizer.lookup(quantized.ids), quantized.vectors)
     assert quantized.ids.amin() >= 0
     assert quantized.ids.amax() < 40
-    alone = torch.cat([quantizer.encode(each) for each in tokens.detach().flatten(0, 1)[:, None].split(1)])
-    assert torch.equal(alone.view(3, 10, 4), quantizer.encode(tokens))
+    single_tokens = tokens.detach().flatten(0, 1)[:, None].split(1)
+    ids = torch.cat([quantizer.encode(token) for token in single_tokens])
+    assert torch.equal(ids.view(3, 10, 4), quantizer.encode(tokens))
     quantized.vectors.sum().backward()
     assert tokens.grad is not None
     assert tokens.grad.abs().sum() > 0
@@ -201,53 +216,56 @@ def test_scalar_ids_are_rounded_tanh_in_mixed_radix() -> None:
 def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROJECT / "tests/model/quantize/triton_check.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [
-        *(
-            "shared",
-            "separate",
-            "wide",
-            "one_code",
-            "twins",
-            "same_lane",
-            "all_lengths",
-            "close",
-            "crowded",
-            "huge",
-        ),
-        *(
-            "square_too_large",
-            "small_codes",
-            "permuted",
-            "tiny",
-            "small_of_large",
-            "zeros",
-            "not_finite",
-            "large_programs",
-        ),
-    ], done.stderr
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.stdout.split() == [
+        "shared",
+        "separate",
+        "wide",
+        "one_code",
+        "twins",
+        "same_lane",
+        "all_lengths",
+        "close",
+        "crowded",
+        "huge",
+        "square_too_large",
+        "small_codes",
+        "permuted",
+        "tiny",
+        "small_of_large",
+        "zeros",
+        "not_finite",
+        "large_programs",
+    ], finished.stderr
 
 
 def test_without_triton_a_cpu_finds_codes_all_the_same() -> None:
-    code = "import sys; sys.modules['triton'] = None; import torch; "
-    code += "from dualtoken.model.quantize.residual_search import residual_codes as find"
-    find = "print(find(torch.eye(4)[None], torch.eye(4)[None, None].flip(2), 1, 1).flatten().tolist())"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; {find}"], cwd=PROJECT, capture_output=True, text=True, check=False
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from dualtoken.model.quantize.residual_search import residual_codes
+ids = residual_codes(torch.eye(4)[None], torch.eye(4)[None, None].flip(2), 1, 1)
+print(ids.flatten().tolist())
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "[3, 2, 1, 0]\n", done.stderr
+    assert finished.stdout == "[3, 2, 1, 0]\n", finished.stderr
 
 
 def test_two_processes_update_as_one_with_their_batches_joined(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("gloo_check.py"))
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, script, str(tmp_path), str(rank)], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    for first, second, alone in zip(
-        *(torch.load(tmp_path / f"{name}.pt") for name in ("0", "1", "alone")), strict=True
-    ):
+    processes = []
+    for rank in range(2):
+        command = [sys.executable, script, str(tmp_path), str(rank)]
+        processes.append(subprocess.Popen(command, env=environment))
+    for process in processes:
+        assert process.wait(timeout=300) == 0
+    rank_0 = torch.load(tmp_path / "0.pt")
+    rank_1 = torch.load(tmp_path / "1.pt")
+    one_process = torch.load(tmp_path / "alone.pt")
+    for first, second, alone in zip(rank_0, rank_1, one_process, strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)
