@@ -1,4 +1,4 @@
-"""The precision of the networks' arithmetic: chosen for a block, and full where it is a must, whatever the caller's autocast."""
+"""Precision of the networks' arithmetic: chosen for a block of code, and full where that is needed, whatever the autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -9,8 +9,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Turn autocast off for a block on a device; the device `meta`, which has shapes alone, has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Turn autocast off for a block of code on a device; the device `meta`, which has shapes alone, has no autocast."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def tower_precision(device: torch.device, precision: Precision) -> torch.autocast:
@@ -19,7 +21,10 @@ def tower_precision(device: torch.device, precision: Precision) -> torch.autocas
 
 
 def forbid_tf32() -> None:
-    """Make float32 mean float32 on a GPU in this process: cuDNN's convolutions round to TF32 by default, 10 bits in place of 23."""
+    """Make float32 mean float32 on a GPU in this process.
+
+    By default cuDNN's convolutions round to TF32, 10 bits in place of 23.
+    """
     # By the older names: set by the newer ones alone, cuDNN's older ones, which PyTorch itself still reads, raise an error.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,19 +1,26 @@
-"""What every configuration shares: frozen pydantic models that know which of their values decide an output."""
+"""Base of every configuration: frozen pydantic models that know which of their values decide an output."""
 
 import os
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+_NOT_IN_FINGERPRINT = "not_in_fingerprint"
+_IN_FINGERPRINT_UNLESS_DEFAULT = "in_fingerprint_unless_default"
 
 
 def not_in_fingerprint(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
     """Return a field that changes how a stage runs but never what it gives, so it is no part of a fingerprint."""
-    return Field(json_schema_extra={"run_only": True}, **settings)
+    return Field(json_schema_extra={_NOT_IN_FINGERPRINT: True}, **settings)
 
 
 def in_fingerprint_unless_default(**settings: Any) -> Any:  # noqa: ANN401
-    """Return a field that came later: at its default it is no part of a fingerprint, so that what was made before it stays."""
-    return Field(json_schema_extra={"if_set": True}, **settings)
+    """Return a field that was added later: at its default it is no part of a fingerprint.
+
+    So outputs that were made before the field existed keep their fingerprints.
+    """
+    return Field(json_schema_extra={_IN_FINGERPRINT_UNLESS_DEFAULT: True}, **settings)
 
 
 class Config(BaseModel):
@@ -22,17 +29,27 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that decide an output: all but `not_in_fingerprint` and unset `in_fingerprint_unless_default` fields, nested models included."""
-        return {
-            name: _identity(value)
-            for name, field in type(self).model_fields.items()
-            if _counts(field, value := getattr(self, name))
-        }
+        """Return the values that decide an output, nested models included, in the order of the fields.
+
+        Fields of `not_in_fingerprint` are left out, and those of `in_fingerprint_unless_default` at their default.
+        """
+        values = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if _decides_output(field, value):
+                values[name] = _identity(value)
+        return values
 
 
-def _counts(field: Any, value: Any) -> bool:  # noqa: ANN401
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return not (extra.get("run_only") or (extra.get("if_set") and value == field.default))
+def _decides_output(field: FieldInfo, value: Any) -> bool:  # noqa: ANN401
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict):
+        return True
+    if _NOT_IN_FINGERPRINT in extra:
+        return False
+    if _IN_FINGERPRINT_UNLESS_DEFAULT in extra:
+        return value != field.default
+    return True
 
 
 def _identity(value: Any) -> Any:  # noqa: ANN401
@@ -49,25 +66,34 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def validated(kind: type[ConfigT], values: object, place: str) -> ConfigT:
-    """Check values that a file holds; raises ValueError, one line with `place` and the first key at fault."""
+    """Return the values of a file as a configuration.
+
+    Raises ValueError, one line with `place` and the first key at fault.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join((place, *map(str, first['loc'])))}: {first['msg']}") from None
+        key = ".".join((place, *map(str, first["loc"])))
+        raise ValueError(f"{key}: {first['msg']}") from None
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
 def _absolute(location: str) -> str:
-    return location if is_url(location) else os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111  (`~nobody` stays)
+    if is_url(location):
+        return location
+    return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111  (`~nobody` stays)
 
 
 def is_url(location: str) -> bool:
-    """Tell whether a place is one that fsspec finds by its protocol, not a path of this machine."""
+    """Tell whether fsspec finds a location by its protocol, in place of a path of this machine."""
     return "://" in location or "::" in location
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-"""A path or any fsspec URL. A path is made absolute when a recipe is read: workers, and jobs of a cluster, stand in other folders."""
+"""A path or any fsspec URL.
+
+A path is made absolute when a recipe is read: workers, and jobs of a cluster, stand in other folders.
+"""

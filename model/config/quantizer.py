@@ -1,4 +1,4 @@
-"""The quantisers' configurations, told apart by `kind`; imports neither torch nor ray."""
+"""Configurations of quantisers, told apart by `kind`; imports neither torch nor ray."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -8,22 +8,22 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from dualtoken.model.config.base import Config, PositiveInt
 
 MAX_CODES = 65536
-"""Codes are stored as uint16."""
+"""Largest number of codes: they are stored as uint16."""
 
 
 class CodebookConfig(Config):
-    """What quantisers with learnt codes share."""
+    """Fields of all quantisers with learnt codes."""
 
     num_codes: Annotated[int, Field(ge=2, le=MAX_CODES)] = 16384
-    """Of one codebook."""
+    """Number of codes of one codebook."""
     depth: Annotated[int, Field(ge=1, le=64)] = 8
     """Codes per token."""
     width: PositiveInt = 32
     """Channels of a quantised token."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Of the moving averages that move the codebook."""
+    """Decay of the moving averages that move the codebook (EMA)."""
     restart_below: Annotated[float, Field(ge=0)] | None = 1.0
-    """A code used less often than this (moving average of uses per step) restarts at a token of the batch."""
+    """Use, as a moving average per step, under which a code restarts at a token of the batch; null: no restarts."""
 
 
 class QuantizerConfig(CodebookConfig):
@@ -31,9 +31,9 @@ class QuantizerConfig(CodebookConfig):
 
     kind: Literal["residual"] = "residual"
     shared: bool = True
-    """One codebook for all depths, as in the paper; otherwise one for each."""
+    """Use one codebook for all depths, as in the paper; otherwise one for each."""
     beam: Annotated[int, Field(ge=1, le=64)] = 1
-    """Sums kept per depth while encoding; 1 takes the nearest code each time. Training never searches further."""
+    """Beam width of encoding: sums kept per depth. 1 takes the nearest code each time, and so does training always."""
 
 
 class SplitQuantizerConfig(CodebookConfig):
@@ -41,13 +41,14 @@ class SplitQuantizerConfig(CodebookConfig):
 
     kind: Literal["split"]
     normalized: bool = True
-    """Parts and codes have length one, so that the nearest code is that of the least angle."""
+    """Scale parts and codes to length one, so that the nearest code is that of the least angle."""
 
     @model_validator(mode="after")
     def _parts_divide_width(self) -> "SplitQuantizerConfig":
         if self.width % self.depth:
             raise ValueError(
-                f"width={self.width} is no multiple of depth={self.depth}, the number of parts: change one of them"
+                f"width={self.width} is no multiple of depth={self.depth}, the number of parts: "
+                "change one of them"
             )
         return self
 
@@ -57,13 +58,13 @@ class ScalarQuantizerConfig(Config):
 
     kind: Literal["scalar"]
     levels: Annotated[tuple[Annotated[int, Field(ge=2, le=64)], ...], Field(min_length=1)] = (8, 8, 8, 5, 5)
-    """Levels of each channel of a code; their product is the number of codes."""
+    """Number of levels of each channel of a code; their product is the number of codes."""
     depth: Annotated[int, Field(ge=1, le=64)] = 8
     """Codes per token."""
 
     @property
     def num_codes(self) -> int:
-        """Of each depth."""
+        """Number of codes of each depth."""
         return math.prod(self.levels)
 
     @property
@@ -75,13 +76,17 @@ class ScalarQuantizerConfig(Config):
     def _codes_are_uint16(self) -> "ScalarQuantizerConfig":
         if self.num_codes > MAX_CODES:
             raise ValueError(
-                f"levels={self.levels} give {self.num_codes} codes, over {MAX_CODES}: take fewer levels or channels"
+                f"levels={self.levels} give {self.num_codes} codes, over {MAX_CODES}: "
+                "take fewer levels or channels"
             )
         return self
 
 
-def _kind(value: Any) -> Any:  # noqa: ANN401
-    return value.get("kind", "residual") if isinstance(value, dict) else getattr(value, "kind", None)
+def _kind(value: Any) -> Any:  # noqa: ANN401  (whatever a recipe holds)
+    """Return the kind of a recipe's value or of a configuration; None for anything else."""
+    if isinstance(value, dict):
+        return value.get("kind", "residual")
+    return getattr(value, "kind", None)
 
 
 AnyQuantizerConfig = Annotated[
@@ -92,4 +97,4 @@ AnyQuantizerConfig = Annotated[
         _kind, custom_error_type="kind", custom_error_message="kind must be residual, split or scalar"
     ),
 ]
-"""The quantiser of a stream, told apart by `kind`; residual where none is said."""
+"""Quantiser of a stream, by its `kind`; residual where there is none."""

@@ -1,4 +1,4 @@
-"""The shapes of the networks, as frozen pydantic models; imports neither torch nor ray.
+"""Shapes of the networks, as frozen pydantic models; imports neither torch nor ray.
 
 Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
 """
@@ -12,6 +12,11 @@ from dualtoken.model.config.open_clip import Channels, Statistics, input_statist
 from dualtoken.model.config.quantizer import AnyQuantizerConfig
 
 
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"width={width} is no multiple of num_heads={num_heads}: change one of them")
+
+
 class TowerConfig(Config):
     """A SigLIP-style vision transformer: no class token, attention-pool head (arXiv 2303.15343)."""
 
@@ -22,30 +27,31 @@ class TowerConfig(Config):
     depth: Annotated[int, Field(ge=2)]
     """Number of blocks."""
     num_heads: PositiveInt
+    """Number of attention heads of a block."""
     mlp_width: PositiveInt
     """Channels inside a block's MLP (4,304 in So400m)."""
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """Of the MLPs; SigLIP was trained with the tanh approximation, which timm replaces by the exact one in some (So400m/14, L/16-256)."""
+    """Activation of the MLPs. SigLIP was trained with the tanh approximation, which timm replaces by the exact function in
+    some of its models (So400m/14, L/16-256)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them"
-            )
+        _check_heads(self.width, self.num_heads)
         return self
 
 
 class NamedTower(Config):
-    """The image tower of a model that open_clip knows, such as ViT-SO400M-14-SigLIP2-378, at the tokenizer's image size."""
+    """The image tower of a model that open_clip knows, at the tokenizer's image size."""
 
     model: str
+    """Name of the model, such as ViT-SO400M-14-SigLIP2-378."""
     prefix: Literal["learned", "tower"] = "learned"
-    """What stands for the class token in the blocks behind the semantic codes, where the tower has one: a learned vector, so
-    that codes alone give the embedding, or the image's own, which codes do not hold."""
+    """Source of the class token in the blocks behind the semantic codes, where the tower has one. `learned` is a learned
+    vector, so that codes alone give the embedding; `tower` is the image's own class token, which codes do not hold."""
     mean: Channels | None = None
-    """Of the images, 0 to 1, that the tower's weights expect; by default those of the model's usual weights."""
+    """Mean of the images, 0 to 1, that the tower's weights expect; by default that of the model's usual weights."""
     std: Channels | None = None
+    """Standard deviation of these images, likewise."""
 
     @field_validator("model")
     @classmethod
@@ -76,11 +82,12 @@ class NamedTower(Config):
 
 
 def _tower_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
-    return (
-        "NamedTower"
-        if isinstance(value, NamedTower) or (isinstance(value, dict) and "model" in value)
-        else "TowerConfig"
-    )
+    """Return the tag of a tower in `AnyTower`: one with a `model` is named, any other describes its shape."""
+    if isinstance(value, NamedTower):
+        return "NamedTower"
+    if isinstance(value, dict) and "model" in value:
+        return "NamedTower"
+    return "TowerConfig"
 
 
 AnyTower = Annotated[
@@ -90,7 +97,10 @@ AnyTower = Annotated[
 
 
 def default_pixel_block(depth: int) -> int:
-    """Return the paper's choice: the last block of the first quarter (6 of 27 and 24, 3 of 12, 8 of 32), but not the first."""
+    """Return the paper's choice: the last block of the first quarter, but not the first block.
+
+    It is 6 of 27 and 24 blocks, 3 of 12, 8 of 32.
+    """
     return min(max(2, depth // 4), depth - 1)
 
 
@@ -98,17 +108,17 @@ class TextConfig(Config):
     """The text transformer of a teacher that a recipe trains itself."""
 
     context_length: Annotated[int, Field(ge=4, le=256)] = 32
-    """Tokens; longer captions are cut."""
+    """Number of tokens; longer captions are cut."""
     width: PositiveInt = 128
+    """Channels of a token."""
     depth: PositiveInt = 2
+    """Number of blocks."""
     num_heads: PositiveInt = 4
+    """Number of attention heads of a block."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TextConfig":
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them"
-            )
+        _check_heads(self.width, self.num_heads)
         return self
 
 
@@ -116,7 +126,9 @@ class ShortcutConfig(Config):
     """Adds an earlier block's projected tokens to the pixel path; in the released code, not in the paper."""
 
     block: PositiveInt = 4
+    """Block that the tokens come from; 1 is the first."""
     weight: float = 0.6
+    """Factor of these tokens."""
 
 
 class DecoderConfig(Config):
@@ -125,13 +137,15 @@ class DecoderConfig(Config):
     latent_size: PositiveInt = 24
     """Side of the grid the decoder starts from; tokens are resized to it (27 to 24 in the 384-pixel model)."""
     latent_width: PositiveInt = 1024
+    """Channels of that grid."""
     width: PositiveInt = 128
-    """Channels at full resolution, times `multipliers[0]`."""
+    """Channels that the multipliers multiply: full resolution has `width * multipliers[0]`."""
     multipliers: tuple[PositiveInt, ...] = (1, 1, 4, 4, 8)
     """Channels of each level over `width`, highest resolution first; each further level halves the side."""
     num_res_blocks: PositiveInt = 2
-    """Plus one: residual blocks per level."""
+    """Residual blocks per level, less one."""
     norm_groups: PositiveInt = 32
+    """Groups of each GroupNorm."""
 
     @property
     def image_size(self) -> int:
@@ -141,41 +155,49 @@ class DecoderConfig(Config):
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> "DecoderConfig":
         channels = [self.latent_width, *(self.width * multiplier for multiplier in self.multipliers)]
-        if bad := [count for count in channels if count % self.norm_groups]:
-            raise ValueError(
-                f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change latent_width, width or norm_groups"
-            )
+        for count in channels:
+            if count % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups={self.norm_groups} does not divide {count} channels: "
+                    "change latent_width, width or norm_groups"
+                )
         return self
 
 
 class ConvEncoderConfig(Config):
-    """VQGAN's convolutional encoder (arXiv 2012.09841), for a tokenizer whose pixel stream does not come from the tower."""
+    """VQGAN's convolutional encoder (arXiv 2012.09841), for a pixel stream that does not come from the tower."""
 
     width: PositiveInt = 128
-    """Channels at full resolution, times `multipliers[0]`."""
+    """Channels that the multipliers multiply: full resolution has `width * multipliers[0]`."""
     multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
     """Channels of each level over `width`, highest resolution first; each further level halves the side."""
     num_res_blocks: PositiveInt = 2
     """Residual blocks per level."""
     norm_groups: PositiveInt = 32
+    """Groups of each GroupNorm."""
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> "ConvEncoderConfig":
-        channels = [self.width * multiplier for multiplier in self.multipliers]
-        if bad := [count for count in channels if count % self.norm_groups]:
-            raise ValueError(
-                f"norm_groups={self.norm_groups} does not divide {bad[0]} channels: change width or norm_groups"
-            )
+        for multiplier in self.multipliers:
+            count = self.width * multiplier
+            if count % self.norm_groups:
+                raise ValueError(
+                    f"norm_groups={self.norm_groups} does not divide {count} channels: "
+                    "change width or norm_groups"
+                )
         return self
 
 
 class TokenizerConfig(Config):
-    """The dual tokenizer: one tower, two taps, two codebooks, one decoder; or, to compare with it, fewer or more of these."""
+    """The dual tokenizer: one tower, two taps, two codebooks, one decoder.
+
+    For comparisons it may have fewer or more of these.
+    """
 
     image_size: PositiveInt
-    """Side of the square input, pixels; what a patch does not cover at the right and bottom is not seen."""
+    """Side of the square input, pixels; pixels at the right and bottom that no patch covers are not seen."""
     tower: AnyTower
-    """Our own shape, or `{model: NAME}` of an open_clip model."""
+    """Shape of our own, or `{model: NAME}` of an open_clip model."""
     pixel_block: PositiveInt = Field(
         default_factory=lambda values: default_pixel_block(values["tower"].depth)
     )
@@ -183,17 +205,22 @@ class TokenizerConfig(Config):
     semantic_block: PositiveInt = Field(default_factory=lambda values: values["tower"].depth - 1)
     """Block whose output feeds the semantic codebook; by default the last but one, as in the paper."""
     shortcut: ShortcutConfig | None = None
+    """Second tap of the pixel stream."""
     pixel: AnyQuantizerConfig
+    """Quantiser of the pixel stream."""
     semantic: AnyQuantizerConfig
+    """Quantiser of the semantic stream."""
     shared_codebook: bool = False
-    """One codebook for both streams, whose codes are then the same: not DualToken, but what it is compared with."""
+    """Use one codebook for both streams, so that their codes are the same: not DualToken, but a comparison with it."""
     pixel_encoder: ConvEncoderConfig | None = None
-    """Reads the pixel stream from the image itself, not from `pixel_block`: an encoder of its own, to compare with."""
+    """Encoder that reads the pixel stream from the image itself, in place of `pixel_block`: a comparison too."""
     decoder: DecoderConfig
+    """Decoder of the pixel stream."""
     causal_pixel: bool = True
-    """Whether a pixel token, widened after quantisation, sees only those before it: the released code; off: UniTok."""
+    """Let a pixel token, when it is widened after quantisation, see only those before it, as in the released code; off is
+    UniTok's way."""
     causal_semantic: bool = True
-    """The same of semantic tokens."""
+    """Let a semantic token see only those before it, likewise."""
 
     @property
     def grid_size(self) -> int:
@@ -221,8 +248,8 @@ class TokenizerConfig(Config):
             )
         if self.decoder.image_size != self.image_size:
             raise ValueError(
-                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers decodes "
-                f"{self.decoder.image_size} pixels, image_size={self.image_size}: make them equal"
+                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers "
+                f"decodes {self.decoder.image_size} pixels, image_size={self.image_size}: make them equal"
             )
         return self
 
@@ -235,7 +262,8 @@ class TokenizerConfig(Config):
                 )
         if self.tower.width % self.decoder.norm_groups:
             raise ValueError(
-                f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: change norm_groups"
+                f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: "
+                "change norm_groups"
             )
         return self
 
@@ -267,9 +295,11 @@ class TokenizerConfig(Config):
             return self
         if self.shortcut:
             raise ValueError("pixel_encoder takes nothing from the tower: set shortcut to null")
-        if self.grid_size * (halvings := 2 ** (len(self.pixel_encoder.multipliers) - 1)) != self.image_size:
+        num_levels = len(self.pixel_encoder.multipliers)
+        divisor = 2 ** (num_levels - 1)
+        if self.grid_size * divisor != self.image_size:
             raise ValueError(
-                f"pixel_encoder with {len(self.pixel_encoder.multipliers)} multipliers divides image_size={self.image_size} by "
-                f"{halvings}, the tower makes {self.grid_size} tokens of it: make the grids equal"
+                f"pixel_encoder with {num_levels} multipliers divides image_size={self.image_size} by {divisor}, "
+                f"the tower makes {self.grid_size} tokens of it: make the grids equal"
             )
         return self

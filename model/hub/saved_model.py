@@ -1,6 +1,6 @@
-"""Where a saved model comes from and goes to: a local folder, or a repository of the Hugging Face hub.
+"""Reads and writes saved models: a local folder, or a repository of the Hugging Face hub.
 
-Folders hold config.json (ours: format, version, shape, transform), model.safetensors, and README.md, the model card.
+A folder holds config.json (our own: format, version, shape, transform), model.safetensors, and README.md, the model card.
 """
 
 # ruff: noqa: PYI019  (the type checker of our tests knows no Self in single methods)
@@ -22,14 +22,20 @@ from torch import Tensor
 from dualtoken.model.hub.model_name import CONFIG, WEIGHTS, local_folder, require_files
 
 CARD = "README.md"
+"""File with the model card."""
 FILES = (CONFIG, WEIGHTS, CARD)
-FORMAT, FORMAT_VERSION = "dualtoken", 1
-"""Of a saved folder. Version 1 may lack `transform` and the card, which came later."""
+"""Files of a saved model."""
+FORMAT = "dualtoken"
+"""Format of a saved folder."""
+FORMAT_VERSION = 1
+"""Version of the format. Folders of version 1 may lack `transform` and the card, which came later."""
 PYTORCH = {"format": "pt"}
-"""What other readers of safetensors look for in a file of PyTorch's weights."""
+"""Metadata that other readers of safetensors look for in a file of PyTorch's weights."""
 _PATIENCE = 10
-"""Seconds to wait for the hub's first answer; its own client tries for half a minute before it says there is no network."""
-
+"""Time to wait for the hub's first answer, seconds; its own client tries for half a minute before it says there is no
+network."""
+_READ_BYTES = 2**20
+"""Bytes that a fingerprint reads at a time."""
 
 Model = TypeVar("Model", bound="HubModel")
 
@@ -37,7 +43,7 @@ Model = TypeVar("Model", bound="HubModel")
 class HubModel(ModelHubMixin, ABC):
     """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to a network that can write and read a folder.
 
-    A subclass gives `_save_pretrained` (to a folder), `_from_folder` and `_card`.
+    A subclass implements `_save_pretrained` (to a folder), `_from_folder` and `_card`.
     """
 
     @classmethod
@@ -93,7 +99,8 @@ class HubModel(ModelHubMixin, ABC):
     ) -> str | None:
         """Write config.json, model.safetensors and README.md into a folder, made if missing; same model, same bytes.
 
-        `push_to_hub=True` uploads them too, to `repo_id` or a repository of the folder's name, and returns the commit's URL.
+        `push_to_hub=True` uploads them too, to `repo_id` or a repository of the folder's name, and returns the URL of
+        the commit.
         """
         assert config is None, "the model's own config is saved"
         assert not model_card_kwargs, "the card says what the model says"
@@ -101,7 +108,9 @@ class HubModel(ModelHubMixin, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self._save_pretrained(folder)
         (folder / CARD).write_text(self._card(fingerprint(folder)), encoding="utf-8")
-        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
 
     def generate_model_card(self, *_arguments: Any, **_options: Any) -> ModelCard:  # noqa: ANN401
         """Return the card without its fingerprint, which only a saved folder has."""
@@ -109,7 +118,7 @@ class HubModel(ModelHubMixin, ABC):
 
     @abstractmethod
     def _card(self, fingerprint: str | None) -> str:
-        """Return the model card; `fingerprint` is of a saved folder."""
+        """Return the model card; `fingerprint` is that of a saved folder."""
 
 
 def find_folder(
@@ -121,23 +130,31 @@ def find_folder(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the local folder of a model: the one that is named, or a hub repository's in the cache, fetched if need be.
+    """Return the local folder of a model: the one of that name, or a hub repository's in the cache, fetched if need be.
 
     Raises ValueError, at once where there is no network.
     """
-    if (local := local_folder(model)) is not None:
+    local = local_folder(model)
+    if local is not None:
         return local
-    offline = local_files_only or constants.is_offline_mode()
-    unreachable = None if offline else _unreachable(model, revision, token)
+    cached_only = local_files_only or constants.is_offline_mode()
+    why = "the hub is not asked (offline)"
+    if not cached_only:
+        unreachable = _unreachable(model, revision, token)
+        if unreachable is not None:
+            cached_only = True
+            why = f"the hub cannot be reached ({unreachable})"
     try:
         folder = snapshot_download(
-            model, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=offline or unreachable is not None, allow_patterns=list(FILES),
-        )  # fmt: skip
-    except LocalEntryNotFoundError as error:
-        why = (
-            f"the hub cannot be reached ({unreachable})" if unreachable else "the hub is not asked (offline)"
+            model,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=cached_only,
+            allow_patterns=list(FILES),
         )
+    except LocalEntryNotFoundError as error:
         raise ValueError(
             f"{model}: no such folder, not in the hub's cache, and {why}: name a folder of save_pretrained"
         ) from error
@@ -145,7 +162,7 @@ def find_folder(
 
 
 def _unreachable(model: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Ask once; return why there was no answer, or raise ValueError if the answer is no."""
+    """Ask the hub once; return why there was no answer, or None. Raises ValueError if the answer is no."""
     try:
         HfApi(token=token).model_info(model, revision=revision, timeout=_PATIENCE)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -153,29 +170,36 @@ def _unreachable(model: str, revision: str | None, token: str | bool | None) -> 
         raise ValueError(
             f"{model}{version}: no such folder, and the hub shows no such repository: check name and token"
         ) from error
-    except Exception as error:  # noqa: BLE001  (the client of the day has its own errors; what is in the cache still serves)
+    except Exception as error:  # noqa: BLE001  (each client of the hub has its own errors; the cache still serves)
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return the SHA-256 of config.json followed by model.safetensors: `cat config.json model.safetensors | sha256sum`."""
+    """Return the SHA-256 of config.json followed by model.safetensors.
+
+    It is that of `cat config.json model.safetensors | sha256sum`.
+    """
     digest = hashlib.sha256((Path(folder) / CONFIG).read_bytes())
     with (Path(folder) / WEIGHTS).open("rb") as file:
-        while block := file.read(2**20):
+        block = file.read(_READ_BYTES)
+        while block:
             digest.update(block)
+            block = file.read(_READ_BYTES)
     return digest.hexdigest()
 
 
 class SavedConfig(NamedTuple):
-    """What config.json says."""
+    """Values of config.json, not yet validated."""
 
     config: dict[str, Any]
-    transform: dict[str, Any] | None  # None in folders from before transforms were saved
+    """Shape of the network."""
+    transform: dict[str, Any] | None
+    """Transform of its images; None in folders from before transforms were saved."""
 
 
 def read_safetensors(file: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Read a file of safetensors; raises ValueError for another one."""
+    """Read a file of safetensors; raises ValueError for any other file."""
     try:
         return load_file(file, device=str(device))
     except SafetensorError as error:
@@ -185,7 +209,8 @@ def read_safetensors(file: Path, device: str | torch.device = "cpu") -> dict[str
 def write_safetensors(
     tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = PYTORCH
 ) -> None:
-    """Write a file of safetensors, with the permissions of any new file: safetensors' own writer leaves it to its owner alone."""
+    """Write a file of safetensors, with the permissions of any new file."""
+    # safetensors' own writer makes a file that its owner alone may read.
     file.touch()
     mode = file.stat().st_mode
     save_file(dict(tensors), file, dict(metadata))
@@ -199,7 +224,9 @@ def read_config(folder: Path) -> SavedConfig:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder}/{CONFIG} is no JSON: {error}") from error
-    found = (saved.get("format"), saved.get("format_version")) if isinstance(saved, dict) else (None, None)
+    found = (None, None)
+    if isinstance(saved, dict):
+        found = (saved.get("format"), saved.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
         raise ValueError(
             f"{folder}/{CONFIG} has format and format_version {found}: this reads {(FORMAT, FORMAT_VERSION)}"
@@ -211,5 +238,5 @@ def write_folder(folder: Path, saved: SavedConfig, state: Mapping[str, Tensor]) 
     """Write config.json and model.safetensors; the same values give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_safetensors(tensors, folder / WEIGHTS)
-    said = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved._asdict()}
-    (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved._asdict()}
+    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the teacher gives the tokenizer's loss for a batch."""
+"""Targets of the tokenizer's loss: what the teacher gives for a batch. B images, N tokens, W and E channels."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class TeacherTargets(NamedTuple):
-    """What the tokenizer learns to predict."""
+    """Features of a teacher that the tokenizer learns to predict."""
 
-    pooled: Float[Tensor, "B E"]  # the teacher's pooled output, of any length
-    dense: Float[Tensor, "B N W"]  # its tokens after the semantic block
+    pooled: Float[Tensor, "B E"]
+    """Pooled output of the teacher's tower, not normalised."""
+    dense: Float[Tensor, "B N W"]
+    """Tokens of the teacher's tower after the semantic block."""

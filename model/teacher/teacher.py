@@ -1,7 +1,8 @@
-"""The frozen image and text model that filters, gives targets and judges: open_clip's, on local disk, SigLIP or CLIP-like.
+"""The teacher: a frozen image and text model that filters samples, gives targets and judges; SigLIP or CLIP-like.
 
-B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the tower, E channels of an embedding.
-A teacher is a folder in open_clip's local-dir format: open_clip_config.json and open_clip_model.safetensors.
+A teacher is a folder on local disk in open_clip's local-dir format: open_clip_config.json and
+open_clip_model.safetensors. B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the
+tower, E channels of an embedding.
 """
 
 import json
@@ -29,29 +30,39 @@ with vision_imports():
     from open_clip.tokenizer import SimpleTokenizer
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
-"""Brings sines and cosines to about the size of patches' tokens."""
-_LOGIT_SCALE, _LOGIT_BIAS = 5.0, -4.5
-"""SigLIP's scale is 10; a smaller one starts sooner and learns less in the end (NOTES.md, 2026-11-24)."""
+"""Factor that brings sines and cosines to about the size of patches' tokens."""
+_LOGIT_SCALE = 5.0
+"""Initial scale of cosines in the loss. SigLIP's is 10; a smaller one starts sooner and learns less in the end
+(NOTES.md, 2026-11-24)."""
+_LOGIT_BIAS = -4.5
+"""Initial bias of the loss, which takes most pairs for wrong ones."""
+_PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+"""Preprocessing of a teacher of our own, in open_clip's terms."""
 
 
 class TeacherOutput(NamedTuple):
-    """All that one pass of the tower gives."""
+    """Output of one pass of the tower."""
 
-    embeddings: Float[Tensor, "B E"]  # unit vectors, comparable with those of texts
-    pooled: Float[Tensor, "B W"]  # as TeacherTargets.pooled
-    dense: Float[Tensor, "B N W"]  # as TeacherTargets.dense
+    embeddings: Float[Tensor, "B E"]
+    """Unit vectors, comparable with those of texts."""
+    pooled: Float[Tensor, "B W"]
+    """Pooled output, as `TeacherTargets.pooled`."""
+    dense: Float[Tensor, "B N W"]
+    """Tokens, as `TeacherTargets.dense`."""
 
 
 def build_teacher(config: TeacherConfig) -> open_clip.CustomTextCLIP:
     """Return an open_clip model with fresh weights, set up to learn within a few hundred steps.
 
-    Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small scenes at 96 a step,
-    the loss leaves the level of guessing within 100 steps (NOTES.md, 2026-11-24).
+    Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small scenes at 96 a
+    step, the loss leaves the level of guessing within 100 steps (NOTES.md, 2026-11-24).
     """
     model_config = _model_config(config)
-    del model_config["custom_text"]  # names the class, which is no argument of it
+    # It names the class, and is no argument of it.
+    del model_config["custom_text"]
     model = open_clip.CustomTextCLIP(**model_config)
     positions: Tensor = cast("Any", model.visual).trunk.pos_embed
     side = config.image_size // config.tower.patch_size
@@ -72,10 +83,8 @@ def _text_tokenizer(context_length: int) -> SimpleTokenizer:
 
 def save_teacher(model: nn.Module, config: TeacherConfig, folder: str | Path) -> None:
     """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
-    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    save_open_clip(
-        model.state_dict(), {"model_cfg": _model_config(config), "preprocess_cfg": preprocess}, Path(folder)
-    )
+    folder_config = {"model_cfg": _model_config(config), "preprocess_cfg": _PREPROCESS}
+    save_open_clip(model.state_dict(), folder_config, Path(folder))
 
 
 def export_open_clip(
@@ -83,22 +92,24 @@ def export_open_clip(
 ) -> None:
     """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
 
-    `pretrained` is one of the model's tags, whose weights open_clip fetches from its hub, or a local weights file. Where the image
-    tower has the shape of `tower`, the folder's computes as that one: SigLIP was trained with the tanh GELU, in place of which timm
-    has the exact one for some models. Raises ValueError for a name that open_clip does not know.
+    `pretrained` is one of the model's tags, and open_clip fetches the weights from its hub; or it is a local weights file.
+    Where the image tower has the shape of `tower`, the folder names a tower that computes as `tower` does: SigLIP was
+    trained with the tanh GELU, in place of which timm has the exact one for some models.
+
+    Raises ValueError for a name that open_clip does not know.
     """
-    if (model_config := open_clip.get_model_config(model_name)) is None:
+    model_config = open_clip.get_model_config(model_name)
+    if model_config is None:
         raise ValueError(f"model={model_name} is unknown to open_clip: set one of open_clip.list_models()")
     model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
     visual = cast("Any", model.visual)
     preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     image_size = int(visual.image_size[0])
-    if tower and not tower_differs(visual.trunk if hasattr(visual, "trunk") else visual, tower, image_size):
-        named = {"timm_model_name": tower_name(tower, image_size), "timm_model_pretrained": False}
-        model_config = model_config | {"vision_cfg": model_config["vision_cfg"] | named}
-    save_open_clip(
-        model.state_dict(), {"model_cfg": model_config, "preprocess_cfg": preprocess}, Path(folder)
-    )
+    if tower and not tower_differs(_trunk(visual), tower, image_size):
+        own_tower = {"timm_model_name": tower_name(tower, image_size), "timm_model_pretrained": False}
+        model_config = model_config | {"vision_cfg": model_config["vision_cfg"] | own_tower}
+    folder_config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+    save_open_clip(model.state_dict(), folder_config, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
         open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -109,10 +120,11 @@ def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Tea
     Raises ValueError if files are missing or the image tower is no plain vision transformer.
     """
     folder = Path(folder)
-    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        raise ValueError(
-            f"{folder} has no {missing[0]}: name a folder of an open_clip model, such as save_teacher writes"
-        )
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} has no {name}: name a folder of an open_clip model, such as save_teacher writes"
+            )
     model_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     register_tower(model_config["vision_cfg"].get("timm_model_name", ""))
     model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
@@ -123,14 +135,16 @@ class Teacher(nn.Module):
     """A frozen image and text model; images are levels 0 to 255 at `image_size`."""
 
     mean: Float[Tensor, "3 1 1"]
+    """Mean of images of 0 to 1, per colour."""
     std: Float[Tensor, "3 1 1"]
+    """Standard deviation of images of 0 to 1, per colour."""
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: ANN401  (open_clip's tokenisers share no type)
         super().__init__()
         self.model = model.requires_grad_(False)
         self._tokenizer = tokenizer
         visual = cast("Any", model.visual)
-        check_tower(getattr(visual, "trunk", visual))
+        check_tower(_trunk(visual))
         self.image_size = int(visual.image_size[0])
         self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1))
@@ -139,53 +153,65 @@ class Teacher(nn.Module):
     @property
     def trunk(self) -> Tower:
         """The image tower, whose weights `DualTokenizer.init_tower` takes."""
-        visual = cast("Any", self.model).visual
-        return getattr(visual, "trunk", visual)
+        return _trunk(cast("Any", self.model).visual)
 
     def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Normalise levels by the model's own mean and standard deviation."""
         if images.shape[-1] != self.image_size:
             raise ValueError(
-                f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: resize them to that"
+                f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: "
+                "resize them to that"
             )
         return (images.float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
-        """Return unit vectors."""
+        """Return the unit vectors of images."""
         return F.normalize(cast("Any", self.model).encode_image(self.transform(images)), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "T E"]:
-        """Return unit vectors."""
+        """Return the unit vectors of texts."""
         tokens = self._tokenizer(list(texts)).to(self.mean.device)
         return F.normalize(cast("Any", self.model).encode_text(tokens), dim=-1)
 
     @torch.no_grad()
     def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
-        """Return the unit vectors that pooled outputs of the tower stand for, a tokenizer's as well as its own."""
+        """Return the unit vectors of the tower's pooled outputs, a tokenizer's as well as the teacher's own."""
         visual = cast("Any", self.model).visual
         if hasattr(visual, "trunk"):
             # The projection is timm's head, or open_clip's behind it; the other is the identity.
-            return F.normalize(visual.head(visual.trunk.head(pooled)), dim=-1)
-        return F.normalize(pooled if visual.proj is None else pooled @ visual.proj, dim=-1)
+            projected = visual.head(visual.trunk.head(pooled))
+        elif visual.proj is None:
+            projected = pooled
+        else:
+            projected = pooled @ visual.proj
+        return F.normalize(projected, dim=-1)
 
     @torch.no_grad()
     def embed_all(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherOutput:
-        """Return embeddings and targets in one pass of the tower; `block` counts from 1, as TokenizerConfig.semantic_block."""
+        """Return embeddings and targets in one pass of the tower.
+
+        `block` counts from 1, as `TokenizerConfig.semantic_block`.
+        """
         pooled, dense = self.targets(images, block)
         return TeacherOutput(self.project(pooled), pooled, dense)
 
     def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
-        """Return what the tokenizer learns to predict; `block` as in `embed_all`."""
+        """Return the targets of images; `block` as in `embed_all`."""
         return tower_targets(self.trunk, self.transform(images), block)
 
 
 @torch.no_grad()
 def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
-    """Return what a tower says of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
+    """Return a tower's targets of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
     dense, prefix = forward_taps(tower, images, [block])[block]
     return TeacherTargets(forward_from_block(tower, dense, block, prefix), dense)
+
+
+def _trunk(visual: Any) -> Any:  # noqa: ANN401  (open_clip's image towers share no type)
+    """Return the transformer of an image tower: timm's, inside of open_clip's wrapper, or open_clip's own."""
+    return getattr(visual, "trunk", visual)
 
 
 def _model_config(config: TeacherConfig) -> dict[str, Any]:
@@ -218,6 +244,6 @@ def _model_config(config: TeacherConfig) -> dict[str, Any]:
 def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
     """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_safetensors(state, folder / WEIGHTS_FILE)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_safetensors(tensors, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -20,29 +20,34 @@ with vision_imports():
     from open_clip.loss import SigLipLoss
 
 _LOGIT_RATE = 10.0
+"""Learning rate of the loss's scale and bias, over that of the other weights."""
 
 
 class TeacherMetrics(NamedTuple):
-    """Figures of one step."""
+    """Metrics of one step."""
 
-    loss: float  # SigLIP's: summed over texts, mean over images
-    accuracy: float  # share of images whose own text is nearest among the batch's
+    loss: float
+    """SigLIP's loss: summed over texts, mean over images."""
+    accuracy: float
+    """Share of images that are nearest to their own text among the batch's."""
     learning_rate: float
+    """Learning rate of the step."""
 
 
 class TeacherTrainer:
     """A teacher under training, with its optimiser and the number of steps done."""
 
-    def __init__(self, settings: TeacherTrainingConfig, device: str | torch.device = "cpu") -> None:
-        self.settings, self.step = settings, 0
+    def __init__(self, config: TeacherTrainingConfig, device: str | torch.device = "cpu") -> None:
+        self.config = config
+        self.step = 0
         with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            self.model = build_teacher(settings).to(device)
+            torch.manual_seed(config.seed)
+            self.model = build_teacher(config).to(device)
         self.optimizer = build_optimizer(
             self.model,
-            learning_rate=settings.learning_rate,
+            learning_rate=config.learning_rate,
             betas=(0.9, 0.95),
-            weight_decay=settings.weight_decay,
+            weight_decay=config.weight_decay,
         )
         _quicken_logits(self.optimizer, self.model)
 
@@ -50,9 +55,9 @@ class TeacherTrainer:
         """Take the next step, on levels 0 to 255 and the token ids of `teacher.tokenize`."""
         rate = learning_rate_at(
             self.step,
-            peak=self.settings.learning_rate,
-            warmup_steps=self.settings.warmup_steps,
-            steps=self.settings.steps,
+            peak=self.config.learning_rate,
+            warmup_steps=self.config.warmup_steps,
+            steps=self.config.steps,
         )
         metrics = teacher_step(self.model, self.optimizer, normalize(images), tokens, learning_rate=rate)
         self.step += 1
@@ -61,11 +66,11 @@ class TeacherTrainer:
 
 def _quicken_logits(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Let the loss's scale and bias move at `_LOGIT_RATE` times the rate: in a few hundred steps they must go far."""
-    logits = [model.get_parameter(name) for name in ("logit_scale", "logit_bias")]
+    logits = [model.get_parameter("logit_scale"), model.get_parameter("logit_bias")]
+    # By identity, for `==` compares tensors number by number.
+    logit_ids = {id(logit) for logit in logits}
     for group in optimizer.param_groups:
-        group["params"] = [
-            parameter for parameter in group["params"] if not any(parameter is logit for logit in logits)
-        ]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in logit_ids]
     optimizer.add_param_group({"params": logits, "weight_decay": 0.0, "lr_scale": _LOGIT_RATE})
 
 
@@ -77,7 +82,10 @@ def teacher_step(
     *,
     learning_rate: float,
 ) -> TeacherMetrics:
-    """Take one step on SigLIP's loss. Raises FloatingPointError, before any weight changes, if the loss is not finite."""
+    """Take one step on SigLIP's loss.
+
+    Raises FloatingPointError, before any weight changes, if the loss is not finite.
+    """
     model.train()
     set_learning_rate(optimizer, learning_rate)
     image_features, text_features, scale, bias = model(images, tokens)
@@ -90,7 +98,7 @@ def teacher_step(
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        right = (image_features @ text_features.T).argmax(dim=1) == torch.arange(
-            len(images), device=images.device
-        )
-    return TeacherMetrics(loss.item(), right.float().mean().item(), learning_rate)
+        nearest = (image_features @ text_features.T).argmax(dim=1)
+        own = torch.arange(len(images), device=images.device)
+        accuracy = (nearest == own).float().mean().item()
+    return TeacherMetrics(loss.item(), accuracy, learning_rate)

@@ -1,6 +1,6 @@
-"""What VQGAN's encoder and decoder are made of (arXiv 2012.09841); parameters have the released DualToken checkpoints' names.
+"""Blocks of VQGAN's encoder and decoder (arXiv 2012.09841).
 
-B images, I input and O output channels, H by W positions.
+Parameters have the names of the released DualToken checkpoints. B images, I input and O output channels, H by W positions.
 """
 
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip; the first of `first_kernel` pixels' side, the second of 3."""
+    """Two convolutions beside a skip; the first has a kernel of `first_kernel` pixels a side, the second of 3."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, first_kernel: int = 3) -> None:
         super().__init__()
@@ -17,9 +17,9 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, first_kernel, padding=first_kernel // 2)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
         """Return the grid with the output channels."""
@@ -33,21 +33,28 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B I H W"]:
         """Return the grid and what its positions see of each other."""
         normed = self.norm(grid)
-        # The one head is a dimension of its own: fused kernels, and ONNX, want four.
-        queries, keys, values = (
-            layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v)
+        attended = F.scaled_dot_product_attention(
+            _as_one_head(self.q(normed)), _as_one_head(self.k(normed)), _as_one_head(self.v(normed))
         )
-        seen = F.scaled_dot_product_attention(queries, keys, values)[:, 0]
-        return grid + self.proj_out(seen.transpose(1, 2).unflatten(2, grid.shape[2:]))
+        tokens = attended[:, 0]
+        return grid + self.proj_out(tokens.transpose(1, 2).unflatten(2, grid.shape[2:]))
+
+
+def _as_one_head(grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B 1 N I"]:
+    """Return positions as tokens, in raster order; the one head is a dimension, for fused kernels and ONNX want four."""
+    return grid.flatten(2).transpose(1, 2)[:, None]
 
 
 class Middle(nn.Module):
-    """What the lowest level of encoder and decoder has besides its own blocks."""
+    """Blocks at the lowest resolution of encoder and decoder, besides the level's own."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The pixel decoder: RQ-VAE's convolutional decoder (arXiv 2203.01941, from VQGAN, arXiv 2012.09841).
 
-B images, I input channels, O output channels, H by W positions, T by U after any
-upsampling. Names of parameters are those of the released DualToken checkpoints.
+Parameters have the names of the released DualToken checkpoints. B images of S by S pixels, I input channels, O output
+channels, H by W positions, T by U after any upsampling.
 """
 
 from typing import cast
@@ -20,21 +20,25 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        groups, channels = (
-            config.norm_groups,
-            [config.width * multiplier for multiplier in config.multipliers],
-        )
+        groups = config.norm_groups
+        channels = [config.width * multiplier for multiplier in config.multipliers]
         lowest = len(channels) - 1
         self.conv_in = nn.Conv2d(config.latent_width, channels[-1], 3, padding=1)
         self.mid = Middle(channels[-1], groups)
         # Level 0 is the image's resolution, and runs last.
-        self.up = nn.ModuleList(
-            _Level(
-                channels[min(level + 1, lowest)], channels[level], groups,
-                blocks=config.num_res_blocks + 1, attends=level == lowest, upsamples=level > 0,
+        self.up = nn.ModuleList()
+        for level, out_channels in enumerate(channels):
+            in_channels = channels[min(level + 1, lowest)]
+            self.up.append(
+                _Level(
+                    in_channels,
+                    out_channels,
+                    groups,
+                    blocks=config.num_res_blocks + 1,
+                    attends=level == lowest,
+                    upsamples=level > 0,
+                )
             )
-            for level in range(len(channels))
-        )  # fmt: skip
         self.norm_out = nn.GroupNorm(groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
@@ -47,6 +51,8 @@ class Decoder(nn.Module):
 
 
 class _Upsample(nn.Module):
+    """Doubles a grid's side by nearest neighbours and a 3x3 convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -57,17 +63,19 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
+    """Residual blocks at one resolution, then a step to twice of it where `upsamples`."""
+
     def __init__(
         self, in_channels: int, out_channels: int, groups: int, *, blocks: int, attends: bool, upsamples: bool
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResBlock(in_channels if index == 0 else out_channels, out_channels, groups)
-            for index in range(blocks)
-        )
-        self.attn = nn.ModuleList(
-            AttnBlock(out_channels, groups) if attends else nn.Identity() for _ in range(blocks)
-        )
+        self.block = nn.ModuleList()
+        for _ in range(blocks):
+            self.block.append(ResBlock(in_channels, out_channels, groups))
+            in_channels = out_channels
+        self.attn = nn.ModuleList()
+        for _ in range(blocks):
+            self.attn.append(AttnBlock(out_channels, groups) if attends else nn.Identity())
         self.upsample = _Upsample(out_channels) if upsamples else nn.Identity()
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O T U"]:

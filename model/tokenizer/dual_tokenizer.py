@@ -1,8 +1,11 @@
 """DualToken's tokenizer (arXiv 2503.14324, section 3): one tower, a pixel and a semantic codebook, one decoder.
 
-B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, D depths, C class and
-register tokens of a tower that has them (SigLIP has none). The pixel tokens leave the tower at a shallow block; the
-semantic tokens leave it late, are quantised, and run through the rest of it.
+The pixel tokens leave the tower at a shallow block. The semantic tokens leave it late, are quantised, and run through
+the rest of it.
+
+B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, P and Q channels of
+pixel and semantic tokens before they are widened, D depths, C class and register tokens of a tower that has them (SigLIP
+has none).
 """
 
 from collections.abc import Mapping
@@ -39,27 +42,41 @@ from dualtoken.model.vision.transform import Transform
 
 
 class Codes(NamedTuple):
-    """The tokens of images, in raster order."""
+    """Codes of images, in raster order."""
 
-    semantic: Int[Tensor, "B H W D"]  # in [0, semantic.num_codes)
-    pixel: Int[Tensor, "B H W D"]  # in [0, pixel.num_codes)
+    semantic: Int[Tensor, "B H W D"]
+    """Semantic codes, in [0, semantic.num_codes)."""
+    pixel: Int[Tensor, "B H W D"]
+    """Pixel codes, in [0, pixel.num_codes)."""
 
 
 class SemanticFeatures(NamedTuple):
-    """What semantic codes mean to the tower."""
+    """Features that the tower makes of semantic codes."""
 
-    tokens: Float[Tensor, "B N W"]  # stand in for the output of the semantic block
-    pooled: Float[Tensor, "B E"]  # the image embedding, of any length
+    tokens: Float[Tensor, "B N W"]
+    """Tokens in the place of the semantic block's output."""
+    pooled: Float[Tensor, "B E"]
+    """Image embedding, not normalised."""
 
 
 class TokenizerOutput(NamedTuple):
-    """All that a loss needs; None for a stream that was not asked for."""
+    """Output of a forward pass: all that a loss needs; None for a stream that was not asked for."""
 
-    reconstruction: Float[Tensor, "B 3 S S"] | None  # about -1 to 1, not bounded
-    semantic_tokens: Float[Tensor, "B N W"] | None  # as SemanticFeatures.tokens
-    pooled: Float[Tensor, "B E"] | None  # as SemanticFeatures.pooled
+    reconstruction: Float[Tensor, "B 3 S S"] | None
+    """Decoded images, about -1 to 1, not bounded."""
+    semantic_tokens: Float[Tensor, "B N W"] | None
+    """Tokens, as `SemanticFeatures.tokens`."""
+    pooled: Float[Tensor, "B E"] | None
+    """Image embedding, as `SemanticFeatures.pooled`."""
     pixel: Quantized | None
-    semantic: Quantized | None  # with a shared codebook the same object as `pixel`
+    """Quantised pixel tokens."""
+    semantic: Quantized | None
+    """Quantised semantic tokens; with a shared codebook the same object as `pixel`."""
+
+
+class _QuantizedStreams(NamedTuple):
+    pixel: Quantized | None
+    semantic: Quantized | None
 
 
 class DualTokenizer(nn.Module, HubModel):
@@ -68,37 +85,43 @@ class DualTokenizer(nn.Module, HubModel):
     `forward` changes no state: a training step moves the codebooks by calling their `update`.
     """
 
-    input_scale: (
-        Float[Tensor, "3 1 1"] | None
-    )  # from images of -1 to 1 to what the tower expects, if that is something else
+    input_scale: Float[Tensor, "3 1 1"] | None
+    """Factor from images of -1 to 1 to what the tower expects; None where that is the same."""
     input_shift: Float[Tensor, "3 1 1"] | None
+    """Shift after the factor."""
+    quantize_pixel: Quantizer
+    """Codebook of the pixel stream; the same module as `quantize_semantic` where both streams share one."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.transform = Transform(image_size=config.image_size)
         width = config.tower.width
+
         self.tower = build_tower_like(config.tower, config.image_size)
         self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
         scale, shift = _input_change(config)
         self.register_buffer("input_scale", scale)
         self.register_buffer("input_shift", shift)
-        self.pixel_encoder = (
-            ConvEncoder(config.pixel_encoder, config.pixel.width) if config.pixel_encoder else None
-        )
-        own_tap = not (config.shared_codebook or config.pixel_encoder)
-        self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False) if own_tap else None
-        self.reduce_shortcut = (
-            AttnProjection(width, config.pixel.width, causal=False) if config.shortcut else None
-        )
+
+        # The order of construction matters: it is that of draws for the initial weights.
+        self.pixel_encoder = None
+        if config.pixel_encoder:
+            self.pixel_encoder = ConvEncoder(config.pixel_encoder, config.pixel.width)
+        self.reduce_pixel = None
+        if not (config.shared_codebook or config.pixel_encoder):
+            self.reduce_pixel = AttnProjection(width, config.pixel.width, causal=False)
+        self.reduce_shortcut = None
+        if config.shortcut:
+            self.reduce_shortcut = AttnProjection(width, config.pixel.width, causal=False)
         self.reduce_semantic = AttnProjection(width, config.semantic.width, causal=False)
-        self.quantize_pixel: Quantizer
+
         if not config.shared_codebook:
             self.quantize_pixel = build_quantizer(config.pixel)
         self.quantize_semantic = build_quantizer(config.semantic)
         if config.shared_codebook:
-            # Past nn.Module's register, so that a state dict, and a folder, holds the codebook once.
-            object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
+            self._share_codebook()
+
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
         # To the decoder's width; the released code's first convolution is of single positions.
@@ -107,33 +130,47 @@ class DualTokenizer(nn.Module, HubModel):
         )
         self.decoder = Decoder(config.decoder)
 
+    def _share_codebook(self) -> None:
+        """Name the semantic codebook `quantize_pixel` too.
+
+        A plain attribute, past nn.Module's own `__setattr__`: registered under two names, the codebook would stand twice in
+        a state dict, and in a saved folder. As it is registered once, `to` moves it once, and a deep copy shares it too.
+        """
+        object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
+
     def forward(
         self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
     ) -> TokenizerOutput:
         """Encode and decode images of -1 to 1; a stream not asked for is not computed."""
         taps = self._tap(images, pixel=pixel, semantic=semantic)
-        pixels, semantics = self._quantize(images, taps, pixel=pixel, semantic=semantic)
-        reconstruction = None if pixels is None else self._decode(pixels.vectors)
-        if semantics is None:
-            return TokenizerOutput(reconstruction, None, None, pixels, None)
-        tokens, pooled = self._semantic_features(semantics.vectors, taps[self.config.semantic_block].prefix)
-        return TokenizerOutput(reconstruction, tokens, pooled, pixels, semantics)
+        quantized = self._quantize(images, taps, pixel=pixel, semantic=semantic)
+        reconstruction = None
+        if quantized.pixel is not None:
+            reconstruction = self._decode(quantized.pixel.vectors)
+        tokens = None
+        pooled = None
+        if quantized.semantic is not None:
+            prefix = taps[self.config.semantic_block].prefix
+            tokens, pooled = self._semantic_features(quantized.semantic.vectors, prefix)
+        return TokenizerOutput(reconstruction, tokens, pooled, quantized.pixel, quantized.semantic)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
         """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
         taps = self._tap(images)
-        streams = [(self.quantize_semantic, self._semantic_tokens(taps))]
-        if not self.config.shared_codebook:
-            streams.insert(0, (self.quantize_pixel, self._pixel_tokens(images, taps)))
-        ids = encode_streams(streams)
-        pixel, semantic = ids[0], ids[-1]
+        semantic_stream = (self.quantize_semantic, self._semantic_tokens(taps))
+        if self.config.shared_codebook:
+            [semantic] = encode_streams([semantic_stream])
+            pixel = semantic
+        else:
+            pixel_stream = (self.quantize_pixel, self._pixel_tokens(images, taps))
+            pixel, semantic = encode_streams([pixel_stream, semantic_stream])
         grid = (self.config.grid_size, self.config.grid_size)
         return Codes(semantic=semantic.unflatten(1, grid), pixel=pixel.unflatten(1, grid))
 
     @torch.no_grad()
     def decode(self, pixel: Integer[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
-        """Return the images that pixel codes say, about -1 to 1; `images.to_uint8` rounds and clamps them.
+        """Return the images that pixel codes say, about -1 to 1; `transform.to_uint8` rounds and clamps them.
 
         Raises ValueError for codes of another shape. No gradient passes: `forward` is for training.
         """
@@ -152,26 +189,33 @@ class DualTokenizer(nn.Module, HubModel):
         return self._semantic_features(self.quantize_semantic.lookup(self._ids(semantic)), None)
 
     def _ids(self, codes: Integer[Tensor, "B H W D"]) -> Int[Tensor, "B N D"]:
-        side, depth = self.config.grid_size, self.config.pixel.depth
+        side = self.config.grid_size
+        depth = self.config.pixel.depth
         if codes.shape[1:] != (side, side, depth):
             raise ValueError(
-                f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), as encode gives them"
+                f"codes have shape {tuple(codes.shape)}: pass (images, {side}, {side}, {depth}), "
+                "as encode gives them"
             )
         return codes.flatten(1, 2).long()
 
     def _tap(
         self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
     ) -> dict[int, Tap]:
-        """Return what the tower holds after each block that a stream leaves from; none after the last of them runs."""
+        """Return what the tower holds after each block that a stream leaves from; blocks after the last do not run."""
         config = self.config
-        if not images.is_floating_point() or images.shape[1:] != (3, config.image_size, config.image_size):
+        side = config.image_size
+        if not images.is_floating_point() or images.shape[1:] != (3, side, side):
             raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}: pass floats of -1 to 1, (images, 3, {config.image_size}, "
-                f"{config.image_size}), as tokenizer.transform(pictures) gives them"
+                f"images are {images.dtype} of shape {tuple(images.shape)}: pass floats of -1 to 1, "
+                f"(images, 3, {side}, {side}), as tokenizer.transform(pictures) gives them"
             )
-        blocks = {config.semantic_block} if semantic or config.shared_codebook else set[int]()
+        blocks: set[int] = set()
+        if semantic or config.shared_codebook:
+            blocks.add(config.semantic_block)
         if pixel and self.reduce_pixel:
-            blocks |= {config.pixel_block} | ({config.shortcut.block} if config.shortcut else set())
+            blocks.add(config.pixel_block)
+            if config.shortcut:
+                blocks.add(config.shortcut.block)
         if not blocks:
             return {}
         if self.input_scale is not None and self.input_shift is not None:
@@ -180,15 +224,22 @@ class DualTokenizer(nn.Module, HubModel):
 
     def _quantize(
         self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap], *, pixel: bool, semantic: bool
-    ) -> tuple[Quantized | None, Quantized | None]:
-        """Return each stream's codes, pixel first; None for a stream not asked for."""
+    ) -> _QuantizedStreams:
+        """Return each stream's quantised tokens; None for a stream not asked for."""
+        pixel_quantized = None
+        semantic_quantized = None
         if self.config.shared_codebook:
-            both = self.quantize_semantic(self._semantic_tokens(taps))
-            return both if pixel else None, both if semantic else None
-        return (
-            self.quantize_pixel(self._pixel_tokens(images, taps)) if pixel else None,
-            self.quantize_semantic(self._semantic_tokens(taps)) if semantic else None,
-        )
+            quantized = self.quantize_semantic(self._semantic_tokens(taps))
+            if pixel:
+                pixel_quantized = quantized
+            if semantic:
+                semantic_quantized = quantized
+        else:
+            if pixel:
+                pixel_quantized = self.quantize_pixel(self._pixel_tokens(images, taps))
+            if semantic:
+                semantic_quantized = self.quantize_semantic(self._semantic_tokens(taps))
+        return _QuantizedStreams(pixel_quantized, semantic_quantized)
 
     def _pixel_tokens(
         self, images: Float[Tensor, "B 3 S S"], taps: Mapping[int, Tap]
@@ -197,7 +248,8 @@ class DualTokenizer(nn.Module, HubModel):
             return self.pixel_encoder(images)
         assert self.reduce_pixel is not None
         tokens = self.reduce_pixel(taps[self.config.pixel_block].tokens)
-        if (shortcut := self.config.shortcut) and self.reduce_shortcut:
+        shortcut = self.config.shortcut
+        if shortcut and self.reduce_shortcut:
             tokens = tokens + shortcut.weight * self.reduce_shortcut(taps[shortcut.block].tokens)
         return tokens
 
@@ -210,18 +262,16 @@ class DualTokenizer(nn.Module, HubModel):
         tokens = self.expand_semantic(vectors)
         if self.prefix is not None:
             prefix = self.prefix.expand(len(tokens), -1, -1)
-        return SemanticFeatures(
-            tokens, forward_from_block(self.tower, tokens, self.config.semantic_block, prefix)
-        )
+        pooled = forward_from_block(self.tower, tokens, self.config.semantic_block, prefix)
+        return SemanticFeatures(tokens, pooled)
 
     def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
-        grid = (
-            self.expand_pixel(vectors)
-            .transpose(1, 2)
-            .unflatten(2, (self.config.grid_size, self.config.grid_size))
-        )
-        if (side := self.config.decoder.latent_size) != self.config.grid_size:
-            grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+        grid_size = self.config.grid_size
+        latent_size = self.config.decoder.latent_size
+        tokens = self.expand_pixel(vectors)
+        grid = tokens.transpose(1, 2).unflatten(2, (grid_size, grid_size))
+        if latent_size != grid_size:
+            grid = F.interpolate(grid, size=(latent_size, latent_size), mode="bilinear", align_corners=False)
         return self.decoder(self.post_quant(grid))
 
     def init_tower(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
@@ -237,10 +287,10 @@ class DualTokenizer(nn.Module, HubModel):
         write_folder(save_directory, saved, self.state_dict())
 
     def _card(self, fingerprint: str | None) -> str:
-        parameters = {
-            name: sum(p.numel() for p in module.parameters()) for name, module in self.named_children()
-        }
-        return card(self.config, self.transform, parameters, fingerprint)
+        num_parameters = {}
+        for name, module in self.named_children():
+            num_parameters[name] = sum(parameter.numel() for parameter in module.parameters())
+        return card(self.config, self.transform, num_parameters, fingerprint)
 
     @classmethod
     def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
@@ -256,14 +306,16 @@ class DualTokenizer(nn.Module, HubModel):
     def from_weights(
         cls, config: TokenizerConfig, state: Mapping[str, Tensor], expected: str = "the configuration"
     ) -> "DualTokenizer":
-        """Return a model made of given weights, ready for inference; `expected` is what an error says they do not fit."""
+        """Return a model made of given weights, ready for inference.
+
+        Raises ValueError for other names or shapes; `expected` is what the error says they do not fit.
+        """
         # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
         with torch.device("meta"):
             tokenizer = cls(config)
         _load(tokenizer, state, expected, assign=True)
-        fill_computed_buffers(
-            tokenizer.tower, config.tower, config.image_size, next(iter(state.values())).device
-        )
+        device = next(iter(state.values())).device
+        fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, device)
         return tokenizer.eval()
 
 
@@ -275,6 +327,7 @@ def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
 
 
 def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and shift from images of -1 to 1 to what the tower expects; None for both where that is the same."""
     if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
         return None, None
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)
@@ -283,11 +336,19 @@ def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], expected: str, *, assign: bool = False) -> None:
     """Load weights; a name or shape that differs is a ValueError that says what was expected."""
-    ours = module.state_dict()
-    if differ := names_that_differ(ours, state):
-        name = differ[0]
-        theirs, wanted = (tuple(one[name].shape) if name in one else None for one in (state, ours))
+    own_state = module.state_dict()
+    different = names_that_differ(own_state, state)
+    if different:
+        name = different[0]
         raise ValueError(
-            f"weights do not fit {expected}: {len(differ)} tensors differ; {name} has shape {theirs}, not {wanted}"
+            f"weights do not fit {expected}: {len(different)} tensors differ; "
+            f"{name} has shape {_shape_of(name, state)}, not {_shape_of(name, own_state)}"
         )
     module.load_state_dict(state, assign=assign)
+
+
+def _shape_of(name: str, state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Return the shape of a tensor; None where the state dict lacks it."""
+    if name not in state:
+        return None
+    return tuple(state[name].shape)

@@ -1,8 +1,8 @@
-"""The model card that is saved beside weights: what the tokenizer's codes cost, its shapes, and how to use it."""
+"""The model card that is saved beside weights: the bits of the tokenizer's codes, its shapes, and how to use it."""
 
 import math
-from typing import Any
 
+from dualtoken.model.config.quantizer import AnyQuantizerConfig
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.vision.transform import Transform
 
@@ -38,8 +38,8 @@ From a shell: `dualtoken tokenize . IMAGE... --out codes.safetensors`, `dualtoke
 """
 
 
-def bits_per_image(quantizer: Any, grid_size: int) -> float:  # noqa: ANN401
-    """Return the bits of one stream's codes of an image, were all codes as likely; `quantizer` has `num_codes` and `depth`."""
+def bits_per_image(quantizer: AnyQuantizerConfig, grid_size: int) -> float:
+    """Return the bits of one stream's codes of an image, were all codes equally likely."""
     return grid_size**2 * quantizer.depth * math.log2(quantizer.num_codes)
 
 
@@ -47,41 +47,50 @@ def card(
     config: TokenizerConfig, transform: Transform, parameters: dict[str, int], fingerprint: str | None
 ) -> str:
     """Return README.md; `parameters` counts them per part of the network."""
-    size, grid, taps = (
-        config.image_size,
-        config.grid_size,
-        f"{config.pixel_block} (pixel) and {config.semantic_block} (semantic)",
-    )
-    rows = [
+    size = config.image_size
+    sections = [
+        _HEAD.format(size=size),
+        "\n".join(_code_table(config)) + "\n",
+        "\n".join(_facts(config, transform, parameters, fingerprint)),
+        _USAGE.format(size=size),
+    ]
+    return "\n".join(sections)
+
+
+def _code_table(config: TokenizerConfig) -> list[str]:
+    """Return the lines of the table of codes and bits."""
+    grid = config.grid_size
+    num_pixels = config.image_size**2
+    lines = [
         "| stream | codes per image | codebook | bits per image | bits per pixel |",
         "|---|---|---|---|---|",
     ]
-    bits = {
-        name: bits_per_image(quantizer, grid)
-        for name, quantizer in (("semantic", config.semantic), ("pixel", config.pixel))
-    }
+    total = 0.0
     for name, quantizer in (("semantic", config.semantic), ("pixel", config.pixel)):
         shape = f"{grid} x {grid} x {quantizer.depth}"
-        rows.append(
-            f"| {name} | {shape} | {quantizer.num_codes:,} | {bits[name]:,.0f} | {bits[name] / size**2:.4f} |"
+        bits = bits_per_image(quantizer, grid)
+        lines.append(
+            f"| {name} | {shape} | {quantizer.num_codes:,} | {bits:,.0f} | {bits / num_pixels:.4f} |"
         )
-    total = sum(bits.values())
-    rows.append(f"| both | | | {total:,.0f} | {total / size**2:.4f} |")
-    facts = [
+        total += bits
+    lines.append(f"| both | | | {total:,.0f} | {total / num_pixels:.4f} |")
+    return lines
+
+
+def _facts(
+    config: TokenizerConfig, transform: Transform, parameters: dict[str, int], fingerprint: str | None
+) -> list[str]:
+    """Return the lines of the list below the table."""
+    size = config.image_size
+    taps = f"{config.pixel_block} (pixel) and {config.semantic_block} (semantic)"
+    parts = [f"{name} {count:,}" for name, count in parameters.items() if count]
+    lines = [
         f"* Input: {size} x {size} pixels; {transform}.",
-        f"* Tower: {grid**2} tokens of {config.tower.width} channels, tapped after blocks {taps}.",
-        f"* Parameters: {sum(parameters.values()):,} ({', '.join(f'{name} {count:,}' for name, count in parameters.items() if count)}).",
+        f"* Tower: {config.grid_size**2} tokens of {config.tower.width} channels, tapped after blocks {taps}.",
+        f"* Parameters: {sum(parameters.values()):,} ({', '.join(parts)}).",
     ]
     if fingerprint:
-        facts.append(
+        lines.append(
             f"* Fingerprint: `{fingerprint}`, the SHA-256 of `config.json` followed by `model.safetensors`."
         )
-    return (
-        _HEAD.format(size=size)
-        + "\n"
-        + "\n".join(rows)
-        + "\n\n"
-        + "\n".join(facts)
-        + "\n"
-        + _USAGE.format(size=size)
-    )
+    return lines

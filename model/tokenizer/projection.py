@@ -1,6 +1,7 @@
 """Attention projections between tower width and code width (DualToken's released code, after UniTok, arXiv 2502.20321).
 
-B images, N tokens, I input channels, O output channels. Names of parameters are those of the released checkpoints.
+B images, N tokens, I input channels, O output channels. Parameters have the names of the
+released checkpoints.
 """
 
 import torch
@@ -25,18 +26,25 @@ class AttnProjection(nn.Module):
         self.mlp = _GatedMlp(out_width, 2 * out_width)
 
     def forward(self, tokens: Float[Tensor, "B N I"]) -> Float[Tensor, "B N O"]:
-        """Return the tokens at the other width; if causal, a token depends on itself and those before it in raster order."""
+        """Return the tokens at the other width.
+
+        If causal, a token depends on itself and those before it in raster order.
+        """
         changed = self.proj(self.norm3(tokens)) + self.attn(self.norm1(tokens))
         return changed + self.mlp(self.norm2(changed))
 
 
 class _Attention(nn.Module):
+    """Multi-head attention that changes the width of tokens."""
+
     def __init__(self, in_width: int, out_width: int, *, causal: bool) -> None:
         super().__init__()
-        wide, self.head_width = max(in_width, out_width), min(in_width, out_width)
+        wide = max(in_width, out_width)
+        self.head_width = min(in_width, out_width)
         if wide % self.head_width:
             raise ValueError(f"widths {in_width} and {out_width}: make one a multiple of the other")
-        self.reduces, self.causal = in_width > out_width, causal
+        self.reduces = in_width > out_width
+        self.causal = causal
         self.qkv = nn.Linear(in_width, 3 * wide, bias=False)
         # Keys have no bias: it would add the same number to all scores of a query.
         self.q_bias = nn.Parameter(torch.zeros(wide))
@@ -45,14 +53,13 @@ class _Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N I"]) -> Float[Tensor, "B N O"]:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        queries, keys, values = (
-            F.linear(tokens, self.qkv.weight, bias)
-            .unflatten(-1, (3, -1, self.head_width))
-            .permute(2, 0, 3, 1, 4)
-        )
+        projected = F.linear(tokens, self.qkv.weight, bias)
+        queries, keys, values = projected.unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
         # Narrowing, the heads' mean has the output's width; widening, the heads side by side have it.
-        return self.proj(heads.mean(dim=1) if self.reduces else heads.transpose(1, 2).flatten(2))
+        if self.reduces:
+            return self.proj(heads.mean(dim=1))
+        return self.proj(heads.transpose(1, 2).flatten(2))
 
 
 class _GatedMlp(nn.Module):

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _GROUPS = 32
+"""Groups of each GroupNorm."""
 _SLOPE = 0.2
+"""Slope of the leaky ReLU below 0."""
 
 
 class PatchDiscriminator(nn.Module):
-    """Score each patch of an image: high for photographs, low for reconstructions; 1.73 M parameters at width 64."""
+    """Scores each patch of an image: high for photographs, low for reconstructions; 1.73 M parameters at width 64."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -34,6 +36,8 @@ class PatchDiscriminator(nn.Module):
 
 
 class _Block(nn.Module):
+    """A convolution beside a skip, which is shrunk where the convolution has a stride."""
+
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(_GROUPS, in_channels, eps=1e-6)
@@ -48,10 +52,12 @@ class _Block(nn.Module):
 
 
 def generator_loss(fake: Float[Tensor, "B 1 P Q"]) -> Float[Tensor, ""]:
-    """Return what the tokenizer minimises: minus the mean score of reconstructions."""
+    """Return the loss that the tokenizer minimises: minus the mean score of reconstructions."""
     return -fake.float().mean()
 
 
 def discriminator_loss(real: Float[Tensor, "B 1 P Q"], fake: Float[Tensor, "B 1 P Q"]) -> Float[Tensor, ""]:
     """Return the hinge loss, leaky beyond its margin: it never saturates, and so may fall below 0."""
-    return 0.5 * (F.leaky_relu(1 - real.float()).mean() + F.leaky_relu(1 + fake.float()).mean())
+    real_loss = F.leaky_relu(1 - real.float()).mean()
+    fake_loss = F.leaky_relu(1 + fake.float()).mean()
+    return 0.5 * (real_loss + fake_loss)

@@ -1,7 +1,7 @@
 """LPIPS, a learnt distance of pictures (arXiv 1801.03924): VGG16's features, weighed by linear heads.
 
-Weights are read from local files: the heads come with torchmetrics, VGG16's are torchvision's. B images of S by S pixels,
-C channels, H by W positions.
+Weights are read from local files: the heads come with torchmetrics, VGG16's are torchvision's. B images of S by S
+pixels, C channels, H by W positions.
 """
 
 import hashlib
@@ -22,17 +22,24 @@ with vision_imports():
 _TAPS = (3, 8, 15, 22, 29)
 """Layers of VGG16's features whose outputs are compared: the last ReLU before each pooling."""
 _CHANNELS = (64, 128, 256, 512, 512)
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""ImageNet's mean and deviation, for images of -1 to 1."""
+"""Channels of these outputs."""
+_SHIFT = (-0.030, -0.088, -0.188)
+"""ImageNet's mean, for images of -1 to 1."""
+_SCALE = (0.458, 0.448, 0.450)
+"""ImageNet's standard deviation, for images of -1 to 1."""
 _EPSILON = 1e-8
+"""Constant that keeps the norm of features above 0."""
 
 
 class MissingWeightsError(ValueError):
-    """A file of weights is not there, or is another one."""
+    """A file of weights is missing, or holds something else."""
 
 
 class Lpips(nn.Module):
-    """The mean distance of pairs of images of -1 to 1, at least 0; frozen, its gradient goes to the first ones only."""
+    """Mean distance of pairs of images of -1 to 1, at least 0.
+
+    The network is frozen, and its gradient goes to the first images only.
+    """
 
     shift: Float[Tensor, "3 1 1"]
     scale: Float[Tensor, "3 1 1"]
@@ -48,17 +55,21 @@ class Lpips(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 S S"], originals: Float[Tensor, "B 3 S S"]
     ) -> Float[Tensor, ""]:
-        """Return the mean over images."""
+        """Return the distance, summed over layers, mean over images."""
         with torch.no_grad():
-            wanted = self._features(originals)
-        distances = [
-            (head * (_unit(ours) - _unit(theirs)).square()).sum(dim=1).mean(dim=(1, 2))
-            for head, ours, theirs in zip(self.heads, self._features(images), wanted, strict=True)
-        ]
+            original_features = self._features(originals)
+        distances = []
+        for head, features, expected in zip(
+            self.heads, self._features(images), original_features, strict=True
+        ):
+            difference = (_unit(features) - _unit(expected)).square()
+            distances.append((head * difference).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(distances).sum(dim=0).mean()
 
     def _features(self, images: Float[Tensor, "B 3 S S"]) -> list[Float[Tensor, "B C H W"]]:
-        hidden, taps = (images - self.shift) / self.scale, []
+        """Return the outputs of the layers of `_TAPS`."""
+        hidden = (images - self.shift) / self.scale
+        taps = []
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)
             if index in _TAPS:
@@ -67,6 +78,7 @@ class Lpips(nn.Module):
 
 
 def _unit(features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Scale the features of each position to length one, over channels."""
     features = features.float()
     return features / (features.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
 
@@ -79,23 +91,27 @@ def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = No
     network = Lpips()
     backbone = Path(backbone) if backbone else _cached_backbone()
     heads = Path(heads) if heads else _shipped_heads()
-    features = {f"features.{name}": tensor for name, tensor in _read(backbone, "features.").items()}
-    linear = {
-        f"heads.{index}": _read(heads, f"lin{index}.model.1.").get("weight")
-        for index in range(len(_CHANNELS))
-    }
-    given = {name: tensor for name, tensor in (features | linear).items() if tensor is not None}
+    given: dict[str, Tensor] = {}
+    for name, tensor in _read(backbone, "features.").items():
+        given[f"features.{name}"] = tensor
+    for index in range(len(_CHANNELS)):
+        head = _read(heads, f"lin{index}.model.1.")
+        if "weight" in head:
+            given[f"heads.{index}"] = head["weight"]
+
     for name, expected in network.state_dict().items():
         if name not in given or given[name].shape != expected.shape:
             file = backbone if name.startswith("features.") else heads
             raise MissingWeightsError(
-                f"{file} holds no {name} of shape {tuple(expected.shape)}: name a file of LPIPS' VGG16 weights"
+                f"{file} holds no {name} of shape {tuple(expected.shape)}: "
+                "name a file of LPIPS' VGG16 weights"
             )
     network.load_state_dict({name: given[name] for name in network.state_dict()})
     return network
 
 
 def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a checkpoint that begin with a prefix, named without it."""
     if not file.is_file():
         raise MissingWeightsError(
             f"LPIPS has no weights at {file}: put them there, or name the file that has them"
@@ -113,18 +129,19 @@ def _cached_backbone() -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
         raise MissingWeightsError(
-            f"LPIPS has no VGG16 weights at {file}: download {url} to there, or name a copy in train.perceptual.backbone, "
-            "or set train.perceptual=none"
+            f"LPIPS has no VGG16 weights at {file}: download {url} to there, "
+            "or name a copy in train.perceptual.backbone, or set train.perceptual=none"
         )
-    wanted = file.stem.rpartition("-")[2]
-    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(wanted):
+    expected = file.stem.rpartition("-")[2]
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(expected):
         raise MissingWeightsError(
-            f"{file} is damaged, its SHA-256 does not begin with {wanted}: download {url} again"
+            f"{file} is damaged, its SHA-256 does not begin with {expected}: download {url} again"
         )
     return file
 
 
 def _shipped_heads() -> Path:
+    """Return torchmetrics' own file; torchmetrics itself is not imported."""
     spec = importlib.util.find_spec("torchmetrics")
     assert spec is not None
     assert spec.origin is not None

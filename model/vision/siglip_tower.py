@@ -12,7 +12,11 @@ with vision_imports():
     from timm.models import is_model, register_model
     from timm.models.vision_transformer import VisionTransformer
 
-_NAME = re.compile(r"dualtoken_vit_p(\d+)_(\d+)_d(\d+)_w(\d+)_h(\d+)_m(\d+)(_gelu)?")
+_NAME = re.compile(
+    r"dualtoken_vit_p(?P<patch_size>\d+)_(?P<image_size>\d+)_d(?P<depth>\d+)_w(?P<width>\d+)"
+    r"_h(?P<num_heads>\d+)_m(?P<mlp_width>\d+)(?P<gelu>_gelu)?"
+)
+"""Names of `tower_name`."""
 
 
 def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
@@ -37,26 +41,41 @@ def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
 
 
 def tower_name(config: TowerConfig, image_size: int) -> str:
-    """Return a timm model name that says the tower's whole shape, such as dualtoken_vit_p8_64_d6_w96_h3_m384."""
-    shape = f"p{config.patch_size}_{image_size}_d{config.depth}_w{config.width}_h{config.num_heads}_m{config.mlp_width}"
-    return f"dualtoken_vit_{shape}{'' if config.activation == 'gelu_tanh' else '_gelu'}"
+    """Return a timm model name that holds the tower's whole shape, such as dualtoken_vit_p8_64_d6_w96_h3_m384."""
+    name = (
+        f"dualtoken_vit_p{config.patch_size}_{image_size}_d{config.depth}_w{config.width}"
+        f"_h{config.num_heads}_m{config.mlp_width}"
+    )
+    if config.activation == "gelu":
+        name += "_gelu"
+    return name
 
 
 def register_tower(name: str) -> bool:
-    """Make timm, and so open_clip, build the tower that a name of `tower_name` says; tell whether it is such a name."""
-    if (match := _NAME.fullmatch(name)) is None:
+    """Make timm, and so open_clip, build the tower that a name of `tower_name` describes.
+
+    Return whether it is such a name; any other changes nothing.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
         return False
-    if not is_model(name):
-        patch_size, image_size, depth, width, num_heads, mlp_width = map(int, match.groups()[:6])
-        config = TowerConfig(
-            patch_size=patch_size, width=width, depth=depth, num_heads=num_heads, mlp_width=mlp_width,
-            activation="gelu" if match[7] else "gelu_tanh",
-        )  # fmt: skip
+    if is_model(name):
+        return True
+    config = TowerConfig(
+        patch_size=int(match["patch_size"]),
+        width=int(match["width"]),
+        depth=int(match["depth"]),
+        num_heads=int(match["num_heads"]),
+        mlp_width=int(match["mlp_width"]),
+        activation="gelu" if match["gelu"] else "gelu_tanh",
+    )
+    image_size = int(match["image_size"])
 
-        def entry(pretrained: bool = False, **_settings: object) -> VisionTransformer:
-            assert not pretrained, f"{name} has no hub weights"
-            return build_tower(config, image_size)
+    def entry(pretrained: bool = False, **_options: object) -> VisionTransformer:
+        assert not pretrained, f"{name} has no hub weights"
+        return build_tower(config, image_size)
 
-        entry.__name__ = name
-        register_model(entry)
+    # timm registers a model under its function's name.
+    entry.__name__ = name
+    register_model(entry)
     return True

@@ -1,7 +1,7 @@
-"""One way to build, tap and finish any vision transformer: ours, timm's SigLIP, CLIP, EVA02 and ViTamin, open_clip's native.
+"""Builds, taps and finishes any vision transformer: ours, timm's SigLIP, CLIP, EVA02 and ViTamin, open_clip's native.
 
 B images of S by S pixels, N patch tokens, C prefix tokens (class and register tokens; SigLIP has none), W channels. Blocks
-count from 1. Pooled vectors are W wide: what comes before a model's own projection into its joint space with texts.
+count from 1. Pooled vectors are W wide: they come before a model's own projection into its joint space with texts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,38 +28,54 @@ if TYPE_CHECKING:
 
     Tower = VisionTransformer | Eva | NativeTransformer
 else:
-    # open_clip is imported for towers of its own only: it takes a second, and 45 MB, that other tokenizers need not pay.
+    # open_clip is imported for its native towers only: it takes a second, and 45 MB, that other tokenizers need not pay.
     Tower = nn.Module
 
 
 class Tap(NamedTuple):
-    """What a tower holds after one of its blocks."""
+    """Output of one block of a tower."""
 
-    tokens: Float[Tensor, "B N W"]  # of the patches, in raster order
-    prefix: Float[Tensor, "B C W"]  # class and register tokens, C may be 0
+    tokens: Float[Tensor, "B N W"]
+    """Tokens of the patches, in raster order."""
+    prefix: Float[Tensor, "B C W"]
+    """Class and register tokens; C may be 0."""
 
 
 def build_tower_like(config: TowerConfig | NamedTower, image_size: int) -> Tower:
     """Return a tower with fresh weights, without a projection into a joint space."""
     if isinstance(config, TowerConfig):
         return build_tower(config, image_size)
-    model = model_config(config.model)
-    vision = model["vision_cfg"]
-    if (name := vision.get("timm_model_name")) is None:
-        from open_clip.model import _build_vision_tower  # noqa: PLC0415  (see Tower)
-
-        tower = _build_vision_tower(
-            model["embed_dim"], vision | {"image_size": image_size}, model.get("quick_gelu", False)
-        )
-        cast("Any", tower).proj = None
+    if model_config(config.model)["vision_cfg"].get("timm_model_name") is None:
+        tower = check_tower(_build_native(config.model, image_size))
     else:
-        pool = {"global_pool": vision["timm_pool"]} if vision.get("timm_pool") else {}
-        tower = timm.create_model(name, pretrained=False, num_classes=0, img_size=image_size, **pool)
-    found = (tower_width(checked := check_tower(tower)), tower_depth(checked))
-    assert found == (config.width, config.depth), (
-        f"{config.model} has width and depth {found}: open_clip_names says otherwise"
+        tower = check_tower(_build_timm(config.model, image_size))
+    shape = (tower_width(tower), tower_depth(tower))
+    assert shape == (config.width, config.depth), (
+        f"{config.model} has width and depth {shape}: model.config.open_clip says otherwise"
     )
-    return checked
+    return tower
+
+
+def _build_native(model_name: str, image_size: int) -> nn.Module:
+    """Return open_clip's own transformer, its projection taken off."""
+    from open_clip.model import _build_vision_tower  # noqa: PLC0415  (see Tower)
+
+    model = model_config(model_name)
+    vision = model["vision_cfg"] | {"image_size": image_size}
+    tower = _build_vision_tower(model["embed_dim"], vision, model.get("quick_gelu", False))
+    cast("Any", tower).proj = None
+    return tower
+
+
+def _build_timm(model_name: str, image_size: int) -> nn.Module:
+    """Return timm's transformer, without a classifier."""
+    vision = model_config(model_name)["vision_cfg"]
+    options = {}
+    if vision.get("timm_pool"):
+        options["global_pool"] = vision["timm_pool"]
+    return timm.create_model(
+        vision["timm_model_name"], pretrained=False, num_classes=0, img_size=image_size, **options
+    )
 
 
 def check_tower(tower: nn.Module) -> Tower:
@@ -75,7 +91,9 @@ def check_tower(tower: nn.Module) -> Tower:
 
 def tower_width(tower: Tower) -> int:
     """Return the channels of a token."""
-    return cast("int", tower.transformer.width if _is_native(tower) else tower.embed_dim)
+    if _is_native(tower):
+        return cast("int", tower.transformer.width)
+    return cast("int", tower.embed_dim)
 
 
 def tower_depth(tower: Tower) -> int:
@@ -84,11 +102,16 @@ def tower_depth(tower: Tower) -> int:
 
 
 def activation_of(tower: Tower) -> str | None:
-    """Return our name of what a tower's MLPs compute, `gelu` or `gelu_tanh`; None for another one."""
-    layer = getattr(getattr(_blocks(tower)[0], "mlp", None), "act", None)
-    if isinstance(layer, GELUTanh) or (isinstance(layer, nn.GELU) and layer.approximate == "tanh"):
+    """Return our name of the activation in a tower's MLPs, `gelu` or `gelu_tanh`; None for another one."""
+    mlp = getattr(_blocks(tower)[0], "mlp", None)
+    layer = getattr(mlp, "act", None)
+    if isinstance(layer, GELUTanh):
         return "gelu_tanh"
-    return "gelu" if isinstance(layer, (nn.GELU, GELU)) else None
+    if isinstance(layer, nn.GELU) and layer.approximate == "tanh":
+        return "gelu_tanh"
+    if isinstance(layer, (nn.GELU, GELU)):
+        return "gelu"
+    return None
 
 
 def checkpoint_gradients(tower: Tower) -> None:
@@ -98,39 +121,44 @@ def checkpoint_gradients(tower: Tower) -> None:
 
 def num_prefix_tokens(tower: Tower) -> int:
     """Return how many class and register tokens stand before the patches."""
-    return 1 if _is_native(tower) else tower.num_prefix_tokens
+    if _is_native(tower):
+        return 1
+    return tower.num_prefix_tokens
 
 
 def forward_taps(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collection[int]) -> dict[int, Tap]:
-    """Return what the tower holds after some of its blocks; blocks after the last of them do not run."""
-    blocks = sorted(set(blocks))
-    settings: dict[str, Any] = {
-        "indices": [block - 1 for block in blocks],
+    """Return the outputs of some of a tower's blocks; blocks after the last of them do not run."""
+    ordered_blocks = sorted(set(blocks))
+    options: dict[str, Any] = {
+        "indices": [block - 1 for block in ordered_blocks],
         "intermediates_only": True,
         "stop_early": True,
         "output_fmt": "NLC",
     }
+    taps: list[Tap] = []
     if _is_native(tower):
-        output = cast(
-            "dict[str, list[Tensor]]",
-            tower.forward_intermediates(images, output_extra_tokens=True, **settings),
-        )
-        pairs = zip(output["image_intermediates"], output["image_intermediates_prefix"], strict=True)
+        outputs = cast("Any", tower.forward_intermediates(images, output_extra_tokens=True, **options))
+        for tokens, prefix in zip(
+            outputs["image_intermediates"], outputs["image_intermediates_prefix"], strict=True
+        ):
+            taps.append(Tap(tokens, prefix))
     elif tower.num_prefix_tokens:
-        pairs = tower.forward_intermediates(images, return_prefix_tokens=True, **settings)
+        outputs = cast("Any", tower.forward_intermediates(images, return_prefix_tokens=True, **options))
+        for tokens, prefix in outputs:
+            taps.append(Tap(tokens, prefix))
     else:
-        pairs = (
-            (tokens, tokens[:, :0])
-            for tokens in cast("list[Tensor]", tower.forward_intermediates(images, **settings))
-        )
-    return {block: Tap(*pair) for block, pair in zip(blocks, cast("Any", pairs), strict=True)}
+        outputs = cast("Any", tower.forward_intermediates(images, **options))
+        taps += [Tap(tokens, prefix=tokens[:, :0]) for tokens in outputs]
+    return dict(zip(ordered_blocks, taps, strict=True))
 
 
 def forward_from_block(
     tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Float[Tensor, "B C W"] | None = None
 ) -> Float[Tensor, "B W"]:
-    """Run what comes after a block, norm and pooling included, on tokens in the place of that block's output."""
-    hidden = tokens if prefix is None else torch.cat((prefix, tokens), dim=1)
+    """Run the blocks after `block`, norm and pooling included, on tokens in the place of that block's output."""
+    hidden = tokens
+    if prefix is not None:
+        hidden = torch.cat((prefix, tokens), dim=1)
     positions = _rotary_positions(tower)
     for index, layer in enumerate(_blocks(tower)[block:], start=block):
         hidden = layer(hidden, rope=positions[index]) if positions else layer(hidden)
@@ -147,7 +175,7 @@ def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill_computed_buffers(
     tower: Tower, config: TowerConfig | NamedTower, image_size: int, device: str | torch.device
 ) -> None:
-    """Compute what a tower built on `meta` still lacks once its weights are loaded: buffers that no file holds."""
+    """Compute the buffers that no file holds, for a tower that was built on `meta` and has its weights loaded."""
     missing = [name for name, buffer in tower.named_buffers() if buffer.is_meta]
     if not missing:
         return
@@ -158,11 +186,15 @@ def fill_computed_buffers(
 
 
 def _is_native(tower: nn.Module) -> "TypeIs[NativeTransformer]":
-    return (type(tower).__module__, type(tower).__name__) == ("open_clip.transformer", "VisionTransformer")
+    """Tell whether a tower is open_clip's own, by its name: open_clip need not be imported for that."""
+    kind = type(tower)
+    return f"{kind.__module__}.{kind.__name__}" == "open_clip.transformer.VisionTransformer"
 
 
 def _blocks(tower: Tower) -> Any:  # noqa: ANN401  (a Sequential or a ModuleList, sliced and counted alike)
-    return tower.transformer.resblocks if _is_native(tower) else tower.blocks
+    if _is_native(tower):
+        return tower.transformer.resblocks
+    return tower.blocks
 
 
 def _rotary_positions(tower: Tower) -> Sequence[Tensor]:
@@ -170,23 +202,27 @@ def _rotary_positions(tower: Tower) -> Sequence[Tensor]:
     if not isinstance(tower, Eva) or tower.rope is None:
         return ()
     rope = cast("Any", tower.rope)
-    # Rotary modules without a grid of their own are told it.
-    positions = (
-        rope.get_embed() if hasattr(rope, "feat_shape") else rope.get_embed(shape=tower.patch_embed.grid_size)
-    )
-    return list(positions) if tower.rope_mixed else [positions] * len(tower.blocks)
+    if hasattr(rope, "feat_shape"):
+        positions = rope.get_embed()
+    else:
+        # A rotary module without a grid of its own is told it.
+        positions = rope.get_embed(shape=tower.patch_embed.grid_size)
+    if tower.rope_mixed:
+        return list(positions)
+    return [positions] * len(tower.blocks)
 
 
 def tower_differs(tower: nn.Module, config: TowerConfig | NamedTower, image_size: int) -> list[str]:
-    """Return the names of weights in which a tower, whatever it projects, is not one of a configuration."""
+    """Return the names of weights at which a tower differs from a configuration's, projections left out."""
     with torch.device("meta"):
         expected = build_tower_like(config, image_size).state_dict()
     return names_that_differ(expected, encoder_weights(tower.state_dict()))
 
 
-def names_that_differ(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """Return the names at which two state dicts differ, in presence or shape."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in (ours, theirs)]
-    return sorted(
-        name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
-    )
+def names_that_differ(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return the names at which two state dicts differ, in presence or shape, in alphabetical order."""
+    different = expected.keys() ^ found.keys()
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            different.add(name)
+    return sorted(different)

@@ -1,4 +1,4 @@
-"""The model whose meaning the tokenizer keeps, and what it is asked for; imports neither torch nor ray."""
+"""The teacher of a recipe, and the targets that it computes; imports neither torch nor ray."""
 
 from typing import Literal
 
@@ -22,9 +22,9 @@ class OpenClipTeacher(Config):
 
     kind: Literal["open_clip"]
     model: str
-    """Such as ViT-SO400M-14-SigLIP2-378."""
+    """Name of the model, such as ViT-SO400M-14-SigLIP2-378."""
     pretrained: str
-    """Its tag, such as webli."""
+    """Tag of the weights, such as webli."""
 
 
 class LocalTeacher(Config):
@@ -32,13 +32,15 @@ class LocalTeacher(Config):
 
     kind: Literal["local"]
     folder: Location
+    """Folder of the checkpoint."""
 
 
 class TargetsConfig(Config):
-    """What the teacher says of each kept sample, computed once."""
+    """Targets of each kept sample: what the teacher gives for it, computed once."""
 
     dense: bool = True
-    """Also the tokens of the semantic block, float16; without them, training runs the teacher itself."""
+    """Store the tokens of the semantic block too, float16; without them, training runs the teacher itself."""
     dense_budget_gb: float = not_in_fingerprint(default=50.0, gt=0)
-    """Refuse to write more dense targets than this per corpus."""
+    """Largest size of dense targets per corpus, GB; a run that would write more is refused."""
     batch_size: PositiveInt = 64
+    """Images per pass of the teacher."""
