@@ -1,13 +1,15 @@
 """Idempotent submission to a Ray cluster by its Jobs API.
 
-A job's id is a function of its name and attempt, so a client that comes back finds its job instead of starting a second
-one; and whether a job is done is for its receipts to say, since Ray reports a job failed when only the head node was lost.
+A job's id is a function of its name and attempt, so a client that comes back finds its job instead of
+starting a second one. Whether a job is done is for its receipts to say, since Ray reports a job failed when
+only the head node was lost.
 """
 
 import asyncio
 import logging
 import re
 import shlex
+import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -29,57 +31,71 @@ from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachabl
 __all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
 
 EXCLUDES = (
-    *(
-        ".env",
-        ".env.*",
-        ".netrc",
-        ".aws",
-        ".ssh",
-        ".ray",
-        "auth_token",
-        "id_rsa*",
-        "id_ed25519*",
-        "*.pem",
-        "*.key",
-    ),
-    *(".git", ".venv", "__pycache__", "node_modules", "/data"),
+    # Secrets.
+    ".env",
+    ".env.*",
+    ".netrc",
+    ".aws",
+    ".ssh",
+    ".ray",
+    "auth_token",
+    "id_rsa*",
+    "id_ed25519*",
+    "*.pem",
+    "*.key",
+    # Files that a job does not need.
+    ".git",
+    ".venv",
+    "__pycache__",
+    "node_modules",
+    "/data",
 )
-"""Never uploaded, in .gitignore's syntax: secrets first, then what a job does not need."""
+"""Files that are never uploaded, in .gitignore's syntax."""
 MAX_UPLOAD_MIB = 100
+"""Largest working directory that is uploaded."""
 
-_DONE, _BUG, _CONFIG, _TEMPORARY, _PREEMPTED = 0, 1, 2, 75, 143
+# Exit codes.
+_DONE = 0
+_BUG = 1
+_CONFIG = 2
+_TEMPORARY = 75
+_PREEMPTED = 143
+
 _TRANSIENT = (OSError, aiohttp.ClientError)
-"""How a request that may work later shows itself; what requests raises are OSErrors, time limits too."""
+"""Errors of a request that may work later; what the library requests raises are OSErrors, time limits too."""
 _LOST = {JobErrorType.JOB_SUPERVISOR_ACTOR_DIED, JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT}
+"""Errors of jobs that were lost, not failed."""
 _HTTP_ADDRESS = re.compile(r"^(?:https?://)?(?:\[[0-9a-fA-F:]+\]|[^\s:/@\[\]]+):\d{1,5}/?$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
 _SECRET = re.compile(r"(?<!DUAL)TOKEN|SECRET|PASSWORD|PRIVATE_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _SILENCE_SECONDS = 20.0
+"""Silence of a log's connection after which the job's state is asked for."""
 _RECONNECT_SECONDS = 300.0
+"""Silence after which a log's connection is opened anew."""
+_FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 15.0
 _LAST_TAILS = 3
 """Attempts to get the end of an ended job's log; its node may be gone."""
 
-
 _T = TypeVar("_T")
 
-# Of each connection's end; they set their own level, so that Ray's `logging_level` does not reach them.
+# They log each connection's end, and set their own level, so that Ray's `logging_level` does not reach them.
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutcome:
-    """How a named piece of work stands after `submit_and_follow`."""
+    """State of a named piece of work after `submit_and_follow`."""
 
     done: bool
-    """All receipts are there."""
+    """Whether all receipts are there."""
     exit_code: int
-    """0 done, 2 configuration, 75 temporary, 143 preempted or stopped, 1 anything else."""
+    """Exit code: 0 done, 2 configuration, 75 temporary, 143 preempted or stopped, 1 anything else."""
     submission_id: str | None = None
-    """Of the last job that was followed; None where nothing was left to do."""
+    """Id of the last job that was followed; None where nothing was left to do."""
     message: str = ""
-    """What Ray says of it, first line."""
+    """First line of Ray's message about that job."""
 
 
 @dataclass(slots=True)
@@ -92,7 +108,8 @@ class _Log:
 
     def feed(self, chunk: str, position: int) -> None:
         """Print what is new in `chunk`, which starts `position` characters into the log."""
-        new = chunk[max(0, self.characters - position) :]
+        already_printed = max(0, self.characters - position)
+        new = chunk[already_printed:]
         if not new:
             return
         self.characters += len(new)
@@ -101,23 +118,24 @@ class _Log:
             self.print_line(line)
 
     def close(self) -> None:
-        """Print a last line that has no end."""
+        """Print a last line that has no line end."""
         if self._tail:
             self.print_line(self._tail)
             self._tail = ""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, with a time limit on each request, and a look-up that tells "no such job" from a failure."""
+    """Ray's client, with a time limit on each request and a look-up that tells "no such job" from failure."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
         self._ssl_context = True  # as by default, in the words that aiohttp does not deprecate
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:  # noqa: ANN401  # those of requests
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:  # noqa: ANN401
         return super()._do_request(method, endpoint, **{"timeout": (10, 60), **options})
 
     def find(self, submission_id: str) -> JobDetails | None:
+        """Return a job's state, or None where the cluster has no such job."""
         answer = self._do_request("GET", f"/api/jobs/{submission_id}")
         if answer.status_code == requests.codes.not_found:
             return None
@@ -127,7 +145,7 @@ class _Client(JobSubmissionClient):
 
 @dataclass(slots=True)
 class _Work:
-    """One call of `submit_and_follow`."""
+    """One call of `submit_and_follow`: its arguments, and the job that it follows."""
 
     address: str
     name: str
@@ -137,37 +155,57 @@ class _Work:
     print_line: Callable[[str], None]
     patience_seconds: float
     client: _Client
+    number: int = field(default=1, init=False)
+    """Number of the attempt."""
     current: str | None = field(default=None, init=False)
+    """Id of the job that is followed."""
 
     def run(self, max_attempts: int) -> JobOutcome:
-        number = 1
-        for remaining in range(max_attempts - 1, -1, -1):
-            while (job := self.patiently(partial(self.client.find, f"{self.name}-a{number}"))) and _ended(
-                job
-            ):
-                number += 1
-            self.current = f"{self.name}-a{number}"
-            if job is None:
-                self.submit(self.current)
-                self.print_line(f"submitted {self.current}")
-            else:
-                self.print_line(f"following {self.current}, which is {job.status.value.lower()} already")
-            outcome, again = self.judge(self.follow(self.current))
-            if outcome.done or not again or not remaining:
+        """Follow one job after the other, `max_attempts` at most, until one ends for good."""
+        remaining = max_attempts
+        while True:
+            remaining -= 1
+            submission_id = self.submit_or_find()
+            job = self.follow(submission_id)
+            outcome = self.judge(job)
+            if outcome.done or not _may_be_retried(job) or not remaining:
                 return outcome
             self.print_line(
-                f"{self.current} ended with status {outcome.exit_code}: trying again, {remaining} left"
+                f"{submission_id} ended with status {outcome.exit_code}: trying again, {remaining} left"
             )
-        raise AssertionError("max_attempts was checked to be positive")
+
+    def submit_or_find(self) -> str:
+        """Submit the first attempt without a job, unless one before it is under way; return the job's id."""
+        job = self.find_attempt()
+        while job is not None and _ended(job):
+            self.number += 1
+            job = self.find_attempt()
+        submission_id = self.attempt_id()
+        self.current = submission_id
+        if job is None:
+            self.submit(submission_id)
+            self.print_line(f"submitted {submission_id}")
+        else:
+            self.print_line(f"following {submission_id}, which is {job.status.value.lower()} already")
+        return submission_id
+
+    def attempt_id(self) -> str:
+        return f"{self.name}-a{self.number}"
+
+    def find_attempt(self) -> JobDetails | None:
+        return self.patiently(partial(self.client.find, self.attempt_id()))
 
     def submit(self, submission_id: str) -> None:
+        """Submit a job; one that the cluster has already is no error."""
+
         def once() -> None:
             try:
                 self.client.submit_job(
                     entrypoint=self.entrypoint, submission_id=submission_id, runtime_env=self.runtime_env
                 )
             except (*_TRANSIENT, RuntimeError) as error:
-                # The answer may have been lost after the job was taken, or another client was first: both are fine.
+                # The answer may have been lost after the job was taken, or another client was first: both are
+                # fine.
                 if self.client.find(submission_id) is not None:
                     return
                 if isinstance(error, RuntimeError) and "status code 5" not in str(error):
@@ -178,7 +216,8 @@ class _Work:
 
     def patiently(self, ask: Callable[[], _T]) -> _T:
         """Ask the cluster until it answers, or until it has not done so for `patience_seconds`."""
-        deadline, pause = time.monotonic() + self.patience_seconds, 0.5
+        deadline = time.monotonic() + self.patience_seconds
+        pause = _FIRST_BACKOFF_SECONDS
         while True:
             try:
                 return ask()
@@ -186,34 +225,51 @@ class _Work:
                 raise AuthenticationRefused(self.address) from None
             except _TRANSIENT as error:
                 if time.monotonic() > deadline:
-                    doing = f"; {self.current} may go on" if self.current else ""
-                    raise ClusterUnreachable(
-                        f"lost the Ray cluster at {self.address} ({_first_line(error)}){doing}"
-                    ) from None
+                    raise self._cluster_lost(error) from None
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
 
+    def _cluster_lost(self, error: Exception) -> ClusterUnreachable:
+        doing = ""
+        if self.current:
+            doing = f"; {self.current} may go on"
+        return ClusterUnreachable(f"lost the Ray cluster at {self.address} ({_first_line(error)}){doing}")
+
     def follow(self, submission_id: str) -> JobDetails | None:
-        """Print the job's log until it ends; its last state, None if the cluster has forgotten it."""
+        """Print the job's log until it ends; return its last state, None if the cluster has forgotten it."""
         log = _Log(self.print_line)
-        pause, last_tails = 0.5, 0
         try:
-            while True:
-                before = log.characters
-                complete = asyncio.run(self._tail(submission_id, log))
-                job = self.patiently(partial(self.client.find, submission_id))
-                last_tails += job is not None and _ended(job)
-                if job is None or (last_tails and complete) or last_tails == _LAST_TAILS:
-                    return job
-                pause = 0.5 if log.characters > before else min(2 * pause, _LONGEST_BACKOFF_SECONDS)
-                time.sleep(pause)
+            return self._follow(submission_id, log)
         finally:
             log.close()
 
+    def _follow(self, submission_id: str, log: _Log) -> JobDetails | None:
+        pause = _FIRST_BACKOFF_SECONDS
+        last_tails = 0
+        while True:
+            characters_before = log.characters
+            is_complete = asyncio.run(self._tail(submission_id, log))
+            job = self.patiently(partial(self.client.find, submission_id))
+            if job is None:
+                return None
+            if _ended(job):
+                last_tails += 1
+                if is_complete or last_tails == _LAST_TAILS:
+                    return job
+            pause = min(2 * pause, _LONGEST_BACKOFF_SECONDS)
+            if log.characters > characters_before:
+                pause = _FIRST_BACKOFF_SECONDS
+            time.sleep(pause)
+
     async def _tail(self, submission_id: str, log: _Log) -> bool:
-        """Print the log as it comes, until the server ends it (True) or the connection fails or falls silent (False)."""
-        # Ray sends chunks of at most 10 lines, so a long log costs no memory; each connection starts at the beginning.
-        chunks, position = cast("AsyncGenerator[str, None]", self.client.tail_job_logs(submission_id)), 0
+        """Print the log as it comes, until it ends; return whether the server ended it.
+
+        False where the connection failed or fell silent.
+        """
+        # Ray sends chunks of at most 10 lines, so a long log costs no memory; each connection starts at the
+        # beginning.
+        chunks = cast("AsyncGenerator[str, None]", self.client.tail_job_logs(submission_id))
+        position = 0
         async with aclosing(chunks):
             while True:
                 following = asyncio.ensure_future(anext(chunks, None))
@@ -234,31 +290,25 @@ class _Work:
                 position += len(chunk)
 
     async def _arrives(self, following: "asyncio.Future[str | None]", submission_id: str) -> bool:
-        """Wait for the next chunk; False once the job has ended meanwhile, or the silence is too long to trust."""
-        since = time.monotonic()
-        while not (await asyncio.wait({following}, timeout=_SILENCE_SECONDS))[0]:
+        """Wait for the next chunk; False once the job has ended meanwhile, or the silence is too long."""
+        started = time.monotonic()
+        while True:
+            arrived, _ = await asyncio.wait({following}, timeout=_SILENCE_SECONDS)
+            if arrived:
+                return True
             # A silent connection is a quiet job or a dead peer: only a question tells.
             job = self.client.find(submission_id)
-            if job is None or _ended(job) or time.monotonic() - since > _RECONNECT_SECONDS:
+            if job is None or _ended(job) or time.monotonic() - started > _RECONNECT_SECONDS:
                 return False
-        return True
 
-    def judge(self, job: JobDetails | None) -> tuple[JobOutcome, bool]:
-        """The outcome of a job that ended, and whether another attempt may help."""
-        message = (
-            "the cluster has no record of it any more" if job is None else _first_line(job.message or "")
-        )
+    def judge(self, job: JobDetails | None) -> JobOutcome:
+        """Return the outcome of a job that ended: its receipts decide, its exit code only explains."""
+        message = "the cluster has no record of it any more"
+        if job is not None:
+            message = _first_line(job.message or "")
         if self.is_done():
-            return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message), False
-        if job is None or job.error_type in _LOST:
-            code, again = _TEMPORARY, True
-        elif job.status == JobStatus.STOPPED:
-            code, again = _PREEMPTED, False  # somebody wanted it to stop
-        else:
-            reported = {-15: _PREEMPTED}.get(job.driver_exit_code or 0, job.driver_exit_code)
-            code = reported if reported in {_CONFIG, _TEMPORARY, _PREEMPTED} else _BUG
-            again = reported not in {_CONFIG, _BUG, 0}
-        return JobOutcome(done=False, exit_code=code, submission_id=self.current, message=message), again
+            return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message)
+        return JobOutcome(done=False, exit_code=_exit_code(job), submission_id=self.current, message=message)
 
 
 def submit_and_follow(
@@ -275,17 +325,49 @@ def submit_and_follow(
 ) -> JobOutcome:
     """Get a named piece of work done on a cluster, by a job that is submitted once and followed to its end.
 
-    `address` is that of the dashboard, [http[s]://]host:port. The job of attempt n has the id `{name}-a{n}`: one that is
-    pending or running is followed, else the next one is submitted, unless `is_done()` says that nothing is left to do.
-    `is_done` alone decides whether it worked. Of the jobs of this call, `max_attempts` at most, another one is started only
-    after a failure that may pass.
-    `patience_seconds` is for how long the cluster may be out of reach. Ctrl-C detaches; the job goes on.
+    `address` is that of the dashboard, [http[s]://]host:port. The job of attempt n has the id `{name}-a{n}`:
+    one that is pending or running is followed, else the next one is submitted, unless `is_done()` says that
+    nothing is left to do. `is_done` alone decides whether it worked. This call starts or follows
+    `max_attempts` jobs at most, and another one only after a failure that may pass. `patience_seconds` is for
+    how long the cluster may be out of reach. Ctrl-C detaches; the job goes on.
 
     Authentication is on if RAY_AUTH_MODE=token; the token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
-    ~/.ray/auth_token, and goes nowhere else. `env` is shown in Ray's dashboard, so names of secrets are refused in it.
+    ~/.ray/auth_token, and goes nowhere else. `env` is shown in Ray's dashboard, so names of secrets are
+    refused in it.
 
-    Raises ValueError for bad arguments, ClusterUnreachable, AuthenticationRefused, and KeyboardInterrupt after detaching.
+    Raises ValueError for bad arguments, ClusterUnreachable, AuthenticationRefused, and KeyboardInterrupt
+    after detaching.
     """
+    _check_arguments(address, name, env, max_attempts)
+    if is_done():
+        return JobOutcome(done=True, exit_code=_DONE)
+    _check_size(Path(working_dir))
+    if "://" not in address:
+        address = f"http://{address}"
+    address = address.rstrip("/")
+    work = _Work(
+        address=address,
+        name=name,
+        entrypoint=entrypoint,
+        runtime_env={"working_dir": str(working_dir), "excludes": list(EXCLUDES), "env_vars": dict(env)},
+        is_done=is_done,
+        print_line=print_line,
+        patience_seconds=patience_seconds,
+        client=_connect(address),
+    )
+    try:
+        return work.run(max_attempts)
+    except KeyboardInterrupt:
+        if work.current:
+            print_line(
+                f"detached from {work.current}, which goes on; "
+                "to follow it again, repeat the command; to stop it:"
+            )
+            print_line(shlex.join(["ray", "job", "stop", "--address", address, work.current]))
+        raise
+
+
+def _check_arguments(address: str, name: str, env: Mapping[str, str], max_attempts: int) -> None:
     if not _HTTP_ADDRESS.match(address):
         raise ValueError(
             f"address={address!r} names no Ray dashboard: set it to host:port, such as http://127.0.0.1:8265"
@@ -297,25 +379,9 @@ def submit_and_follow(
     for variable in env:
         if _SECRET.search(variable):
             raise ValueError(
-                f"env.{variable} looks like a secret, and Ray shows a job's environment: set it on the cluster's nodes"
+                f"env.{variable} looks like a secret, and Ray shows a job's environment: "
+                "set it on the cluster's nodes"
             )
-    if is_done():
-        return JobOutcome(done=True, exit_code=_DONE)
-    _check_size(Path(working_dir))
-    runtime_env = {"working_dir": str(working_dir), "excludes": list(EXCLUDES), "env_vars": dict(env)}
-    address = (address if "://" in address else f"http://{address}").rstrip("/")
-    work = _Work(
-        address, name, entrypoint, runtime_env, is_done, print_line, patience_seconds, _connect(address)
-    )
-    try:
-        return work.run(max_attempts)
-    except KeyboardInterrupt:
-        if work.current:
-            print_line(
-                f"detached from {work.current}, which goes on; to follow it again, repeat the command; to stop it:"
-            )
-            print_line(shlex.join(["ray", "job", "stop", "--address", address, work.current]))
-        raise
 
 
 def _connect(address: str) -> _Client:
@@ -344,9 +410,37 @@ def _check_size(folder: Path) -> None:
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:5]
         listed = ", ".join(f"{path} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise ValueError(
-            f"working_dir={folder} holds {total / 2**20:.0f} MiB, over {MAX_UPLOAD_MIB}: name in .gitignore or .rayignore "
-            f"what the job does not need. Largest: {listed}"
+            f"working_dir={folder} holds {total / 2**20:.0f} MiB, over {MAX_UPLOAD_MIB}: "
+            f"name in .gitignore or .rayignore what the job does not need. Largest: {listed}"
         )
+
+
+def _exit_code(job: JobDetails | None) -> int:
+    """Return the exit code of a job that ended without all its receipts."""
+    if job is None or job.error_type in _LOST:
+        return _TEMPORARY
+    if job.status == JobStatus.STOPPED:
+        return _PREEMPTED
+    reported = _reported_exit_code(job)
+    if reported in {_CONFIG, _TEMPORARY, _PREEMPTED}:
+        return reported
+    return _BUG
+
+
+def _may_be_retried(job: JobDetails | None) -> bool:
+    """Tell whether another attempt may help a job that ended without all its receipts."""
+    if job is None or job.error_type in _LOST:
+        return True
+    if job.status == JobStatus.STOPPED:
+        return False  # somebody wanted it to stop
+    return _reported_exit_code(job) not in {_CONFIG, _BUG, _DONE}
+
+
+def _reported_exit_code(job: JobDetails) -> int | None:
+    """Return the exit code of the job's driver, None where Ray knows none; SIGTERM counts as preemption."""
+    if job.driver_exit_code == -signal.SIGTERM:
+        return _PREEMPTED
+    return job.driver_exit_code
 
 
 def _ended(job: JobDetails) -> bool:
@@ -354,4 +448,7 @@ def _ended(job: JobDetails) -> bool:
 
 
 def _first_line(error: object) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return ""
+    return lines[0][:200]

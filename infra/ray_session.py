@@ -1,6 +1,7 @@
-"""A Ray session: a cluster of its own for as long as a `with` block lasts, or a guest's stay on a named one.
+"""Ray sessions: a local cluster for the length of a `with` block, or a connection to one that runs already.
 
-The engine is an implementation detail of a stage, so a session leaves no trace: no process, no file, no variable.
+The engine is an implementation detail of a stage, so a session leaves no trace: no process, no file, no
+variable.
 """
 
 import fcntl
@@ -24,22 +25,27 @@ from typing import Any, cast
 import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # Cython
+from ray._raylet import (  # Cython
+    AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
+    Config,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.ray_reaper import end_users
 
 LOCAL = "local"
+"""Address of a cluster that the session starts and ends."""
 EXIT_PREEMPTED = 143
 FOLDER_PREFIX = "dualtoken-ray-"
 KEEP_FAILED_DAYS = 7
+"""Days that Ray's logs of a failed session are kept."""
 
 _HOST_PORT = re.compile(r"^(?:\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})$")
 _LONGEST_BASE = 20
-"""Characters; Ray adds up to 87 for its sockets, and Linux allows 107 in all."""
-
+"""Characters of a session folder's parent; Ray adds up to 87 for its sockets, and Linux allows 107 in all."""
 _ANSWER_SECONDS = 10.0
+"""Time that a cluster has to answer before it counts as unreachable."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ class ClusterUnreachable(ConnectionError):
 
 
 class AuthenticationRefused(PermissionError):
-    """A Ray cluster wants a token that this process lacks, or has another of."""
+    """A Ray cluster wants a token that this process does not have, or has a wrong one of."""
 
     exit_code = 2
 
@@ -73,24 +79,27 @@ def ray_session(
 ) -> Iterator[None]:
     """Connect this process to Ray for the length of a `with` block.
 
-    `address` is `local`, for a cluster of its own with token authentication on, which ends with the block, with this
-    process, or with SIGTERM (then SystemExit(143), unless the caller handles the signal). Else it is the host:port of a
-    cluster that runs already, which is left running. `num_cpus` (all, if None) and `object_store_mb` (MiB) are of the
-    local cluster only. `worker_setup`, a function of an installed module, runs once in each worker process, before its
-    first task. `quiet` drops what Ray says of itself; what workers print is forwarded either way.
+    `address` is `local`, for a cluster of its own with token authentication on. It ends with the block, with
+    this process, or with SIGTERM (then SystemExit(143), unless the caller handles the signal). Else `address`
+    is the host:port of a cluster that runs already, which is left running.
 
-    Enter from the main thread: the cluster ends with the thread that starts it, and only the main one gets signals.
+    `num_cpus` (all, if None) and `object_store_mb` (MiB) are for the local cluster only. `worker_setup`, a
+    function of an installed module, runs once in each worker process, before its first task. `quiet` drops
+    Ray's own log lines; what workers print is forwarded either way.
 
-    Raises ValueError for an address that names no cluster, or for `local` inside a Ray job, RuntimeError where this
-    process is connected already, and for a named cluster ClusterUnreachable or AuthenticationRefused.
+    Enter from the main thread: the cluster ends with the thread that starts it, and only the main one gets
+    signals.
+
+    Raises ValueError for an address that names no cluster, or for `local` inside a Ray job, RuntimeError
+    where this process is connected already, and for a named cluster ClusterUnreachable or
+    AuthenticationRefused.
     """
     _check_address(address)
     if ray.is_initialized():
         raise RuntimeError("this process is connected to Ray already: end that session first")
-    options: dict[str, Any] = {
-        "logging_level": logging.WARNING if quiet else logging.INFO,
-        "log_to_driver": True,
-    }
+    options: dict[str, Any] = {"logging_level": logging.INFO, "log_to_driver": True}
+    if quiet:
+        options["logging_level"] = logging.WARNING
     if worker_setup is not None:
         options["runtime_env"] = {"worker_process_setup_hook": worker_setup}
     with environment(_variables(address)):
@@ -115,20 +124,25 @@ def ray_session(
 
 def _check_address(address: str) -> None:
     if address == LOCAL:
-        if job := current_job_address():
+        job_address = current_job_address()
+        if job_address:
             raise ValueError(
-                f"address=local inside a job of the Ray cluster {job}: set it to current_job_address()"
+                f"address=local inside a job of the Ray cluster {job_address}: "
+                "set it to current_job_address()"
             )
         return
     match = _HOST_PORT.match(address)
     if match is None or not 0 < int(match[1]) < 65536:
         raise ValueError(
-            f"address={address!r} names no Ray cluster: set it to local, or to host:port such as 10.0.0.5:6379"
+            f"address={address!r} names no Ray cluster: "
+            "set it to local, or to host:port such as 10.0.0.5:6379"
         )
 
 
 def _check_answers(address: str) -> None:
-    # Left to itself, ray.init() tries a dead address for minutes, and repeats a wrong token for 20 s, a warning each.
+    """Raise `ClusterUnreachable` or `AuthenticationRefused` where a cluster does not answer."""
+    # Left to itself, ray.init() tries a dead address for minutes, and repeats a wrong token for 20 s, with a
+    # warning each.
     with cast("grpc.Channel", init_grpc_channel(address)) as channel:
         try:
             gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
@@ -140,23 +154,25 @@ def _check_answers(address: str) -> None:
             if code == grpc.StatusCode.UNAUTHENTICATED:
                 raise AuthenticationRefused(address) from None
             raise ClusterUnreachable(
-                f"no Ray cluster answers at {address} ({code.name}): is it running, and the port that of its GCS?"
+                f"no Ray cluster answers at {address} ({code.name}): "
+                "is it running, and the port that of its GCS?"
             ) from None
 
 
 def _variables(address: str) -> dict[str, str]:
-    """What Ray reads from the environment, for this process and those that it starts."""
-    # The second one silences a warning about a default that changes in a later Ray.
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    """Return the environment variables that Ray reads, for this process and those that it starts."""
+    variables = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about a default of a later Ray
+    }
     if address == LOCAL:
         variables["RAY_AUTH_MODE"] = "token"
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             # A token in the environment keeps Ray from writing one to the home folder.
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     elif "RAY_AUTH_MODE" not in os.environ:
-        variables["RAY_AUTH_MODE"] = (
-            "token" if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True) else "disabled"
-        )
+        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+        variables["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
     return variables
 
 
@@ -164,55 +180,57 @@ def _variables(address: str) -> dict[str, str]:
 def environment(variables: dict[str, str]) -> Iterator[None]:
     """Set variables, and put all of Ray's back afterwards: ray.init() sets some of its own."""
 
-    def ours() -> dict[str, str]:
-        return {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith("RAY_") or name in variables or name == "PYTHONBREAKPOINT"
-        }
+    def is_restored(name: str) -> bool:
+        return name.startswith("RAY_") or name in variables or name == "PYTHONBREAKPOINT"
 
-    before = ours()
+    before = {name: value for name, value in os.environ.items() if is_restored(name)}
     os.environ.update(variables)
     reread_authentication()
     try:
         yield
     finally:
-        for name in ours().keys() - before.keys():
-            del os.environ[name]
+        for name in set(os.environ) - set(before):
+            if is_restored(name):
+                del os.environ[name]
         os.environ.update(before)
         reread_authentication()
 
 
 def reread_authentication() -> None:
-    """Take up a change of RAY_AUTH_MODE or of the token in this process's environment."""
-    # Ray caches mode and token for the process: without this a second session would send the first one's token.
+    """Apply a change of RAY_AUTH_MODE or of the token in this process's environment."""
+    # Ray caches mode and token for the process: without this a second session would send the first one's
+    # token.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
 def _connection(**options: Any) -> Iterator[None]:  # noqa: ANN401  # those of ray.init()
-    """ray.init() and ray.shutdown(), with the caller's SIGTERM handler instead of Ray's."""
+    """Run ray.init() and ray.shutdown(), with the caller's SIGTERM handler instead of Ray's."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if in_main_thread else None
+    handler_before = None
+    if in_main_thread:
+        handler_before = signal.getsignal(signal.SIGTERM)
     try:
         try:
             ray.init(**options)
         except SystemExit:  # Ray's own handler, which ray.init() installs first of all, exits with status 15
             raise SystemExit(EXIT_PREEMPTED) from None
         except Exception as error:
-            if "timed out during startup" not in str(error):  # Ray gives it no class of its own
+            if "timed out during startup" not in str(error):  # Ray gives this error no class of its own
                 raise
             raise ClusterUnreachable(
                 "the local Ray cluster did not start in 30 s: this machine is too busy"
             ) from None
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, _exit_preempted if before in (None, signal.SIG_DFL) else before)
+        if in_main_thread and handler_before in (None, signal.SIG_DFL):
+            signal.signal(signal.SIGTERM, _exit_preempted)
+        elif in_main_thread:
+            signal.signal(signal.SIGTERM, handler_before)
         yield
     finally:
         ray.shutdown(wait_for_processes=True)
         if in_main_thread:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler_before is None else handler_before)
 
 
 def _exit_preempted(_signum: int, _frame: FrameType | None) -> None:
@@ -221,7 +239,7 @@ def _exit_preempted(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _session_folder() -> Iterator[Path]:
-    """A fresh folder for Ray's sockets and logs; removed, unless the block fails."""
+    """Make a fresh folder for Ray's sockets and logs; it is removed, unless the block fails."""
     base = Path(tempfile.gettempdir())
     if len(str(base)) > _LONGEST_BASE:
         base = Path("/tmp")  # noqa: S108  # mkdtemp makes a private folder in it
@@ -245,11 +263,13 @@ def _session_folder() -> Iterator[Path]:
 
 @contextmanager
 def _reaper(folder: Path) -> Iterator[None]:
-    """A process that ends the cluster if this one is killed."""
+    """Start a process that ends the cluster if this one is killed."""
     # By path and isolated: it must start in no time, and work whatever this process's environment is.
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("ray_reaper.py")), str(folder)]
     # In a session of its own, so that Ctrl-C in a terminal does not reach it.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:  # noqa: S603  # all of it ours
+    with subprocess.Popen(  # noqa: S603  # all of the command is ours
+        command, stdin=subprocess.PIPE, start_new_session=True
+    ) as process:
         assert process.stdin is not None
         try:
             yield
@@ -267,6 +287,10 @@ def remove_stale_folders(base: Path) -> None:
         with suppress(OSError), (folder / "owner.lock").open("r+") as lock:
             # A lock, since a pid may be taken again or belong to another container with the same /tmp.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            failed = folder / "failed"
-            if not failed.exists() or time.time() - failed.stat().st_mtime > KEEP_FAILED_DAYS * 86_400:
+            if not _is_kept(folder / "failed"):
                 shutil.rmtree(folder)
+
+
+def _is_kept(failed: Path) -> bool:
+    """Tell whether a session's folder has the mark of a failure, and that is recent."""
+    return failed.exists() and time.time() - failed.stat().st_mtime <= KEEP_FAILED_DAYS * 86_400

@@ -1,4 +1,7 @@
-"""Data-parallel training by Ray Train V2: the worker group, its restarts and its checkpoints; the loop is the caller's."""
+"""Data-parallel training by Ray Train V2: the worker group, its restarts and its checkpoints.
+
+The training loop is the caller's.
+"""
 
 import logging
 import os
@@ -35,21 +38,27 @@ from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
 from dualtoken.infra.ray_session import environment
 
 POLL_SECONDS = 0.5
-"""Between two looks of the controller at its workers; Ray's default of 2 s is also how long a checkpoint stays uncommitted."""
+"""Time between two looks of the controller at its workers.
+
+A checkpoint stays uncommitted as long, which is 2 s by Ray's default.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRun:
-    """What a training loop knows of the worker that it runs in."""
+    """The worker that a training loop runs in."""
 
     rank: int
-    """0 to world_size - 1; after a restart a worker may have another one."""
+    """Rank, 0 to world_size - 1; after a restart a worker may have another one."""
     world_size: int
     device: torch.device
 
     @contextmanager
     def latest_checkpoint(self) -> Iterator[Path | None]:
-        """The last committed checkpoint as a local folder, gone after the block if it was fetched; None at the start."""
+        """Yield the last committed checkpoint as a local folder, None at the start of a training.
+
+        The folder is gone after the block if it was fetched.
+        """
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             yield None
@@ -58,25 +67,30 @@ class WorkerRun:
             yield Path(folder)
 
     def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
-        """Tell of a step that is done; every rank calls this equally often, and waits here for the others.
+        """Report a finished step; every rank calls this equally often, and waits here for the others.
 
-        Rank 0 may hand over a checkpoint, a folder that is copied to storage before this returns. It is committed, so that
-        a restart begins with it, at the controller's next look, within about POLL_SECONDS.
+        Rank 0 may hand over a checkpoint, a folder that is copied to storage before this returns. It is
+        committed, so that a restart begins with it, at the controller's next look, within about POLL_SECONDS.
         """
         assert checkpoint_dir is None or self.rank == 0, "only rank 0 hands over a checkpoint"
-        checkpoint = None if checkpoint_dir is None else Checkpoint.from_directory(checkpoint_dir)
+        checkpoint = None
+        if checkpoint_dir is not None:
+            checkpoint = Checkpoint.from_directory(checkpoint_dir)
         # Named by step: what a killed worker copied but nobody committed is overwritten, not left behind.
         ray.train.report(
             {**metrics, "step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:09d}"
         )
 
-    def wrap(self, model: torch.nn.Module, **ddp_options: Any) -> torch.nn.Module:  # noqa: ANN401  # those of DistributedDataParallel
-        """Move a model to the device and average its gradients over the workers; buffers are equal at the start only."""
+    def wrap(self, model: torch.nn.Module, **ddp_options: Any) -> torch.nn.Module:  # noqa: ANN401
+        """Move a model to the device and average its gradients over the workers.
+
+        Buffers are equal at the start only. `ddp_options` are those of DistributedDataParallel.
+        """
         return prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False, **ddp_options})
 
 
 Loop = Callable[[dict[str, Any], WorkerRun], None]
-"""Runs in each worker, so: a function of an importable module, and settings that pickle."""
+"""Training loop. It runs in each worker, so: a function of an importable module, and settings that pickle."""
 
 
 def fit(
@@ -91,21 +105,22 @@ def fit(
     max_failures: int = 0,
     num_to_keep: int = 2,
 ) -> str:
-    """Run `loop` in `num_workers` processes, on CPUs over gloo or one GPU each over nccl; needs a Ray session.
+    """Run `loop` in `num_workers` processes, on CPUs over gloo or one GPU each over nccl.
 
-    `storage_path`, a folder or any fsspec URL that all nodes reach, holds `name`/step-NNNNNNNNN checkpoints, the last
-    `num_to_keep` of them. A fit of the same name and storage goes on from the last committed one; so does one whose
-    workers died, `max_failures` times at most. Returns the last committed checkpoint's folder or URL.
+    Needs a Ray session.
 
-    Raises ValueError, or its subclass, where the loop did, ProcessesDied where workers died too often, TrainingFailedError where the loop
-    failed otherwise, RuntimeError if there never was a checkpoint.
+    `storage_path`, a folder or any fsspec URL that all nodes reach, holds `name`/step-NNNNNNNNN checkpoints,
+    the last `num_to_keep` of them. A fit of the same name and storage goes on from the last committed one. So
+    does one that lost workers, `max_failures` times at most. Returns the last committed checkpoint's folder
+    or URL.
+
+    Raises ValueError, or its subclass, where the loop did, ProcessesDied where workers died too often,
+    TrainingFailedError where the loop failed otherwise, RuntimeError if there never was a checkpoint.
     """
     filesystem, root = fsspec.core.url_to_fs(storage_path)
-    local = "file" in (
-        filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
-    )
+    is_local = _is_local(filesystem)
     trainer = _Trainer(
-        partial(_work, loop),
+        partial(_run_loop, loop),
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -116,51 +131,64 @@ def fit(
         run_config=RunConfig(
             name=name,
             storage_path=root,
-            storage_filesystem=None if local else PyFileSystem(FSSpecHandler(filesystem)),
+            storage_filesystem=None if is_local else PyFileSystem(FSSpecHandler(filesystem)),
             checkpoint_config=CheckpointConfig(num_to_keep=num_to_keep),
             failure_config=FailureConfig(max_failures=max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    get_or_create_autoscaling_coordinator()  # Train needs this actor; it starts now beside the controller, not after it
+    get_or_create_autoscaling_coordinator()  # Train needs this actor; it starts now beside the controller
     with environment(_variables()):
         try:
             checkpoint = trainer.fit().checkpoint
         except TrainingFailedError as error:
-            if mistake := _mistake(error):
+            mistake = _find_user_mistake(error)
+            if mistake is not None:
                 raise mistake from error
             if lost_workers(error):
-                message = f"{name}: workers died more than {max_failures} times (max_failures), as of too little memory or a crash"
-                raise ProcessesDied(message) from error
+                raise ProcessesDied(
+                    f"{name}: workers died more than {max_failures} times (max_failures), "
+                    "as of too little memory or a crash"
+                ) from error
             raise
     if checkpoint is None:
         raise RuntimeError(f"{name}: the loop ended without a checkpoint in {storage_path}")
-    return checkpoint.path if local else filesystem.unstrip_protocol(checkpoint.path)
+    if is_local:
+        return checkpoint.path
+    return filesystem.unstrip_protocol(checkpoint.path)
+
+
+def _is_local(filesystem: Any) -> bool:  # noqa: ANN401  (fsspec has no types)
+    protocols = filesystem.protocol
+    if isinstance(protocols, str):
+        protocols = (protocols,)
+    return "file" in protocols
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray's watcher of orphaned placement groups, where they go with the session in any case."""
+    """Trainer without Ray's watcher of orphaned placement groups, where they end with the session anyway."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # The watcher asks the dashboard each second, and says so each second where there is none.
         callbacks = super()._create_default_callbacks()
-        return [
-            callback
-            for callback in callbacks
-            if _many_nodes() or not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+        if _many_nodes():
+            return callbacks
+        # The watcher asks the dashboard each second, and says so each second where there is none.
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def _many_nodes() -> bool:
-    return sum(node["Alive"] for node in ray.nodes()) > 1
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return len(alive) > 1
 
 
 def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
+    if use_gpu:
+        return {"CPU": cpus, "GPU": 1}
+    return {"CPU": cpus}
 
 
 def _variables() -> dict[str, str]:
-    """Ray Train's settings, which it takes from the environment only; the user's own have precedence."""
+    """Return Ray Train's settings, which it reads from the environment only; the user's own come first."""
     variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS)}
     if not _many_nodes():
         # Its notice of a node's end is of use only where other nodes live on; it is a process.
@@ -168,20 +196,26 @@ def _variables() -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
-def _work(loop: Loop, settings: dict[str, Any]) -> None:
+def _run_loop(loop: Loop, settings: dict[str, Any]) -> None:
+    """Run the caller's loop in a worker."""
     context = ray.train.get_context()
     device = get_device()
     assert isinstance(device, torch.device)
-    # Ray names this logger by its file, which escapes the level set for ray.train; it has a line for each report.
+    # Ray names this logger by its file, which escapes the level set for ray.train; it has a line for each
+    # report.
     logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
-    loop(
-        settings, WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    )
+    run = WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    loop(settings, run)
 
 
-def _mistake(error: TrainingFailedError) -> ValueError | None:
-    """A user's mistake as what it was; it comes wrapped, with a traceback that only a developer wants."""
-    for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
+def _find_user_mistake(error: TrainingFailedError) -> ValueError | None:
+    """Return the ValueError that a worker's loop raised, if one did.
+
+    It comes wrapped, with a traceback that only a developer wants.
+    """
+    if not isinstance(error, WorkerGroupError):
+        return None
+    for failure in error.worker_failures.values():
         origin: BaseException | None = failure
         while origin is not None:
             if isinstance(origin, ValueError):

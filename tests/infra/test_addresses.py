@@ -51,7 +51,7 @@ def test_odd_spellings_of_loopback_do_not_reach_it(host: str) -> None:
 
 
 def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address checked is the one connected to: a second look-up would say another, and there is none."""
+    """The address checked is the one connected to: a second look-up, which would give another, is not made."""
     looked_up = []
 
     def rebinding(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
@@ -77,8 +77,11 @@ def test_public_addresses_are_public(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.16.0.1", "192.0.0.8", "192.168.0.1", "224.0.0.1",
-     "255.255.255.255", "::", "::1", "fc00::1", "fe80::1%eth0", "ff02::1", "::ffff:8.8.8.8", "64:ff9b::7f00:1", "2002:7f00:1::"],
-)  # fmt: skip
+    [
+        *("0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.16.0.1", "192.0.0.8"),
+        *("192.168.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fc00::1", "fe80::1%eth0", "ff02::1"),
+        *("::ffff:8.8.8.8", "64:ff9b::7f00:1", "2002:7f00:1::"),
+    ],
+)
 def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)

@@ -155,10 +155,18 @@ def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("url", "expected"),
-    [("file:///etc/passwd", "not_http"), ("data:image/png,x", "not_http"), ("/no/host.png", "bad_url"), ("http://", "bad_url"),
-     ("http://[::1", "bad_url"), ("http://a:99999/", "bad_url"), ("", "bad_url"), ("http://foo..bar/x", "bad_url"),
-     (f"http://{'a' * 64}.org/", "bad_url")],
-)  # fmt: skip
+    [
+        ("file:///etc/passwd", "not_http"),
+        ("data:image/png,x", "not_http"),
+        ("/no/host.png", "bad_url"),
+        ("http://", "bad_url"),
+        ("http://[::1", "bad_url"),
+        ("http://a:99999/", "bad_url"),
+        ("", "bad_url"),
+        ("http://foo..bar/x", "bad_url"),
+        (f"http://{'a' * 64}.org/", "bad_url"),
+    ],
+)
 def test_bad_urls_have_their_reason(url: str, expected: str) -> None:
     assert reason(get(url)) == expected
 
@@ -184,15 +192,18 @@ def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_more_fetches_are_under_way_than_allowed() -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    lock = threading.Lock()
+    under_way = 0
+    most = 0
 
     def count(connection: socket.socket, head: str, number: int) -> None:
-        nonlocal now, most
+        nonlocal under_way, most
         with lock:
-            now, most = now + 1, max(most, now + 1)
+            under_way += 1
+            most = max(most, under_way)
         time.sleep(0.05)
         with lock:
-            now -= 1
+            under_way -= 1
         reply(b"ok")(connection, head, number)
 
     async def many(base: str) -> None:

@@ -32,26 +32,19 @@ submit_and_follow(address, name=name, entrypoint=entrypoint, working_dir=folder,
 
 
 def test_a_client_that_was_killed_finds_its_job_again(dashboard: str, tmp_path: Path) -> None:
-    folder, receipt, starts = tmp_path / "code", tmp_path / "receipt", tmp_path / "starts"
+    folder = tmp_path / "code"
+    receipt = tmp_path / "receipt"
+    starts = tmp_path / "starts"
     folder.mkdir()
     for path in (".env", "server.pem", "data/big", "pipelines/data/kept", "main.py"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text("x")
-    script = f"echo start >> {starts}; find . -type f | sort; for i in $(seq 1 10); do echo line $i; sleep 0.4; done; touch {receipt}"
-    client = subprocess.Popen(
-        [
-            sys.executable,
-            "-uc",
-            CLIENT,
-            dashboard,
-            "killed",
-            f"bash -c {shlex.quote(script)}",
-            str(folder),
-            str(receipt),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
+    script = (
+        f"echo start >> {starts}; find . -type f | sort; "
+        f"for i in $(seq 1 10); do echo line $i; sleep 0.4; done; touch {receipt}"
     )
+    arguments = [dashboard, "killed", f"bash -c {shlex.quote(script)}", str(folder), str(receipt)]
+    client = subprocess.Popen([sys.executable, "-uc", CLIENT, *arguments], stdout=subprocess.PIPE, text=True)
     assert client.stdout is not None
     assert client.stdout.readline() == "submitted killed-a1\n"
     while "line 2" not in client.stdout.readline():
@@ -67,11 +60,7 @@ def test_a_client_that_was_killed_finds_its_job_again(dashboard: str, tmp_path: 
     assert starts.read_text() == "start\n"
     assert [job.submission_id for job in JobSubmissionClient(dashboard).list_jobs()] == ["killed-a1"]
     assert lines[0] == "following killed-a1, which is running already"
-    output = [
-        line
-        for line in lines[1:]
-        if not ("Runtime env is setting up" in line or line.startswith("Running entrypoint"))
-    ]
+    output = [line for line in lines[1:] if not _is_of_ray(line)]
     # What must not leave the machine did not; and each line came once.
     assert output == ["./main.py", "./pipelines/data/kept", *(f"line {i}" for i in range(1, 11))]
 
@@ -92,7 +81,8 @@ def test_receipts_decide_not_the_status_of_the_job(dashboard: str, tmp_path: Pat
 def test_only_what_may_pass_is_tried_again(
     dashboard: str, tmp_path: Path, status: int, exit_code: int, last: str
 ) -> None:
-    tried, receipt = tmp_path / "tried", tmp_path / "receipt"
+    tried = tmp_path / "tried"
+    receipt = tmp_path / "receipt"
     script = f"if [ -e {tried} ]; then touch {receipt}; else touch {tried}; exit {status}; fi"
     outcome = _submit(dashboard, f"again{status}", script, tmp_path, receipt.exists, max_attempts=2)
     assert (outcome.exit_code, outcome.submission_id) == (exit_code, f"again{status}-{last}")
@@ -169,7 +159,9 @@ class _Proxy:
     """A TCP relay whose connections can be cut."""
 
     def __init__(self, target: int) -> None:
-        self._target, self._pairs, self._closed_until = target, list[socket.socket](), 0.0
+        self._target = target
+        self._pairs: list[socket.socket] = []
+        self._closed_until = 0.0
         self.dropped = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -198,12 +190,18 @@ class _Proxy:
     @staticmethod
     def _relay(source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
-            while data := source.recv(65536):
+            data = source.recv(65536)
+            while data:
                 sink.sendall(data)
+                data = source.recv(65536)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+def _is_of_ray(line: str) -> bool:
+    return "Runtime env is setting up" in line or line.startswith("Running entrypoint")
 
 
 def _submit(

@@ -24,7 +24,7 @@ from tests.helpers.waiting import wait_until
 
 DRIVER = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a background job inherits that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a background job ignores it
 import ray
 from dualtoken.infra.ray_session import ray_session
 with ray_session("local", num_cpus=1, object_store_mb=100):
@@ -52,7 +52,8 @@ except Exception as error:
 def test_a_local_session_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    environment = dict(os.environ)
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_session(
         "local", num_cpus=1, object_store_mb=100, worker_setup=lambda: os.environ.update(SET_UP="yes")
     ):
@@ -190,32 +191,41 @@ def _stat(pid: int) -> list[str]:
 
 
 def _descendants(pid: int) -> set[Process]:
-    stats = {
-        int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()
-    }
-    found, parents = set[Process](), {pid}
+    stats: dict[int, list[str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            stats[int(entry.name)] = _stat(int(entry.name))
+
+    descendants: set[Process] = set()
+    parents = {pid}
     while parents:
         parents = {child for child, fields in stats.items() if fields and int(fields[1]) in parents}
-        found |= {(child, stats[child][19]) for child in parents}
-    return found
+        for child in parents:
+            descendants.add((child, stats[child][19]))
+    return descendants
 
 
 def _running(processes: set[Process]) -> set[Process]:
-    return {
-        (pid, started)
-        for pid, started in processes
-        if (fields := _stat(pid)) and fields[19] == started and fields[0] not in "ZX"
-    }
+    return {process for process in processes if _is_running(process)}
+
+
+def _is_running(process: Process) -> bool:
+    pid, started = process
+    fields = _stat(pid)
+    if not fields:
+        return False
+    return fields[19] == started and fields[0] not in "ZX"
 
 
 def _session_folder(processes: set[Process]) -> Path:
     """Ray's temp folder, from the command line of its dashboard's process."""
-    commands = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid, _ in _running(processes)]
-    (folder,) = {
-        argument.partition("=")[2]
-        for command in commands
-        if any("dashboard.py" in word for word in command)
-        for argument in command
-        if argument.startswith("--temp-dir=")
-    }
+    folders = set()
+    for pid, _ in _running(processes):
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        if "dashboard.py" not in command:
+            continue
+        for argument in command.split("\0"):
+            if argument.startswith("--temp-dir="):
+                folders.add(argument.removeprefix("--temp-dir="))
+    (folder,) = folders
     return Path(folder)

@@ -30,7 +30,8 @@ def _session() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
 @pytest.mark.usefixtures("_session")
 def test_training_goes_on_after_the_last_committed_step(tmp_path: Path) -> None:
-    starts, storage = tmp_path / "starts", tmp_path / "storage"
+    starts = tmp_path / "starts"
+    storage = tmp_path / "storage"
     settings = {"starts": str(starts), "kill_at": 3, "refuse_at": 0, "steps": 4}
     checkpoint = fit(_loop, settings, name="run", storage_path=str(storage), max_failures=1)
     assert checkpoint == str(storage / "run" / "step-000000004")
@@ -41,7 +42,8 @@ def test_training_goes_on_after_the_last_committed_step(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("_session")
 def test_a_further_training_goes_on_with_more_workers_and_raises_the_loop_s_own_error(tmp_path: Path) -> None:
-    starts, storage = tmp_path / "starts", tmp_path / "storage"
+    starts = tmp_path / "starts"
+    storage = tmp_path / "storage"
     settings = {"starts": str(starts), "kill_at": 0, "refuse_at": 0, "steps": 4}
     fit(_loop, settings, name="run", storage_path=str(storage))
     with pytest.raises(ValueError, match=r"^train\.x=7: set it to 8$"):
@@ -57,9 +59,11 @@ def test_a_further_training_goes_on_with_more_workers_and_raises_the_loop_s_own_
 
 
 def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
-    """Sums 1 per step and worker; the model's gradient must be the workers' mean."""
+    """Counts steps; in each the model's gradient must be the workers' mean."""
+    state = {"step": 0}
     with run.latest_checkpoint() as folder:
-        state = json.loads((folder / "state.json").read_text()) if folder else {"step": 0}
+        if folder is not None:
+            state = json.loads((folder / "state.json").read_text())
     with Path(settings["starts"]).open("a") as file:
         file.write(f"{state['step']}/{run.world_size} ")
     model = run.wrap(torch.nn.Linear(1, 1, bias=False))
@@ -76,6 +80,8 @@ def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
         assert parameter.grad is not None
         assert parameter.grad.item() == (run.world_size - 1) / 2
         with tempfile.TemporaryDirectory() as folder:
+            checkpoint_dir = None
             if run.rank == 0:
-                Path(folder, "state.json").write_text(json.dumps({"step": step}))
-            run.report(step, {"loss": 1 / step}, Path(folder) if run.rank == 0 else None)
+                checkpoint_dir = Path(folder)
+                (checkpoint_dir / "state.json").write_text(json.dumps({"step": step}))
+            run.report(step, {"loss": 1 / step}, checkpoint_dir)

@@ -1,4 +1,4 @@
-"""Scratch folders go with their block, or with the next process where theirs was killed; names of files reach the disk."""
+"""Scratch folders go with their block, or with the next process where theirs was killed; names reach the disk."""
 
 import os
 import signal
@@ -29,7 +29,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_scratch_folder_goes_with_its_block_whatever_is_in_it(temporary: Path) -> None:
-    with pytest.raises(ValueError, match="of the block"), scratch_folder() as folder:  # noqa: PT012  (the folder is looked at within)
+    # The folder is looked at within the block.
+    with pytest.raises(ValueError, match="of the block"), scratch_folder() as folder:  # noqa: PT012
         assert Path(folder).parent == temporary
         assert list(Path(folder).iterdir()) == []
         (Path(folder) / "deep").mkdir()
@@ -55,23 +56,27 @@ def test_the_folder_of_a_killed_process_is_removed_and_one_in_use_is_not(tempora
 
 
 def test_a_link_in_place_of_a_folder_or_lock_is_not_followed(temporary: Path) -> None:
-    theirs = temporary / "theirs"
-    theirs.mkdir()
-    (theirs / "file").write_bytes(b"1")
-    (temporary / "dualtoken-a").symlink_to(theirs)
-    (temporary / "dualtoken-b.lock").symlink_to(theirs / "file")
+    linked = temporary / "linked"
+    linked.mkdir()
+    (linked / "file").write_bytes(b"1")
+    (temporary / "dualtoken-a").symlink_to(linked)
+    (temporary / "dualtoken-b.lock").symlink_to(linked / "file")
     remove_abandoned()
-    assert (theirs / "file").exists()
+    assert (linked / "file").exists()
 
 
 def test_a_receipt_is_reported_once_its_name_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced, sync = list[tuple[str, list[str]]](), os.fsync
+    synced: list[tuple[str, list[str]]] = []
+    sync = os.fsync
 
     def noting(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        synced.append((path.name, sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []))
+        names: list[str] = []
+        if path.is_dir():
+            names = sorted(entry.name for entry in path.iterdir())
+        synced.append((path.name, names))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noting)

@@ -17,15 +17,24 @@ from tests.helpers.tiny_run import LoadTiny, planned
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (FileNotFoundError(2, "No such file", "x"), ExitCode.BUG), (IsADirectoryError("x"), ExitCode.BUG),
-        (NotADirectoryError("x"), ExitCode.BUG), (FileExistsError("x"), ExitCode.BUG), (KeyError("x"), ExitCode.BUG),
-        (FileNotFoundError("The specified bucket does not exist"), ExitCode.CONFIGURATION), (UserError("x"), ExitCode.CONFIGURATION),
-        (OSError(28, "No space left"), ExitCode.TEMPORARY), (ConnectionError("x"), ExitCode.TEMPORARY),
-        (ProcessesDied("x"), ExitCode.TEMPORARY), (NoCredentialsError(), ExitCode.CONFIGURATION),
+        (FileNotFoundError(2, "No such file", "x"), ExitCode.BUG),
+        (IsADirectoryError("x"), ExitCode.BUG),
+        (NotADirectoryError("x"), ExitCode.BUG),
+        (FileExistsError("x"), ExitCode.BUG),
+        (KeyError("x"), ExitCode.BUG),
+        (FileNotFoundError("The specified bucket does not exist"), ExitCode.CONFIGURATION),
+        (UserError("x"), ExitCode.CONFIGURATION),
+        (NoCredentialsError(), ExitCode.CONFIGURATION),
+        (PermissionError(13, "Permission denied", "x"), ExitCode.CONFIGURATION),
+        (OSError(30, "Read-only file system"), ExitCode.CONFIGURATION),
+        (OSError(28, "No space left"), ExitCode.TEMPORARY),
+        (ConnectionError("x"), ExitCode.TEMPORARY),
+        (TimeoutError("x"), ExitCode.TEMPORARY),
+        (ProcessesDied("x"), ExitCode.TEMPORARY),
         (EndpointConnectionError(endpoint_url="http://x"), ExitCode.TEMPORARY),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_each_kind_of_error_has_its_code(error: Exception, code: ExitCode) -> None:
     assert exit_code(error) == code
 
@@ -42,16 +51,19 @@ def test_a_finished_file_that_is_gone_is_named_with_how_to_bring_it_back(
     step: str, lost: str, command: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")))
-    there = planned(recipe, step, "tiny-train").job
-    missing = planned(recipe, "score" if command == "filter" else command, "tiny-train").job
-    assert there is not None
-    assert missing is not None
-    shutil.rmtree(missing.folder)
-    (Path(there.folder) / lost).unlink()
-    told = f"{missing.stage} tiny-train 00003: {there.folder}/{lost} is gone, its stage is finished: run `dualtoken verify "
+    made_first = {"filter": "score"}.get(command, command)
+    damaged = planned(recipe, step, "tiny-train").job
+    unmade = planned(recipe, made_first, "tiny-train").job
+    assert damaged is not None
+    assert unmade is not None
+    shutil.rmtree(unmade.folder)
+    (Path(damaged.folder) / lost).unlink()
     with pytest.raises(UnitsFailed) as error:
         run_command(command, recipe, LocalExecutor(), lambda _: None)
-    assert str(error.value) == f"1 of 10 units failed; {told}{there.folder} --repair`"
+    assert str(error.value) == (
+        f"1 of 10 units failed; {unmade.stage} tiny-train 00003: {damaged.folder}/{lost} is gone, "
+        f"its stage is finished: run `dualtoken verify {damaged.folder} --repair`"
+    )
     assert error.value.code == ExitCode.CONFIGURATION
 
 
@@ -59,7 +71,8 @@ def test_scores_that_are_gone_are_named_by_the_decision(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")))
-    scores, decision = (planned(recipe, step, "tiny-train").job for step in ("score", "filter"))
+    scores = planned(recipe, "score", "tiny-train").job
+    decision = planned(recipe, "filter", "tiny-train").job
     assert scores is not None
     assert decision is not None
     shutil.rmtree(decision.folder)

@@ -33,19 +33,26 @@ def test_shipped_recipes_are_found_from_any_folder(tmp_path: Path) -> None:
 
 def test_an_override_reaches_mappings_lists_and_new_keys() -> None:
     recipe = load_recipe("scenes", ["train.steps=7", "filter.rules.0.pixels=9", "train.losses.semantic=0.5"])
-    assert (recipe.train.steps, recipe.filter.rules[0].pixels, recipe.train.losses.semantic) == (7, 9, 0.5)  # pyright: ignore[reportAttributeAccessIssue]
+    assert recipe.train.steps == 7
+    assert recipe.filter.rules[0].pixels == 9  # pyright: ignore[reportAttributeAccessIssue]
+    assert recipe.train.losses.semantic == 0.5
 
 
 MISTAKES = {
     "cluster.min_workers=3": "cluster: min_workers=3 is over max_workers=2: lower it",
     "train.stepz=4": "train.stepz=4 is no key of a recipe: did you mean steps?",
     "filter.rules.0.pixel=3": "filter.rules.0.pixel=3 is no key of a recipe: did you mean pixels?",
-    "corpora.scenes-train.source.spilt=train": "corpora.scenes-train.source.spilt='train' is no key of a recipe: did you mean split?",
+    "corpora.scenes-train.source.spilt=train": (
+        "corpora.scenes-train.source.spilt='train' is no key of a recipe: did you mean split?"
+    ),
     "train.steps=abc": "train.steps='abc': should be a valid integer, unable to parse string as an integer",
     "train.steps=0": "train.steps=0: should be greater than 0",
     "teacher.kind=x": "teacher.kind='x': set it to one of 'train', 'open_clip', 'local'",
     "heldout.corpus=foo": "heldout.corpus=foo is no corpus: set it to one of scenes-train, scenes-heldout",
-    "tokenizer.pixel_block=9": "tokenizer: pixel_block=9, semantic_block=5, tower.depth=6: set pixel_block <= semantic_block < tower.depth",
+    "tokenizer.pixel_block=9": (
+        "tokenizer: pixel_block=9, semantic_block=5, tower.depth=6: "
+        "set pixel_block <= semantic_block < tower.depth"
+    ),
     "tokenizer.tower={patch_size: 8, width: 96, depth: 6, num_head: 3, num_heads: 3, mlp_width: 9}": (
         "tokenizer.tower.num_head=3 is no key of a recipe: did you mean num_heads?"
     ),
@@ -59,7 +66,9 @@ MISTAKES = {
     "corpora.scenes-trian.source.num_images=3": (
         "corpora.scenes-trian.source.kind is missing: set it, or did you mean corpora.scenes-train?"
     ),
-    "download.encode_quality=50": "download: encode_quality=50 with encode_format=png: PNG takes a compression of 0 to 9",
+    "download.encode_quality=50": (
+        "download: encode_quality=50 with encode_format=png: PNG takes a compression of 0 to 9"
+    ),
 }
 
 
@@ -87,12 +96,10 @@ def test_a_missing_recipe_names_the_shipped_ones() -> None:
 
 
 def test_what_only_changes_how_a_stage_runs_is_no_part_of_its_identity() -> None:
-    one, other = (
-        load_recipe("scenes"),
-        load_recipe("scenes", ["train.checkpoint_every=7", "download.concurrency=3", "root=elsewhere"]),
-    )
-    assert one.identity() == other.identity()
-    assert one.identity() != load_recipe("scenes", ["train.seed=1"]).identity()
+    plain = load_recipe("scenes")
+    run_otherwise = ["train.checkpoint_every=7", "download.concurrency=3", "root=elsewhere"]
+    assert load_recipe("scenes", run_otherwise).identity() == plain.identity()
+    assert load_recipe("scenes", ["train.seed=1"]).identity() != plain.identity()
 
 
 def test_the_published_384_pixel_model_has_27_by_27_tokens() -> None:
@@ -134,16 +141,15 @@ def test_a_cluster_too_small_for_its_training_is_refused_by_key(
 
 def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny, tmp_path: Path) -> None:
     recipe = load_tiny(tmp_path, "train.use_gpu=true", "cluster.gpus_per_worker=0.5")
-    asked = {
-        stage: get_stage(stage).resources(recipe).demands
-        for stage in ("train", "teacher", "score", "download")
+    expected = {
+        "train": (1, 1, "train.use_gpu=true"),
+        "teacher": (1, 1, "train.use_gpu=true"),
+        "score": (1, 0.5, "cluster.gpus_per_worker=0.5"),
+        "download": (1, 0, "cluster.gpus_per_worker=0"),
     }
-    assert [(cpu.amount, gpu.amount, gpu.keys) for cpu, gpu in asked.values()] == [
-        (1, 1, "train.use_gpu=true"),
-        (1, 1, "train.use_gpu=true"),
-        (1, 0.5, "cluster.gpus_per_worker=0.5"),
-        (1, 0, "cluster.gpus_per_worker=0"),
-    ]
+    for stage, asked in expected.items():
+        cpu, gpu = get_stage(stage).resources(recipe).demands
+        assert (cpu.amount, gpu.amount, gpu.keys) == asked
 
 
 def test_a_relative_root_is_one_folder_wherever_a_worker_stands(
@@ -188,13 +194,11 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(
         monkeypatch.chdir("/")
         places = re.findall(r'"(/[^"]*)"', recipe.model_dump_json(exclude={"root"}))
         assert Counter(places) == {str(folder): 3, str(folder / "t.csv"): 1, str(folder / "vgg.pth"): 2}
-        decided.append(
-            [
-                get_stage(stage).settings(recipe, corpus)
-                for stage in ("download", "teacher", "train")
-                for corpus in recipe.corpora
-            ]
-        )
+        of_folder = []
+        for stage in ("download", "teacher", "train"):
+            for corpus in recipe.corpora:
+                of_folder.append(get_stage(stage).settings(recipe, corpus))  # noqa: PERF401  (two loops are plainer)
+        decided.append(of_folder)
     assert decided[0] == decided[1]
 
 
@@ -218,5 +222,5 @@ def test_a_relative_root_is_refused_in_a_ray_job(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_with_a_gpu_asks_for_the_cpus_that_its_decoding_keeps_busy(
     settings: tuple[str, ...], gpus: float, cpus: int
 ) -> None:
-    config = load_recipe("scenes", [f"pretokenize.{one}" for one in settings]).pretokenize
+    config = load_recipe("scenes", [f"pretokenize.{setting}" for setting in settings]).pretokenize
     assert config.cpus(gpus) == cpus

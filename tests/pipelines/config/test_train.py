@@ -14,10 +14,10 @@ from dualtoken.pipelines.training.perceptual import open_perceptual
 
 
 def test_a_stage_brings_the_released_weights_and_a_recipe_may_change_them() -> None:
-    first, zero, two = (load_recipe("scenes", [f"train.stage={stage}", *more]).train.losses for stage, more in (
-        (1, []), (0, ["train.losses.commitment=1"]), (2, ["train.start_from=there"]),
-    ))  # fmt: skip
-    assert first.model_dump() == {"reconstruction": 5.0, "semantic": 5.0, "pooled": 1.0, "commitment": 5.0}
+    one = load_recipe("scenes", ["train.stage=1"]).train.losses
+    zero = load_recipe("scenes", ["train.stage=0", "train.losses.commitment=1"]).train.losses
+    two = load_recipe("scenes", ["train.stage=2", "train.start_from=there"]).train.losses
+    assert one.model_dump() == {"reconstruction": 5.0, "semantic": 5.0, "pooled": 1.0, "commitment": 5.0}
     assert zero.model_dump() == {"reconstruction": 5.0, "semantic": 0.0, "pooled": 5.0, "commitment": 1.0}
     assert two.model_dump() == {"reconstruction": 0.0, "semantic": 1.0, "pooled": 5.0, "commitment": 5.0}
 
@@ -68,25 +68,24 @@ def test_a_mistake_is_one_line_with_key_value_and_fix(overrides: tuple[str, ...]
 
 
 def test_settings_that_came_later_enter_the_fingerprint_only_where_they_are_set() -> None:
-    plain, compiled = (load_recipe("scenes", more).train.identity() for more in ([], ["train.compile=true"]))
+    plain = load_recipe("scenes").train.identity()
+    compiled = load_recipe("scenes", ["train.compile=true"]).train.identity()
     assert not {"compile", "memory_format", "random_crop"} & plain.keys()
     assert compiled == plain | {"compile": True}
 
 
 def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) -> None:
-    for name, content in (("one.pth", b"a"), ("other.pth", b"a"), ("changed.pth", b"b")):
-        (tmp_path / name).write_bytes(content)
-    one, other, changed = (
-        get_stage("train").settings(
-            load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None
-        )
-        for name in ("one.pth", "other.pth", "changed.pth")
-    )
-    assert one == other != changed
+    def settings(part: str, name: str) -> object:
+        perceptual = f"train.perceptual={{kind: lpips, {part}: {tmp_path / name}}}"
+        return get_stage("train").settings(load_recipe("scenes", [perceptual]), None)
+
+    (tmp_path / "first.pth").write_bytes(b"a")
+    (tmp_path / "same.pth").write_bytes(b"a")
+    (tmp_path / "changed.pth").write_bytes(b"b")
+    assert settings("backbone", "first.pth") == settings("backbone", "same.pth")
+    assert settings("backbone", "first.pth") != settings("backbone", "changed.pth")
     with pytest.raises(UserError, match=r"train\.perceptual\.heads='.*gone\.pth' is no file"):
-        get_stage("train").settings(
-            load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None
-        )
+        settings("heads", "gone.pth")
 
 
 def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
@@ -117,13 +116,12 @@ def test_a_recipe_is_laid_over_its_base(tmp_path: Path) -> None:
     file.write_text(
         yaml.safe_dump({"base": "scenes", "name": "mine", "train": {"steps": 7}, "filter": {"rules": []}})
     )
-    mine, scenes = (
-        load_recipe(str(file), ["train.seed=3"]),
-        load_recipe("scenes", ["train.steps=7", "train.seed=3"]),
-    )
-    assert (mine.name, mine.filter.rules) == ("mine", ())
-    assert mine.train == scenes.train
-    assert mine.tokenizer == scenes.tokenizer
+    laid_over = load_recipe(str(file), ["train.seed=3"])
+    scenes = load_recipe("scenes", ["train.steps=7", "train.seed=3"])
+    assert laid_over.name == "mine"
+    assert laid_over.filter.rules == ()
+    assert laid_over.train == scenes.train
+    assert laid_over.tokenizer == scenes.tokenizer
 
 
 def test_another_kind_takes_its_base_s_place_whole(tmp_path: Path) -> None:

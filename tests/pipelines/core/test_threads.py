@@ -11,8 +11,8 @@ from dualtoken.pipelines.core.timing import PARTS, TimeBreakdown, time_breakdown
 from dualtoken.pipelines.core.totals import Totals
 
 
-def appender(to: list[int], number: int) -> Callable[[], None]:
-    return lambda: to.append(number)
+def appender(numbers: list[int], number: int) -> Callable[[], None]:
+    return lambda: numbers.append(number)
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -25,7 +25,8 @@ def test_calls_are_made_in_order_and_all_of_them(*, threaded: bool) -> None:
 
 
 def test_no_more_calls_wait_than_may() -> None:
-    go_on, submitted = Event(), list[int]()
+    go_on = Event()
+    submitted: list[int] = []
 
     def submit_all() -> None:
         with BackgroundThread(threaded=True) as beside:
@@ -49,13 +50,15 @@ def assert_true(what: object) -> None:
 
 
 def test_the_first_error_is_raised_and_no_later_call_begins() -> None:
-    made, waiting = list[int](), Event()
+    made: list[int] = []
+    waiting = Event()
 
     def fail() -> None:
         waiting.wait(30)
         raise OSError("no disk")
 
-    with pytest.raises(OSError, match="no disk"), BackgroundThread(threaded=True) as beside:  # noqa: PT012  (raised when the block ends)
+    # Raised when the block ends.
+    with pytest.raises(OSError, match="no disk"), BackgroundThread(threaded=True) as beside:  # noqa: PT012
         beside.submit(fail)
         beside.submit(appender(made, 1))
         waiting.set()
@@ -63,7 +66,8 @@ def test_the_first_error_is_raised_and_no_later_call_begins() -> None:
 
 
 def test_an_error_of_the_block_is_raised_when_no_call_runs_any_more() -> None:
-    made, began = list[int](), Event()
+    made: list[int] = []
+    began = Event()
 
     def slow() -> None:
         began.set()
@@ -81,13 +85,10 @@ def test_the_parts_of_a_receipt_add_up_to_its_seconds_and_old_receipts_are_read(
     new = time_breakdown({"seconds": {"fetch": 1.0, "wait": 2.0, "encode": 4.0, "commit": 0.5}}, 8.0)
     assert new == {"fetch": 1.0, "wait": 2.0, "encode": 4.0, "commit": 0.5, "rest": 0.5}
     assert set(new) <= set(PARTS)
-    assert (
-        time_breakdown({"seconds": {"wait": 2.0, "encode": 4.0, "write": 1.0, "audit": 1.0}}, 9.0)["rest"]
-        == 1.0
-    )
-    assert time_breakdown({"seconds": 3.5}, 9.0) == time_breakdown({}, 9.0) == {}, (
-        "a download has one number, others none"
-    )
+    old = time_breakdown({"seconds": {"wait": 2.0, "encode": 4.0, "write": 1.0, "audit": 1.0}}, 9.0)
+    assert old["rest"] == 1.0
+    assert time_breakdown({"seconds": 3.5}, 9.0) == {}, "a download has one number"
+    assert time_breakdown({}, 9.0) == {}, "other stages have none"
     parts = TimeBreakdown(corpus="a", seconds=new)
     assert (parts.total, parts.encoder_waits, parts.longest_wait) == (8.0, 0.5, "wait")
     assert Totals(units=2, parts=new).scaled(4).parts["encode"] == 8.0
