@@ -10,7 +10,7 @@ from dualtoken.pipelines.core.receipts import Manifest, done_units, fingerprint,
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.steps import COMMANDS, STEPS, Step, input_name
-from dualtoken.pipelines.tokens.captions import require_caption_source, require_same_samples
+from dualtoken.pipelines.tokens.shared_captions import require_caption_source, require_same_samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
 from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
 from dualtoken.pipelines.tokens.audit import CodeCounter, Levels, psnr, sample_rows
-from dualtoken.pipelines.tokens.captions import caption_source_of, require_same_rows
+from dualtoken.pipelines.tokens.captions import caption_source_of
 from dualtoken.pipelines.tokens.facts import ShardAudit, TokenFacts
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
 from dualtoken.pipelines.tokens.shards import (
@@ -37,6 +37,7 @@ from dualtoken.pipelines.tokens.shards import (
     read_data_shard,
     token_schema,
 )
+from dualtoken.pipelines.tokens.shared_captions import require_same_rows
 
 SCORES = {"similarity": "teacher_similarity"}
 """Scores carried along, and the names that they get: a source may have a column of the plain name."""
