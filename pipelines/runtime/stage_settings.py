@@ -16,7 +16,7 @@ from dualtoken.pipelines.config.filter import FilterConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.teacher import LocalTeacher
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.tokens.captions import CAPTIONS_OF
+from dualtoken.pipelines.tokens.facts import CAPTIONS_OF
 
 
 def _heldout(recipe: Recipe) -> dict[str, Any]:

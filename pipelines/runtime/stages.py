@@ -39,8 +39,8 @@ from dualtoken.pipelines.runtime.stage_settings import (
     token_settings,
     train_settings,
 )
-from dualtoken.pipelines.tokens.captions import require_caption_source, require_same_samples
 from dualtoken.pipelines.tokens.finish import finish_tokens
+from dualtoken.pipelines.tokens.shared_captions import require_caption_source, require_same_samples
 
 MODULES_VARIABLE = "DUALTOKEN_STAGES"
 """Environment variable with modules that declare further stages, separated by commas."""

@@ -1,13 +1,22 @@
-"""Random access to captions: the columns of the shards used last, and with a cache every column that was read before.
+"""Random access to caption columns: an LRU of columns in memory, and with a cache every column that was read before on disk.
 
-A caption file is compressed as a whole, so that one caption costs what all 4,096 do. With a cache, the column is written there when
-it is first asked for, and mapped from then on, by any process: xxh3 of all that follows (16 bytes), number of rows (int64), where
-each row's text begins, and the end (int32 each), the texts in UTF-8. An Arrow file took several times as long to open.
+A caption file is compressed as a whole, so that one caption costs what all 4,096 do. With a cache, the column is written there
+when it is first asked for, and mapped from then on, by any process. Such a copy holds, in this order:
+
+| bytes | what |
+|---|---|
+| 16 | xxh3 of all that follows |
+| 8 | number of rows, int64 |
+| 4 a row, and 4 | where each row's text begins, and the end, int32 |
+| the rest | the texts, UTF-8 |
+
+An Arrow file took several times as long to open.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,90 +27,109 @@ from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 CAPTION_BYTES = 1 << 28
-"""Of columns, in memory or mapped, held by one process for one dataset; the least recently used are let go."""
-_SUM, _HEAD = 16, 24
+"""Bytes of columns, in memory or mapped, kept by one process for one dataset; the least recently used are let go."""
+_CHECKSUM_END = 16
+_HEAD_END = 24
+_OFFSET_BYTES = 4
 ReadColumn = Callable[[int], pa.Array]
+"""Reads the caption column of a shard, by its number."""
 
 
 class CaptionCache:
-    """The caption columns of a dataset by number of shard."""
+    """Caption columns of a dataset by number of shard; a pickled copy holds none of them."""
 
     def __init__(self, fingerprint: str, cache: ShardCache | None, threads: int = THREADS) -> None:
         """Hold none yet; `fingerprint` is that of the dataset's content, `threads` read columns."""
-        self._fingerprint, self._cache, self._threads = fingerprint, cache, threads
-        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+        self._arguments = (fingerprint, cache, threads)
+        self._fingerprint = fingerprint
+        self._cache = cache
+        self._threads = threads
+        self._columns: OrderedDict[int, pa.Array] = OrderedDict()
+        """Columns at hand by number of shard, the least recently used first."""
         self._bytes = 0
-        self._seen = set[int]()
+        """Bytes of those columns."""
+        self._read_before = set[int]()
         """Numbers of shards whose column this process read before."""
-        self._whole = dict[int, int]()
-        """Bytes of the copies that this process found whole."""
+        self._checked = dict[int, int]()
+        """Bytes of the copies that this process found whole, by number of shard."""
+
+    def __reduce__(self) -> tuple[type["CaptionCache"], tuple[Any, ...]]:
+        return CaptionCache, self._arguments
 
     def get(self, numbers: Sequence[int], read: ReadColumn) -> Iterator[tuple[int, pa.Array]]:
-        """Yield different shards' columns by number; those that are not held are read by `read`, for the first time side by side."""
-        held = {number: self._held[number] for number in numbers if number in self._held}
-        for number, column in held.items():
-            yield number, self._used(number, column)
-        missing = [number for number in numbers if number not in held]
+        """Yield the columns of different shards with their numbers, those at hand first.
+
+        The others are read with `read`, and side by side when it is for the first time.
+        """
+        present = {number: self._columns[number] for number in numbers if number in self._columns}
+        for number, column in present.items():
+            yield number, self._use(number, column)
+        missing = [number for number in numbers if number not in present]
         columns = map_ahead_unless_ready(
-            lambda number: self._read(number, read), missing, self._is_at_hand, self._threads
+            lambda number: self._read(number, read), missing, self._is_ready, self._threads
         )
         for number, column in zip(missing, columns, strict=True):
-            self._seen.add(number)
-            yield number, self._used(number, column)
+            self._read_before.add(number)
+            yield number, self._use(number, column)
 
-    def _is_at_hand(self, number: int) -> bool:
-        return number in self._seen and (
-            self._cache is None or self._cache.find(self._name(number)) is not None
-        )
+    def _is_ready(self, number: int) -> bool:
+        """Tell whether reading a column takes so little that threads would cost more than they gain."""
+        if number not in self._read_before:
+            return False
+        return self._cache is None or self._cache.find(self._name(number)) is not None
 
     def _name(self, number: int) -> str:
         return xxhash.xxh3_128_hexdigest(f"{self._fingerprint} captions {number}".encode())
 
-    def _used(self, number: int, column: pa.Array) -> pa.Array:
-        """Hold a column as the one used last."""
-        if self._held.pop(number, None) is None:
+    def _use(self, number: int, column: pa.Array) -> pa.Array:
+        """Keep a column as the one used last, and let go of those for which there is no room."""
+        if self._columns.pop(number, None) is None:
             self._bytes += column.nbytes
-        self._held[number] = column
-        while self._bytes > CAPTION_BYTES and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        self._columns[number] = column
+        while self._bytes > CAPTION_BYTES and len(self._columns) > 1:
+            _, oldest = self._columns.popitem(last=False)
+            self._bytes -= oldest.nbytes
         return column
 
     def _read(self, number: int, read: ReadColumn) -> pa.Array:
-        return self._copied(self._cache, number, read) if self._cache else read(number)
-
-    def _copied(self, cache: ShardCache, number: int, read: ReadColumn) -> pa.Array:
+        if self._cache is None:
+            return read(number)
         name = self._name(number)
-        if (path := cache.find(name)) and (column := self._mapped(path, number)) is not None:
-            return column
+        path = self._cache.find(name)
+        copy = None if path is None else self._map(path, number)
+        if copy is not None:
+            return copy
         # Before the cache is asked to make a copy: reading may itself ask it for one.
         column = read(number)
-        cache.get(name, lambda folder: _write(column, folder / "column"), again=True)
+        self._cache.get(name, lambda folder: _write(column, folder / "column"), again=True)
         return column
 
-    def _mapped(self, path: Path, number: int) -> pa.Array | None:
+    def _map(self, path: Path, number: int) -> pa.Array | None:
         """Return the column of a copy, None where it is gone or not what was written."""
         try:
             with pa.memory_map(str(path)) as file:
                 data = file.read_buffer()
         except FileNotFoundError:
             return None
-        if self._whole.get(number) != len(data):
-            if xxhash.xxh3_128_digest(memoryview(data)[_SUM:]) != data[:_SUM].to_pybytes():
+        if self._checked.get(number) != len(data):
+            checksum = data[:_CHECKSUM_END].to_pybytes()
+            if xxhash.xxh3_128_digest(memoryview(data)[_CHECKSUM_END:]) != checksum:
                 return None
-            self._whole[number] = len(data)
-        rows = int.from_bytes(data[_SUM:_HEAD].to_pybytes(), "little")
-        text = _HEAD + 4 * (rows + 1)
-        return pa.StringArray.from_buffers(rows, data[_HEAD:text], data[text:])
+            self._checked[number] = len(data)
+        rows = int.from_bytes(data[_CHECKSUM_END:_HEAD_END].to_pybytes(), "little")
+        offsets_end = _HEAD_END + _OFFSET_BYTES * (rows + 1)
+        return pa.StringArray.from_buffers(rows, data[_HEAD_END:offsets_end], data[offsets_end:])
 
 
 def _write(column: pa.Array, path: Path) -> Path:
-    column = pc.fill_null(column.cast(pa.string()), "")
-    _, offsets, text = column.buffers()
+    """Write a column as a copy; a caption that is null is empty there."""
+    texts = pc.fill_null(column.cast(pa.string()), "")
+    _, offsets, characters = texts.buffers()
     assert offsets is not None
-    assert column.offset == 0
-    begins = np.frombuffer(offsets, np.int32, len(column) + 1)
-    body = b"".join(
-        [np.int64(len(column)).tobytes(), begins.tobytes(), memoryview(text or b"")[: begins[-1]]]
-    )
+    assert texts.offset == 0
+    begins = np.frombuffer(offsets, np.int32, len(texts) + 1)
+    num_rows = np.int64(len(texts)).tobytes()
+    text = memoryview(characters or b"")[: begins[-1]]
+    body = b"".join([num_rows, begins.tobytes(), text])
     path.write_bytes(xxhash.xxh3_128_digest(body) + body)
     return path

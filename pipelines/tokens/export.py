@@ -1,13 +1,12 @@
 """Exports a token dataset to another tool's format (`pipelines.tokens.export_formats`), a shard at a time.
 
-Every shard is compared with its checksums before it is read. `export.json` is written last: what was exported, and each file's size
-and checksum. A folder without it is an export that did not end.
+Every shard is compared with its checksums before it is read. `export.json` is written last: what was exported,
+and each file's size and checksum. A folder without it is an export that did not end.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,11 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.tokens.export_formats import FORMATS, Shape, ShardRows
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from dualtoken.pipelines.tokens.shards import STREAMS
+from dualtoken.pipelines.tokens.shards import STREAMS, Ids
 
 EXPORT_FILE = "export.json"
 CACHE_BYTES = 1 << 30
+"""Bytes of a remote dataset's shards that are copied at once."""
 
 
 class Export(Record):
@@ -31,7 +31,7 @@ class Export(Record):
     format: str
     dataset: str
     root_hash: str
-    """Of the dataset that was exported."""
+    """Hash of the dataset that was exported."""
     tokenizer: dict[str, str]
     grid: tuple[int, int]
     depth: int
@@ -53,27 +53,20 @@ def export_tokens(
 ) -> Export:
     """Write a dataset into a folder, a path or URL, that is empty; `first_id` is Megatron's alone.
 
-    Raises `UserError` where the dataset is unfinished, foreign or newer, where `tokenizer` is another than its own, or where the
-    folder holds files; `DamagedShardError` where a shard is not as committed.
+    Raises `UserError` where the dataset is unfinished, foreign or newer, where `tokenizer` is another than its
+    own, or where the folder holds files; `DamagedShardError` where a shard is not as committed.
     """
     with scratch_folder() as name:
         scratch = Path(name)
         tokens = open_tokens(dataset, streams, scratch, tokenizer)
         target = _Target(Store(out), scratch / "out")
-        shards = tokens.shards()
-        shape = Shape(
-            tokens.shape[:2],
-            tokens.shape[2],
-            {stream: tokens.num_codes[stream] for stream in streams},
-            len(shards),
-            "",
-        )
-        shape = shape._replace(fingerprint=tokens.fingerprint)
+        shape = _shape(tokens)
         writer = FORMATS[kind](target.open, shape, first_id)
-        first = 0
-        for number, (_, rows) in enumerate(shards):
-            writer.write(_read(tokens, number, first))
-            first += rows
+        rows_before = 0
+        for number in range(shape.num_shards):
+            shard = _read(tokens, number, rows_before)
+            writer.write(shard)
+            rows_before += len(shard.keys)
         writer.finish()
         export = Export(
             format=kind,
@@ -84,7 +77,7 @@ def export_tokens(
             depth=shape.depth,
             codes=shape.num_codes,
             first_id=first_id,
-            rows=first,
+            rows=rows_before,
             files=tuple(target.files),
         )
         target.store.put_bytes(export.to_bytes(), EXPORT_FILE)
@@ -106,12 +99,31 @@ def open_tokens(
     return tokens
 
 
+def _shape(tokens: TokenDataset) -> Shape:
+    """Return what all rows of a dataset have in common; its streams are those that it was opened with."""
+    rows, columns, depth = tokens.shape
+    return Shape(
+        grid=(rows, columns),
+        depth=depth,
+        num_codes={stream: tokens.num_codes[stream] for stream in tokens.streams},
+        num_shards=len(tokens.shards()),
+        fingerprint=tokens.fingerprint,
+    )
+
+
 def _read(tokens: TokenDataset, number: int, first: int) -> ShardRows:
-    shard, rows = tokens.shard_name(number)
+    """Read a shard; `first` is the row of the dataset that it begins with."""
+    shard, num_rows = tokens.shard_name(number)
     meta = tokens.read_meta(number).drop_columns("key")
-    said = tokens.read(np.arange(first, first + rows))
-    codes: dict[str, Any] = {stream: getattr(said, stream) for stream in tokens.streams}
-    return ShardRows(shard, [key.tobytes() for key in said.keys], codes, meta)
+    rows = tokens.read(np.arange(first, first + num_rows))
+    by_stream = {"semantic": rows.semantic, "pixel": rows.pixel}
+    codes: dict[str, Ids] = {}
+    for stream in tokens.streams:
+        ids = by_stream[stream]
+        assert ids is not None, "a stream that was asked for is read"
+        codes[stream] = ids
+    keys = [key.tobytes() for key in rows.keys]
+    return ShardRows(shard, keys, codes, meta)
 
 
 class _Target:
@@ -120,12 +132,15 @@ class _Target:
     def __init__(self, store: Store, scratch: Path) -> None:
         if next(store.files(), None):
             raise UserError(f"--out {store.url} holds files already: give an empty folder")
-        self.store, self.files = store, list[FileRecord]()
+        self.store = store
+        self.files: list[FileRecord] = []
+        """Records of the files that are complete, in the order of writing."""
         self._folder = Path(store.path()) if store.is_local else scratch
         self._folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def open(self, name: str) -> Iterator[Path]:
+        """Yield a local path for a file; when the block ends, the file is put and recorded."""
         path = self._folder / name
         yield path
         found = digest(path)

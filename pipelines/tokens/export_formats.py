@@ -1,7 +1,8 @@
-"""The writers of exported token datasets, one per format; what each holds is said at its class, and README.md lists them.
+"""Writers of exported token datasets, one class per format; each class says what it writes, and README.md lists them.
 
-R rows, H by W positions, D depths, N = H * W * D. Codes are flattened position-major, depth-minor, as in our own shards.
-Megatron's file layout: `megatron/core/datasets/indexed_dataset.py` of NVIDIA/Megatron-LM. Hugging Face's: `Dataset.save_to_disk`.
+R rows, H by W positions, D depths, N = H * W * D. Codes are flattened position-major, depth-minor, as in our own
+shards. Megatron's file layout: `megatron/core/datasets/indexed_dataset.py` of NVIDIA/Megatron-LM. Hugging Face's:
+`Dataset.save_to_disk`.
 """
 
 import io
@@ -30,15 +31,16 @@ class Shape(NamedTuple):
     grid: tuple[int, int]
     depth: int
     num_codes: dict[str, int]
-    """By stream that is exported, in their order."""
+    """Size of the codebook, by stream that is exported, in their order."""
     num_shards: int
     fingerprint: str
     """The dataset's root hash."""
 
     @property
     def codes_per_row(self) -> int:
-        """Codes of one stream of a row."""
-        return self.grid[0] * self.grid[1] * self.depth
+        """Codes of one stream of a row, N."""
+        rows, columns = self.grid
+        return rows * columns * self.depth
 
 
 class ShardRows(NamedTuple):
@@ -47,7 +49,7 @@ class ShardRows(NamedTuple):
     shard: str
     keys: list[bytes]
     codes: dict[str, Ids]
-    """By stream, (R, H, W, D)."""
+    """Codes by stream, (R, H, W, D)."""
     meta: pa.Table
     """Captions, URLs, scores and whatever the recipe carried along; without the keys."""
 
@@ -65,7 +67,11 @@ class FormatWriter(Protocol):
 
 
 class WebDatasetWriter:
-    """A `<shard>.tar` per shard; `<shard><row>.semantic.npy`, `.pixel.npy`: uint16 (H, W, D); `.txt`: caption; `.json`: key and meta."""
+    """Writes a `<shard>.tar` per shard.
+
+    A row is the files `<shard><row>.semantic.npy` and `.pixel.npy`, uint16 (H, W, D); `.txt`, its caption; `.json`,
+    its key and meta.
+    """
 
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
         del shape, first_id
@@ -77,39 +83,47 @@ class WebDatasetWriter:
             self._open(f"{rows.shard}.tar") as path,
             tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar,
         ):
-            for row, (key, meta) in enumerate(zip(rows.keys, rows.meta.to_pylist(), strict=True)):
-                name = f"{rows.shard}{row:04d}"
-                for stream, codes in rows.codes.items():
-                    array = io.BytesIO()
-                    np.save(array, codes[row], allow_pickle=False)
-                    _add(tar, f"{name}.{stream}.npy", array.getvalue())
-                _add(tar, f"{name}.txt", (meta.get("caption") or "").encode())
-                _add(
-                    tar,
-                    f"{name}.json",
-                    json.dumps({"key": key.hex(), **meta}, ensure_ascii=False, default=_plain).encode(),
-                )
+            for row, meta in enumerate(rows.meta.to_pylist()):
+                _add_row(tar, rows, row, meta)
 
     def finish(self) -> None:
         """Write nothing more."""
 
 
+def _add_row(tar: tarfile.TarFile, rows: ShardRows, row: int, meta: dict[str, Any]) -> None:
+    name = f"{rows.shard}{row:04d}"
+    for stream, codes in rows.codes.items():
+        array = io.BytesIO()
+        np.save(array, codes[row], allow_pickle=False)
+        _add(tar, f"{name}.{stream}.npy", array.getvalue())
+    caption = meta.get("caption") or ""
+    _add(tar, f"{name}.txt", caption.encode())
+    described = {"key": rows.keys[row].hex(), **meta}
+    _add(tar, f"{name}.json", json.dumps(described, ensure_ascii=False, default=_plain).encode())
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), 0o644
+    member.size = len(data)
+    member.mode = 0o644
     tar.addfile(member, io.BytesIO(data))
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401
+    """Return a value that JSON has no type for as text."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
 class ParquetWriter:
-    """A `<shard>.parquet` per shard, zstd: `key` (16 bytes), `semantic`, `pixel`: fixed-size lists of N uint16, then the meta columns."""
+    """Writes a `<shard>.parquet` per shard, zstd.
+
+    Columns: `key`, 16 bytes; `semantic` and `pixel`, fixed-size lists of N uint16; then the meta columns.
+    """
 
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
         del first_id
-        self._open, self._shape = open_file, shape
+        self._open = open_file
+        self._shape = shape
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard."""
@@ -123,31 +137,38 @@ class ParquetWriter:
 
 def _table(keys: pa.Array, rows: ShardRows, width: int) -> pa.Table:
     """Join codes and meta; a meta column that has the name of one of ours is called `meta_...`."""
-    codes = {
-        stream: pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(ids).reshape(-1)), width)
-        for stream, ids in rows.codes.items()
-    }
-    ours = {"key": keys, **codes}
-    return pa.table(
-        ours | {f"meta_{name}" if name in ours else name: rows.meta[name] for name in rows.meta.column_names}
-    )
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": keys}
+    for stream, ids in rows.codes.items():
+        flat = pa.array(np.ascontiguousarray(ids).reshape(-1))
+        columns[stream] = pa.FixedSizeListArray.from_arrays(flat, width)
+    taken = set(columns)
+    for name in rows.meta.column_names:
+        free_name = f"meta_{name}" if name in taken else name
+        columns[free_name] = rows.meta[name]
+    return pa.table(columns)
 
 
 class HuggingFaceWriter:
-    """A folder for `datasets.load_from_disk`: `key` (hexadecimal), `semantic`, `pixel`: lists of N uint16, then the meta columns."""
+    """Writes a folder for `datasets.load_from_disk`.
+
+    Columns: `key`, hexadecimal; `semantic` and `pixel`, lists of N uint16; then the meta columns.
+    """
 
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
         del first_id
-        self._open, self._shape = open_file, shape
+        self._open = open_file
+        self._shape = shape
         self._files: list[str] = []
         self._schema: pa.Schema | None = None
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard, as an Arrow stream."""
-        table = _table(pa.array([key.hex() for key in rows.keys]), rows, self._shape.codes_per_row)
-        table = pa.table(
-            {name: _for_hugging_face(table[name].combine_chunks()) for name in table.column_names}
-        )
+        keys = pa.array([key.hex() for key in rows.keys])
+        joined = _table(keys, rows, self._shape.codes_per_row)
+        columns: dict[str, pa.Array] = {}
+        for column in joined.column_names:
+            columns[column] = _for_hugging_face(joined[column].combine_chunks())
+        table = pa.table(columns)
         features = {"info": {"features": _features(table.schema)}}
         self._schema = table.schema.with_metadata({"huggingface": json.dumps(features)})
         name = f"data-{len(self._files):05d}-of-{self._shape.num_shards:05d}.arrow"
@@ -178,104 +199,139 @@ class HuggingFaceWriter:
             "_output_all_columns": False,
             "_split": None,
         }
-        for name, values in (("dataset_info.json", info), ("state.json", state)):
-            with self._open(name) as path:
-                path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+        self._write_json("dataset_info.json", info)
+        self._write_json("state.json", state)
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        with self._open(name) as path:
+            path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 _HUGGING_FACE = {"float": "float32", "double": "float64", "halffloat": "float16"}
-"""Arrow's names of types where theirs differ."""
+"""Hugging Face's names of types, by Arrow's where they differ."""
 _SIMPLE = {
-    "string",
-    "large_string",
-    "binary",
-    "bool",
-    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    *("string", "large_string", "binary", "bool"),
+    *("int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
 }
+"""Types that both name alike."""
 
 
 def _for_hugging_face(column: pa.Array) -> pa.Array:
     """Return a column as a type that their features know: what is not simple becomes text."""
     kind = column.type
-    if str(kind) in _SIMPLE | set(_HUGGING_FACE) or pa.types.is_fixed_size_list(kind):
+    known = str(kind) in _SIMPLE or str(kind) in _HUGGING_FACE
+    if known or pa.types.is_fixed_size_list(kind):
         return column
-    return pa.array(
-        [None if value is None else json.dumps(value, default=_plain) for value in column.to_pylist()],
-        pa.string(),
-    )
+    return pa.array([_json_text(value) for value in column.to_pylist()], pa.string())
+
+
+def _json_text(value: Any) -> str | None:  # noqa: ANN401
+    return None if value is None else json.dumps(value, default=_plain)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    def feature(kind: pa.DataType) -> dict[str, Any]:
-        if pa.types.is_fixed_size_list(kind):
-            return {"feature": feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
-        return {"dtype": _HUGGING_FACE.get(str(kind), str(kind)), "_type": "Value"}
+    """Return the features of a schema as `datasets` writes them."""
+    return {field.name: _feature(field.type) for field in schema}
 
-    return {field.name: feature(field.type) for field in schema}
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    return {"dtype": _HUGGING_FACE.get(str(kind), str(kind)), "_type": "Value"}
+
+
+class _IdType(NamedTuple):
+    """One of Megatron's types of ids."""
+
+    dtype: type[Any]
+    code: int
+    """Number of the type in the index."""
+    bound: int
+    """Ids must be under it."""
 
 
 class MegatronWriter:
-    """`tokens.bin` and `tokens.idx`: a document per row, of one sequence; `tokens.parquet`: key and meta of the same rows.
+    """Writes `tokens.bin` and `tokens.idx`, a document per row of one sequence, and `tokens.parquet`, its key and meta.
 
-    A sequence is the semantic codes, then the pixel codes, N each. The id of a code is the code, plus `first_id`, plus for pixel
-    codes the size of the semantic codebook. Ids are uint16 where all fit, as Megatron chooses it too, else int32.
+    A sequence is the semantic codes, then the pixel codes, N each. The id of a code is the code, plus `first_id`,
+    plus for pixel codes the size of the semantic codebook. Ids are uint16 where all fit, as Megatron chooses it too,
+    else int32.
     """
 
     _HEADER = b"MMIDIDX\x00\x00"
-    _KINDS: tuple[tuple[int, type[Any], int], ...] = ((65_500, np.uint16, 8), (2**31, np.int32, 4))
-    """Ids under the first number have this type, which has this number in the index."""
+    _ID_TYPES = (_IdType(np.uint16, 8, bound=65_500), _IdType(np.int32, 4, bound=2**31))
+    """Types from the narrowest on."""
 
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
-        self._open, self._shape, self._files = open_file, shape, ExitStack()
-        sizes = list(shape.num_codes.values())
-        self._offsets = {
-            stream: first_id + sum(sizes[:place]) for place, stream in enumerate(shape.num_codes)
-        }
-        kinds = ((kind, code) for bound, kind, code in self._KINDS if first_id + sum(sizes) < bound)
-        if (chosen := next(kinds, None)) is None:
-            raise UserError(
-                f"--first-id {first_id}: ids would go up to {first_id + sum(sizes) - 1:,}, beyond Megatron's int32: lower it"
-            )
-        self._kind, self._code = chosen
-        self._bin = self._files.enter_context(self._files.enter_context(open_file("tokens.bin")).open("wb"))
+        self._open = open_file
+        self._shape = shape
+        self._files = ExitStack()
+        """Files that are open until the end."""
+        self._offsets: dict[str, int] = {}
+        """Id of code 0, by stream."""
+        end = first_id
+        for stream, num_codes in shape.num_codes.items():
+            self._offsets[stream] = end
+            end += num_codes
+        self._id_type = self._choose_type(first_id, end)
+        path = self._files.enter_context(open_file("tokens.bin"))
+        self._bin = self._files.enter_context(path.open("wb"))
         self._meta: pq.ParquetWriter | None = None
         self._rows = 0
 
+    def _choose_type(self, first_id: int, end: int) -> _IdType:
+        """Return the narrowest type for ids under `end`; raises `UserError` where none is wide enough."""
+        for id_type in self._ID_TYPES:
+            if end < id_type.bound:
+                return id_type
+        raise UserError(
+            f"--first-id {first_id}: ids would go up to {end - 1:,}, beyond Megatron's int32: lower it"
+        )
+
     def write(self, rows: ShardRows) -> None:
         """Add a shard's rows."""
-        ids = [
-            codes.reshape(len(rows.keys), -1).astype(np.int64) + self._offsets[stream]
-            for stream, codes in rows.codes.items()
-        ]
-        self._bin.write(np.ascontiguousarray(np.concatenate(ids, axis=1).astype(self._kind)).data)
-        meta = pa.table(
-            {
-                "key": pa.array(rows.keys, pa.binary(16)),
-                **{name: rows.meta[name] for name in rows.meta.column_names},
-            }
-        )
+        ids: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        for stream, codes in rows.codes.items():
+            flat = codes.reshape(len(rows.keys), -1).astype(np.int64)
+            ids.append(flat + self._offsets[stream])
+        sequences = np.concatenate(ids, axis=1).astype(self._id_type.dtype)
+        self._bin.write(np.ascontiguousarray(sequences).data)
+        self._write_meta(rows)
+        self._rows += len(rows.keys)
+
+    def _write_meta(self, rows: ShardRows) -> None:
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": pa.array(rows.keys, pa.binary(16))}
+        for name in rows.meta.column_names:
+            columns[name] = rows.meta[name]
+        table = pa.table(columns)
         if self._meta is None:
             path = self._files.enter_context(self._open("tokens.parquet"))
-            self._meta = self._files.enter_context(pq.ParquetWriter(path, meta.schema, compression="zstd"))
-        self._meta.write_table(meta)
-        self._rows += len(rows.keys)
+            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            self._meta = self._files.enter_context(writer)
+        self._meta.write_table(table)
 
     def finish(self) -> None:
         """Write the index: all sequences are of one length, so their places are arithmetic."""
         self._files.close()
         length = self._shape.codes_per_row * len(self._shape.num_codes)
-        step = length * np.dtype(self._kind).itemsize
+        sequence_bytes = length * np.dtype(self._id_type.dtype).itemsize
         with self._open("tokens.idx") as path, path.open("wb") as index:
-            index.write(self._HEADER + struct.pack("<QBQQ", 1, self._code, self._rows, self._rows + 1))
+            header = struct.pack("<QBQQ", 1, self._id_type.code, self._rows, self._rows + 1)
+            index.write(self._HEADER + header)
             for first, last in _spans(self._rows):
-                index.write(np.full(last - first, length, "<i4").tobytes())
+                lengths = np.full(last - first, length, "<i4")
+                index.write(lengths.tobytes())
             for first, last in _spans(self._rows):
-                index.write((np.arange(first, last, dtype="<i8") * step).tobytes())
+                places = np.arange(first, last, dtype="<i8") * sequence_bytes
+                index.write(places.tobytes())
             for first, last in _spans(self._rows + 1):
-                index.write(np.arange(first, last, dtype="<i8").tobytes())
+                documents = np.arange(first, last, dtype="<i8")
+                index.write(documents.tobytes())
 
 
 def _spans(count: int, size: int = 1 << 20) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of parts of a range, so that no array of all of it is made."""
     for first in range(0, count, size):
         yield first, min(count, first + size)
 

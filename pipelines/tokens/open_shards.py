@@ -1,10 +1,11 @@
 """The memory maps of one dataset in one process, and tables of where their rows lie, so that a batch is found by arithmetic.
 
-B rows. No more maps than `MAX_OPEN_SHARDS` stay, and none of a copy that its cache let go, but those of one call: a cache's files are
-on disk for as long as somebody maps them.
+B rows. At most `MAX_OPEN_SHARDS` maps are kept, and none of a copy that its cache evicted, since a cache's files stay on disk for
+as long as somebody maps them. The shards of one call are all mapped at once, however many they are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,75 +13,99 @@ from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 MAX_OPEN_SHARDS = 4096
-"""The oldest map is let go first."""
+"""Number of maps that are kept; the oldest is closed first."""
+_NOT_OPEN = -1
+_FIRST_SLOTS = 16
+"""Slots that the tables begin with; they are doubled when they are full."""
 
 
 class ShardMaps:
-    """Maps by number of shard."""
+    """Maps by number of shard; a pickled copy holds none of them."""
 
     def __init__(
         self, num_shards: int, num_batches: int, columns: Sequence[str], cache: ShardCache | None
     ) -> None:
-        """Hold none yet, of shards with at most `num_batches` each, copies in `cache` if it is given."""
+        """Open nothing yet; a shard has at most `num_batches`, and is a copy in `cache` where one is given."""
+        self._arguments = (num_shards, num_batches, columns, cache)
         self.maps: dict[int, MappedShard] = {}
-        self._cache, self._evictions = cache, 0
-        self._slots = np.full(num_shards, -1, np.int64)
+        self._cache = cache
+        self._evictions = 0
+        """Evictions of the cache that were looked at."""
+        self._slots = np.full(num_shards, _NOT_OPEN, np.int64)
+        """Row of the tables, by number of shard."""
         self._tables = {name: np.zeros((0, num_batches), np.int64) for name in columns}
-        """By column, for each slot, where the shard's batches begin."""
-        self._free: list[int] = []
-        """Slots that no shard has."""
+        """Addresses of a shard's batches, by column and slot."""
+        self._free_slots: list[int] = []
+
+    def __reduce__(self) -> tuple[type["ShardMaps"], tuple[Any, ...]]:
+        return ShardMaps, self._arguments
 
     def begins(
         self, shards: Rows, batches: Rows, open_shards: Callable[[list[int]], Iterable[MappedShard]]
     ) -> dict[str, Rows]:
-        """Return by column where batches of shards, (B,) each, begin in memory; valid until the next call."""
-        self._let_go_of_evicted()
+        """Return by column where batches of shards, (B,) each, begin in memory; valid until the next call.
+
+        `open_shards` maps the shards that are not open, in the order of their numbers.
+        """
+        self._close_evicted()
         slots = self._slots[shards]
-        if (closed := slots < 0).any():
+        closed = slots == _NOT_OPEN
+        if closed.any():
             missing = np.unique(shards[closed]).tolist()
             for number, shard in zip(missing, open_shards(missing), strict=True):
                 self._add(number, shard)
-            self._let_go_of_oldest(shards)
+            self._close_oldest(shards)
             slots = self._slots[shards]
         return {name: table[slots, batches] for name, table in self._tables.items()}
 
-    def _let_go_of_oldest(self, wanted: Rows) -> None:
-        if len(self.maps) > MAX_OPEN_SHARDS:
-            kept = set(wanted.tolist())
-            spare = [number for number in self.maps if number not in kept]
-            for number in spare[: len(self.maps) - MAX_OPEN_SHARDS]:
-                self._let_go(number)
+    def _close_oldest(self, wanted: Rows) -> None:
+        """Close maps until there are no more than may be kept, but none that is wanted."""
+        excess = len(self.maps) - MAX_OPEN_SHARDS
+        if excess <= 0:
+            return
+        kept = set(wanted.tolist())
+        spare = [number for number in self.maps if number not in kept]
+        for number in spare[:excess]:
+            self._close(number)
 
-    def _let_go_of_evicted(self) -> None:
-        if self._cache is None or (evictions := self._cache.evictions()) == self._evictions:
+    def _close_evicted(self) -> None:
+        """Close the maps of copies that the cache evicted since the last call."""
+        if self._cache is None:
+            return
+        evictions = self._cache.evictions()
+        if evictions == self._evictions:
             return
         self._evictions = evictions
-        for number in [number for number, shard in self.maps.items() if not _is_there(shard)]:
-            self._let_go(number)
+        evicted = [number for number, shard in self.maps.items() if not _is_there(shard)]
+        for number in evicted:
+            self._close(number)
 
     def _add(self, number: int, shard: MappedShard) -> None:
-        slot = self._free.pop() if self._free else self._grow()
+        if not self._free_slots:
+            self._grow()
+        slot = self._free_slots.pop()
         for name, addresses in shard.addresses.items():
             self._tables[name][slot, : len(addresses)] = addresses
-        self.maps[number], self._slots[number] = shard, slot
+        self.maps[number] = shard
+        self._slots[number] = slot
 
-    def _let_go(self, number: int) -> None:
+    def _close(self, number: int) -> None:
         del self.maps[number]
-        self._free.append(int(self._slots[number]))
-        self._slots[number] = -1
+        self._free_slots.append(int(self._slots[number]))
+        self._slots[number] = _NOT_OPEN
 
-    def _grow(self) -> int:
-        """Double the tables; return a free slot."""
+    def _grow(self) -> None:
+        """Double the tables."""
         size = len(self._tables["key"])
-        self._tables = {
-            name: np.concatenate([table, np.zeros((max(size, 16), table.shape[1]), np.int64)])
-            for name, table in self._tables.items()
-        }
-        self._free = list(range(size, len(self._tables["key"])))
-        return self._free.pop()
+        added = max(size, _FIRST_SLOTS)
+        for name, table in self._tables.items():
+            empty = np.zeros((added, table.shape[1]), np.int64)
+            self._tables[name] = np.concatenate([table, empty])
+        self._free_slots = list(range(size, size + added))
 
 
 def _is_there(shard: MappedShard) -> bool:
+    """Tell whether a shard's file is still the one that was mapped."""
     try:
         return shard.path.stat().st_ino == shard.inode
     except FileNotFoundError:

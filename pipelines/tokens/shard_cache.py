@@ -1,7 +1,12 @@
 """A bounded folder of copies of files, shared by all processes of a machine.
 
-`<name>.shard` is a copy. What is below `making` is not one yet: a folder for each lock of `locks`, empty but while a process that holds
-the lock makes a copy there. `bytes` says how many the copies are, `evictions` is a byte longer each time that some were let go.
+| name | what |
+|---|---|
+| `<name>.shard` | a copy |
+| `making/<lock>/` | what is not a copy yet; empty but while the process that holds the lock makes one there |
+| `locks/<lock>` | locks, by the first two digits of a copy's name |
+| `bytes` | size of all copies, as text |
+| `evictions` | grows by a byte each time that copies are evicted |
 """
 
 import fcntl
@@ -16,14 +21,15 @@ from typing import IO
 
 _SUFFIX = ".shard"
 _LEFT = 0.9
-"""Share of the bytes that is left when copies go, so that the folder is not listed each time that one comes."""
+"""Share of the bytes that is left when copies are evicted, so that the folder is not listed each time that one comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCache:
-    """Copies by name, 32 hexadecimal digits; when they are more than `max_bytes`, the least recently used go.
+    """Copies by name, 32 hexadecimal digits; when they are more than `max_bytes`, the least recently used are evicted.
 
-    A copy that goes while it is memory-mapped stays readable to whoever mapped it, and on disk for as long: look at `evictions`.
+    A copy that is evicted while it is memory-mapped stays readable to whoever mapped it, and on disk for as long: look at
+    `evictions`.
     """
 
     folder: Path
@@ -31,67 +37,75 @@ class ShardCache:
 
     def get(self, name: str, make: Callable[[Path], Path], *, again: bool = False) -> Path:
         """Return a copy; unless it is there, `make` makes it in an empty folder, and returns where. `again` makes it in any case."""
-        copy = self._place(name)
-        if again or self.find(name) is None:
-            scratch, lock = self.folder / "making" / name[:2], self.folder / "locks" / name[:2]
-            # One process makes it, those that want the same file wait. Locks stay, since somebody may wait for one.
-            with _locked(lock):
-                if again or not copy.exists():
-                    shutil.rmtree(scratch, ignore_errors=True)
-                    scratch.mkdir(parents=True)
-                    made = make(scratch)
-                    size = made.stat().st_size
-                    made.replace(copy)
-                    shutil.rmtree(scratch)
-                    self._count(size, keep=copy)
+        copy = self._path(name)
+        if not again and self.find(name) is not None:
+            return copy
+        lock = name[:2]
+        # One process makes it, those that want the same file wait. Locks stay, since somebody may wait for one.
+        with _locked(self.folder / "locks" / lock):
+            if again or not copy.exists():
+                self._make(copy, self.folder / "making" / lock, make)
         return copy
+
+    def _make(self, copy: Path, scratch: Path, make: Callable[[Path], Path]) -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        made = make(scratch)
+        size = made.stat().st_size
+        made.replace(copy)
+        shutil.rmtree(scratch)
+        self._count(size, keep=copy)
 
     def find(self, name: str) -> Path | None:
         """Return a copy and note that it is used now; None where there is none."""
-        copy = self._place(name)
+        copy = self._path(name)
         try:
-            # The time of its last change stays: by it a reader knows that it has seen the copy before.
-            os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
+            # The time of its last change stays: by it a reader knows that it has checked the copy before.
+            modified = copy.stat().st_mtime_ns
+            os.utime(copy, ns=(time.time_ns(), modified))
         except FileNotFoundError:
             return None
         return copy
 
-    def _place(self, name: str) -> Path:
+    def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"
 
     def evictions(self) -> int:
-        """Return a number that changes when copies are let go."""
+        """Return a number that changes when copies are evicted."""
         try:
             return os.stat(self.folder / "evictions").st_size  # noqa: PTH116  (asked for with each batch)
         except FileNotFoundError:
             return 0
 
     def _count(self, added: int, keep: Path) -> None:
+        """Add a new copy's bytes to the sum, and evict others where there are too many."""
         with _locked(self.folder / "bytes") as file:
             before = file.read()
-            held = int(before or 0) + added
-            if held > self.max_bytes or not before:
-                held = self._shrink(keep)
+            total = int(before or 0) + added
+            if total > self.max_bytes or not before:
+                total = self._evict(keep)
             file.truncate(0)
-            file.write(str(held))
+            file.write(str(total))
 
-    def _shrink(self, keep: Path) -> int:
-        """Let copies go if they are too many; return the bytes of those that stay."""
-        states = [(path.stat(), path) for path in self.folder.glob(f"*{_SUFFIX}")]
-        held = sum(state.st_size for state, _ in states)
-        if held <= self.max_bytes:
-            return held
-        for state, path in sorted(states, key=lambda pair: pair[0].st_atime_ns):
-            if path != keep and held > _LEFT * self.max_bytes:
+    def _evict(self, keep: Path) -> int:
+        """Evict copies if they are too many; return the bytes of those that stay."""
+        copies = [(path.stat(), path) for path in self.folder.glob(f"*{_SUFFIX}")]
+        total = sum(state.st_size for state, _ in copies)
+        if total <= self.max_bytes:
+            return total
+        copies.sort(key=lambda copy: copy[0].st_atime_ns)
+        for state, path in copies:
+            if path != keep and total > _LEFT * self.max_bytes:
                 path.unlink()
-                held -= state.st_size
+                total -= state.st_size
         with (self.folder / "evictions").open("a", encoding="ascii") as file:
             file.write(".")
-        return held
+        return total
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[IO[str]]:
+    """Hold a lock between processes; yields its file, open at the beginning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Token shards: what the MLLM stage trains from.
+"""Token shards and their index: written, read and checked. The MLLM stage trains from them; FORMAT.md specifies them.
 
     manifest.json         schema version, tokenizer, counts, root hash; written last
     index.parquet         a row per shard
@@ -28,9 +28,12 @@ from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, 
 from dualtoken.pipelines.tokens.captions import meta_path
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts, TokenizerIdentity, rows_of
 
-SCHEMA_VERSION, SHARED_CAPTIONS_VERSION = 1, 2
-"""Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
+SCHEMA_VERSION = 1
+"""Version of shards, and of datasets that have their own captions."""
+SHARED_CAPTIONS_VERSION = 2
+"""Version of datasets that share another one's captions: older readers do not look for them there."""
 ROWS_PER_BATCH = 256
+"""Rows of each batch of a data shard, but for the last one."""
 INDEX_FILE = "index.parquet"
 
 INDEX_SCHEMA = pa.schema(
@@ -47,9 +50,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("statuses", pa.map_(pa.string(), pa.int64()), nullable=False),
     ]
 )
-"""Usage is the share of a codebook's codes that the shard uses, per depth."""
+"""Columns of the index; usage is the share of a codebook's codes that the shard uses, per depth."""
 
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
+"""Codes of any shape."""
 
 
 def token_schema(
@@ -57,9 +61,15 @@ def token_schema(
 ) -> pa.Schema:
     """Return the schema of a data shard.
 
-    `preprocessing` says what was done to pictures, `precision` how they were encoded.
+    `preprocessing` says what was done to images before they were encoded, `precision` which numbers the encoder computed in.
     """
-    codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
+    codes_per_row = config.grid_size**2 * config.pixel.depth
+    codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), codes_per_row)
+    fields = [
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("semantic", codes, nullable=False),
+        pa.field("pixel", codes, nullable=False),
+    ]
     metadata = {
         "dualtoken.schema_version": str(SCHEMA_VERSION),
         "dualtoken.tokenizer_fingerprint": tokenizer.fingerprint,
@@ -72,10 +82,7 @@ def token_schema(
         "dualtoken.order": "position-major, depth-minor",
         "dualtoken.precision": precision,
     }
-    key = pa.field("key", pa.binary(KEY_BYTES), nullable=False)
-    return pa.schema(
-        [key, *(pa.field(stream, codes, nullable=False) for stream in STREAMS)], metadata=metadata
-    )
+    return pa.schema(fields, metadata=metadata)
 
 
 class TokenShardWriter:
@@ -83,12 +90,18 @@ class TokenShardWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._schema, self._kind = schema, schema.field(1).type
+        self._schema = schema
+        self._codes_type = schema.field(STREAMS[0]).type
         self._keys: list[bytes] = []
-        self._held = [np.empty((ROWS_PER_BATCH, self._kind.list_size), np.uint16) for _ in STREAMS]
+        """Keys of the rows that do not fill a batch yet."""
+        self._codes: list[Ids] = []
+        """Codes of those rows, by stream, each with room for a whole batch."""
+        for _ in STREAMS:
+            self._codes.append(np.empty((ROWS_PER_BATCH, self._codes_type.list_size), np.uint16))
         self._file = DigestingFile(path)
         self._writer = pa.ipc.new_file(self._file, schema)
         self.rows = 0
+        """Rows written to the file so far."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,28 +110,33 @@ class TokenShardWriter:
         """Add rows; `semantic` and `pixel` are (rows, codes of a row)."""
         first = 0
         while first < len(keys):
-            held = len(self._keys)
-            last = min(len(keys), first + ROWS_PER_BATCH - held)
+            room = ROWS_PER_BATCH - len(self._keys)
+            last = min(len(keys), first + room)
+            streams = [semantic[first:last], pixel[first:last]]
             if last - first == ROWS_PER_BATCH:
-                self._write(keys[first:last], [semantic[first:last], pixel[first:last]])
+                self._write(keys[first:last], streams)
             else:
-                self._hold(keys[first:last], semantic[first:last], pixel[first:last])
+                self._collect(keys[first:last], streams)
             first = last
 
-    def _hold(self, keys: Sequence[bytes], *streams: Ids) -> None:
-        held = len(self._keys)
+    def _collect(self, keys: Sequence[bytes], streams: Sequence[Ids]) -> None:
+        """Add rows to the batch that is not full yet, and write it once it is."""
+        first = len(self._keys)
+        last = first + len(keys)
         self._keys += keys
-        for mine, ids in zip(self._held, streams, strict=True):
-            mine[held : len(self._keys)] = ids
-        if len(self._keys) == ROWS_PER_BATCH:
+        for codes, ids in zip(self._codes, streams, strict=True):
+            codes[first:last] = ids
+        if last == ROWS_PER_BATCH:
             self._flush()
 
     def _flush(self) -> None:
-        self._write(self._keys, [ids[: len(self._keys)] for ids in self._held])
+        rows = len(self._keys)
+        self._write(self._keys, [codes[:rows] for codes in self._codes])
         self._keys = []
 
     def _write(self, keys: Sequence[bytes], streams: Sequence[Ids]) -> None:
-        columns = [pa.array(keys, pa.binary(KEY_BYTES)), *(_fixed_lists(ids, self._kind) for ids in streams)]
+        lists = [_fixed_lists(ids, self._codes_type) for ids in streams]
+        columns = [pa.array(keys, pa.binary(KEY_BYTES)), *lists]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self.rows += len(keys)
 
@@ -140,7 +158,7 @@ class TokenShardWriter:
 
 
 def schema_metadata(schema: pa.Schema) -> dict[str, str]:
-    """Return what a data shard's schema says of it."""
+    """Return the metadata of a data shard's schema as text."""
     return {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
 
 
@@ -163,8 +181,10 @@ def read_data_shard(path: Path) -> pa.Table:
 def codes_of(table: pa.Table, stream: str) -> Ids:
     """Return a stream's codes as (rows, codes of a row)."""
     column = table[stream].combine_chunks()
-    width = table.schema.field(stream).type.list_size
-    return column.flatten().to_numpy().reshape(-1, width) if len(column) else np.zeros((0, width), np.uint16)
+    codes_per_row = table.schema.field(stream).type.list_size
+    if not len(column):
+        return np.zeros((0, codes_per_row), np.uint16)
+    return column.flatten().to_numpy().reshape(-1, codes_per_row)
 
 
 class IndexBuilder:
@@ -230,7 +250,11 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
 
 
 def require_finished(store: Store) -> Manifest:
-    """Return a token dataset's manifest; raises ValueError for an unfinished, newer or foreign one, or one finished in times to come."""
+    """Return a token dataset's manifest.
+
+    Raises ValueError for a dataset that is unfinished, newer than this reader or none of ours, for a damaged manifest, and for
+    one whose clock was wrong.
+    """
     try:
         data = store.read(MANIFEST_FILE)
     except FileNotFoundError:
@@ -246,7 +270,8 @@ def require_finished(store: Store) -> Manifest:
         raise ValueError(
             f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy"
         ) from None
-    if problem := clock_problem(manifest.last_finished_at, manifest.first_started_at):
+    problem = clock_problem(manifest.last_finished_at, manifest.first_started_at)
+    if problem:
         raise ValueError(
             f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`"
         )
@@ -254,11 +279,11 @@ def require_finished(store: Store) -> Manifest:
 
 
 def _require_known(url: str, data: bytes) -> None:
-    """Look at stage and version before any other field: what a newer version has, nobody knows here."""
+    """Check stage and version before any other field is read: a newer version may have fields unknown here."""
     try:
-        said = json.loads(data)
-        stage = said["stage"]
-        version = said["details"]["schema_version"] if stage == "pretokenize" else 0
+        document = json.loads(data)
+        stage = document["stage"]
+        version = document["details"]["schema_version"] if stage == "pretokenize" else 0
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset"

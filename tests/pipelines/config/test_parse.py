@@ -197,7 +197,7 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(
         of_folder = []
         for stage in ("download", "teacher", "train"):
             for corpus in recipe.corpora:
-                of_folder.append(get_stage(stage).settings(recipe, corpus))  # noqa: PERF401  (two loops are plainer)
+                of_folder.append(get_stage(stage).settings(recipe, corpus))
         decided.append(of_folder)
     assert decided[0] == decided[1]
 

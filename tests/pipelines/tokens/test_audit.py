@@ -20,7 +20,7 @@ from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.audit import (
-    MANY,
+    ENOUGH_SHARDS,
     CodeCounter,
     ReferenceFigures,
     ShardFigures,
@@ -163,7 +163,7 @@ def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_go
     finished: Recipe, job_that_stops: Work
 ) -> None:
     said = list[str]()
-    run = outcomes(*OTHERS[:MANY], figures(50, ratio=9.0), figures(51))
+    run = outcomes(*OTHERS[:ENOUGH_SHARDS], figures(50, ratio=9.0), figures(51))
     with pytest.raises(
         TokenAlarm, match=r"^pretokenize a shard 00050: drift: PSNR 9.0 dB.*\(pretokenize.on_alarm=stop\)"
     ) as error:

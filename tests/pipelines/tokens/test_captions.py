@@ -29,12 +29,12 @@ from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor, run_attempt
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.tokens.captions import require_same_rows, require_same_samples
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.export import export_tokens
 from dualtoken.pipelines.tokens.pretokenize import Worker
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from dualtoken.pipelines.tokens.shared_captions import require_same_rows, require_same_samples
 from tests.helpers.damage import findings_below, flip_byte
 from tests.helpers.s3_servers import s3_server
 from tests.helpers.tiny_run import LoadTiny, planned, tokens_job

@@ -201,7 +201,7 @@ def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
     )
     rows = np.arange(0, 600, 7)
     dataset.read(rows)  # all is mapped
-    for shard in dataset._open.maps.values():
+    for shard in dataset._data.maps.values():
         for begin, batch in zip(shard.addresses[other].tolist(), shard.batches, strict=True):
             first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             pages = (begin + batch.num_rows * 2 * dataset.width(other) - first) // mmap.PAGESIZE

@@ -1,0 +1,106 @@
+"""Opens the data shards of one dataset: each is checked and mapped when its first row is asked for.
+
+B rows.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.ledger import KEY_BYTES
+from dualtoken.pipelines.core.receipts import FileRecord
+from dualtoken.pipelines.core.threads import map_ahead_unless_ready
+from dualtoken.pipelines.tokens.checked_files import CheckedFiles, DamagedShardError
+from dualtoken.pipelines.tokens.dataset_index import DatasetIndex
+from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, map_shard
+from dualtoken.pipelines.tokens.open_shards import ShardMaps
+from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH
+
+
+class DataShards:
+    """Codes and keys of a dataset in memory; a pickled copy has no shard open."""
+
+    def __init__(
+        self,
+        files: CheckedFiles,
+        index: DatasetIndex,
+        *,
+        streams: Sequence[str],
+        codes_per_row: int,
+        tokenizer_sha256: str,
+    ) -> None:
+        """Open nothing yet; shards must hold `streams`, and codes of the tokenizer with these weights."""
+        self._files = files
+        self._index = index
+        self._tokenizer_sha256 = tokenizer_sha256
+        self._streams = tuple(streams)
+        self._codes_per_row = codes_per_row
+        self._num_threads = files.num_threads(index.largest)
+        copies = None if files.is_local else files.cache
+        self._open = ShardMaps(len(index), index.max_batches, ("key", *streams), copies)
+
+    @property
+    def maps(self) -> dict[int, MappedShard]:
+        """Shards that are mapped, by number."""
+        return self._open.maps
+
+    def width(self, column: str) -> int:
+        """Return the 16-bit words of a row of a column."""
+        return KEY_BYTES // 2 if column == "key" else self._codes_per_row
+
+    def addresses(self, rows: Rows, columns: Sequence[str]) -> dict[str, Rows]:
+        """Return by column where rows, (B,), lie in memory; valid until the next call.
+
+        Raises `DamagedShardError` where a shard is not as committed.
+        """
+        shards = self._index.shards_of(rows)
+        batches, places = np.divmod(rows - self._index.starts[shards], ROWS_PER_BATCH)
+        begins = self._open.begins(shards, batches, self._map_all)
+        addresses: dict[str, Rows] = {}
+        for name in columns:
+            row_bytes = 2 * self.width(name)
+            addresses[name] = begins[name] + places * row_bytes
+        return addresses
+
+    def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:
+        # Side by side: a batch shuffled over all shards lacks as many as it has rows at first.
+        store = self._files.store()
+        return map_ahead_unless_ready(
+            lambda number: self._map(store, number), numbers, self._is_ready, self._num_threads
+        )
+
+    def _is_ready(self, number: int) -> bool:
+        return self._files.is_ready(self._index.entry(number).data)
+
+    def _map(self, store: Store, number: int) -> MappedShard:
+        """Map a shard; raises `DamagedShardError`, which then names the shard by its number too."""
+        entry = self._index.entry(number)
+        types = self._types()
+        try:
+            shard = self._files.open(store, entry.data, lambda path: map_shard(path, types))
+            self._require_own(shard, entry.data, entry.rows)
+        except DamagedShardError as error:
+            error.shard = (self._files.url, number)
+            raise
+        return shard
+
+    def _types(self) -> dict[str, pa.DataType]:
+        """Return the types of the columns to map; not kept, since a pickled type forgets that its items are never null."""
+        codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self._codes_per_row)
+        return {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self._streams, codes)}
+
+    def _require_own(self, shard: MappedShard, file: FileRecord, rows: int) -> None:
+        """Raise `DamagedShardError` where a shard is another dataset's."""
+        if shard.rows != rows:
+            raise DamagedShardError.of(
+                self._files.url, file.name, f"{shard.rows} rows, the index says {rows}"
+            )
+        sha256 = shard.metadata.get("dualtoken.tokenizer_sha256")
+        if sha256 != self._tokenizer_sha256:
+            raise DamagedShardError.of(
+                self._files.url,
+                file.name,
+                f"codes of tokenizer {sha256}, the manifest says {self._tokenizer_sha256}",
+            )

@@ -1,0 +1,121 @@
+"""A token dataset's index in memory: which shard a row is in, and what the shard's files must be.
+
+B rows.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.receipts import FileRecord, Manifest
+from dualtoken.pipelines.core.tables import read_table
+from dualtoken.pipelines.tokens.mapped_shards import Rows
+from dualtoken.pipelines.tokens.shards import INDEX_FILE, ROWS_PER_BATCH
+
+_COLUMNS = ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
+
+
+class IndexEntry(NamedTuple):
+    """One shard, as the index has it."""
+
+    shard: str
+    rows: int
+    data: FileRecord
+    """Record of the file that holds its codes."""
+    meta_path: str
+    """Path of the file that holds its captions, relative to the dataset's folder."""
+
+
+class ShardRows(NamedTuple):
+    """Those of some rows that are in one shard."""
+
+    number: int
+    """Number of the shard."""
+    places: Rows
+    """Places among the rows that were asked for."""
+    rows: Rows
+    """Numbers of the rows in the shard, 0 the first."""
+
+
+class DatasetIndex:
+    """Index of a finished dataset, its shards in order of name."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        """Read the index; raises ValueError where it is not the one that the dataset was finished with."""
+        _require_index(store, manifest)
+        self._table = read_table(store, INDEX_FILE, _COLUMNS).sort_by("shard").combine_chunks()
+        rows = self._table["rows"].to_numpy()
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        self.starts: Rows = self._ends - rows
+        """Row of the dataset that each shard begins with."""
+        self.max_batches = -(-int(rows.max(initial=0)) // ROWS_PER_BATCH)
+        """Batches of the longest shard."""
+        self.largest = int(self._table["bytes"].to_numpy().max(initial=1))
+        """Bytes of the largest data file."""
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def bounds(self) -> Rows:
+        """Return where each shard's rows begin, and the end."""
+        return np.append(0, self._ends)
+
+    def names_and_rows(self) -> list[tuple[str, int]]:
+        """Return each shard's name and number of rows."""
+        names = self._table["shard"].to_pylist()
+        rows = self._table["rows"].to_pylist()
+        return list(zip(names, rows, strict=True))
+
+    def entry(self, number: int) -> IndexEntry:
+        """Return what the index says of a shard."""
+        row: dict[str, Any] = self._table.slice(number, 1).to_pylist()[0]
+        data = FileRecord(
+            name=row["path"], bytes=row["bytes"], sha256=row["sha256"], xxh3_128=row["xxh3_128"]
+        )
+        return IndexEntry(row["shard"], row["rows"], data, row["meta_path"])
+
+    def number_of(self, name: str) -> int:
+        """Return the number of the shard with a name, -1 where there is none."""
+        return self._table["shard"].index(name).as_py()
+
+    def shards_of(self, rows: Rows) -> Rows:
+        """Return the number of each row's shard, (B,)."""
+        within = len(rows) == 0 or (rows.min() >= 0 and rows.max() < self.num_rows)
+        assert within, "a row outside the dataset"
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def by_shard(self, rows: Rows) -> Iterator[ShardRows]:
+        """Part rows by their shards, which come in order."""
+        shards = self.shards_of(rows)
+        order = np.argsort(shards, kind="stable")
+        cuts = np.flatnonzero(np.diff(shards[order])) + 1
+        for places in np.split(order, cuts):
+            if len(places):
+                number = int(shards[places[0]])
+                yield ShardRows(number, places, rows[places] - self.starts[number])
+
+
+def _require_index(store: Store, manifest: Manifest) -> None:
+    """Raise ValueError unless a dataset's index is the one that its manifest names."""
+    recorded = None
+    for file in manifest.files:
+        if file.name == INDEX_FILE:
+            recorded = file.sha256
+    if recorded is None:
+        raise ValueError(
+            f"{store.url}/manifest.json names no {INDEX_FILE}: run `dualtoken pretokenize` again"
+        )
+    state = "is missing"
+    if store.exists(INDEX_FILE):
+        if hashlib.sha256(store.read(INDEX_FILE)).hexdigest() == recorded:
+            return
+        state = "is stale: it is not the one that the manifest names"
+    raise ValueError(f"{store.url}/{INDEX_FILE} {state}; run `dualtoken verify {store.url} --repair`")
