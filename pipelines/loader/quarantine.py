@@ -1,8 +1,8 @@
-"""Quarantine: a run goes on without damaged shards, and a ledger names each of them with the rows that are lost.
+"""Quarantine: a run goes on without damaged shards, and a ledger names each with its lost rows.
 
-The ledger is a file of JSON lines that all ranks and workers of a run share. A damaged file has one line there,
-whichever process found it first. What the ledger names when a run begins is lost from the beginning, until somebody
-takes the line out.
+The ledger is a file of JSON lines that all ranks and workers of a run share. A damaged file has one line
+there, whichever process found it first. What the ledger names when a run begins is lost from the beginning,
+until somebody takes the line out.
 """
 
 import fcntl
@@ -51,7 +51,8 @@ class Quarantine:
     def lost(self, dataset: TokenDataset, rows: Rows, *, captions: bool, at_start: bool = False) -> Mask:
         """Return which rows cannot be read: their codes or, with `captions`, their captions.
 
-        With `at_start`, only what the ledger named when this run began counts, which is the same on all ranks.
+        With `at_start`, only what the ledger named when this run began counts, which is the same on all
+        ranks.
         """
         damaged = self._damaged_at_start if at_start else self._damaged
         numbers = [

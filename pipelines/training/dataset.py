@@ -1,7 +1,7 @@
 """The training samples of a recipe, by number: image bytes from the shards, targets from the Arrow files.
 
-Which samples a step takes is a pure function of (seed, step, rank). So a run resumes from one integer, and under the
-same batch size gives the same batches to any number of workers.
+Which samples a step takes is a pure function of (seed, step, rank). So a run resumes from one integer, and
+under the same batch size gives the same batches to any number of workers.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class TargetBatch(NamedTuple):
 
 
 class TrainingSet:
-    """Random access to the samples that training sees, in an order that does not depend on how they were made."""
+    """Random access to the samples that training sees; their order does not depend on how they were made."""
 
     def __init__(self, job: StageJob, scratch: Path, *, with_targets: bool = True) -> None:
         self._shards: list[_TrainingShard] = []
