@@ -97,9 +97,8 @@ class Worker:
         return tuple(found)
 
     def _stage_times(self) -> tuple[StageTime, ...]:
-        timed = [manifest for manifest in self._manifests.values() if manifest.stage in TIMED]
-        timed.sort(key=lambda manifest: TIMED.index(manifest.stage))
-        return tuple(_stage_time(manifest) for manifest in timed)
+        manifests = sorted(self._manifests.values(), key=_place_in_times)
+        return tuple(_stage_time(manifest) for manifest in manifests if manifest.stage in TIMED)
 
 
 def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
@@ -146,6 +145,11 @@ def _audit(manifest: Manifest) -> TokenAudit:
         perplexity={stream: tuple(audit[f"{stream}_perplexity"]) for stream in STREAMS},
         alarms=tuple(str(Alarm(**alarm)) for alarm in audit["alarms"]),
     )
+
+
+def _place_in_times(manifest: Manifest) -> int:
+    """Return a stage's place in the table of times; stages that are not in it come last."""
+    return TIMED.index(manifest.stage) if manifest.stage in TIMED else len(TIMED)
 
 
 def _stage_time(manifest: Manifest) -> StageTime:

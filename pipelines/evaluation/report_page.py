@@ -74,24 +74,28 @@ class Spread(NamedTuple):
 
 def render(data: ReportData) -> str:
     """Return the page."""
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            data=data,
-            rows_in=sum(funnel.rows_in for funnel in data.funnels),
-            rows_out=sum(funnel.rows_out for funnel in data.funnels),
-            ledgers_close=all(funnel.closes for funnel in data.funnels),
-            bars=funnel_bar,
-            trainings=_curves_by_training(data.curves),
-            spreads=spreads(data.reconstruction),
-            num_alarms=sum(len(audit.alarms) for audit in data.audits),
-            caption_characters=CAPTION_CHARACTERS,
-            alt_characters=ALT_CHARACTERS,
-            reasons_shown=REASONS_SHOWN,
-            alarms_shown=ALARMS_SHOWN,
-            part_names=PARTS,
-        )
+    rows_in = 0
+    rows_out = 0
+    ledgers_close = True
+    for funnel in data.funnels:
+        rows_in += funnel.rows_in
+        rows_out += funnel.rows_out
+        ledgers_close = ledgers_close and funnel.closes
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        data=data,
+        rows_in=rows_in,
+        rows_out=rows_out,
+        ledgers_close=ledgers_close,
+        bars=funnel_bar,
+        trainings=_curves_by_training(data.curves),
+        spreads=spreads(data.reconstruction),
+        num_alarms=sum(len(audit.alarms) for audit in data.audits),
+        caption_characters=CAPTION_CHARACTERS,
+        alt_characters=ALT_CHARACTERS,
+        reasons_shown=REASONS_SHOWN,
+        alarms_shown=ALARMS_SHOWN,
+        part_names=PARTS,
     )
 
 
@@ -131,10 +135,14 @@ def _environment() -> Environment:
 
 def _curves_by_training(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
     """Return the curves of each training under its name, trainings in the order of their first curves."""
+    trainings: list[tuple[str, list[Curve]]] = []
     by_stage: dict[str, list[Curve]] = {}
     for curve in curves:
-        by_stage.setdefault(curve.stage, []).append(curve)
-    return [(_training_name(stage), stage_curves) for stage, stage_curves in by_stage.items()]
+        if curve.stage not in by_stage:
+            by_stage[curve.stage] = []
+            trainings.append((_training_name(curve.stage), by_stage[curve.stage]))
+        by_stage[curve.stage].append(curve)
+    return trainings
 
 
 def _training_name(stage: str) -> str:

@@ -89,18 +89,22 @@ def _heldout_batch(
     """Join rows of a token shard with the images that they were made of."""
     row_by_key = {key: row for row, key in enumerate(shard.keys)}
     keys = table["key"].to_pylist()
-    rows = [row_by_key[key] for key in keys]
-
+    rows: list[int] = []
+    captions: list[str] = []
     pictures: list[Image.Image] = []
-    for key, row in zip(keys, rows, strict=True):
+    for key in keys:
+        row = row_by_key[key]
+        rows.append(row)
+        captions.append(shard.captions[row])
         pictures.append(first_view(decode_rgb(shard.image(row)), settings.crops, key))
+
     descriptions: list[dict[str, Any]] = []
     if are_scenes:
         described = shard.metadata["description"].take(pa.array(rows, pa.int64()))
         descriptions = [json.loads(description) for description in described.to_pylist()]
     return HeldoutBatch(
         keys=keys,
-        captions=[shard.captions[row] for row in rows],
+        captions=captions,
         pictures=pictures,
         semantic=codes_of(table, "semantic"),
         pixel=codes_of(table, "pixel"),
@@ -214,13 +218,22 @@ class Evaluation:
         if not self.keys or len(self._descriptions) < len(self.keys):
             return None
         images = self._image_embeddings()
-        attributes = tuple(self._attribute_accuracy(name, images) for name in ATTRIBUTES)
+        attributes: list[AttributeAccuracy] = []
+        teacher: list[float] = []
+        quantised: list[float] = []
+        chance: list[float] = []
+        for name in ATTRIBUTES:
+            attribute = self._attribute_accuracy(name, images)
+            attributes.append(attribute)
+            teacher.append(attribute.teacher)
+            quantised.append(attribute.quantised)
+            chance.append(attribute.chance)
         return ZeroShot(
             num_images=len(self.keys),
-            attributes=attributes,
-            teacher=float(np.mean([attribute.teacher for attribute in attributes])),
-            quantised=float(np.mean([attribute.quantised for attribute in attributes])),
-            chance=float(np.mean([attribute.chance for attribute in attributes])),
+            attributes=tuple(attributes),
+            teacher=float(np.mean(teacher)),
+            quantised=float(np.mean(quantised)),
+            chance=float(np.mean(chance)),
         )
 
     def _attribute_accuracy(self, name: Attribute, images: _ImageEmbeddings) -> AttributeAccuracy:

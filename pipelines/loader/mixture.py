@@ -8,6 +8,7 @@ numbers, so a run resumes from a count.
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -155,8 +156,12 @@ def _whole_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
     is_too_fine = smallest * _MAX_DENOMINATOR < 1
     unit = Fraction(max(weights)) if is_too_fine else Fraction(1)
 
-    fractions = [(Fraction(weight) / unit).limit_denominator(_MAX_DENOMINATOR) for weight in weights]
-    common_denominator = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+    fractions: list[Fraction] = []
+    common_denominator = 1
+    for weight in weights:
+        fraction = (Fraction(weight) / unit).limit_denominator(_MAX_DENOMINATOR)
+        fractions.append(fraction)
+        common_denominator = math.lcm(common_denominator, fraction.denominator)
     return tuple(int(fraction * common_denominator) for fraction in fractions)
 
 

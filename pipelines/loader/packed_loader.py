@@ -247,7 +247,9 @@ class _BatchAssembler:
 
     def assemble(self, packs: Sequence[Pack], num_lost: int) -> PackedBatch:
         """Read and lay out the documents of packs; those in quarantine leave holes and add to `num_lost`."""
-        documents = [document for pack in packs for document in pack]
+        documents: list[Document] = []
+        for pack in packs:
+            documents += pack
         caption_ids = self._read_caption_ids(documents)
         readable = [document.sample for document in documents if document.sample in caption_ids]
         locations, rows = self._reader.read_available(self._reader.locate(np.array(readable, np.int64)))

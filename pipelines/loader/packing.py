@@ -110,8 +110,12 @@ def best_fit_by_enumeration(documents: Sequence[Document], room: int) -> list[in
     # Subsets count up as binary numbers. Newer documents are higher digits, so among equals the oldest come
     # first.
     for subset in range(1 << len(documents)):
-        places = [place for place in range(len(documents)) if subset >> place & 1]
-        length = sum(documents[place].length for place in places)
+        places: list[int] = []
+        length = 0
+        for place, document in enumerate(documents):
+            if subset >> place & 1:
+                places.append(place)
+                length += document.length
         if best_length < length <= room:
             best = places
             best_length = length

@@ -20,8 +20,6 @@ from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-_SAME_DAMAGE = ("dataset", "fingerprint", "file")
-"""Keys of a ledger's entry that name what is damaged."""
 
 
 class DamagedShard(NamedTuple):
@@ -90,11 +88,15 @@ class Quarantine:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             for line in file:
-                recorded = json.loads(line)
-                if all(recorded[key] == entry[key] for key in _SAME_DAMAGE):
+                if _damaged_file(json.loads(line)) == _damaged_file(entry):
                     return
             file.write(json.dumps(entry) + "\n")
             file.flush()
+
+
+def _damaged_file(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """Return which file of which dataset an entry is about."""
+    return entry["dataset"], entry["fingerprint"], entry["file"]
 
 
 def read_quarantine(ledger: Path) -> list[dict[str, Any]]:

@@ -92,12 +92,14 @@ class TrainingSet:
 
     def targets(self, numbers: Sequence[int]) -> TargetBatch:
         """Return the targets of samples, in their order."""
-        rows = [self._target_row(number) for number in numbers]
-        pooled = np.stack([row["pooled"] for row in rows])
-        dense = None
-        if "dense" in rows[0]:
-            dense = np.stack([row["dense"] for row in rows])
-        return TargetBatch(pooled, dense)
+        pooled: list[Array] = []
+        dense: list[Array] = []
+        for number in numbers:
+            row = self._target_row(number)
+            pooled.append(row["pooled"])
+            if "dense" in row:
+                dense.append(row["dense"])
+        return TargetBatch(np.stack(pooled), np.stack(dense) if dense else None)
 
     def _target_row(self, number: int) -> dict[str, Array]:
         location = self._locations[number]
