@@ -1,4 +1,4 @@
-"""Report: measures the tokenizer on held-out samples and writes one page of the whole run."""
+"""Report stage: measures the tokenizer on held-out samples, and writes one page about the whole run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,22 +32,30 @@ from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
 FUNNEL = ("download", "score", "filter", "pretokenize")
+"""Stages that a corpus's rows pass, in order."""
 TIMED = ("scenes", "download", "teacher", "score", "filter", "targets", "train", "pretokenize")
+"""Stages in the table of times, in order."""
+TRAINED = ("teacher", "train")
+"""Stages with a metrics log, in order."""
 CURVE_UNITS = {"images_per_second": "images/s"}
 CURVE_STREAMS: dict[str, Stream] = {"reconstruction": "pixel", "semantic": "semantic", "pooled": "semantic"}
+"""Streams that metrics are about, by metric."""
 
 
 class Worker:
-    """Evaluates and renders."""
+    """Evaluates the tokenizer and renders the report."""
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
         prepare_process(threads=1, exact_float32=True)
-        self._tokenizer, self._teacher = open_tokenizer(job), open_teacher(job)
-        stores = {name: job.input(name) for name in job.inputs}
-        self._manifests = {
-            name: manifest for name, store in stores.items() if (manifest := read_manifest(store))
-        }
+        self._tokenizer = open_tokenizer(job)
+        self._teacher = open_teacher(job)
+        self._manifests: dict[str, Manifest] = {}
+        """Manifests of the finished inputs, by input."""
+        for name in job.inputs:
+            manifest = read_manifest(job.input(name))
+            if manifest:
+                self._manifests[name] = manifest
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `report.html` and its figures, `report.json`."""
@@ -62,22 +70,13 @@ class Worker:
             recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
             facts=_facts(self._tokenizer, self._manifests["train"]),
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
-            curves=tuple(
-                curve
-                for step in ("teacher", "train")
-                for curve in curves(step, read_metrics(self._job.input(step)))
-            ),
+            curves=self._curves(),
             pairs=tuple(evaluation.pairs),
             reconstruction=evaluation.reconstruction(),
             usage=evaluation.usage(),
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),
-            stages=tuple(
-                _time(manifest)
-                for step in TIMED
-                for manifest in self._manifests.values()
-                if manifest.stage == step
-            ),
+            stages=self._stage_times(),
             audits=_audits(self._manifests.values()),
             parts=_times_by_part(self._manifests.values()),
         )
@@ -86,26 +85,41 @@ class Worker:
         return UnitOutput(("report.html", "report.json"), None)
 
     def _funnel(self, corpus: str) -> Funnel:
-        manifests = [self._manifests[f"{step}/{corpus}"] for step in FUNNEL]
-        steps = tuple(
-            FunnelStep(stage=one.stage, rows_in=one.rows_in, counts=one.counts) for one in manifests
-        )
-        return Funnel(corpus=corpus, rows_in=manifests[0].rows_in, steps=steps)
+        steps: list[FunnelStep] = []
+        for stage in FUNNEL:
+            manifest = self._manifests[f"{stage}/{corpus}"]
+            steps.append(FunnelStep(stage=manifest.stage, rows_in=manifest.rows_in, counts=manifest.counts))
+        return Funnel(corpus=corpus, rows_in=steps[0].rows_in, steps=tuple(steps))
+
+    def _curves(self) -> tuple[Curve, ...]:
+        found: list[Curve] = []
+        for stage in TRAINED:
+            found += curves(stage, read_metrics(self._job.input(stage)))
+        return tuple(found)
+
+    def _stage_times(self) -> tuple[StageTime, ...]:
+        manifests = sorted(self._manifests.values(), key=_place_in_times)
+        return tuple(_stage_time(manifest) for manifest in manifests if manifest.stage in TIMED)
 
 
-def curves(step: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """Return a curve for each value that a training logged; some begin later than others, as a discriminator's do."""
-    names = [name for name in dict.fromkeys(name for line in lines for name in line) if name != "step"]
-    return [
-        Curve(
-            stage=step,
+def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return a curve for each metric of a training; some begin later than others, as a discriminator's do."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "step":
+                points.setdefault(name, []).append((line["step"], value))
+    found: list[Curve] = []
+    for name, curve_points in points.items():
+        curve = Curve(
+            stage=stage,
             name=name.replace("_", " "),
             unit=CURVE_UNITS.get(name, ""),
-            points=tuple((line["step"], line[name]) for line in lines if name in line),
+            points=tuple(curve_points),
             stream=CURVE_STREAMS.get(name),
         )
-        for name in names
-    ]
+        found.append(curve)
+    return found
 
 
 def _facts(tokenizer: TokenizerRunner, manifest: Manifest) -> TokenizerFacts:
@@ -158,15 +172,21 @@ def _times_by_part(manifests: Iterable[Manifest]) -> tuple[TimeBreakdown, ...]:
     return tuple(breakdowns)
 
 
-def _time(manifest: Manifest) -> StageTime:
+def _place_in_times(manifest: Manifest) -> int:
+    """Return a stage's place in the table of times; stages that are not in it come last."""
+    return TIMED.index(manifest.stage) if manifest.stage in TIMED else len(TIMED)
+
+
+def _stage_time(manifest: Manifest) -> StageTime:
+    samples_per_second = None
+    if manifest.rows_in and manifest.wall_seconds:
+        samples_per_second = manifest.rows_in / manifest.wall_seconds
     return StageTime(
         command=manifest.stage,
         corpus=manifest.corpus,
         wall_seconds=manifest.wall_seconds,
         work_seconds=manifest.seconds,
         samples=manifest.rows_in,
-        samples_per_second=manifest.rows_in / manifest.wall_seconds
-        if manifest.rows_in and manifest.wall_seconds
-        else None,
+        samples_per_second=samples_per_second,
         bytes=manifest.bytes,
     )

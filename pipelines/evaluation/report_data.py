@@ -1,4 +1,4 @@
-"""What a run's report says: the figures that the report stage fills in and `pipelines.evaluation.report_page` renders.
+"""Data of a run's report: the figures that the report stage fills in, and `report_page.py` renders.
 
 Every share, accuracy and similarity is a fraction, not a percentage. Figures that follow from others are
 properties, so that a report cannot contradict itself; `to_json` writes them out beside the fields.
@@ -6,7 +6,7 @@ properties, so that a report cannot contradict itself; `to_json` writes them out
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -35,12 +35,17 @@ class FunnelStep:
     def lost(self) -> tuple[tuple[str, int], ...]:
         """Reasons and their rows, the most frequent first."""
         losses = [(reason, rows) for reason, rows in self.counts.items() if reason != "ok" and rows]
-        return tuple(sorted(losses, key=lambda loss: (-loss[1], loss[0])))
+        return tuple(sorted(losses, key=_most_rows_first))
+
+
+def _most_rows_first(loss: tuple[str, int]) -> tuple[int, str]:
+    reason, rows = loss
+    return -rows, reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Funnel:
-    """What became of a corpus's rows, stage by stage."""
+    """The rows of a corpus, stage by stage."""
 
     corpus: str
     rows_in: int
@@ -53,26 +58,33 @@ class Funnel:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Where the ledger does not close, in words; empty where every row is accounted for."""
-        sums = [(step, sum(step.counts.values())) for step in self.steps]
-        wrong = [
-            f"{step.stage} took {step.rows_in:,} rows and accounts for {total:,}"
-            for step, total in sums
-            if total != step.rows_in
-        ]
+        """Places where the ledger does not close, in words; none where every row is accounted for."""
+        return (*self._wrong_sums(), *self._wrong_source(), *self._gaps())
+
+    def _wrong_sums(self) -> Iterator[str]:
+        for step in self.steps:
+            total = sum(step.counts.values())
+            if total != step.rows_in:
+                yield f"{step.stage} took {step.rows_in:,} rows and accounts for {total:,}"
+
+    def _wrong_source(self) -> Iterator[str]:
         if self.steps and self.steps[0].rows_in != self.rows_in:
-            wrong.append(
-                f"the source has {self.rows_in:,} rows and {self.steps[0].stage} took {self.steps[0].rows_in:,}"
-            )
-        gaps = [(a, b) for a, b in pairwise(self.steps) if a.rows_ok != b.rows_in]
-        return (
-            *wrong,
-            *(f"{a.stage} passed on {a.rows_ok:,} rows and {b.stage} took {b.rows_in:,}" for a, b in gaps),
-        )
+            first = self.steps[0]
+            yield f"the source has {self.rows_in:,} rows and {first.stage} took {first.rows_in:,}"
+
+    def _gaps(self) -> Iterator[str]:
+        for before, after in pairwise(self.steps):
+            if before.rows_ok != after.rows_in:
+                passed_on = f"{before.stage} passed on {before.rows_ok:,} rows"
+                yield f"{passed_on} and {after.stage} took {after.rows_in:,}"
 
     @property
     def closes(self) -> bool:
-        """Whether rows in = the sum of all statuses in every stage, and each stage took what the one before passed on."""
+        """Whether every row is accounted for.
+
+        In every stage rows in equal the sum of all statuses, and each stage took what the one before passed
+        on.
+        """
         return not self.faults
 
 
@@ -81,10 +93,10 @@ class Curve:
     """One metric of a training run."""
 
     stage: str
-    """Where it was logged: `teacher` or `train`."""
+    """Stage that logged it: `teacher` or `train`."""
     name: str
     unit: str
-    """Empty where it has none."""
+    """Unit of the values; empty where they have none."""
     points: tuple[tuple[int, float], ...]
     """(step, value), steps ascending from 0."""
     stream: Stream | None = None
@@ -93,11 +105,11 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A held-out image and what the tokenizer's pixel stream gives back."""
+    """A held-out image and its reconstruction from the pixel stream."""
 
     caption: str
     key: str
-    """Of the sample, hexadecimal."""
+    """Key of the sample, hexadecimal."""
     original: bytes
     """A PNG file."""
     reconstruction: bytes
@@ -108,7 +120,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reconstruction:
-    """How close reconstructions of the held-out images are."""
+    """Similarity of the held-out images and their reconstructions."""
 
     psnr: float
     """Mean over the images, dB."""
@@ -120,7 +132,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodebookUsage:
-    """How evenly a stream's codes are used."""
+    """Use of a stream's codes."""
 
     stream: Stream
     num_codes: int
@@ -133,17 +145,17 @@ class CodebookUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenAudit:
-    """What the audit of a corpus's token shards came to."""
+    """Result of the audit of a corpus's token shards."""
 
     corpus: str
     shards: int
     rows: int
-    """Decoded again from their stored codes."""
+    """Rows that were decoded again from their stored codes."""
     psnr_median: float | None
-    """dB; None where no row was looked at."""
+    """Median over the decoded rows, dB; None where no row was decoded."""
     psnr_lowest: float | None
     perplexity: Mapping[str, tuple[float, ...]]
-    """Per depth, by stream: the median of the shards'."""
+    """Perplexity at each depth, by stream: the median of the shards."""
     alarms: tuple[str, ...]
     """A sentence for each shard unlike the others."""
 
@@ -160,19 +172,22 @@ class AttributeAccuracy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ZeroShot:
-    """Whether an image's embedding picks the right one of candidate texts, before and after quantisation."""
+    """Zero-shot accuracy: how often an image's embedding picks the right one of candidate texts.
+
+    `teacher` is the accuracy before quantisation, `quantised` after it.
+    """
 
     num_images: int
     attributes: tuple[AttributeAccuracy, ...]
     teacher: float
-    """Over all attributes."""
+    """Mean over all attributes."""
     quantised: float
     chance: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retrieval:
-    """How often an image's nearest caption among all held-out captions is its own (R@1, image to text)."""
+    """Image-to-text R@1: how often an image's nearest caption, among all held-out captions, is its own."""
 
     num_pairs: int
     teacher: float
@@ -186,29 +201,29 @@ class Retrieval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageTime:
-    """What one command cost on one corpus."""
+    """Cost of one stage on one corpus."""
 
     command: str
     corpus: str | None
     wall_seconds: float
-    """From the first start to the last finish."""
+    """Time from the first start to the last finish."""
     work_seconds: float
-    """All units added up, however many ran at once."""
+    """Time of all units added up, however many ran at once."""
     samples: int
     samples_per_second: float | None
-    """None where the command has no samples."""
+    """None where the stage has no samples."""
     bytes: int
-    """Written."""
+    """Bytes written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerFacts:
-    """What the tokenizer is."""
+    """Size and fingerprint of the tokenizer."""
 
     image_size: int
-    """Pixels a side."""
+    """Side of an image, pixels."""
     grid_size: int
-    """Positions a side."""
+    """Side of the grid of tokens, positions."""
     depth: int
     """Codes per position and stream."""
     semantic_codes: int
@@ -218,12 +233,13 @@ class TokenizerFacts:
 
     @property
     def bits_per_image(self) -> float:
-        """Of both streams together."""
-        return self.grid_size**2 * self.depth * (math.log2(self.semantic_codes) + math.log2(self.pixel_codes))
+        """Bits of the codes of both streams together."""
+        codes_per_stream = self.grid_size**2 * self.depth
+        return codes_per_stream * (math.log2(self.semantic_codes) + math.log2(self.pixel_codes))
 
     @property
     def bits_per_pixel(self) -> float:
-        """Of both streams together."""
+        """Bits of the codes of both streams together."""
         return self.bits_per_image / self.image_size**2
 
 
@@ -248,9 +264,9 @@ class ReportData:
     retrieval: Retrieval | None
     stages: tuple[StageTime, ...]
     audits: tuple[TokenAudit, ...] = ()
-    """Of the corpora whose token shards were audited."""
+    """Results for the corpora with audited token shards."""
     parts: tuple[TimeBreakdown, ...] = ()
-    """Of the corpora whose token shards tell where their time went."""
+    """Time breakdowns of encoding, for the corpora that have one."""
 
 
 def to_json(data: ReportData) -> str:
@@ -259,12 +275,27 @@ def to_json(data: ReportData) -> str:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return a value as JSON values."""
     if is_dataclass(value):
-        names = [field.name for field in fields(value)]
-        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
-        return {name: _plain(inner) for name in names if not isinstance(inner := getattr(value, name), bytes)}
+        return _plain_members(value)
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: _plain(member) for name, member in value.items()}
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(member) for member in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _plain_members(value: Any) -> dict[str, Any]:  # noqa: ANN401  (any dataclass)
+    """Return a dataclass's fields and then its properties, but for images."""
+    names = [field.name for field in fields(value)]
+    for name, member in vars(type(value)).items():
+        if isinstance(member, property):
+            names.append(name)
+    plain: dict[str, Any] = {}
+    for name in names:
+        member = getattr(value, name)
+        if not isinstance(member, bytes):
+            plain[name] = _plain(member)
+    return plain

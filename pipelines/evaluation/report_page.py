@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -37,17 +37,18 @@ STEP_NAMES = {
     "targets": "With targets",
     "pretokenize": "Tokens",
 }
-"""What a row is once a stage has passed it on; a stage that is not listed shows its own name."""
+"""Names for the rows that a stage has passed on; a stage that is not listed shows its own name."""
 TRAINING_NAMES = {"teacher": "Teacher", "train": "Tokenizer"}
 CAPTION_CHARACTERS = 100
-"""A longer caption is folded."""
+"""Length beyond which a caption is folded."""
 ALT_CHARACTERS = 120
+"""Length beyond which an image's alternative text is cut."""
 REASONS_SHOWN = 5
-"""Further reasons are folded."""
+"""Reasons shown at a stage; further ones are folded."""
 ALARMS_SHOWN = 20
-"""Of a corpus; further ones are folded."""
+"""Alarms shown of a corpus; further ones are folded."""
 PIXELATED_BELOW = 160
-"""Images less wide than this, in pixels, are enlarged without smoothing."""
+"""Width, in pixels, under which images are enlarged without smoothing."""
 
 
 class Shot(NamedTuple):
@@ -63,12 +64,53 @@ class Shot(NamedTuple):
         return self.width < PIXELATED_BELOW
 
 
+class Spread(NamedTuple):
+    """A figure of reconstruction over all images, as the page writes it."""
+
+    name: str
+    figures: list[str]
+    """Mean, lowest, median and highest."""
+
+
 def render(data: ReportData) -> str:
     """Return the page."""
-    # Captions, URLs' reasons and recipes come from elsewhere: nothing reaches the page unescaped but the charts, which escape their own.
-    folder = FileSystemLoader(Path(__file__).parent)
+    rows_in = 0
+    rows_out = 0
+    ledgers_close = True
+    for funnel in data.funnels:
+        rows_in += funnel.rows_in
+        rows_out += funnel.rows_out
+        ledgers_close = ledgers_close and funnel.closes
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        data=data,
+        rows_in=rows_in,
+        rows_out=rows_out,
+        ledgers_close=ledgers_close,
+        bars=funnel_bar,
+        trainings=_curves_by_training(data.curves),
+        spreads=spreads(data.reconstruction),
+        num_alarms=sum(len(audit.alarms) for audit in data.audits),
+        caption_characters=CAPTION_CHARACTERS,
+        alt_characters=ALT_CHARACTERS,
+        reasons_shown=REASONS_SHOWN,
+        alarms_shown=ALARMS_SHOWN,
+        part_names=PARTS,
+    )
+
+
+def _environment() -> Environment:
+    """Return the template's environment.
+
+    Captions, reasons with URLs and recipes come from elsewhere: nothing reaches the page unescaped but the
+    charts, which escape their own.
+    """
     environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         count=count,
@@ -80,36 +122,36 @@ def render(data: ReportData) -> str:
         shorten=shorten,
         shot=shot,
         day=day,
-        step_name=lambda step: STEP_NAMES.get(step.stage, step.stage),
+        step_name=step_name,
         curve_chart=curve_chart,
         last_value=last_value,
-        num_gaps=lambda curve: sum(not math.isfinite(value) for _, value in curve.points),
+        num_gaps=num_gaps,
         usage_chart=usage_chart,
         accuracy_chart=accuracy_chart,
         retrieval_chart=retrieval_chart,
     )
-    return environment.get_template(TEMPLATE).render(
-        data=data,
-        rows_in=sum(funnel.rows_in for funnel in data.funnels),
-        rows_out=sum(funnel.rows_out for funnel in data.funnels),
-        ledgers_close=all(funnel.closes for funnel in data.funnels),
-        bars=funnel_bar,
-        trainings=[
-            (TRAINING_NAMES.get(stage, stage), [c for c in data.curves if c.stage == stage])
-            for stage in _stages(data.curves)
-        ],
-        spreads=spreads(data.reconstruction),
-        num_alarms=sum(len(audit.alarms) for audit in data.audits),
-        caption_characters=CAPTION_CHARACTERS,
-        alt_characters=ALT_CHARACTERS,
-        reasons_shown=REASONS_SHOWN,
-        alarms_shown=ALARMS_SHOWN,
-        part_names=PARTS,
-    )
+    return environment
 
 
-def _stages(curves: Sequence[Curve]) -> list[str]:
-    return list(dict.fromkeys(curve.stage for curve in curves))
+def _curves_by_training(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
+    """Return the curves of each training under its name, trainings in the order of their first curves."""
+    trainings: list[tuple[str, list[Curve]]] = []
+    by_stage: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.stage not in by_stage:
+            by_stage[curve.stage] = []
+            trainings.append((_training_name(curve.stage), by_stage[curve.stage]))
+        by_stage[curve.stage].append(curve)
+    return trainings
+
+
+def _training_name(stage: str) -> str:
+    return TRAINING_NAMES.get(stage, stage)
+
+
+def step_name(step: FunnelStep) -> str:
+    """Name the rows that a stage has passed on."""
+    return STEP_NAMES.get(step.stage, step.stage)
 
 
 def count(number: float) -> str:
@@ -121,9 +163,16 @@ def short_count(number: float) -> str:
     """Write a number to about three figures where it has seven digits or more."""
     for unit, letter in ((1e9, "B"), (1e6, "M")):
         if number >= unit:
-            part = number / unit
-            return f"{part:,.{2 if part < 10 else 1 if part < 100 else 0}f}{letter}"
+            return _three_figures(number / unit) + letter
     return count(number)
+
+
+def _three_figures(number: float) -> str:
+    if number < 10:
+        return f"{number:,.2f}"
+    if number < 100:
+        return f"{number:,.1f}"
+    return f"{number:,.0f}"
 
 
 def percent(share: float) -> str:
@@ -134,7 +183,9 @@ def percent(share: float) -> str:
         return "<0.1%"
     if share in {0, 1}:
         return f"{share:.0%}"
-    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.1%}"
 
 
 def decimal(value: float, places: int = 2) -> str:
@@ -177,104 +228,119 @@ def shorten(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     head = text[: limit - 1]
-    at = head.rfind(" ")
-    return f"{head[:at] if at > limit * 2 // 3 else head}…"
+    last_space = head.rfind(" ")
+    if last_space > limit * 2 // 3:
+        head = head[:last_space]
+    return f"{head}…"
 
 
 def shot(png: bytes) -> Shot:
     """Embed a PNG file."""
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         width, height = image.size
-    return Shot(f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+    encoded = base64.b64encode(png).decode()
+    return Shot(f"data:image/png;base64,{encoded}", width, height)
 
 
 def funnel_bar(step: FunnelStep, rows_in: int) -> dict[str, str]:
-    """Return the widths of a step's bar, as shares of the source's rows: what went on, and what was lost here."""
+    """Return the widths of a step's bar, as shares of the source's rows: rows kept, and rows lost here."""
     whole = max(rows_in, step.rows_in, 1)
-    return {
-        "kept": f"{100 * step.rows_ok / whole:.2f}%",
-        "lost": f"{100 * sum(rows for _, rows in step.lost) / whole:.2f}%",
-    }
+    rows_lost = sum(rows for _, rows in step.lost)
+    return {"kept": f"{100 * step.rows_ok / whole:.2f}%", "lost": f"{100 * rows_lost / whole:.2f}%"}
 
 
-def spreads(reconstruction: Reconstruction | None) -> list[dict[str, Any]]:
-    """Return mean, lowest, median and highest of each figure of reconstruction."""
+def spreads(reconstruction: Reconstruction | None) -> list[Spread]:
+    """Return the spread of each figure of reconstruction; none where there is no image."""
     if reconstruction is None:
         return []
-    figures = (
-        ("PSNR, dB", 2, reconstruction.psnr, reconstruction.psnr_per_image),
-        ("SSIM", 3, reconstruction.ssim, reconstruction.ssim_per_image),
-    )
-    rows = [
-        (name, places, (mean, min(each), median(each), max(each)))
-        for name, places, mean, each in figures
-        if each
-    ]
-    return [
-        {"name": name, "figures": [decimal(value, places) for value in values]}
-        for name, places, values in rows
-    ]
+    rows: list[Spread] = []
+    if reconstruction.psnr_per_image:
+        rows.append(_spread("PSNR, dB", reconstruction.psnr, reconstruction.psnr_per_image, places=2))
+    if reconstruction.ssim_per_image:
+        rows.append(_spread("SSIM", reconstruction.ssim, reconstruction.ssim_per_image, places=3))
+    return rows
+
+
+def _spread(name: str, mean: float, values: Sequence[float], places: int) -> Spread:
+    figures = (mean, min(values), median(values), max(values))
+    return Spread(name, [decimal(figure, places) for figure in figures])
 
 
 def last_value(curve: Curve) -> str:
     """Write a curve's last value and its unit; empty where it has none."""
     if not curve.points:
         return ""
-    value = curve.points[-1][1]
-    return f"{value:.4g} {curve.unit}".strip() if math.isfinite(value) else "not finite"
+    _, value = curve.points[-1]
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.4g} {curve.unit}".strip()
+
+
+def num_gaps(curve: Curve) -> int:
+    """Count the values that are not finite."""
+    return sum(not math.isfinite(value) for _, value in curve.points)
 
 
 def curve_chart(curve: Curve) -> str:
     """Draw a curve in its stream's colour."""
-    values = [f"{value:.4g}" for _, value in curve.points]
-    course = (
-        f"from {values[0]} at step {curve.points[0][0]:,} to {values[-1]} at step {curve.points[-1][0]:,}"
-        if values
-        else "no values"
-    )
-    label = f"{curve.name} of the {TRAINING_NAMES.get(curve.stage, curve.stage).lower()}{curve.unit and f', {curve.unit}'}: {course}"
+    subject = f"{curve.name} of the {_training_name(curve.stage).lower()}"
+    if curve.unit:
+        subject += f", {curve.unit}"
+    label = f"{subject}: {_course(curve.points)}"
     return line_chart(curve.points, label=label, unit=curve.unit, tone=curve.stream or "neutral")
+
+
+def _course(points: Sequence[tuple[int, float]]) -> str:
+    """Write where a curve begins and ends."""
+    if not points:
+        return "no values"
+    first_step, first_value = points[0]
+    last_step, last_value = points[-1]
+    return f"from {first_value:.4g} at step {first_step:,} to {last_value:.4g} at step {last_step:,}"
 
 
 def usage_chart(usage: CodebookUsage) -> str:
     """Draw a bar per depth: the share of codes used, with perplexity as a mark on the same scale."""
-    bars = [
-        Bar(
+    bars: list[Bar] = []
+    depths = zip(usage.usage_per_depth, usage.perplexity_per_depth, strict=True)
+    for depth, (share, perplexity) in enumerate(depths, start=1):
+        used = f"{percent(share)} of {usage.num_codes:,} codes used"
+        bar = Bar(
             label=f"depth {depth}",
             value=share,
             text=percent(share),
-            title=f"depth {depth}: {percent(share)} of {usage.num_codes:,} codes used, perplexity {perplexity:,.1f}",
+            title=f"depth {depth}: {used}, perplexity {perplexity:,.1f}",
             mark=perplexity / usage.num_codes,
         )
-        for depth, (share, perplexity) in enumerate(
-            zip(usage.usage_per_depth, usage.perplexity_per_depth, strict=True), start=1
-        )
-    ]
-    label = f"Share of {usage.stream} codes used per depth. {'; '.join(bar.title for bar in bars)}"
+        bars.append(bar)
+    label = f"Share of {usage.stream} codes used per depth. {_titles(bars)}"
     return bar_chart(bars, label=label, tone=usage.stream)
 
 
 def accuracy_chart(zero_shot: ZeroShot) -> str:
     """Draw a bar per attribute: accuracy from quantised features, with the teacher's as a mark."""
-    return _comparison(
-        [(one.name, one.teacher, one.quantised) for one in zero_shot.attributes], "Zero-shot accuracy"
-    )
+    bars: list[Bar] = []
+    for attribute in zero_shot.attributes:
+        bar = _comparison_bar(attribute.name, attribute.teacher, attribute.quantised)
+        bars.append(bar)
+    return bar_chart(bars, label=f"Zero-shot accuracy. {_titles(bars)}", tone="semantic")
 
 
 def retrieval_chart(retrieval: Retrieval) -> str:
     """Draw one bar: retrieval by quantised features, with the teacher's as a mark."""
-    return _comparison([("R@1", retrieval.teacher, retrieval.quantised)], "Image-to-text retrieval")
+    bars = [_comparison_bar("R@1", retrieval.teacher, retrieval.quantised)]
+    return bar_chart(bars, label=f"Image-to-text retrieval. {_titles(bars)}", tone="semantic")
 
 
-def _comparison(rows: Sequence[tuple[str, float, float]], subject: str) -> str:
-    bars = [
-        Bar(
-            label=name,
-            value=quantised,
-            text=percent(quantised),
-            title=f"{name}: teacher {percent(teacher)}, quantised {percent(quantised)}",
-            mark=teacher,
-        )
-        for name, teacher, quantised in rows
-    ]
-    return bar_chart(bars, label=f"{subject}. {'; '.join(bar.title for bar in bars)}", tone="semantic")
+def _comparison_bar(name: str, teacher: float, quantised: float) -> Bar:
+    return Bar(
+        label=name,
+        value=quantised,
+        text=percent(quantised),
+        title=f"{name}: teacher {percent(teacher)}, quantised {percent(quantised)}",
+        mark=teacher,
+    )
+
+
+def _titles(bars: Sequence[Bar]) -> str:
+    return "; ".join(bar.title for bar in bars)

@@ -1,8 +1,12 @@
-"""Measures a tokenizer on held-out samples, from the tokens that were stored: decodes them, and reads meaning off them."""
+"""Evaluation of a tokenizer on held-out samples, from their stored tokens.
+
+Pixel codes are decoded and compared with the images; semantic codes are embedded and compared with the
+captions. B samples, N embeddings of W channels.
+"""
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +41,10 @@ from dualtoken.pipelines.tokens.shards import Ids, codes_of, data_path, read_dat
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
 CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
+"""Accuracy of guessing, by attribute."""
+THINGS_PER_SCENE = 2
+TEXT_BATCH = 512
+"""Captions that are embedded together."""
 
 
 class HeldoutBatch(NamedTuple):
@@ -50,55 +58,78 @@ class HeldoutBatch(NamedTuple):
     pixel: Ids
     """(B, codes of a row)"""
     descriptions: list[dict[str, Any]]
-    """What each scene shows; empty for images that nobody described."""
+    """Contents of each scene; empty for images that nobody described."""
 
 
 def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[HeldoutBatch]:
     """Yield the held-out samples that reached the token shards, in order."""
     settings = job.recipe.pretokenize
     for corpus in job.recipe.heldout_corpora:
-        tokens, images = job.input("pretokenize", corpus), job.input("download", corpus)
-        scenes = isinstance(job.recipe.corpora[corpus].source, ScenesSource)
+        tokens = job.input("pretokenize", corpus)
+        images = job.input("download", corpus)
+        are_scenes = isinstance(job.recipe.corpora[corpus].source, ScenesSource)
         manifest = read_manifest(tokens)
         assert manifest is not None, "a report is planned on finished inputs"
         for name in manifest.units:
             table = read_data_shard(tokens.local_copy(data_path(name), scratch / corpus))
             shard = open_image_shard(images, name, scratch / corpus)
-            keys = table["key"].to_pylist()
-            # Of the variants of a sample the first.
-            rows = [
-                row
-                for row in range(0, len(keys), settings.num_variants)
-                if is_heldout(job.recipe, corpus, keys[row])
-            ]
+            rows = _heldout_rows(job, corpus, table["key"].to_pylist())
             for batch in batched(rows, size):
-                yield _batch(table.take(pa.array(batch, pa.int64())), shard, settings, scenes=scenes)
+                part = table.take(pa.array(batch, pa.int64()))
+                yield _heldout_batch(part, shard, settings, are_scenes=are_scenes)
 
 
-def _batch(table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, scenes: bool) -> HeldoutBatch:
-    places = {key: row for row, key in enumerate(shard.keys)}
+def _heldout_rows(job: StageJob, corpus: str, keys: Sequence[bytes]) -> list[int]:
+    """Return the rows of held-out samples in a token shard: the first variant of each."""
+    first_variants = range(0, len(keys), job.recipe.pretokenize.num_variants)
+    return [row for row in first_variants if is_heldout(job.recipe, corpus, keys[row])]
+
+
+def _heldout_batch(
+    table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, are_scenes: bool
+) -> HeldoutBatch:
+    """Join rows of a token shard with the images that they were made of."""
+    row_by_key = {key: row for row, key in enumerate(shard.keys)}
     keys = table["key"].to_pylist()
-    rows = [places[key] for key in keys]
-    pictures = [
-        first_view(decode_rgb(shard.image(row)), settings.crops, key)
-        for row, key in zip(rows, keys, strict=True)
-    ]
-    described = shard.metadata["description"].take(pa.array(rows, pa.int64())).to_pylist() if scenes else []
+    rows: list[int] = []
+    captions: list[str] = []
+    pictures: list[Image.Image] = []
+    for key in keys:
+        row = row_by_key[key]
+        rows.append(row)
+        captions.append(shard.captions[row])
+        pictures.append(first_view(decode_rgb(shard.image(row)), settings.crops, key))
+
+    descriptions: list[dict[str, Any]] = []
+    if are_scenes:
+        described = shard.metadata["description"].take(pa.array(rows, pa.int64()))
+        descriptions = [json.loads(description) for description in described.to_pylist()]
     return HeldoutBatch(
-        keys,
-        [shard.captions[row] for row in rows],
-        pictures,
-        codes_of(table, "semantic"),
-        codes_of(table, "pixel"),
-        [json.loads(description) for description in described],
+        keys=keys,
+        captions=captions,
+        pictures=pictures,
+        semantic=codes_of(table, "semantic"),
+        pixel=codes_of(table, "pixel"),
+        descriptions=descriptions,
     )
 
 
+class _ImageEmbeddings(NamedTuple):
+    """Embeddings of the same images, before and after quantisation."""
+
+    teacher: Tensor
+    """(N, W)"""
+    quantised: Tensor
+    """(N, W)"""
+
+
 class Evaluation:
-    """Adds up figures over batches of held-out samples."""
+    """Accumulates figures over batches of held-out samples."""
 
     def __init__(self, tokenizer: TokenizerRunner, teacher: TeacherRunner, num_pairs: int) -> None:
-        self._tokenizer, self._teacher, self._num_pairs = tokenizer, teacher, num_pairs
+        self._tokenizer = tokenizer
+        self._teacher = teacher
+        self._num_pairs = num_pairs
         self._psnr: list[float] = []
         self._ssim: list[float] = []
         self._counts: dict[Stream, Tensor] = {}
@@ -110,49 +141,52 @@ class Evaluation:
         self.pairs: list[Pair] = []
 
     def add(self, batch: HeldoutBatch) -> None:
-        """Take a batch in."""
+        """Add a batch to all figures."""
         config = self._tokenizer.config
-        grid = (len(batch.keys), config.grid_size, config.grid_size, config.pixel.depth)
-        originals, reconstructions = (
-            self._tokenizer.levels(batch.pictures),
-            self._tokenizer.decode(batch.pixel.reshape(grid)),
-        )
-        values = psnr_per_image(reconstructions, originals)
-        self._psnr += values.tolist()
-        self._ssim += ssim(reconstructions, originals).reshape(-1).tolist()
-        for stream, ids, num_codes in self._streams(batch):
-            counts = count_codes(
-                torch.from_numpy(ids.astype(np.int64)).reshape(-1, config.pixel.depth), num_codes
-            )
-            self._counts[stream] = self._counts.get(stream, torch.zeros_like(counts)) + counts
-        self._teacher_images.append(self._teacher.images(batch.pictures))
-        self._quantised_images.append(
-            self._teacher.project(self._tokenizer.embed(batch.semantic.reshape(grid)))
-        )
-        self._texts.append(self._teacher.texts(batch.captions))
+        self._add_reconstructions(batch)
+        self._add_counts("semantic", batch.semantic, config.semantic.num_codes)
+        self._add_counts("pixel", batch.pixel, config.pixel.num_codes)
+        self._add_embeddings(batch)
         self.keys += batch.keys
         self._descriptions += batch.descriptions
-        for row in range(min(len(batch.keys), self._num_pairs - len(self.pairs))):
-            images = (_png(originals[row]), _png(reconstructions[row]))
-            self.pairs.append(
-                Pair(
-                    caption=batch.captions[row],
-                    key=batch.keys[row].hex(),
-                    original=images[0],
-                    reconstruction=images[1],
-                    psnr=values[row].item(),
-                )
-            )
 
-    def _streams(self, batch: HeldoutBatch) -> list[tuple[Stream, Ids, int]]:
+    def _as_grids(self, codes: Ids) -> Ids:
+        """Return rows of codes as (B, H, W, D)."""
         config = self._tokenizer.config
-        return [
-            ("semantic", batch.semantic, config.semantic.num_codes),
-            ("pixel", batch.pixel, config.pixel.num_codes),
-        ]
+        return codes.reshape(len(codes), config.grid_size, config.grid_size, config.pixel.depth)
+
+    def _add_reconstructions(self, batch: HeldoutBatch) -> None:
+        originals = self._tokenizer.levels(batch.pictures)
+        reconstructions = self._tokenizer.decode(self._as_grids(batch.pixel))
+        ratios = psnr_per_image(reconstructions, originals)
+        self._psnr += ratios.tolist()
+        self._ssim += ssim(reconstructions, originals).reshape(-1).tolist()
+        num_shown = min(len(batch.keys), self._num_pairs - len(self.pairs))
+        for row in range(num_shown):
+            pair = Pair(
+                caption=batch.captions[row],
+                key=batch.keys[row].hex(),
+                original=_png(originals[row]),
+                reconstruction=_png(reconstructions[row]),
+                psnr=ratios[row].item(),
+            )
+            self.pairs.append(pair)
+
+    def _add_counts(self, stream: Stream, codes: Ids, num_codes: int) -> None:
+        ids = torch.from_numpy(codes.astype(np.int64)).reshape(-1, self._tokenizer.config.pixel.depth)
+        counts = count_codes(ids, num_codes)
+        if stream in self._counts:
+            counts += self._counts[stream]
+        self._counts[stream] = counts
+
+    def _add_embeddings(self, batch: HeldoutBatch) -> None:
+        self._teacher_images.append(self._teacher.images(batch.pictures))
+        quantised_features = self._tokenizer.embed(self._as_grids(batch.semantic))
+        self._quantised_images.append(self._teacher.project(quantised_features))
+        self._texts.append(self._teacher.texts(batch.captions))
 
     def reconstruction(self) -> Reconstruction | None:
-        """Return how close the decoded images are."""
+        """Return how close the decoded images are; None without images."""
         if not self.keys:
             return None
         return Reconstruction(
@@ -167,49 +201,83 @@ class Evaluation:
         return tuple(_usage(stream, counts) for stream, counts in self._counts.items())
 
     def retrieval(self) -> Retrieval | None:
-        """Return how often an image's own caption is the nearest of all held-out ones."""
+        """Return how often an image's own caption is the nearest of all; None without images."""
         if not self.keys:
             return None
+        images = self._image_embeddings()
         texts = torch.cat(self._texts)
-        own = torch.arange(len(texts), device=texts.device)
-        hits = [
-            ((torch.cat(images) @ texts.T).argmax(dim=1) == own).double().mean().item()
-            for images in self._embeddings()
-        ]
-        return Retrieval(num_pairs=len(self.keys), teacher=hits[0], quantised=hits[1])
-
-    def _embeddings(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self._teacher_images, self._quantised_images
-
-    def zero_shot(self) -> ZeroShot | None:
-        """Return whether embeddings still tell a scene's attributes; None where some samples are no scenes."""
-        if not self.keys or len(self._descriptions) < len(self.keys):
-            return None
-        images = tuple(torch.cat(embeddings).repeat_interleave(2, dim=0) for embeddings in self._embeddings())
-        attributes = tuple(self._attribute(name, images) for name in ATTRIBUTES)
-        return ZeroShot(
-            num_images=len(self.keys),
-            attributes=attributes,
-            teacher=float(np.mean([attribute.teacher for attribute in attributes])),
-            quantised=float(np.mean([attribute.quantised for attribute in attributes])),
-            chance=float(np.mean([attribute.chance for attribute in attributes])),
+        return Retrieval(
+            num_pairs=len(self.keys),
+            teacher=_recall_at_1(images.teacher, texts),
+            quantised=_recall_at_1(images.quantised, texts),
         )
 
-    def _attribute(self, name: Attribute, images: tuple[Tensor, ...]) -> AttributeAccuracy:
-        asked = [
-            attribute_choices(description, thing, name)
-            for description in self._descriptions
-            for thing in range(2)
-        ]
-        captions = [caption for choices, _ in asked for caption in choices]
-        places = {
-            caption: place for place, caption in enumerate(dict.fromkeys(captions))
-        }  # few of them differ
-        distinct = torch.cat([self._teacher.texts(batch) for batch in batched(list(places), 512)])
-        texts = distinct[[places[caption] for caption in captions]].unflatten(0, (len(asked), -1))
-        right = torch.tensor([right for _, right in asked], device=texts.device)
-        teacher, quantised = (choice_accuracy(embeddings, texts, right).item() for embeddings in images)
-        return AttributeAccuracy(name=name, teacher=teacher, quantised=quantised, chance=CHANCE[name])
+    def _image_embeddings(self) -> _ImageEmbeddings:
+        return _ImageEmbeddings(torch.cat(self._teacher_images), torch.cat(self._quantised_images))
+
+    def zero_shot(self) -> ZeroShot | None:
+        """Return how well embeddings tell the attributes of things; None unless all samples are scenes."""
+        if not self.keys or len(self._descriptions) < len(self.keys):
+            return None
+        images = self._image_embeddings()
+        attributes: list[AttributeAccuracy] = []
+        teacher: list[float] = []
+        quantised: list[float] = []
+        chance: list[float] = []
+        for name in ATTRIBUTES:
+            attribute = self._attribute_accuracy(name, images)
+            attributes.append(attribute)
+            teacher.append(attribute.teacher)
+            quantised.append(attribute.quantised)
+            chance.append(attribute.chance)
+        return ZeroShot(
+            num_images=len(self.keys),
+            attributes=tuple(attributes),
+            teacher=float(np.mean(teacher)),
+            quantised=float(np.mean(quantised)),
+            chance=float(np.mean(chance)),
+        )
+
+    def _attribute_accuracy(self, name: Attribute, images: _ImageEmbeddings) -> AttributeAccuracy:
+        """Ask of each thing in each scene which caption is right, of some that differ in one attribute."""
+        choices: list[list[str]] = []
+        right_choices: list[int] = []
+        for description in self._descriptions:
+            for thing in range(THINGS_PER_SCENE):
+                captions, right_choice = attribute_choices(description, thing, name)
+                choices.append(captions)
+                right_choices.append(right_choice)
+        texts = self._embed_choices(choices)
+        right = torch.tensor(right_choices, device=texts.device)
+        teacher = images.teacher.repeat_interleave(THINGS_PER_SCENE, dim=0)
+        quantised = images.quantised.repeat_interleave(THINGS_PER_SCENE, dim=0)
+        return AttributeAccuracy(
+            name=name,
+            teacher=choice_accuracy(teacher, texts, right).item(),
+            quantised=choice_accuracy(quantised, texts, right).item(),
+            chance=CHANCE[name],
+        )
+
+    def _embed_choices(self, choices: Sequence[Sequence[str]]) -> Tensor:
+        """Embed the captions of questions with equally many choices: (questions, choices, W).
+
+        Few captions differ, so each is embedded once.
+        """
+        number_by_caption: dict[str, int] = {}
+        numbers: list[int] = []
+        for captions in choices:
+            for caption in captions:
+                number = number_by_caption.setdefault(caption, len(number_by_caption))
+                numbers.append(number)
+        distinct = [self._teacher.texts(batch) for batch in batched(list(number_by_caption), TEXT_BATCH)]
+        return torch.cat(distinct)[numbers].unflatten(0, (len(choices), -1))
+
+
+def _recall_at_1(images: Tensor, texts: Tensor) -> float:
+    """Return how often the nearest of the texts is the image's own, which has its row."""
+    own = torch.arange(len(texts), device=texts.device)
+    nearest = (images @ texts.T).argmax(dim=1)
+    return (nearest == own).double().mean().item()
 
 
 def _usage(stream: Stream, counts: Tensor) -> CodebookUsage:

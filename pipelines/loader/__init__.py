@@ -1,10 +1,11 @@
 """Loader: batches of tokens for a training run, exact, elastic and resumed from a count.
 
-May import the rooms before it in `ROOMS` (tests/test_imports.py), up to `runtime`. Reads token datasets from disks and
-object stores, keeps copies in a cache folder, and writes a quarantine ledger. Uses torch on the CPU, no accelerator.
+May import the rooms before it in `ROOMS` (tests/test_imports.py), up to `runtime`. Reads token datasets from
+disks and object stores, keeps copies in a cache folder, and writes a quarantine ledger. Uses torch on the
+CPU, no accelerator.
 
-`from_recipe.py`, `documents.py` and `packed_loader.py` have no caller but tests and benchmarks yet: the MLLM stage will
-be it.
+`from_recipe.py`, `documents.py` and `packed_loader.py` have no caller but tests and benchmarks yet: the MLLM
+stage will be it.
 """
 
 from dualtoken.pipelines.loader.documents import Markers, PackPlan

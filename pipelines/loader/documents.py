@@ -1,12 +1,12 @@
-"""Samples as documents of a language model: an image and its caption, in either order, laid out in packed sequences.
+"""Samples as documents of a language model: an image and its caption, laid out in packed sequences.
 
-B sequences of T positions, V positions with codes among them, D depths, N documents, S segments. A document that
-begins with its image is
+B sequences of T positions, V positions with codes among them, D depths, N documents, S segments. A document
+that begins with its image is
 
     [start] image_start, the image's H * W positions in raster order, image_end, caption [end]
 
-and one that begins with its text has the caption before image_start. Which comes first, and whether the caption is
-dropped, follows from the seed and the sample's index, so a resumed run makes the same documents.
+and one that begins with its text has the caption before image_start. Which comes first, and whether the
+caption is dropped, follows from the seed and the sample's index, so a resumed run makes the same documents.
 """
 
 import hashlib
@@ -65,13 +65,14 @@ class PackPlan:
     pool_size: int = 512
     """Documents that wait for a sequence that they fill."""
     image_first: float = 0.5
-    """Share of documents with the image before the text, to learn to understand; the others learn to generate."""
+    """Share of documents with the image before the text: they teach to understand, the others to generate."""
     caption_dropout: float = 0.0
     """Share of the text-first documents that come without their caption, for classifier-free guidance."""
     lengths: CaptionLengths | None = None
     """Lengths of captions, counted before with `tokenize`, for datasets by their number in `load`.
 
-    With it a process reads and tokenizes the captions of its own sequences only; without, those of the whole run.
+    With it a process reads and tokenizes the captions of its own sequences only; without, those of the whole
+    run.
     """
 
     def __post_init__(self) -> None:
@@ -79,7 +80,8 @@ class PackPlan:
         _require_share("caption_dropout", self.caption_dropout)
         if self.capacity < self.length(0):
             raise ValueError(
-                f"capacity={self.capacity}: an image takes {self.length(0)} positions with its markers, and is never cut"
+                f"capacity={self.capacity}: an image takes {self.length(0)} positions with its markers, "
+                "and is never cut"
             )
 
     @property
@@ -127,8 +129,8 @@ class Layout(NamedTuple):
     visual: Mask
     """(B, T), where an image's positions are."""
     cu_seqlens: Offsets
-    """(S + 1,), first position of each segment, and the end, among B * T positions: documents, and the padding of
-    each sequence."""
+    """(S + 1,), first position of each segment, and the end, among B * T positions: documents, and the
+    padding of each sequence."""
     segments: Rows
     """(S,), index of each segment's sample in the run; -1 for padding."""
 

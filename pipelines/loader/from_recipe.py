@@ -1,4 +1,4 @@
-"""From a recipe to a load plan: its finished token datasets, in the order and under the checks of its `load` keys."""
+"""From a recipe to a load plan: its finished token datasets, read as its `load` keys say."""
 
 from collections.abc import Sequence
 from pathlib import Path

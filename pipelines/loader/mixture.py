@@ -1,12 +1,14 @@
 """Mixture of sources: which source each sample comes from, as a pure function of the sample's index.
 
-Within a phase, a source of weight w has its j-th sample at time (j + 1/2) / w, and samples come in order of time.
-Shares are never more than one sample per source away from the weights, at any point and for any weights. Blocks of
-`BLOCK` samples are then shuffled by the seed, so that no pattern is left to learn. How many samples of a source lie
-before a block follows from the block's number alone, by arithmetic on whole numbers, so a run resumes from a count.
+Within a phase, a source of weight w has its j-th sample at time (j + 1/2) / w, and samples come in order of
+time. Shares are never more than one sample per source away from the weights, at any point and for any
+weights. Blocks of `BLOCK` samples are then shuffled by the seed, so that no pattern is left to learn. How
+many samples of a source lie before a block follows from the block's number alone, by arithmetic on whole
+numbers, so a run resumes from a count.
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,7 +74,10 @@ class Mixture:
         return SourceAssignment(sources, indices)
 
     def prefix_counts(self, num_samples: int) -> list[int]:
-        """Return how many of the first samples each source gives; `num_samples` must be at the end of a block."""
+        """Return how many of the first samples each source gives.
+
+        `num_samples` must be at the end of a block, or of the run.
+        """
         assert num_samples % BLOCK == 0 or num_samples == self.num_samples, num_samples
         totals = [0] * len(self.phases[0].weights)
         for phase, end in self._phases_with_ends(num_samples):
@@ -91,8 +96,9 @@ class Mixture:
 
 
 def scheduled_mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) -> Mixture:
-    """Build an endless mixture from weights by first sample; later starts move up to the next multiple of `BLOCK`.
+    """Build an endless mixture from weights by first sample.
 
+    Starts move up to the next multiple of `BLOCK`.
     Raises ValueError where no weights begin at 0, or lengths differ.
     """
     if 0 not in schedule:
@@ -104,7 +110,8 @@ def scheduled_mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) ->
     for first_sample, weights in sorted(schedule.items(), key=lambda item: item[0]):
         if len(weights) != num_sources:
             raise ValueError(
-                "the schedule has weights for different numbers of sources: give one weight per source each time"
+                "the schedule has weights for different numbers of sources: "
+                "give one weight per source each time"
             )
         first_block = -(-first_sample // BLOCK)
         phases.append(Phase(first_block * BLOCK, tuple(weights)))
@@ -126,9 +133,9 @@ def _require_usable_weights(phase: Phase) -> None:
     for weight, whole_weight in zip(weights, _whole_weights(weights), strict=True):
         if weight and not whole_weight:
             raise ValueError(
-                f"weights={list(weights)} from sample {phase.first_sample}: {weight} is too small a share "
-                f"beside {max(weights)}, under half of 1/{_MAX_DENOMINATOR}: raise it, or give 0 to leave its "
-                "source out"
+                f"weights={list(weights)} from sample {phase.first_sample}: "
+                f"{weight} is too small a share beside {max(weights)}, under half of 1/{_MAX_DENOMINATOR}: "
+                "raise it, or give 0 to leave its source out"
             )
 
 
@@ -149,16 +156,20 @@ def _whole_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
     is_too_fine = smallest * _MAX_DENOMINATOR < 1
     unit = Fraction(max(weights)) if is_too_fine else Fraction(1)
 
-    fractions = [(Fraction(weight) / unit).limit_denominator(_MAX_DENOMINATOR) for weight in weights]
-    common_denominator = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+    fractions: list[Fraction] = []
+    common_denominator = 1
+    for weight in weights:
+        fraction = (Fraction(weight) / unit).limit_denominator(_MAX_DENOMINATOR)
+        fractions.append(fraction)
+        common_denominator = math.lcm(common_denominator, fraction.denominator)
     return tuple(int(fraction * common_denominator) for fraction in fractions)
 
 
 def _earliest_counts(weights: tuple[int, ...], num_samples: int) -> list[int]:
     """Return how many of a phase's first samples come from each source."""
     total_weight = sum(weights)
-    # First all samples before the time at which the sources' shares add up to `num_early`, by a formula. Rounding
-    # gives at most half a sample more per source, so these are never too many.
+    # First all samples before the time at which the sources' shares add up to `num_early`, by a formula.
+    # Rounding gives at most half a sample more per source, so these are never too many.
     num_early = max(0, num_samples - len(weights))
     counts: list[int] = []
     for weight in weights:

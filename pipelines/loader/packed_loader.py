@@ -1,12 +1,12 @@
 """Packed loader: sequences full of whole documents, exact and elastic like the loader of single samples.
 
-All ranks find the same sequences in the same order, since these follow from the captions' lengths in the order of
-samples. A step of R ranks takes the next R * batch_size sequences: rank r every R-th of them, worker w of W every W-th
-step. Codes are read for a rank's own sequences only. A run resumes from the index of the next sample and the documents
-that wait for a sequence.
+All ranks find the same sequences in the same order, since these follow from the captions' lengths in the
+order of samples. A step of R ranks takes the next R * batch_size sequences: rank r every R-th of them, worker
+w of W every W-th step. Codes are read for a rank's own sequences only. A run resumes from the index of the
+next sample and the documents that wait for a sequence.
 
-So what one process cannot read changes no sequence. Damaged codes leave a hole in one. Damaged captions end the run,
-unless the ledger named them when it began.
+So what one process cannot read changes no sequence. Damaged codes leave a hole in one. Damaged captions end
+the run, unless the ledger named them when it began.
 """
 
 import itertools
@@ -49,8 +49,8 @@ class PackedBatch(NamedTuple):
     """(V, D), uint16; None where no dataset reads the stream."""
     pixel: Tensor | None
     cu_seqlens: Tensor
-    """(S + 1,), int32: first position of each segment, and the end, in B * T positions, as variable-length attention
-    takes them."""
+    """(S + 1,), int32: first position of each segment, and the end, in B * T positions, as variable-length
+    attention takes them."""
     segments: Tensor
     """(S,), int64: index of the segment's sample in its run; -1 for the padding of a sequence."""
     keys: Tensor
@@ -70,8 +70,8 @@ class PackedBatch(NamedTuple):
 class PackedLoader(RankLoader[PackedBatch]):
     """Yields batches of packed sequences.
 
-    Every batch has `batch_size` sequences. The last ones of a run are empty where documents do not suffice, so that all
-    ranks take the same number of steps.
+    Every batch has `batch_size` sequences. The last ones of a run are empty where documents do not suffice,
+    so that all ranks take the same number of steps.
     """
 
     def __init__(self, plan: PackPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -149,7 +149,7 @@ class _BatchAssembler:
         self._upcoming: deque[_CaptionLength] = deque()
         """Samples from `_position` on whose captions were measured already."""
         self._caption_ids: dict[int, Rows] = {}
-        """Token ids by sample, for documents that were tokenized to be measured and are in no finished batch yet."""
+        """Captions' ids by sample, for documents that were tokenized to be measured and still wait."""
 
     # From samples to packs: the same on all ranks.
 
@@ -213,8 +213,8 @@ class _BatchAssembler:
     def _captions_lost(self, locations: SampleLocations) -> Mask:
         """Return which samples are in no sequence.
 
-        None are where lengths were given. Lengths do not depend on damage then, and a process may begin after others
-        met some.
+        None are where lengths were given. Lengths do not depend on damage then, and a process may begin after
+        others met some.
         """
         if self._plan.lengths is not None:
             return np.zeros(len(locations.samples), bool)
@@ -247,7 +247,9 @@ class _BatchAssembler:
 
     def assemble(self, packs: Sequence[Pack], num_lost: int) -> PackedBatch:
         """Read and lay out the documents of packs; those in quarantine leave holes and add to `num_lost`."""
-        documents = [document for pack in packs for document in pack]
+        documents: list[Document] = []
+        for pack in packs:
+            documents += pack
         caption_ids = self._read_caption_ids(documents)
         readable = [document.sample for document in documents if document.sample in caption_ids]
         locations, rows = self._reader.read_available(self._reader.locate(np.array(readable, np.int64)))
@@ -298,8 +300,8 @@ class _BatchAssembler:
     def _require_length(self, sample: int, length: int, packed_length: int) -> None:
         if length != packed_length:
             raise ValueError(
-                f"sample {sample} takes {length} positions, {packed_length} when it was packed: resume with the "
-                "text tokenizer that the run began with, and give the lengths that it makes"
+                f"sample {sample} takes {length} positions, {packed_length} when it was packed: "
+                "resume with the text tokenizer that the run began with, and give the lengths that it makes"
             )
 
 

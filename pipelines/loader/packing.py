@@ -1,8 +1,9 @@
-"""Packs documents into sequences of one length: best fit from a pool, nothing cut, nothing lost, resumed exactly.
+"""Packs documents into sequences of one length: best fit from a pool, nothing cut, resumed exactly.
 
-Which documents share a sequence is a pure function of the documents' lengths in their order. So every rank finds the
-same sequences, and reads the codes of its own only. A pool of waiting documents makes the fit: the oldest one always
-goes, so that none waits for ever. With it go those that fill the sequence best of all choices from the pool.
+Which documents share a sequence is a pure function of the documents' lengths in their order. So every rank
+finds the same sequences, and reads the codes of its own only. A pool of waiting documents makes the fit: the
+oldest one always goes, so that none waits for ever. With it go those that fill the sequence best of all
+choices from the pool.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,8 +53,8 @@ class Packer:
         """
         if document.length > self.capacity:
             raise ValueError(
-                f"sample {document.sample} takes {document.length} positions, a sequence has {self.capacity}: "
-                "raise the sequence length, or shorten captions"
+                f"sample {document.sample} takes {document.length} positions, "
+                f"a sequence has {self.capacity}: raise the sequence length, or shorten captions"
             )
         self.waiting.append(document)
         return self.next_pack() if len(self.waiting) >= self.pool_size else None
@@ -71,11 +72,11 @@ class Packer:
 def best_fit(documents: Sequence[Document], room: int) -> list[int]:
     """Return the places of the documents that fill `room` positions best, the oldest of equally good choices.
 
-    A subset-sum search, with a set of sums kept as the bits of one integer: a shift adds a length to all of them. All
-    ranks do this for every sequence of the run, so it bounds the rate of a whole job. A sequence takes 0.007 ms for
-    images of 256 positions in 4,096, and 0.25 ms for 729 in 8,192. Sets of integers take 1.2 and 68 ms, a Boolean
-    table in NumPy 0.10 and 0.77 ms (pool of 512, one core of an Intel Xeon, 2026-11-29). `best_fit_by_enumeration`
-    is the same without the trick.
+    A subset-sum search, with a set of sums kept as the bits of one integer: a shift adds a length to all of
+    them. All ranks do this for every sequence of the run, so it bounds the rate of a whole job. A sequence
+    takes 0.007 ms for images of 256 positions in 4,096, and 0.25 ms for 729 in 8,192. Sets of integers take
+    1.2 and 68 ms, a Boolean table in NumPy 0.10 and 0.77 ms (pool of 512, one core of an Intel Xeon,
+    2026-11-29). `best_fit_by_enumeration` is the same without the trick.
     """
     # Bit n of sums[k] says whether some of the first k documents take n positions together.
     sums = [1]
@@ -106,10 +107,15 @@ def best_fit_by_enumeration(documents: Sequence[Document], room: int) -> list[in
     """
     best: list[int] = []
     best_length = 0
-    # Subsets count up as binary numbers. Newer documents are higher digits, so among equals the oldest come first.
+    # Subsets count up as binary numbers. Newer documents are higher digits, so among equals the oldest come
+    # first.
     for subset in range(1 << len(documents)):
-        places = [place for place in range(len(documents)) if subset >> place & 1]
-        length = sum(documents[place].length for place in places)
+        places: list[int] = []
+        length = 0
+        for place, document in enumerate(documents):
+            if subset >> place & 1:
+                places.append(place)
+                length += document.length
         if best_length < length <= room:
             best = places
             best_length = length

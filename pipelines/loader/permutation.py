@@ -1,12 +1,12 @@
 """Seeded permutation of 0..n-1 without a table: a Feistel network with cycle walking.
 
-The network permutes 0 to 4^b - 1, the smallest such range that holds n. Cycle walking restricts it to 0..n-1: a
-result of n or more is permuted again, until it falls inside. Position to row is a pure function of (n, seed, epoch,
-name), so a loader resumes from a count, and a billion rows need no memory.
+The network permutes 0 to 4^b - 1, the smallest such range that holds n. Cycle walking restricts it to 0..n-1:
+a result of n or more is permuted again, until it falls inside. Position to row is a pure function of (n,
+seed, epoch, name), so a loader resumes from a count, and a billion rows need no memory.
 
-Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), which gives both methods. The round
-function is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
-OOPSLA 2014).
+Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), which gives both methods.
+The round function is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", OOPSLA 2014).
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Load plan: what a training run reads, and in which order.
 
-Sample n of a run is a pure function of (datasets, seed, n): the mixture says which dataset it is from, a permutation
-which row. Loaders differ in how they cut this one sequence.
+Sample n of a run is a pure function of (datasets, seed, n): the mixture says which dataset it is from, a
+permutation which row. Loaders differ in how they cut this one sequence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,26 +19,28 @@ class LoadPlan:
 
     datasets: tuple[TokenDataset, ...]
     tokenizer: str | None = None
-    """Tokenizer whose codes the model reads: the SHA-256 of its `model.safetensors`, or the fingerprint of its training.
+    """Tokenizer whose codes the model reads: the SHA-256 of its `model.safetensors`, or the fingerprint of
+    its training.
 
     Tokens of another one are refused.
     """
     weights: Mapping[int, Sequence[float]] | None = None
     """Shares by first sample, such as {0: [3, 1], 1_000_000: [1, 1]}: an endless run."""
     epochs: tuple[float, ...] | None = None
-    """Passes over each dataset, such as (1, 2.5), evenly over the run, which ends with them. By default one each."""
+    """Passes over each dataset, such as (1, 2.5), evenly over a run that ends with them; by default one."""
     seed: int = 0
     shuffle: bool = True
     shuffle_shards: int | None = None
-    """Window of the shuffle, in shards: rows are shuffled among so many at a time, which come in a seeded order.
+    """Window of the shuffle, in shards: rows are shuffled among so many at a time, which come in a seeded
+    order.
 
-    Datasets that are read from afar, or for the first time, are then fetched a few shards at a time. By default rows of
-    all shards are shuffled, so that each batch touches about as many shards as it has rows.
+    Datasets that are read from afar, or for the first time, are then fetched a few shards at a time. By
+    default rows of all shards are shuffled, so that each batch touches about as many shards as it has rows.
     """
     with_captions: bool = False
     on_damage: Literal["raise", "quarantine"] = "raise"
-    """What a damaged shard does, once it was fetched again where it is remote: `raise` ends the run, `quarantine`
-    leaves the shard out and writes it into `damage_ledger`."""
+    """What a damaged shard does, once it was fetched again where it is remote: `raise` ends the run,
+    `quarantine` leaves the shard out and writes it into `damage_ledger`."""
     damage_ledger: Path | None = None
     """File of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason.
 
@@ -53,7 +55,8 @@ class LoadPlan:
                 raise ValueError(f"{dataset.url} has no rows: leave it out")
         if self.shuffle_shards is not None and (self.shuffle_shards < 1 or not self.shuffle):
             raise ValueError(
-                f"shuffle_shards={self.shuffle_shards}, shuffle={self.shuffle}: give at least 1 shard, and shuffle"
+                f"shuffle_shards={self.shuffle_shards}, shuffle={self.shuffle}: "
+                "give at least 1 shard, and shuffle"
             )
         if self.on_damage == "quarantine" and self.damage_ledger is None:
             raise ValueError(
@@ -74,7 +77,8 @@ class LoadPlan:
                 )
             if other.streams != first.streams:
                 raise ValueError(
-                    f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: open them alike"
+                    f"{first.url} is read for {first.streams}, {other.url} for {other.streams}: "
+                    "open them alike"
                 )
 
     def _require_usable_shares(self) -> None:

@@ -1,8 +1,8 @@
-"""Quarantine: a run goes on without damaged shards, and a ledger names each of them with the rows that are lost.
+"""Quarantine: a run goes on without damaged shards, and a ledger names each with its lost rows.
 
-The ledger is a file of JSON lines that all ranks and workers of a run share. A damaged file has one line there,
-whichever process found it first. What the ledger names when a run begins is lost from the beginning, until somebody
-takes the line out.
+The ledger is a file of JSON lines that all ranks and workers of a run share. A damaged file has one line
+there, whichever process found it first. What the ledger names when a run begins is lost from the beginning,
+until somebody takes the line out.
 """
 
 import fcntl
@@ -20,8 +20,6 @@ from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-_SAME_DAMAGE = ("dataset", "fingerprint", "file")
-"""Keys of a ledger's entry that name what is damaged."""
 
 
 class DamagedShard(NamedTuple):
@@ -51,7 +49,8 @@ class Quarantine:
     def lost(self, dataset: TokenDataset, rows: Rows, *, captions: bool, at_start: bool = False) -> Mask:
         """Return which rows cannot be read: their codes or, with `captions`, their captions.
 
-        With `at_start`, only what the ledger named when this run began counts, which is the same on all ranks.
+        With `at_start`, only what the ledger named when this run began counts, which is the same on all
+        ranks.
         """
         damaged = self._damaged_at_start if at_start else self._damaged
         numbers = [
@@ -89,11 +88,15 @@ class Quarantine:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             for line in file:
-                recorded = json.loads(line)
-                if all(recorded[key] == entry[key] for key in _SAME_DAMAGE):
+                if _damaged_file(json.loads(line)) == _damaged_file(entry):
                     return
             file.write(json.dumps(entry) + "\n")
             file.flush()
+
+
+def _damaged_file(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """Return which file of which dataset an entry is about."""
+    return entry["dataset"], entry["fingerprint"], entry["file"]
 
 
 def read_quarantine(ledger: Path) -> list[dict[str, Any]]:

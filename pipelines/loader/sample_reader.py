@@ -1,6 +1,7 @@
 """Random access to the samples of a load plan, by their index in the run.
 
-B samples. Everything here is arithmetic and copying on whole batches in NumPy: the loader's speed is decided here.
+B samples. Everything here is arithmetic and copying on whole batches in NumPy: the loader's speed is decided
+here.
 """
 
 from collections.abc import Callable, Iterator
@@ -151,8 +152,8 @@ class SampleReader:
             if self._quarantine:
                 self._quarantine.add(error, captions=True)
                 error.add_note(
-                    f"{self._quarantine.ledger} names it now: repair it and take the line out, or go on without "
-                    "it from the last state. "
+                    f"{self._quarantine.ledger} names it now: repair it and take the line out, "
+                    "or go on without it from the last state. "
                     "The captions' lengths decide the sequences of all ranks, which must be the same ones."
                 )
             raise

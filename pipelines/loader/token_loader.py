@@ -1,10 +1,10 @@
-"""Token loader: the data loader that the MLLM stage trains from. Exact, elastic, and resumed from one integer.
+"""Token loader: what the MLLM stage trains from; exact, elastic, and resumed from one integer.
 
-Sample n of a run is a pure function of (datasets, seed, n): the mixture says which dataset, a permutation which row. A
-step of R ranks takes the next R * batch_size samples. Each rank takes an R-th of them, side by side, so that a rank's
-samples are of few blocks of the mixture however many ranks there are. Worker w of W makes every W-th step. So a run
-goes on under another number of ranks or workers, or another batch size, with the samples that an uninterrupted one
-would have taken.
+Sample n of a run is a pure function of (datasets, seed, n): the mixture says which dataset, a permutation
+which row. A step of R ranks takes the next R * batch_size samples. Each rank takes an R-th of them, side by
+side, so that a rank's samples are of few blocks of the mixture however many ranks there are. Worker w of W
+makes every W-th step. So a run goes on under another number of ranks or workers, or another batch size, with
+the samples that an uninterrupted one would have taken.
 """
 
 import itertools
@@ -46,11 +46,11 @@ class TokenBatch(NamedTuple):
     lost: int
     """Samples missing from this step and rank, since their shards are in quarantine."""
     samples: int
-    """Samples of the whole run, all ranks together, when this step is done: what a resumed run starts from."""
+    """Samples of the whole run, over all ranks, when this step is done: a resumed run starts there."""
 
 
 class WorkerInfo(NamedTuple):
-    """A worker process of the data loader: it makes steps `id`, `id + num_workers`, `id + 2 * num_workers` and so on."""
+    """A worker process of the data loader, which makes step `id` and every `num_workers`-th one after it."""
 
     id: int
     num_workers: int
@@ -132,7 +132,7 @@ class TokenLoader(RankLoader[TokenBatch]):
                 begin = end
 
     def _worker_steps(self, start: int, numbers: range) -> list[_Step]:
-        """Return steps of this worker by number, 0 the first that it makes; those after the run's end are left out."""
+        """Return steps of this worker by number, 0 the first that it makes; none after the run's end."""
         worker = self.worker_info
         step_size = self.batch_size * self.world_size
         run_end = self._reader.mixture.num_samples
@@ -208,8 +208,9 @@ def iterate(
 ) -> Iterator[Batch]:
     """Yield a loader's batches, made by worker processes.
 
-    Workers start by `start_method`, by default the system's own. With any other than fork, what the loader holds must
-    pickle. Without worker processes there is no time limit: a store that never answers is waited for.
+    Workers start by `start_method`, by default the system's own. With any other than fork, what the loader
+    holds must pickle. Without worker processes there is no time limit: a store that never answers is waited
+    for.
 
     Raises what workers raise, and TimeoutError where no batch comes for `stall_seconds`.
     """

@@ -1,8 +1,8 @@
 """Windowed shuffle: shards in a seeded order, and rows shuffled among each W of them.
 
-An epoch then touches few shards at a time. Position to row is a pure function of (rows of the shards, W, seed, epoch),
-as with a permutation of all rows (`permutation.py`), so a loader resumes from a count. Memory is a table of the shards
-for each epoch, and none of rows.
+An epoch then touches few shards at a time. Position to row is a pure function of (rows of the shards, W,
+seed, epoch), as with a permutation of all rows (`permutation.py`), so a loader resumes from a count. Memory
+is a table of the shards for each epoch, and none of rows.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ class WindowedOrder:
     def __init__(self, bounds: Rows, window: int, seed: int, epoch: int, name: str) -> None:
         """Draw the order of the shards.
 
-        `bounds` holds the first row of each shard, and the number of rows. `window` shards are shuffled together.
-        `name` tells apart the orders of two datasets.
+        `bounds` holds the first row of each shard, and the number of rows. `window` shards are shuffled
+        together. `name` tells apart the orders of two datasets.
         """
         self._seed = seed
         self._epoch = epoch

@@ -1,7 +1,7 @@
 """The training samples of a recipe, by number: image bytes from the shards, targets from the Arrow files.
 
-Which samples a step takes is a pure function of (seed, step, rank). So a run resumes from one integer, and under the
-same batch size gives the same batches to any number of workers.
+Which samples a step takes is a pure function of (seed, step, rank). So a run resumes from one integer, and
+under the same batch size gives the same batches to any number of workers.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class TargetBatch(NamedTuple):
 
 
 class TrainingSet:
-    """Random access to the samples that training sees, in an order that does not depend on how they were made."""
+    """Random access to the samples that training sees; their order does not depend on how they were made."""
 
     def __init__(self, job: StageJob, scratch: Path, *, with_targets: bool = True) -> None:
         self._shards: list[_TrainingShard] = []
@@ -92,12 +92,14 @@ class TrainingSet:
 
     def targets(self, numbers: Sequence[int]) -> TargetBatch:
         """Return the targets of samples, in their order."""
-        rows = [self._target_row(number) for number in numbers]
-        pooled = np.stack([row["pooled"] for row in rows])
-        dense = None
-        if "dense" in rows[0]:
-            dense = np.stack([row["dense"] for row in rows])
-        return TargetBatch(pooled, dense)
+        pooled: list[Array] = []
+        dense: list[Array] = []
+        for number in numbers:
+            row = self._target_row(number)
+            pooled.append(row["pooled"])
+            if "dense" in row:
+                dense.append(row["dense"])
+        return TargetBatch(np.stack(pooled), np.stack(dense) if dense else None)
 
     def _target_row(self, number: int) -> dict[str, Array]:
         location = self._locations[number]

@@ -1,4 +1,4 @@
-"""Teacher stage: trains a small SigLIP-style model on the corpora's captions, or copies a pretrained one into storage."""
+"""Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
 import shutil
 import time
@@ -42,7 +42,7 @@ class Worker:
         self._job = job
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Write `open_clip_config.json`, `open_clip_model.safetensors` and what a text tokeniser needs beside them."""
+        """Write `open_clip_config.json`, `open_clip_model.safetensors` and the text tokeniser's own files."""
         assert unit.rows == 0
         teacher = self._job.recipe.teacher
         if isinstance(teacher, TrainedTeacher):
@@ -93,12 +93,13 @@ def _require_same_activation(teacher: Teacher, tower: TowerConfig | NamedTower) 
     activation = activation_of(teacher.trunk)
     if tower.activation != activation:
         raise UserError(
-            f"tokenizer.tower.activation={tower.activation}, the teacher computes {activation}: make them equal"
+            f"tokenizer.tower.activation={tower.activation}, the teacher computes {activation}: "
+            "make them equal"
         )
 
 
 def _require_same_statistics(teacher: Teacher, tower: TowerConfig | NamedTower) -> None:
-    """Compare the mean and standard deviation that images are normalised with; only a named tower sets them."""
+    """Compare the mean and standard deviation of images; only a named tower sets them."""
     if not isinstance(tower, NamedTower):
         return
     mean = teacher.mean.flatten()
@@ -146,7 +147,8 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
         samples = TrainingSet(job, Path(scratch), with_targets=False)
         if len(samples) < settings.batch_size:
             raise UserError(
-                f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it"
+                f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: "
+                "lower it"
             )
         trainer = TeacherTrainer(settings, device)
         steps = range(settings.steps)

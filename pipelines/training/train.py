@@ -1,7 +1,7 @@
 """Train stage: the dual tokenizer, data-parallel, from image shards, decisions and targets.
 
-The loop is the same in this process and under Ray Train. Only its context differs: how it meets the other workers, and
-how it hands over a checkpoint.
+The loop is the same in this process and under Ray Train. Only its context differs: how it meets the other
+workers, and how it hands over a checkpoint.
 """
 
 import logging
@@ -129,7 +129,7 @@ class TrainDataLoader:
         return TrainBatch(images, torch.from_numpy(targets.pooled), dense)
 
     def crop(self, picture: Image.Image, step: int, index: int) -> Image.Image:
-        """Crop at random, by the index in the whole batch: a resumed run, or one of more workers, draws the same."""
+        """Crop at random, by the index in the whole batch: a resumed run, or more workers, draw the same."""
         recipe = self._job.recipe
         assert recipe.train.random_crop
         generator = np.random.default_rng([recipe.train.seed, step, index])
@@ -172,7 +172,8 @@ def apply_memory_layout(model: DualTokenizer, train: TrainConfig) -> None:
     """Hold weights and activations in memory as the recipe says."""
     if train.memory_format == "channels_last":
         for part in (model.post_quant, model.decoder):
-            part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (its stub lacks it)
+            # torch's stub lacks this argument.
+            part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if train.checkpoint_tower:
         checkpoint_gradients(model.tower)
 
@@ -189,7 +190,8 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
     model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
     if model.config != recipe.tokenizer:
         raise UserError(
-            f"train.start_from={folder!r} holds another tokenizer than the recipe's: copy its config into tokenizer"
+            f"train.start_from={folder!r} holds another tokenizer than the recipe's: "
+            "copy its config into tokenizer"
         )
     return model
 

@@ -1,7 +1,7 @@
 """Train context: what the training loop needs of the process it runs in.
 
-That is its rank and device, checkpoints, and the averaging of gradients. `infra/ray_train.py` has the context of a worker
-of Ray Train.
+That is its rank and device, checkpoints, and the averaging of gradients. `infra/ray_train.py` has the context
+of a worker of Ray Train.
 """
 
 import shutil

@@ -13,8 +13,9 @@ from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.shards import read_data_shard
 from tests.helpers.emoji import BAD, FOLDER, MISSING, served_emoji
+from tests.helpers.loader_workers import loaded_keys
 from tests.helpers.tiny_run import planned
-from tests.helpers.token_datasets import loaded_keys, ok_keys
+from tests.helpers.token_datasets import ok_keys
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=MISSING)
 LIMIT = 300

@@ -14,9 +14,10 @@ from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from tests.helpers.loader_workers import loaded_keys
 from tests.helpers.s3_servers import s3_server
 from tests.helpers.tiny_run import TINY
-from tests.helpers.token_datasets import key_of, loaded_keys, write_tokens
+from tests.helpers.token_datasets import key_of, write_tokens
 
 
 def test_a_run_on_s3_gives_the_bytes_of_one_on_disk(tmp_path: Path, finished: Recipe) -> None:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,42 +28,58 @@ from dualtoken.pipelines.evaluation.report_data import (
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 
 
+class PageElement(NamedTuple):
+    """An element of a page."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    parts: list[str]
+    """Pieces of the text within, in order."""
+
+    @property
+    def text(self) -> str:
+        """The text within, each run of white space as one space."""
+        return " ".join("".join(self.parts).split())
+
+    def has_class(self, name: str) -> bool:
+        return name in (self.attributes.get("class") or "").split()
+
+
 class Page(HTMLParser):
-    """A page's elements: (tag, attributes, text within), in order of their start."""
+    """A page's elements, in order of their start."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self._open: list[int] = []
+        self.elements: list[PageElement] = []
+        self._open: list[PageElement] = []
         self.feed(html)
         self.close()
-        assert not self._open, f"left open: {[self.elements[at][0] for at in self._open]}"
+        assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
+        self.handle_startendtag(tag, attrs)
         if tag not in VOID:
-            self._open.append(len(self.elements) - 1)
+            self._open.append(self.elements[-1])
 
     def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
+        self.elements.append(PageElement(tag, dict(attrs), []))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.elements[self._open.pop()][0] == tag, f"</{tag}> closes another element"
+        assert self._open.pop().tag == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data: str) -> None:
-        for at in self._open:
-            self.elements[at][2].append(data)
+        for element in self._open:
+            element.parts.append(data)
+
+    def of_tag(self, tag: str) -> list[PageElement]:
+        return [element for element in self.elements if element.tag == tag]
 
     def texts(self, tag: str, name: str = "") -> list[str]:
-        found = [
-            e
-            for e in self.elements
-            if e[0] == tag and (not name or name in (e[1].get("class") or "").split())
-        ]
-        return [" ".join("".join(text).split()) for _, _, text in found]
+        """Return the texts of elements, of those with a class where it is named."""
+        return [element.text for element in self.of_tag(tag) if not name or element.has_class(name)]
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for kind, attributes, _ in self.elements if kind == tag]
+        return [element.attributes for element in self.of_tag(tag)]
 
 
 def png(shade: int, side: int = 8) -> bytes:
@@ -78,9 +95,8 @@ def pair(caption: str = "a red circle", side: int = 8) -> Pair:
 
 
 def step(stage: str, rows_in: int, **counts: int) -> FunnelStep:
-    return FunnelStep(
-        stage=stage, rows_in=rows_in, counts={name.replace("__", ":"): rows for name, rows in counts.items()}
-    )
+    by_reason = {name.replace("__", ":"): rows for name, rows in counts.items()}
+    return FunnelStep(stage=stage, rows_in=rows_in, counts=by_reason)
 
 
 def funnel(corpus: str = "web") -> Funnel:
@@ -160,14 +176,24 @@ DATA = ReportData(
 )
 AUDITS = (
     TokenAudit(
-        corpus="web", shards=12, rows=48, psnr_median=24.04, psnr_lowest=9.0,
-        perplexity={"semantic": (201.5, 99.0), "pixel": (180.0, 150.2)}, alarms=("shard 00003: drift: PSNR <9> dB",),
+        corpus="web",
+        shards=12,
+        rows=48,
+        psnr_median=24.04,
+        psnr_lowest=9.0,
+        perplexity={"semantic": (201.5, 99.0), "pixel": (180.0, 150.2)},
+        alarms=("shard 00003: drift: PSNR <9> dB",),
     ),
     TokenAudit(
-        corpus="quiet", shards=1, rows=0, psnr_median=None, psnr_lowest=None,
-        perplexity={"semantic": (8.0,), "pixel": (4.0,)}, alarms=(),
+        corpus="quiet",
+        shards=1,
+        rows=0,
+        psnr_median=None,
+        psnr_lowest=None,
+        perplexity={"semantic": (8.0,), "pixel": (4.0,)},
+        alarms=(),
     ),
-)  # fmt: skip
+)
 PARTS = (
     TimeBreakdown(
         corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}
@@ -179,4 +205,9 @@ EMPTY = replace(
 
 
 def rows(page: Page) -> list[str]:
-    return [" ".join(" ".join(text).split()) for tag, _, text in page.elements if tag == "tr"]
+    """Return the tables' rows, with a space between cells."""
+    texts: list[str] = []
+    for row in page.of_tag("tr"):
+        words = " ".join(row.parts).split()
+        texts.append(" ".join(words))
+    return texts

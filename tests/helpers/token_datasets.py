@@ -2,10 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +23,6 @@ from dualtoken.pipelines.core.receipts import (
 )
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
-from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
-from dualtoken.pipelines.loader.plan import LoadPlan
-from dualtoken.pipelines.loader.token_loader import RankLoader, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
@@ -126,27 +120,6 @@ def ok_keys(job: StageJob) -> Counter[bytes]:
             if row["status"] == "ok":
                 keys[row["key"]] += 1
     return keys
-
-
-def count_keys(batches: Iterable[TokenBatch | PackedBatch]) -> Counter[bytes]:
-    """Count how often each sample key is in some batches."""
-    counts: Counter[bytes] = Counter()
-    for batch in batches:
-        counts.update(key.tobytes() for key in batch.keys.numpy())
-    return counts
-
-
-def loaded_keys(url: str, num_workers: int = 0, **dataset_options: Any) -> list[Counter[bytes]]:
-    """Read an epoch of single samples, and one of sequences; return the keys of each."""
-    load = LoadPlan(datasets=(TokenDataset(url, **dataset_options),), with_captions=True)
-    packing = PackPlan(
-        load=load,
-        capacity=1024,
-        tokenize=lambda text: [len(text)],
-        markers=Markers(image_start=1, image_end=2),
-    )
-    loaders: list[RankLoader[Any]] = [TokenLoader(load, 16), PackedLoader(packing, 2)]
-    return [count_keys(iterate(loader, num_workers=num_workers)) for loader in loaders]
 
 
 def _record(folder: Path, file: str) -> FileRecord:

@@ -10,6 +10,7 @@ from dualtoken.pipelines.loader.from_recipe import load_plan
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
+from tests.helpers.loader_workers import keys_in
 from tests.helpers.tiny_run import LoadTiny, tokens_job
 
 BOTH = "load.corpora=[tiny-heldout, tiny-train]"
@@ -17,9 +18,10 @@ BOTH = "load.corpora=[tiny-heldout, tiny-train]"
 
 def test_by_default_each_row_that_training_may_see_is_read_once(finished: Recipe) -> None:
     plan = load_plan(finished)
-    assert [dataset.url for dataset in plan.datasets] == [tokens_job(finished, "tiny-train").folder]
-    keys = [bytes(key.tolist()) for batch in TokenLoader(plan, 7) for key in batch.keys]
-    assert len(keys) == len(set(keys)) == len(plan.datasets[0])
+    (dataset,) = plan.datasets
+    assert dataset.url == tokens_job(finished, "tiny-train").folder
+    keys = keys_in(TokenLoader(plan, 7))
+    assert keys.total() == len(keys) == len(dataset)
 
 
 def test_each_key_is_that_of_a_plan_made_by_hand(
@@ -30,14 +32,13 @@ def test_each_key_is_that_of_a_plan_made_by_hand(
         "load.weights={0: {tiny-train: 3, tiny-heldout: 1}, 100: {tiny-heldout: 1}}",
         "load.seed=5",
         "load.shuffle_shards=2",
-    ]
-    settings += [
         "load.streams=[semantic]",
         "load.check=never",
         f"load.cache={tmp_path}/cache",
         "load.with_captions=true",
+        "load.on_damage=quarantine",
+        f"load.damage_ledger={tmp_path}/lost.jsonl",
     ]
-    settings += ["load.on_damage=quarantine", f"load.damage_ledger={tmp_path}/lost.jsonl"]
     plan = load_plan(load_tiny(finished.root, *settings))
     datasets = tuple(
         TokenDataset(tokens_job(finished, name).folder, streams=["semantic"])
@@ -46,11 +47,9 @@ def test_each_key_is_that_of_a_plan_made_by_hand(
     by_hand = LoadPlan(datasets=datasets, weights={0: [1, 3], 100: [1, 0]}, seed=5, shuffle_shards=2)
     assert plan.identity() == by_hand.identity()
     assert [dataset.streams for dataset in plan.datasets] == [("semantic",)] * 2
-    assert (plan.with_captions, plan.on_damage, plan.damage_ledger) == (
-        True,
-        "quarantine",
-        tmp_path / "lost.jsonl",
-    )
+    assert plan.with_captions is True
+    assert plan.on_damage == "quarantine"
+    assert plan.damage_ledger == tmp_path / "lost.jsonl"
     assert plan.tokenizer == plan.datasets[0].tokenizer_fingerprint
     epochs = load_plan(load_tiny(finished.root, BOTH, "load.epochs={tiny-train: 1.5}"))
     assert epochs.identity()["epochs"] == [0, 1.5]

@@ -1,5 +1,7 @@
 """Packing: every document once and whole, the same after a stop, and hardly a position wasted."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,12 @@ def documents(lengths: list[int], first: int = 0) -> list[Document]:
     return [Document(number, length) for number, length in enumerate(lengths, start=first)]
 
 
+def length_of(pack: Pack) -> int:
+    return sum(document.length for document in pack)
+
+
 def used_share(packs: list[Pack], capacity: int) -> float:
-    used = sum(document.length for pack in packs for document in pack)
+    used = sum(map(length_of, packs))
     return used / (capacity * len(packs))
 
 
@@ -31,16 +37,18 @@ def test_every_document_is_in_one_sequence_and_none_is_over_full(
     lengths: list[int], capacity: int, pool: int
 ) -> None:
     packs = list(Packer(capacity, pool).packs(documents(lengths)))
-    assert sorted(document for pack in packs for document in pack) == documents(lengths)
-    assert all(0 < sum(document.length for document in pack) <= capacity for pack in packs)
+    assert sorted(itertools.chain.from_iterable(packs)) == documents(lengths)
+    for pack in packs:
+        assert 0 < length_of(pack) <= capacity
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 30))
 def test_a_stopped_packer_goes_on_with_the_same_sequences(lengths: list[int], pool: int, stop: int) -> None:
     whole = list(Packer(64, pool).packs(documents(lengths)))
-    first, coming = Packer(64, pool), iter(documents(lengths))
-    begun = [pack for _, pack in zip(range(stop), first.packs(coming), strict=False)]
+    first = Packer(64, pool)
+    coming = iter(documents(lengths))
+    begun = list(itertools.islice(first.packs(coming), stop))
     second = Packer(64, pool, waiting=list(first.waiting))
     assert begun + list(second.packs(coming)) == whole
 
@@ -56,11 +64,9 @@ def test_no_document_waits_for_ever() -> None:
 )
 def test_at_least_98_of_100_positions_are_used(visual: int, capacity: int, text_only: float) -> None:
     random = np.random.default_rng(0)
-    texts, images = (
-        random.lognormal(3.5, 0.8, 6000).astype(int).clip(4, 256),
-        random.random(6000) >= text_only,
-    )
-    lengths = texts + (visual + 2) * images
+    text_lengths = random.lognormal(3.5, 0.8, 6000).astype(int).clip(4, 256)
+    has_image = random.random(6000) >= text_only
+    lengths = text_lengths + (visual + 2) * has_image
     packs = list(Packer(capacity).packs(documents(lengths.tolist())))
     assert used_share(packs, capacity) > 0.98
 

@@ -1,10 +1,14 @@
-"""Damaged shards under quarantine: fetched again, then named in a ledger and counted; all other samples come, once and exactly."""
+"""Damaged shards under quarantine: fetched again, then named in a ledger and counted.
 
+All other samples come, once and exactly.
+"""
+
+import itertools
 import json
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.packed_loader import PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import read_quarantine
 from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
@@ -22,12 +26,16 @@ from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from tests.helpers.damage import cut_short, flip_byte
+from tests.helpers.loader_workers import keys_in, keys_of_rows, lost_in
 from tests.helpers.s3_servers import s3_server
-from tests.helpers.token_datasets import count_keys, key_of, write_tokens
+from tests.helpers.token_datasets import write_tokens
 
-ROWS, PER_SHARD = 450, 100
+ROWS = 450
+PER_SHARD = 100
 LOST = range(100, 200)
 """Rows of the damaged shard."""
+REST = [*range(100), *range(200, ROWS)]
+"""Rows of the other shards."""
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +68,10 @@ def _samples(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> TokenLoade
 
 def _sequences(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> PackedLoader:
     markers = Markers(image_start=1, image_end=2)
-    return PackedLoader(
-        PackPlan(
-            load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size
-        ),
-        3,
-        **ranks,
+    plan = PackPlan(
+        load=load, capacity=40, tokenize=lambda text: [len(text)], markers=markers, pool_size=pool_size
     )
+    return PackedLoader(plan, 3, **ranks)
 
 
 LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _sequences}
@@ -79,11 +84,37 @@ def quarantined(dataset: TokenDataset, ledger: Path, **how: Any) -> LoadPlan:
 
 
 def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None:
-    """Captions decide which sequences there are, so a run that meets damaged ones ends, and names them for the next."""
+    """Expect a run to end where captions are damaged, since they decide which sequences there are.
+
+    The ledger then names them for the next run.
+    """
     if kind == "sequences" and name.startswith("meta"):
         with pytest.raises(DamagedShardError, match=name) as ended:
             list(LOADERS[kind](load))
         assert f"{load.damage_ledger} names it now" in ended.value.__notes__[0]
+
+
+def loaded_by(kind: str, load: LoadPlan, world_size: int, **how: int) -> list[Batches]:
+    """Return the batches of each rank."""
+    ranks: list[Batches] = []
+    for rank in range(world_size):
+        loader = LOADERS[kind](load, rank=rank, world_size=world_size, **how)
+        ranks.append(list(loader))
+    return ranks
+
+
+def chained(ranks: Sequence[Batches]) -> Batches:
+    return list(itertools.chain.from_iterable(ranks))
+
+
+def sequences_of(batches: Sequence[PackedBatch]) -> list[tuple[int, bytes]]:
+    """Return what tells sequences apart: where each step ends, and which documents wait then."""
+    return [(batch.position, batch.waiting) for batch in batches]
+
+
+def keys_left(times: int = 1) -> Counter[bytes]:
+    """Count the keys of all rows but those of the damaged shard."""
+    return keys_of_rows({"a": REST}, times)
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -93,16 +124,14 @@ def test_the_rest_is_exact_and_each_lost_sample_is_counted_and_named(
     dataset, name, ledger = damaged
     load = quarantined(dataset, ledger, epochs=(2,))
     end_where_captions_are_damaged(kind, name, load)
-    batches = [batch for rank in range(3) for batch in LOADERS[kind](load, rank=rank, world_size=3)]
-    assert count_keys(batches) == Counter({key_of("a", row): 2 for row in range(ROWS) if row not in LOST})
-    assert sum(batch.lost for batch in batches) == 2 * len(LOST)
+    batches = chained(loaded_by(kind, load, world_size=3))
+    assert keys_in(batches) == keys_left(times=2)
+    assert lost_in(batches) == 2 * len(LOST)
     (entry,) = read_quarantine(ledger)
-    assert (entry["dataset"], entry["shard"], entry["file"], entry["rows"]) == (
-        dataset.url,
-        "00001",
-        name,
-        100,
-    )
+    assert entry["dataset"] == dataset.url
+    assert entry["shard"] == "00001"
+    assert entry["file"] == name
+    assert entry["rows"] == 100
     assert entry["reason"]
 
 
@@ -140,21 +169,21 @@ def test_a_stopped_run_loses_the_same_samples_under_other_ranks(
     load = quarantined(dataset, ledger)
     end_where_captions_are_damaged(kind, name, load)
     first = LOADERS[kind](load)
-    begun: Batches = [batch for _, batch in zip(range(4), first, strict=False)]
+    begun: Batches = list(itertools.islice(first, 4))
     state = json.loads(json.dumps(first.state_dict(begun[-1])))
     for rank in range(2):
         second = LOADERS[kind](load, rank=rank, world_size=2)
         second.load_state_dict(state)
         begun += second
-    assert count_keys(begun) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
-    assert sum(batch.lost for batch in begun) == len(LOST)
+    assert keys_in(begun) == keys_left()
+    assert lost_in(begun) == len(LOST)
 
 
 def test_worker_processes_write_one_line_together(damaged: tuple[TokenDataset, str, Path]) -> None:
     dataset, _, ledger = damaged
     load = quarantined(dataset, ledger)
     batches = list(iterate(TokenLoader(load, 7), num_workers=2))
-    assert sum(batch.lost for batch in batches) == len(LOST)
+    assert lost_in(batches) == len(LOST)
     assert len(read_quarantine(ledger)) == 1
 
 
@@ -163,7 +192,8 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
         remote = Store(f"{bucket}/a")
         for name, _ in Store(tokens).files():
             remote.put(Path(tokens) / name, name)
-        cache, ledger = ShardCache(tmp_path / "cache", max_bytes=10**6), tmp_path / "ledger.jsonl"
+        cache = ShardCache(tmp_path / "cache", max_bytes=10**6)
+        ledger = tmp_path / "ledger.jsonl"
 
         def run() -> list[TokenBatch]:
             return list(TokenLoader(quarantined(TokenDataset(remote.url, cache=cache), ledger), 64))
@@ -171,12 +201,13 @@ def test_a_remote_shard_is_fetched_again_before_it_is_given_up(tokens: str, tmp_
         whole = run()
         for copy in (tmp_path / "cache").glob("*.shard"):
             flip_byte(copy)
-        assert count_keys(run()) == count_keys(whole) == Counter(key_of("a", row) for row in range(ROWS))
+        assert keys_in(run()) == keys_in(whole) == keys_of_rows({"a": range(ROWS)})
         assert not read_quarantine(ledger), "copies that could be fetched again are no loss"
         for damaged in (*(tmp_path / "cache").glob("*.shard"), tmp_path / "server/test/a/data/00001.arrow"):
             flip_byte(damaged)
-        assert count_keys(run()) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
-        assert [entry["file"] for entry in read_quarantine(ledger)] == ["data/00001.arrow"]
+        assert keys_in(run()) == keys_left()
+        (entry,) = read_quarantine(ledger)
+        assert entry["file"] == "data/00001.arrow"
 
 
 @pytest.mark.parametrize("name", ["data/00001.arrow", "meta/00001.parquet"])
@@ -194,18 +225,16 @@ def test_a_shard_that_goes_bad_after_it_was_found_whole_is_lost_from_then_on(
         batches.append(batch)
         if len(batches) == ROWS // 50:
             flip_byte(tmp_path / "copy" / name)
-    assert count_keys(batches) == Counter({key_of("a", row): 1 if row in LOST else 2 for row in range(ROWS)})
-    assert sum(batch.lost for batch in batches) == len(LOST)
+    assert keys_in(batches) == keys_left(times=2) + keys_of_rows({"a": LOST})
+    assert lost_in(batches) == len(LOST)
 
 
 def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(
     tokens: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
-    shard, load = (
-        tmp_path / "copy/data/00001.arrow",
-        quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl"),
-    )
+    shard = tmp_path / "copy/data/00001.arrow"
+    load = quarantined(TokenDataset(str(tmp_path / "copy")), tmp_path / "ledger.jsonl")
     shard.rename(tmp_path / "aside")
     shard.symlink_to(shard)  # whose end is never found
     loader = TokenLoader(load, ROWS)
@@ -214,38 +243,30 @@ def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(
     shard.unlink()
     flip_byte(tmp_path / "aside")
     (tmp_path / "aside").rename(shard)
-    assert count_keys(list(loader)) == Counter(key_of("a", row) for row in range(ROWS) if row not in LOST)
+    assert keys_in(list(loader)) == keys_left()
 
 
 def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens: str, tmp_path: Path) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
 
     def rank(number: int) -> Batches:
-        return list(
-            LOADERS["sequences"](
-                quarantined(TokenDataset(str(tmp_path / "copy")), ledger), rank=number, world_size=2
-            )
-        )
+        load = quarantined(TokenDataset(str(tmp_path / "copy")), ledger)
+        return list(LOADERS["sequences"](load, rank=number, world_size=2))
 
     ledger = tmp_path / "ledger.jsonl"
     whole = [rank(0), rank(1)]
     flip_byte(tmp_path / "copy/data/00001.arrow")
     holed = rank(0)
-    assert [(batch.position, batch.waiting) for batch in holed] == [
-        (batch.position, batch.waiting) for batch in whole[1]
-    ]
-    assert sum(len(batch.keys) + batch.lost for batch in holed) == sum(len(batch.keys) for batch in whole[0])
-    assert count_keys(holed + whole[1]) < count_keys(whole[0] + whole[1])
+    assert sequences_of(holed) == sequences_of(whole[1])
+    assert keys_in(holed).total() + lost_in(holed) == keys_in(whole[0]).total()
+    assert keys_in(holed + whole[1]) < keys_in(whole[0] + whole[1])
     flip_byte(tmp_path / "copy/meta/00002.parquet")
     with pytest.raises(DamagedShardError, match=r"00002\.parquet"):
         rank(0)
-    flip_byte(
-        tmp_path / "copy/meta/00002.parquet"
-    )  # whole for the other rank, which goes by the ledger all the same
-    assert [(batch.position, batch.waiting) for batch in rank(0)] == [
-        (batch.position, batch.waiting) for batch in rank(1)
-    ]
-    assert not count_keys(rank(0) + rank(1)) & Counter(key_of("a", row) for row in range(200, 300))
+    # Whole for the other rank, which goes by the ledger all the same.
+    flip_byte(tmp_path / "copy/meta/00002.parquet")
+    assert sequences_of(rank(0)) == sequences_of(rank(1))
+    assert not keys_in(rank(0) + rank(1)) & keys_of_rows({"a": range(200, 300)})
 
 
 def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(
@@ -258,9 +279,13 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
         # Opened anew, as by a process that begins when the other's damage stands in the ledger.
         load = quarantined(TokenDataset(str(tmp_path / "copy")), ledger)
         plan = PackPlan(
-            load=load, capacity=40, tokenize=lambda text: [7] * len(text), markers=Markers(image_start=1, image_end=2), pool_size=16,
+            load=load,
+            capacity=40,
+            tokenize=lambda text: [7] * len(text),
+            markers=Markers(image_start=1, image_end=2),
+            pool_size=16,
             lengths=lambda _, rows: np.array([len(f"a {row}") for row in rows]),
-        )  # fmt: skip
+        )
         return list(iterate(PackedLoader(plan, 3, rank=number, world_size=2), num_workers=2))
 
     whole = [rank(0), rank(1)]
@@ -268,14 +293,10 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
     holed = [rank(0), rank(1)]
     (entry,) = read_quarantine(ledger)
     assert (entry["file"], entry["captions"]) == ("meta/00001.parquet", True)
-    for ours, theirs in zip(holed, whole, strict=True):
-        assert [(batch.position, batch.waiting) for batch in ours] == [
-            (batch.position, batch.waiting) for batch in theirs
-        ]
-    assert count_keys(holed[0] + holed[1]) == Counter(
-        key_of("a", row) for row in range(ROWS) if row not in LOST
-    )
-    assert sum(batch.lost for batch in holed[0] + holed[1]) == len(LOST)
+    assert sequences_of(holed[0]) == sequences_of(whole[0])
+    assert sequences_of(holed[1]) == sequences_of(whole[1])
+    assert keys_in(holed[0] + holed[1]) == keys_left()
+    assert lost_in(holed[0] + holed[1]) == len(LOST)
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -283,17 +304,16 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
 def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(
     kind: str, rows: int, lost: int, tmp_path: Path
 ) -> None:
-    dataset = TokenDataset(
-        write_tokens(tmp_path / "a", rows, rows_per_shard=90)
-    )  # 15 steps of 2 x 3 sequences
+    # A shard is 15 steps of 2 x 3 sequences.
+    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))
     last = f"meta/{(rows - 1) // 90:05d}.parquet"
     flip_byte(tmp_path / "a" / last)
     load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
     end_where_captions_are_damaged(kind, last, load)
-    steps = [list(LOADERS[kind](load, pool_size=1, rank=rank, world_size=2)) for rank in range(2)]
-    assert len(steps[0]) == len(steps[1])
-    assert sum(batch.lost for batch in (*steps[0], *steps[1])) == lost
-    assert sum(len(batch.keys) for batch in (*steps[0], *steps[1])) == rows - lost
+    ranks = loaded_by(kind, load, world_size=2, pool_size=1)
+    assert len(ranks[0]) == len(ranks[1])
+    assert lost_in(chained(ranks)) == lost
+    assert keys_in(chained(ranks)).total() == rows - lost
 
 
 def test_quarantine_without_a_ledger_is_refused(tokens: str) -> None:

@@ -1,4 +1,4 @@
-"""The loader: every key once, and a resumed run takes the samples of an uninterrupted one, however it is spread."""
+"""Token loader: every key once, and a resumed run takes the samples of an uninterrupted one."""
 
 import contextlib
 import itertools
@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from dualtoken.pipelines.loader.sample_reader import SampleReader
 from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from tests.helpers.loader_workers import by_workers
-from tests.helpers.token_datasets import count_keys, key_of, write_tokens
+from tests.helpers.loader_workers import by_workers, keys_in, keys_of_rows
+from tests.helpers.token_datasets import key_of, write_tokens
 
 ROWS = {"a": 700, "b": 130}
 
@@ -31,10 +31,15 @@ ROWS = {"a": 700, "b": 130}
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenDataset, ...]:
     folder = tmp_path_factory.mktemp("tokens")
-    return tuple(
-        TokenDataset(write_tokens(folder / name, rows, name=name), streams=["semantic"])
-        for name, rows in ROWS.items()
-    )
+    opened: list[TokenDataset] = []
+    for name, rows in ROWS.items():
+        url = write_tokens(folder / name, rows, name=name)
+        opened.append(TokenDataset(url, streams=["semantic"]))
+    return tuple(opened)
+
+
+def all_keys() -> Counter[bytes]:
+    return keys_of_rows({name: range(rows) for name, rows in ROWS.items()})
 
 
 def spread(
@@ -46,16 +51,19 @@ def spread(
     workers: int = 1,
 ) -> tuple[list[TokenBatch], dict[str, object]]:
     """Run all ranks for some steps, or to the end; return all ranks' batches and the state after them."""
-    batches, states, steps_taken = [], [], set[int]()
+    batches: list[TokenBatch] = []
+    states: list[dict[str, object]] = []
+    steps_taken: set[int] = set()
     for rank in range(world_size):
         loader = TokenLoader(plan, batch_size, rank=rank, world_size=world_size)
         if state is not None:
             loader.load_state_dict(state)
-        mine = list(itertools.islice(by_workers(loader, workers), steps))
-        batches += mine
-        steps_taken.add(len(mine))
-        states.append(json.loads(json.dumps(loader.state_dict(mine[-1] if mine else None))))
-    assert all(one == states[0] for one in states)
+        rank_batches = list(itertools.islice(by_workers(loader, workers), steps))
+        batches += rank_batches
+        steps_taken.add(len(rank_batches))
+        last = rank_batches[-1] if rank_batches else None
+        states.append(json.loads(json.dumps(loader.state_dict(last))))
+    assert states == [states[0]] * world_size
     assert len(steps_taken) == 1, "ranks of different numbers of steps"
     return batches, states[0]
 
@@ -71,9 +79,7 @@ def test_an_epoch_has_every_key_once_over_any_number_of_ranks(
     datasets: tuple[TokenDataset, ...], batch_size: int, world_size: int, workers: int, seed: int
 ) -> None:
     batches, state = spread(LoadPlan(datasets=datasets, seed=seed), batch_size, world_size, workers=workers)
-    assert count_keys(batches) == Counter(
-        key_of(name, row) for name, rows in ROWS.items() for row in range(rows)
-    )
+    assert keys_in(batches) == all_keys()
     assert state["samples"] == sum(ROWS.values())
 
 
@@ -86,17 +92,17 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
         0: [3.0, 1.0],
         data.draw(st.integers(1, 6000)): data.draw(st.sampled_from([[1.0, 0.0], [0.2, 5.0]])),
     }
-    plan = data.draw(
-        st.sampled_from(
-            [
-                LoadPlan(datasets=datasets, seed=1),
-                LoadPlan(datasets=datasets, epochs=(1, 2.5), seed=2),
-                LoadPlan(datasets=datasets, epochs=(2, 1.5), seed=4, shuffle_shards=2),
-                LoadPlan(datasets=datasets, weights=weights, seed=3),
-            ]
-        )
-    )
-    ranks, batch_sizes, steps, workers = (st.integers(*ends) for ends in ((1, 5), (1, 60), (0, 4), (1, 3)))
+    plans = [
+        LoadPlan(datasets=datasets, seed=1),
+        LoadPlan(datasets=datasets, epochs=(1, 2.5), seed=2),
+        LoadPlan(datasets=datasets, epochs=(2, 1.5), seed=4, shuffle_shards=2),
+        LoadPlan(datasets=datasets, weights=weights, seed=3),
+    ]
+    plan = data.draw(st.sampled_from(plans))
+    ranks = st.integers(1, 5)
+    batch_sizes = st.integers(1, 60)
+    steps = st.integers(0, 4)
+    workers = st.integers(1, 3)
     first, state = spread(
         plan, data.draw(batch_sizes), data.draw(ranks), data.draw(steps), workers=data.draw(workers)
     )
@@ -105,10 +111,9 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
     )
     total = end["samples"]
     assert isinstance(total, int)
-    samples = SampleReader(plan)
-    assert count_keys(first) + count_keys(second) == Counter(
-        key.tobytes() for key in samples.read(samples.locate(np.arange(total))).keys
-    )
+    reader = SampleReader(plan)
+    expected = reader.read(reader.locate(np.arange(total)))
+    assert keys_in(first) + keys_in(second) == Counter(key.tobytes() for key in expected.keys)
 
 
 @pytest.mark.parametrize(("num_workers", "method"), [(1, "fork"), (2, "fork"), (2, "spawn")])
@@ -118,28 +123,27 @@ def test_worker_processes_change_nothing(
     plan = LoadPlan(datasets=datasets, seed=5, with_captions=True)
     alone = list(iterate(TokenLoader(plan, 64)))
     together = list(iterate(TokenLoader(plan, 64), num_workers=num_workers, start_method=method))
-    assert [batch.samples for batch in together] == [batch.samples for batch in alone]
-    for ours, theirs in zip(together, alone, strict=True):
-        assert np.array_equal(ours.keys, theirs.keys)
-        assert ours.captions == theirs.captions
-        assert ours.semantic is not None
-        assert theirs.semantic is not None
-        assert np.array_equal(ours.semantic, theirs.semantic)
-        assert ours.pixel is None
+    for batch, expected in zip(together, alone, strict=True):
+        assert batch.samples == expected.samples
+        assert np.array_equal(batch.keys, expected.keys)
+        assert batch.captions == expected.captions
+        assert batch.semantic is not None
+        assert expected.semantic is not None
+        assert np.array_equal(batch.semantic, expected.semantic)
+        assert batch.pixel is None
 
 
 def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numbers(
     datasets: tuple[TokenDataset, ...],
 ) -> None:
     plan = LoadPlan(datasets=datasets, seed=5)
-    first, rest = TokenLoader(plan, 64), TokenLoader(plan, 48)
+    first = TokenLoader(plan, 64)
+    rest = TokenLoader(plan, 48)
     before = list(itertools.islice(iterate(first, num_workers=2), 5))
     rest.load_state_dict(json.loads(json.dumps(first.state_dict(before[-1]))))
     after = list(iterate(rest, num_workers=1))
     assert after
-    assert count_keys(before) + count_keys(after) == Counter(
-        key_of(name, row) for name, rows in ROWS.items() for row in range(rows)
-    )
+    assert keys_in(before) + keys_in(after) == all_keys()
 
 
 def test_captions_and_sources_belong_to_their_keys(datasets: tuple[TokenDataset, ...]) -> None:
@@ -166,16 +170,17 @@ def test_ranks_share_each_step_in_parts_side_by_side_as_evenly_as_can_be(
     datasets: tuple[TokenDataset, ...], world_size: int
 ) -> None:
     plan = LoadPlan(datasets=datasets[:1], shuffle=False, with_captions=True)
-    ranks = [
-        [batch.captions for batch in TokenLoader(plan, 16, rank=rank, world_size=world_size)]
-        for rank in range(world_size)
-    ]
+    loaders = [TokenLoader(plan, 16, rank=rank, world_size=world_size) for rank in range(world_size)]
+    steps = list(zip(*loaders, strict=True))
     taken: list[str] = []
-    for parts in zip(*ranks, strict=True):
-        lengths = [len(part or ()) for part in parts]
-        assert max(lengths) - min(lengths) <= 1
-        assert set(lengths) == {16} or parts == [*zip(*ranks, strict=True)][-1]
-        taken += itertools.chain.from_iterable(part or () for part in parts)
+    for step in steps:
+        sizes: list[int] = []
+        for batch in step:
+            assert batch.captions is not None
+            sizes.append(len(batch.captions))
+            taken += batch.captions
+        assert max(sizes) - min(sizes) <= 1
+        assert set(sizes) == {16} or step is steps[-1]
     assert taken == [f"a {row}" for row in range(700)]
 
 
@@ -184,9 +189,12 @@ def test_a_windowed_shuffle_opens_few_shards_at_a_time_and_gives_each_key_once(
 ) -> None:
     dataset = TokenDataset(write_tokens(tmp_path / "a", 200, rows_per_shard=10))
     batches = list(TokenLoader(LoadPlan(datasets=(dataset,), shuffle_shards=4, with_captions=True), 40))
-    assert count_keys(batches) == Counter(key_of("a", row) for row in range(200))
-    opened = [{int(caption.split()[1]) // 10 for caption in batch.captions or ()} for batch in batches]
-    assert [len(shards) for shards in opened] == [4] * 5
+    assert keys_in(batches) == keys_of_rows({"a": range(200)})
+    assert len(batches) == 5
+    for batch in batches:
+        assert batch.captions is not None
+        shards = {int(caption.removeprefix("a ")) // 10 for caption in batch.captions}
+        assert len(shards) == 4
     for num_shards, shuffle in ((0, True), (3, False)):
         with pytest.raises(
             ValueError,
@@ -200,12 +208,14 @@ def test_a_batch_that_is_held_stays_as_it_is(datasets: tuple[TokenDataset, ...])
     held = [(batch, batch.keys.clone()) for batch in loader]
     semantic = next(iter(loader)).semantic
     assert semantic is not None
-    row, alone = semantic[3], semantic[3].clone()
+    row = semantic[3]
+    copy_of_row = row.clone()
     del semantic
     for _ in loader:
         pass
-    assert torch.equal(row, alone), "memory of a batch of which a part is still held"
-    assert all(torch.equal(batch.keys, copy) for batch, copy in held)
+    assert torch.equal(row, copy_of_row), "memory of a batch of which a part is still held"
+    for batch, copy_of_keys in held:
+        assert torch.equal(batch.keys, copy_of_keys)
 
 
 def test_a_worker_that_hangs_is_told_within_the_time_given(datasets: tuple[TokenDataset, ...]) -> None:
@@ -257,11 +267,9 @@ def test_a_killed_run_leaves_no_shared_memory_behind(datasets: tuple[TokenDatase
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
-    assert not [
-        file.name
-        for file in Path("/dev/shm").iterdir()
-        if any(str(process) in file.name for process in (run.pid, *workers))
-    ]
+    for file in Path("/dev/shm").iterdir():
+        for process in (run.pid, *workers):
+            assert str(process) not in file.name
 
 
 def _report_then_wait(loader: TokenLoader, sender: Any) -> None:
@@ -286,7 +294,7 @@ def test_a_loader_goes_to_processes_of_either_kind(datasets: tuple[TokenDataset,
 
 def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
     state = TokenLoader(LoadPlan(datasets=datasets, seed=1), 8).state_dict(None)
-    for plan, said in (
+    for plan, message in (
         (LoadPlan(datasets=datasets, seed=2), "loader state has seed=1, this run 2"),
         (LoadPlan(datasets=datasets[:1], seed=1), "loader state has datasets="),
         (LoadPlan(datasets=datasets, seed=1, epochs=(1, 2)), "loader state has epochs=None"),
@@ -295,7 +303,7 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
             "loader state has shuffle_shards=None, this run 8",
         ),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             TokenLoader(plan, 8).load_state_dict(state)
     with pytest.raises(ValueError, match="loader state has version 99"):
         TokenLoader(LoadPlan(datasets=datasets), 8).load_state_dict({**state, "version": 99})

@@ -1,4 +1,4 @@
-"""Orders of few shards at a time: every row once, the same everywhere, and no shard before its window or after."""
+"""Windowed shuffle: every row once, the same everywhere, and no shard before its window or after."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -21,20 +21,18 @@ def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(
     bounds = bounds_of(rows)
     order = WindowedOrder(bounds, window, seed, epoch, "a")(np.arange(sum(rows)))
     assert sorted(order.tolist()) == list(range(sum(rows)))
-    shards, left, taken = (
-        np.searchsorted(bounds, order, side="right") - 1,
-        {n for n, count in enumerate(rows) if count},
-        0,
-    )
+    shards = np.searchsorted(bounds, order, side="right") - 1
+    left = {shard for shard, count in enumerate(rows) if count}
+    taken = 0
     while taken < len(order):
-        # A window's rows are those of whole shards, at most so many: as many as make up the rows until none of them comes again.
+        # A window's rows are those of a few whole shards. It ends where none of its shards comes again.
         end = taken + 1
         while set(shards[taken:end].tolist()) & set(shards[end:].tolist()):
             end += 1
-        here = set(shards[taken:end].tolist())
-        assert len(here) <= window
-        assert end - taken == sum(rows[shard] for shard in here)
-        left -= here
+        in_window = set(shards[taken:end].tolist())
+        assert len(in_window) <= window
+        assert end - taken == sum(rows[shard] for shard in in_window)
+        left -= in_window
         taken = end
     assert not left
 
@@ -49,9 +47,8 @@ def test_any_part_of_an_order_is_that_part_of_the_whole(
 
 
 def test_an_order_is_the_same_on_every_machine() -> None:
-    assert (
-        WindowedOrder(bounds_of([4, 2, 3, 1]), 2, seed=0, epoch=0, name="a")(np.arange(10)).tolist() == PINNED
-    )
+    order = WindowedOrder(bounds_of([4, 2, 3, 1]), 2, seed=0, epoch=0, name="a")
+    assert order(np.arange(10)).tolist() == PINNED
 
 
 PINNED = [4, 5, 9, 3, 8, 6, 7, 1, 0, 2]
@@ -59,7 +56,8 @@ PINNED = [4, 5, 9, 3, 8, 6, 7, 1, 0, 2]
 
 def test_a_windows_rows_are_mixed_and_each_epoch_has_other_windows() -> None:
     bounds = bounds_of([100] * 100)
-    first, second = (WindowedOrder(bounds, 10, 0, epoch, "a")(np.arange(10_000)) // 100 for epoch in range(2))
+    first = WindowedOrder(bounds, 10, 0, 0, "a")(np.arange(10_000)) // 100
+    second = WindowedOrder(bounds, 10, 0, 1, "a")(np.arange(10_000)) // 100
     for begin in range(0, 10_000, 1000):
         assert len(set(first[begin : begin + 1000].tolist())) == 10
         assert len(set(first[begin : begin + 200].tolist())) == 10

@@ -26,8 +26,9 @@ from dualtoken.pipelines.tokens.shards import (
     token_schema,
     write_data_shard,
 )
+from tests.helpers.loader_workers import loaded_keys
 from tests.helpers.tiny_run import planned, planned_job, tokens_job
-from tests.helpers.token_datasets import loaded_keys, ok_keys
+from tests.helpers.token_datasets import ok_keys
 
 CORPUS = "tiny-train"
 

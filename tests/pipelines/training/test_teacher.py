@@ -54,15 +54,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_tokenizer_that_starts_from_a_clip_model_sees_what_it_sees(clip: Path) -> None:
     check_teacher(clip, config())
-    teacher, tokenizer = load_teacher(clip), DualTokenizer(config()).eval()
+    teacher = load_teacher(clip)
+    tokenizer = DualTokenizer(config()).eval()
     tokenizer.init_tower(teacher.trunk)
     levels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
-        ours = tokenizer._tap(normalize(levels))[11]
-        theirs = forward_taps(teacher.trunk, teacher.transform(levels), [11])[11]
-        torch.testing.assert_close(ours.tokens, theirs.tokens)
-        torch.testing.assert_close(ours.prefix, theirs.prefix)
-    assert torch.equal(teacher.targets(levels, 11).dense, theirs.tokens)
+        tap = tokenizer._tap(normalize(levels))[11]
+        teacher_tap = forward_taps(teacher.trunk, teacher.transform(levels), [11])[11]
+        torch.testing.assert_close(tap.tokens, teacher_tap.tokens)
+        torch.testing.assert_close(tap.prefix, teacher_tap.prefix)
+    assert torch.equal(teacher.targets(levels, 11).dense, teacher_tap.tokens)
     assert teacher.embed_texts(["a"]).shape == (1, 256)
 
 
@@ -87,14 +88,11 @@ def test_an_activation_that_differs_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_computes_with_another_activation_is_another_one() -> None:
-    ours, other = (
-        load_recipe("paper-384", [f"tokenizer.tower.activation={name}"]) for name in ("gelu_tanh", "gelu")
-    )
-    assert (
-        teacher_settings(ours, None)
-        == teacher_settings(load_recipe("paper-384"), None)
-        != teacher_settings(other, None)
-    )
+    default = teacher_settings(load_recipe("paper-384"), None)
+    same = load_recipe("paper-384", ["tokenizer.tower.activation=gelu_tanh"])
+    other = load_recipe("paper-384", ["tokenizer.tower.activation=gelu"])
+    assert teacher_settings(same, None) == default
+    assert teacher_settings(other, None) != default
 
 
 @pytest.mark.parametrize(
