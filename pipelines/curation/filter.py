@@ -19,7 +19,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""`reason` is the rule that objected, empty where the sample is kept."""
+"""Columns of a decision file, a row for each scored sample; `reason` is the rule that rejects it, empty where it is kept."""
 
 
 class Worker:
@@ -30,33 +30,45 @@ class Worker:
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a decision file per shard."""
-        scores_store = self._job.input("score")
-        manifest = read_manifest(scores_store)
-        assert manifest is not None, "a filter follows its scores"
-        tables = {
-            shard: read_input(scores_store, f"{shard}.parquet") for shard in sorted(manifest.units, key=int)
-        }
-        scores = pa.concat_tables(tables.values())
-        reasons = decide(scores, self._job.recipe.filter.rules)
-        start, kept = 0, {}
-        for shard, table in tables.items():
-            mine = reasons[start : start + len(table)]
-            start += len(table)
-            decision = pa.table(
-                {"key": table["key"], "keep": [not reason for reason in mine], "reason": mine},
-                schema=DECISION_SCHEMA,
-            )
-            pq.write_table(decision, scratch / f"{shard}.parquet", compression="zstd")
-            kept[shard] = sum(not reason for reason in mine)
+        scores_by_shard = self._read_scores()
+        scores = pa.concat_tables(scores_by_shard.values())
         assert len(scores) == unit.rows
-        files = tuple(f"{shard}.parquet" for shard in tables)
-        return UnitOutput(files, _ledger(scores["key"], reasons), FilterFacts(kept).to_json())
+        reasons = decide(scores, self._job.recipe.filter.rules)
+        files: list[str] = []
+        kept: dict[str, int] = {}
+        first = 0
+        for shard, table in scores_by_shard.items():
+            shard_reasons = reasons[first : first + len(table)]
+            first += len(table)
+            files.append(f"{shard}.parquet")
+            _write_decision(scratch / files[-1], table["key"], shard_reasons)
+            kept[shard] = shard_reasons.count("")
+        return UnitOutput(tuple(files), _ledger(scores["key"], reasons), FilterFacts(kept).to_json())
+
+    def _read_scores(self) -> dict[str, pa.Table]:
+        """Return each shard's scores, in the order of the source."""
+        store = self._job.input("score")
+        manifest = read_manifest(store)
+        assert manifest is not None, "a filter follows its scores"
+        scores: dict[str, pa.Table] = {}
+        for shard in sorted(manifest.units, key=int):
+            scores[shard] = read_input(store, f"{shard}.parquet")
+        return scores
+
+
+def _write_decision(path: Path, keys: pa.ChunkedArray, reasons: list[str]) -> None:
+    keep = [reason == "" for reason in reasons]
+    decision = pa.table({"key": keys, "keep": keep, "reason": reasons}, schema=DECISION_SCHEMA)
+    pq.write_table(decision, path, compression="zstd")
 
 
 def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:
     """Build the ledger of a corpus by column: it may have millions of rows."""
-    statuses = [(Status.REJECTED if reason else Status.OK).value for reason in reasons]
+    statuses: list[str] = []
+    for reason in reasons:
+        status = Status.REJECTED if reason else Status.OK
+        statuses.append(status.value)
+    details = [""] * len(reasons)
     return pa.table(
-        {"key": keys, "status": statuses, "reason": reasons, "detail": [""] * len(reasons)},
-        schema=LEDGER_SCHEMA,
+        {"key": keys, "status": statuses, "reason": reasons, "detail": details}, schema=LEDGER_SCHEMA
     )

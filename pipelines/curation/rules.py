@@ -1,65 +1,96 @@
-"""The filter rules: each marks the samples that it rejects, from a corpus's scores."""
+"""The filter rules: each marks the samples that it rejects, from a corpus's scores.
 
-from collections.abc import Callable
-from typing import Any
+One rule is one function, named after its configuration: `min_side` for `config.filter.MinSide`. To add a rule, add
+its configuration there, and here its function and its case in `rejected_by`.
+"""
+
+from typing import Any, assert_never
 
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.config.filter import CaptionLength, ExactDuplicate, MaxAspect, MinSide, Similarity
+from dualtoken.pipelines.config.filter import (
+    CaptionLength,
+    ExactDuplicate,
+    MaxAspect,
+    MinSide,
+    Rule,
+    Similarity,
+)
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+"""One flag for each sample of a corpus."""
 
 
-def decide(scores: pa.Table, rules: tuple[Any, ...]) -> list[str]:
-    """Return, per row, the first rule that objects, or an empty string; rows are in source order."""
+def decide(scores: pa.Table, rules: tuple[Rule, ...]) -> list[str]:
+    """Return, per row, the name of the first rule that rejects it, or an empty string; rows are in source order."""
     reasons = np.full(len(scores), "", dtype=object)
     for rule in rules:
-        open_rows = reasons == ""
-        reasons[open_rows & _JUDGES[type(rule)](scores, rule, open_rows)] = rule.rule
+        undecided = reasons == ""
+        reasons[undecided & rejected_by(rule, scores, undecided)] = rule.rule
     return list(reasons)
+
+
+def rejected_by(rule: Rule, scores: pa.Table, undecided: Mask) -> Mask:
+    """Mark the rows that a rule rejects; `undecided` are the rows that no earlier rule has rejected.
+
+    A mark on a row that is decided already has no effect.
+    """
+    match rule:
+        case MinSide():
+            return min_side(rule, scores)
+        case MaxAspect():
+            return max_aspect(rule, scores)
+        case CaptionLength():
+            return caption_length(rule, scores)
+        case ExactDuplicate():
+            return exact_duplicate(scores, undecided)
+        case Similarity():
+            return similarity(rule, scores, undecided)
+        case _:
+            assert_never(rule)
+
+
+def min_side(rule: MinSide, scores: pa.Table) -> Mask:
+    """Mark images whose shorter side is too short."""
+    shorter_side = np.minimum(_column(scores, "width"), _column(scores, "height"))
+    return shorter_side < rule.pixels
+
+
+def max_aspect(rule: MaxAspect, scores: pa.Table) -> Mask:
+    """Mark images that are too long and narrow, in either direction."""
+    width = _column(scores, "width")
+    height = _column(scores, "height")
+    return np.maximum(width, height) > rule.ratio * np.minimum(width, height)
+
+
+def caption_length(rule: CaptionLength, scores: pa.Table) -> Mask:
+    """Mark captions with too few words or too few characters."""
+    few_words = _column(scores, "caption_words") < rule.min_words
+    few_characters = _column(scores, "caption_characters") < rule.min_characters
+    return few_words | few_characters
+
+
+def exact_duplicate(scores: pa.Table, undecided: Mask) -> Mask:
+    """Mark all but the first of the undecided rows with the same pixels."""
+    rows = np.flatnonzero(undecided)
+    hashes = _column(scores, "pixel_hash")[rows].astype(str)
+    _, first_of_each = np.unique(hashes, return_index=True)
+    duplicates = undecided.copy()
+    duplicates[rows[first_of_each]] = False
+    return duplicates
+
+
+def similarity(rule: Similarity, scores: pa.Table, undecided: Mask) -> Mask:
+    """Mark images unlike their captions: under the lowest cosine, or not in the best share of the undecided rows."""
+    cosine = _column(scores, "similarity")
+    rows = np.flatnonzero(undecided)
+    best_first = rows[np.argsort(-cosine[rows], kind="stable")]
+    num_kept = int(np.ceil(len(rows) * rule.keep_fraction))
+    rejected = cosine < rule.min_cosine
+    rejected[best_first[num_kept:]] = True
+    return rejected
 
 
 def _column(scores: pa.Table, name: str) -> np.ndarray[Any, Any]:
     return scores[name].to_numpy()
-
-
-def _too_small(scores: pa.Table, rule: MinSide, _: Mask) -> Mask:
-    return np.minimum(_column(scores, "width"), _column(scores, "height")) < rule.pixels
-
-
-def _too_long(scores: pa.Table, rule: MaxAspect, _: Mask) -> Mask:
-    width, height = _column(scores, "width"), _column(scores, "height")
-    return np.maximum(width, height) > rule.ratio * np.minimum(width, height)
-
-
-def _caption_too_short(scores: pa.Table, rule: CaptionLength, _: Mask) -> Mask:
-    few_words = _column(scores, "caption_words") < rule.min_words
-    return few_words | (_column(scores, "caption_characters") < rule.min_characters)
-
-
-def _seen_before(scores: pa.Table, _rule: ExactDuplicate, open_rows: Mask) -> Mask:
-    """Mark all but the first of the open rows with the same pixels."""
-    rows = np.flatnonzero(open_rows)
-    _, first = np.unique(_column(scores, "pixel_hash")[rows].astype(str), return_index=True)
-    seen = open_rows.copy()
-    seen[rows[first]] = False
-    return seen
-
-
-def _unlike_its_caption(scores: pa.Table, rule: Similarity, open_rows: Mask) -> Mask:
-    similarity = _column(scores, "similarity")
-    rows = np.flatnonzero(open_rows)
-    best_first = rows[np.argsort(-similarity[rows], kind="stable")]
-    objects = similarity < rule.min_cosine
-    objects[best_first[int(np.ceil(len(rows) * rule.keep_fraction)) :]] = True
-    return objects
-
-
-_JUDGES: dict[type, Callable[[pa.Table, Any, Mask], Mask]] = {
-    MinSide: _too_small,
-    MaxAspect: _too_long,
-    CaptionLength: _caption_too_short,
-    ExactDuplicate: _seen_before,
-    Similarity: _unlike_its_caption,
-}

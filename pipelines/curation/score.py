@@ -1,8 +1,9 @@
 """Filter, first half: decodes every sample once and scores it; rejected samples keep their scores too."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +26,19 @@ SCORE_SCHEMA = pa.schema(
         pa.field("similarity", pa.float32(), nullable=False),
     ]
 )
-"""Sizes are of the image as fetched, pixels; `pixel_hash` is BLAKE2b-128 of size and RGB values; similarity is a cosine."""
+"""Columns of a score file, a row for each sample that can be decoded.
+
+Sizes are of the image as fetched, pixels; `pixel_hash` is BLAKE2b-128 of size and RGB values; similarity is a cosine.
+"""
+UNDECODABLE = "undecodable"
+"""Reason for a sample without scores."""
 
 
 class _Sample(NamedTuple):
+    """A decoded image."""
+
     row: int
+    """Row of the image shard."""
     image: Image.Image
     pixel_hash: str
 
@@ -47,28 +56,32 @@ class Worker:
         """Write a row of scores for every sample that can be decoded."""
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples, errors = _decode_all(shard)
+        similarities = self._similarities(shard, samples)
+        scores: list[dict[str, Any]] = []
+        for sample, similarity in zip(samples, similarities, strict=True):
+            scores.append(_scores(shard, sample, similarity))
+        file = f"{unit.id}.parquet"
+        pq.write_table(pa.Table.from_pylist(scores, schema=SCORE_SCHEMA), scratch / file, compression="zstd")
+        verdicts = [OK_VERDICT] * len(shard)
+        for row, error in errors.items():
+            verdicts[row] = Verdict(Status.FAILED, UNDECODABLE, error)
+        return UnitOutput((file,), ledger_table(shard.keys, verdicts))
+
+    def _similarities(self, shard: ImageShard, samples: Sequence[_Sample]) -> list[float]:
+        """Return the cosine of each image with its caption."""
         similarities: list[float] = []
         for batch in batched(samples, self._job.recipe.filter.batch_size):
+            images = [sample.image for sample in batch]
             captions = [shard.captions[sample.row] for sample in batch]
-            similarities += self._teacher.similarities([sample.image for sample in batch], captions)
-        rows = [
-            _scores(shard, sample, similarity)
-            for sample, similarity in zip(samples, similarities, strict=True)
-        ]
-        pq.write_table(
-            pa.Table.from_pylist(rows, schema=SCORE_SCHEMA),
-            scratch / f"{unit.id}.parquet",
-            compression="zstd",
-        )
-        verdicts = [OK_VERDICT] * len(shard.keys)
-        for row, error in errors.items():
-            verdicts[row] = Verdict(Status.FAILED, "undecodable", error)
-        return UnitOutput((f"{unit.id}.parquet",), ledger_table(shard.keys, verdicts))
+            similarities += self._teacher.similarities(images, captions)
+        return similarities
 
 
 def _decode_all(shard: ImageShard) -> tuple[list[_Sample], dict[int, str]]:
-    samples, errors = [], {}
-    for row in range(len(shard.keys)):
+    """Return the shard's decoded images, and the errors of the others by row."""
+    samples: list[_Sample] = []
+    errors: dict[int, str] = {}
+    for row in range(len(shard)):
         try:
             image = decode_rgb(shard.image(row))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -79,7 +92,8 @@ def _decode_all(shard: ImageShard) -> tuple[list[_Sample], dict[int, str]]:
     return samples, errors
 
 
-def _scores(shard: ImageShard, sample: _Sample, similarity: float) -> dict[str, object]:
+def _scores(shard: ImageShard, sample: _Sample, similarity: float) -> dict[str, Any]:
+    """Return a row of the score file."""
     caption = shard.captions[sample.row]
     width, height = shard.original_sizes[sample.row]
     return {

@@ -1,4 +1,4 @@
-"""Which squares of an image become rows of tokens, and where they lie: arithmetic of the recipe, the image's size and its key.
+"""Chooses the squares of an image that become rows of tokens, from the recipe, the image's size and its key alone.
 
 The same key gives the same squares whatever the order, batch or worker, so that all tables of a sample agree.
 """
@@ -6,7 +6,7 @@ The same key gives the same squares whatever the order, batch or worker, so that
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 from PIL import Image
@@ -14,7 +14,7 @@ from PIL import Image
 from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop, GridCrops, RandomCrops
 
 Fit = Literal["crop", "squash"]
-"""The tokenizer's own: whether it shows an image's centre, or all of it, squeezed."""
+"""Fit of the tokenizer's transform: whether it shows an image's centre, or all of it, squeezed."""
 
 CROP_FIELDS = (
     pa.field("variant", pa.int16(), nullable=False),
@@ -28,7 +28,7 @@ CROP_FIELDS = (
 
 
 class Crop(NamedTuple):
-    """What a row of tokens shows of an image; pixels of the image as stored."""
+    """The part of an image that a row of tokens shows, in pixels of the image as stored."""
 
     left: int
     top: int
@@ -42,16 +42,22 @@ class View(NamedTuple):
 
     picture: Image.Image
     crops: tuple[Crop, ...]
-    """One, or two where the part is taken mirrored too."""
+    """One crop, or two where the part is taken mirrored too."""
 
 
 def views(picture: Image.Image, crops: Sequence[AnyCrops], key: bytes, fit: Fit = "crop") -> Iterator[View]:
     """Yield the parts of a picture in order of variant."""
     for config in crops:
-        for box in _boxes(config, picture.size, key, fit):
-            # The centre is cut by the transform itself, after resizing: whole images then have the codes that they always had.
-            part = picture if isinstance(config, CenterCrop) else picture.crop(_corners(box))
-            yield View(part, (box, box._replace(flipped=True)) if config.flip else (box,))
+        for crop in _crops(config, picture.size, key, fit):
+            if isinstance(config, CenterCrop):
+                # The transform itself cuts the centre, after resizing: so whole images keep the codes they always had.
+                part = picture
+            else:
+                part = picture.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+            if config.flip:
+                yield View(part, (crop, crop._replace(flipped=True)))
+            else:
+                yield View(part, (crop,))
 
 
 def first_view(picture: Image.Image, crops: Sequence[AnyCrops], key: bytes) -> Image.Image:
@@ -59,53 +65,62 @@ def first_view(picture: Image.Image, crops: Sequence[AnyCrops], key: bytes) -> I
     return next(views(picture, crops, key)).picture
 
 
-def _boxes(config: AnyCrops, size: tuple[int, int], key: bytes, fit: Fit) -> Iterator[Crop]:
-    width, height = size
-    shorter = min(size)
+def _crops(config: AnyCrops, size: tuple[int, int], key: bytes, fit: Fit) -> Iterator[Crop]:
     if isinstance(config, CenterCrop):
-        yield (
-            Crop(0, 0, width, height)
-            if fit == "squash"
-            else Crop((width - shorter) // 2, (height - shorter) // 2, shorter, shorter)
-        )
+        yield _center_crop(size, fit)
     elif isinstance(config, GridCrops):
-        side = max(1, round(config.scale * shorter))
-        for row in range(config.rows):
-            for column in range(config.columns):
-                yield Crop(
-                    _spread(column, config.columns, width - side),
-                    _spread(row, config.rows, height - side),
-                    side,
-                    side,
-                )
+        yield from _grid_crops(config, size)
     else:
-        yield from _random(config, size, key)
+        yield from _random_crops(config, size, key)
 
 
-def _spread(place: int, places: int, room: int) -> int:
-    return round(room * place / (places - 1)) if places > 1 else room // 2
+def _center_crop(size: tuple[int, int], fit: Fit) -> Crop:
+    width, height = size
+    if fit == "squash":
+        return Crop(0, 0, width, height)
+    side = min(size)
+    return Crop((width - side) // 2, (height - side) // 2, side, side)
 
 
-def _random(config: RandomCrops, size: tuple[int, int], key: bytes) -> Iterator[Crop]:
-    seed = hashlib.blake2b(key, digest_size=8, salt=config.seed.to_bytes(16, "big", signed=True)).digest()
-    chance = random.Random(int.from_bytes(seed, "big")).random
+def _grid_crops(config: GridCrops, size: tuple[int, int]) -> Iterator[Crop]:
+    width, height = size
+    side = max(1, round(config.scale * min(size)))
+    for row in range(config.rows):
+        top = _spread(row, config.rows, height - side)
+        for column in range(config.columns):
+            left = _spread(column, config.columns, width - side)
+            yield Crop(left, top, side, side)
+
+
+def _spread(index: int, count: int, room: int) -> int:
+    """Return the offset of one of `count` squares that are spread evenly over the room; a single one is centred."""
+    if count == 1:
+        return room // 2
+    return round(room * index / (count - 1))
+
+
+def _random_crops(config: RandomCrops, size: tuple[int, int], key: bytes) -> Iterator[Crop]:
+    width, height = size
+    salt = config.seed.to_bytes(16, "big", signed=True)
+    seed = hashlib.blake2b(key, digest_size=8, salt=salt).digest()
+    generator = random.Random(int.from_bytes(seed, "big"))
     for _ in range(config.number):
-        scale = config.min_scale + (config.max_scale - config.min_scale) * chance()
+        # The order of the draws decides the crops: scale, left, top.
+        scale = config.min_scale + (config.max_scale - config.min_scale) * generator.random()
         side = max(1, round(scale * min(size)))
-        left, top = (int(chance() * (length - side + 1)) for length in size)
+        left = int(generator.random() * (width - side + 1))
+        top = int(generator.random() * (height - side + 1))
         yield Crop(left, top, side, side)
 
 
-def _corners(box: Crop) -> tuple[int, int, int, int]:
-    return box.left, box.top, box.left + box.width, box.top + box.height
-
-
 def crop_columns(crops: Sequence[Sequence[Crop]]) -> dict[str, pa.Array]:
-    """Return `CROP_FIELDS` of samples' crops, a row each."""
-    rows: list[tuple[Any, ...]] = [
-        (variant, *crop) for of_sample in crops for variant, crop in enumerate(of_sample)
-    ]
-    columns = zip(*rows, strict=True) if rows else [()] * len(CROP_FIELDS)
-    return {
-        field.name: pa.array(values, field.type) for field, values in zip(CROP_FIELDS, columns, strict=True)
-    }
+    """Return the columns `CROP_FIELDS` of samples' crops, a row each."""
+    values: list[list[int]] = [[] for _ in CROP_FIELDS]
+    for sample_crops in crops:
+        for variant, crop in enumerate(sample_crops):
+            for column, value in zip(values, (variant, *crop), strict=True):
+                column.append(value)
+    columns: dict[str, pa.Array] = {}
+    for field, column in zip(CROP_FIELDS, values, strict=True):
+        columns[field.name] = pa.array(column, field.type)
+    return columns

@@ -1,7 +1,7 @@
-"""Download: a range of a URL table to one image shard; or take over a shard that img2dataset wrote.
+"""Downloads a range of a URL table to one image shard, or takes over a shard that img2dataset wrote.
 
-Fetches run concurrently, images are checked and resized one at a time as they arrive, and rows are written in
-the table's order.
+Fetches run concurrently, images are checked and resized one at a time as they arrive, and rows are written in the
+table's order.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -54,12 +54,20 @@ from dualtoken.pipelines.images.url_table import UrlTable, url_table
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
 
 
+class _SpoolPlace(NamedTuple):
+    """Position of an encoded image in the spool, bytes."""
+
+    offset: int
+    size: int
+
+
 class _Outcome(NamedTuple):
+    """Result of one input row."""
+
     row: ShardRow
-    place: tuple[int, int] | None
-    """Offset and size of the image in the spool."""
-    fetched: int
-    """Bytes."""
+    place: _SpoolPlace | None = None
+    """Place of the image; None where there is none."""
+    bytes_fetched: int = 0
 
 
 class Worker:
@@ -67,11 +75,14 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         assert job.corpus is not None, "download needs a corpus"
-        self._job, self._corpus, self._config = job, job.corpus, job.recipe.download
+        self._job = job
+        self._corpus = job.corpus
+        self._config = job.recipe.download
         self._source = job.recipe.corpora[job.corpus].source
         self._is_scenes = isinstance(self._source, ScenesSource)
         self._tombstones = Tombstones()
         self._base_url = ""
+        """Prefix of the URLs: that of this process's own server, where the images are generated scenes."""
         self._limits = FetchLimits(
             max_bytes=self._config.max_bytes,
             deadline_seconds=self._config.deadline_seconds,
@@ -87,35 +98,38 @@ class Worker:
 
     @cached_property
     def _table(self) -> UrlTable:
-        return url_table(
-            self._job.recipe, self._corpus, self._job.input("scenes").url if self._is_scenes else None
-        )
+        scenes_folder = self._job.input("scenes").url if self._is_scenes else None
+        return url_table(self._job.recipe, self._corpus, scenes_folder)
+
+    @cached_property
+    def _source_shards(self) -> list[SourceShard]:
+        assert isinstance(self._source, ShardsSource)
+        return find_shards(self._source.folder)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write the unit's three files."""
         self._tombstones = read_tombstones(Store(self._job.recipe.root), self._corpus)
         if isinstance(self._source, ShardsSource):
-            return self._take_over(unit, scratch)
+            return self._take_over(unit, scratch, Store(self._source.folder))
+        return self._fetch(unit, scratch)
+
+    def _fetch(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Fetch the unit's rows of the URL table, and write the shard in their order."""
         prepare = self._prepare  # Before the first request's clock runs, since it takes seconds to import.
-        start, first = time.monotonic(), int(unit.id) * self._config.rows_per_shard
+        started = time.monotonic()
+        first = int(unit.id) * self._config.rows_per_shard
         rows = self._table.rows(first, unit.rows)
-        kept = rows.drop_columns(["url", "caption"])
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
             outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
+            shard_rows = [outcome.row for outcome in outcomes]
             if not self._config.accept_dead_units:
-                _check_any_answered([outcome.row for outcome in outcomes])
-            with ImageShardWriter(scratch, unit.id, self._config.encode_format, kept.schema) as writer:
-                for outcome, columns in zip(
-                    outcomes, kept.to_pylist() if kept.num_columns else [{}] * unit.rows, strict=True
-                ):
-                    carried = blank_row(kept.schema) if outcome.row.reason == FORGOTTEN else columns
-                    writer.write(outcome.row, _read(spool, outcome.place), carried)
+                _check_any_answered(shard_rows)
+            self._write_shard(scratch, unit.id, outcomes, rows.drop_columns(["url", "caption"]), spool)
         facts = {
-            "bytes_fetched": sum(outcome.fetched for outcome in outcomes),
-            "seconds": round(time.monotonic() - start, 3),
+            "bytes_fetched": sum(outcome.bytes_fetched for outcome in outcomes),
+            "seconds": round(time.monotonic() - started, 3),
         }
-        ledger = _ledger([outcome.row for outcome in outcomes])
-        return UnitOutput(shard_files(unit.id), ledger, facts)
+        return UnitOutput(shard_files(unit.id), _ledger(shard_rows), facts)
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -127,13 +141,32 @@ class Worker:
             self._base_url = f"{server}/"
             yield
 
+    def _write_shard(
+        self, folder: Path, shard: str, outcomes: Sequence[_Outcome], kept: pa.Table, spool: IO[bytes]
+    ) -> None:
+        """Write a shard's files from the outcomes and the kept columns, both in the table's order."""
+        # Without columns, Arrow gives no rows either.
+        kept_rows = kept.to_pylist() if kept.num_columns else [{}] * len(outcomes)
+        with ImageShardWriter(folder, shard, self._config.encode_format, kept.schema) as writer:
+            for outcome, kept_row in zip(outcomes, kept_rows, strict=True):
+                image = _read(spool, outcome.place)
+                if outcome.row.reason == FORGOTTEN:
+                    writer.write(outcome.row, image, blank_row(kept.schema))
+                else:
+                    writer.write(outcome.row, image, kept_row)
+
     async def _fetch_all(
         self, rows: pa.Table, first: int, prepare: ImagePreparer, spool: IO[bytes]
     ) -> list[_Outcome]:
-        """Fetch and resize all rows; memory holds the bodies of the requests under way, the spool what came of them."""
-        inputs = list(zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True))
-        outcomes: list[_Outcome | None] = [None] * len(inputs)
-        waiting = iter(range(len(inputs)))
+        """Fetch and resize all rows, and return their outcomes in order; encoded images go to the spool.
+
+        Memory holds only the bodies of the requests under way. Each of `concurrency` tasks takes the next row that
+        waits; one thread resizes, one image at a time.
+        """
+        urls = rows["url"].to_pylist()
+        captions = rows["caption"].to_pylist()
+        outcomes: list[_Outcome | None] = [None] * len(urls)
+        waiting = iter(range(len(urls)))
         with ThreadPoolExecutor(1, thread_name_prefix="resize") as thread:
 
             async def resize(body: bytes) -> Prepared | Rejected:
@@ -141,92 +174,92 @@ class Worker:
 
             async with Fetcher(self._limits) as fetcher, asyncio.TaskGroup() as group:
 
-                async def drain() -> None:
+                async def fetch_rows() -> None:
                     for index in waiting:
-                        url, caption = inputs[index]
-                        row = ShardRow(url, caption, sample_key(self._corpus, first + index), SUCCESS)
-                        outcomes[index] = await self._process_row(fetcher, resize, row, spool)
+                        key = sample_key(self._corpus, first + index)
+                        row = ShardRow(urls[index], captions[index], key, SUCCESS)
+                        outcomes[index] = await self._fetch_row(fetcher, resize, row, spool)
 
-                for _ in range(min(self._config.concurrency, len(inputs))):
-                    group.create_task(drain())
-        done = [outcome for outcome in outcomes if outcome is not None]
-        assert len(done) == len(inputs), "a row without an outcome"
-        return done
+                for _ in range(min(self._config.concurrency, len(urls))):
+                    group.create_task(fetch_rows())
+        finished = [outcome for outcome in outcomes if outcome is not None]
+        assert len(finished) == len(urls), "a row without an outcome"
+        return finished
 
-    async def _process_row(
+    async def _fetch_row(
         self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]
     ) -> _Outcome:
+        """Fetch and resize one row, unless it is forgotten or has no URL."""
         if self._tombstones.match(row.sample_key, row.url):
-            return _Outcome(_forgotten(row.sample_key), None, 0)
+            return _Outcome(_forgotten(row.sample_key))
         if row.url is None or not row.url.strip():
-            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, FetchReason.BAD_URL, "no URL"), None, 0)
+            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, FetchReason.BAD_URL, "no URL"))
         fetched = await fetcher.fetch(self._base_url + row.url)
         if isinstance(fetched, FetchFailed):
-            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, fetched.reason, fetched.detail), None, 0)
+            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, fetched.reason, fetched.detail))
         prepared = await resize(fetched.body)
+        num_bytes = len(fetched.body)
         row = row._replace(sha256=hashlib.sha256(fetched.body).hexdigest())
         if isinstance(prepared, Rejected):
-            detail = (
-                f"{prepared.detail}; {fetched.content_type}"
-                if prepared.reason == ImageReason.NOT_AN_IMAGE
-                else prepared.detail
-            )
-            return _Outcome(_failed(row, FAILED_TO_RESIZE, prepared.reason, detail), None, len(fetched.body))
-        offset = spool.tell()
+            detail = prepared.detail
+            if prepared.reason == ImageReason.NOT_AN_IMAGE:
+                detail = f"{detail}; {fetched.content_type}"
+            failed = _failed(row, FAILED_TO_RESIZE, prepared.reason, detail)
+            return _Outcome(failed, bytes_fetched=num_bytes)
+        # No other task runs between these two, since neither waits.
+        place = _SpoolPlace(spool.tell(), len(prepared.image))
         spool.write(prepared.image)
-        return _Outcome(row._replace(**_sizes(prepared)), (offset, len(prepared.image)), len(fetched.body))
+        return _Outcome(_with_sizes(row, prepared), place, num_bytes)
 
-    @cached_property
-    def _shards(self) -> list[SourceShard]:
-        assert isinstance(self._source, ShardsSource)
-        return find_shards(self._source.folder)
-
-    def _take_over(self, unit: Unit, scratch: Path) -> UnitOutput:
+    def _take_over(self, unit: Unit, scratch: Path, source: Store) -> UnitOutput:
         """Take an existing shard over as it is, once its tar has all images that its table promises."""
-        assert isinstance(self._source, ShardsSource)
-        start, shard, store = time.monotonic(), self._shards[int(unit.id)], Store(self._source.folder)
-        tar, parquet = (
-            store.local_copy(f"{shard.name}.{suffix}", scratch / "source") for suffix in ("tar", "parquet")
-        )
-        names = shard_files(unit.id)
-        # Not a copy: what commits this unit reads through the link.
-        (scratch / names[0]).symlink_to(tar.resolve())
+        started = time.monotonic()
+        shard = self._source_shards[int(unit.id)]
+        tar = source.local_copy(f"{shard.name}.tar", scratch / "source")
+        parquet = source.local_copy(f"{shard.name}.parquet", scratch / "source")
         table = read_metadata(parquet)
-        keys = [sample_key(self._corpus, shard.first_row + row) for row in range(table.num_rows)]
         with ImageShard(tar, parquet, self._corpus, shard.first_row) as images:
-            damaged = self._damaged(images)
-        rows = [
-            _adopted(row, key, damaged.get(row["key"]))
-            for row, key in zip(table.to_pylist(), keys, strict=True)
-        ]
-        for name in ("caption", "status", "error_message", "sample_key", "reason"):
-            field = ShardRow._fields.index(name)
-            column = pa.array([row[field] for row in rows], _type_of(name))
-            place = table.schema.get_field_index(name)
-            table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
-        write_metadata(scratch, unit.id, table)
-        urls = [row.url for row in rows]
-        if gone := frozenset(
-            key for key, url in zip(keys, urls, strict=True) if self._tombstones.match(key, url)
-        ):
-            (scratch / names[0]).unlink()
-            drop_samples(tar, table, gone, scratch, unit.id)
-            rows = [_forgotten(row.sample_key) if row.sample_key in gone else row for row in rows]
-        facts = {"bytes_fetched": tar.stat().st_size, "seconds": round(time.monotonic() - start, 3)}
-        return UnitOutput(names, _ledger(rows), facts)
+            damaged = self._damaged_images(images)
+        rows: list[ShardRow] = []
+        for number, row in enumerate(table.to_pylist()):
+            key = sample_key(self._corpus, shard.first_row + number)
+            rows.append(_adopted(row, key, damaged.get(row["key"])))
+        table = _with_verdicts(table, rows)
+        files = shard_files(unit.id)
+        forgotten = self._forgotten_keys(rows)
+        if forgotten:
+            drop_samples(tar, table, forgotten, scratch, unit.id)
+            rows = [_forgotten(row.sample_key) if row.sample_key in forgotten else row for row in rows]
+        else:
+            # Not a copy: what commits this unit reads through the link.
+            (scratch / files[0]).symlink_to(tar.resolve())
+            write_metadata(scratch, unit.id, table)
+        facts = {
+            "bytes_fetched": tar.stat().st_size,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return UnitOutput(files, _ledger(rows), facts)
 
-    def _damaged(self, images: ImageShard) -> dict[str, Rejected]:
-        checked = zip(images.metadata["key"].to_pylist(), map(images.image, range(len(images))), strict=True)
-        verdicts = {key: check_image(image, self._config) for key, image in checked}
-        return {key: verdict for key, verdict in verdicts.items() if isinstance(verdict, Rejected)}
+    def _damaged_images(self, images: ImageShard) -> dict[str, Rejected]:
+        """Return why images of a shard are damaged, by their rows' keys."""
+        damaged: dict[str, Rejected] = {}
+        for row, key in enumerate(images.metadata["key"].to_pylist()):
+            checked = check_image(images.image(row), self._config)
+            if isinstance(checked, Rejected):
+                damaged[key] = checked
+        return damaged
+
+    def _forgotten_keys(self, rows: Sequence[ShardRow]) -> frozenset[bytes]:
+        return frozenset(row.sample_key for row in rows if self._tombstones.match(row.sample_key, row.url))
 
 
 def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     """Raise ConnectionError where each URL that was asked for failed for what may pass: a receipt would make it final."""
     asked = [row for row in rows if row.reason not in WITHOUT_A_NETWORK | {FORGOTTEN}]
-    if not asked or any(row.reason not in MAY_PASS for row in asked):
+    reasons = Counter(row.reason for row in asked)
+    if not asked or not MAY_PASS.issuperset(reasons):
         return
-    (reason, count), *_ = Counter(row.reason for row in asked).most_common(1)
+    ((reason, count),) = reasons.most_common(1)
     example = next(row for row in asked if row.reason == reason)
     raise ConnectionError(
         f"none of {len(asked)} URLs gave an answer, {count} for {reason}, such as {example.url} ({example.error_message}): "
@@ -234,25 +267,30 @@ def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     )
 
 
-def _type_of(name: str) -> pa.DataType:
-    return SHARD_SCHEMA.field(name).type
-
-
-def _adopted(source: dict[str, Any], key: bytes, damage: Rejected | None) -> ShardRow:
+def _adopted(source: Mapping[str, Any], key: bytes, damage: Rejected | None) -> ShardRow:
+    """Return the row of an existing shard's input, with the reason of a failure."""
     row = ShardRow(
-        source.get("url"),
-        source.get("caption") or "",
-        key,
-        source["status"],
+        url=source.get("url"),
+        caption=source.get("caption") or "",
+        sample_key=key,
+        status=source["status"],
         error_message=source.get("error_message"),
     )
-    if damage:
+    if damage is not None:
         return _failed(row, FAILED_TO_RESIZE, damage.reason, damage.detail)
-    return (
-        row
-        if row.status == SUCCESS
-        else _failed(row, row.status, ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
-    )
+    if row.status == SUCCESS:
+        return row
+    return _failed(row, row.status, ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
+
+
+def _with_verdicts(table: pa.Table, rows: Sequence[ShardRow]) -> pa.Table:
+    """Return an existing shard's table with the columns that taking it over decides; they are added or replaced."""
+    for name in ("caption", "status", "error_message", "sample_key", "reason"):
+        values = [getattr(row, name) for row in rows]
+        column = pa.array(values, SHARD_SCHEMA.field(name).type)
+        index = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
+    return table
 
 
 def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
@@ -260,22 +298,35 @@ def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
 
 
 def _forgotten(key: bytes) -> ShardRow:
-    return ShardRow(None, "", key, FAILED_TO_DOWNLOAD, FORGOTTEN, FORGOTTEN)
+    return ShardRow(
+        url=None,
+        caption="",
+        sample_key=key,
+        status=FAILED_TO_DOWNLOAD,
+        reason=FORGOTTEN,
+        error_message=FORGOTTEN,
+    )
 
 
-def _sizes(prepared: Prepared) -> dict[str, Any]:
-    return {name: value for name, value in prepared._asdict().items() if name != "image"}
+def _with_sizes(row: ShardRow, prepared: Prepared) -> ShardRow:
+    return row._replace(
+        width=prepared.width,
+        height=prepared.height,
+        original_width=prepared.original_width,
+        original_height=prepared.original_height,
+    )
 
 
-def _read(spool: IO[bytes], place: tuple[int, int] | None) -> bytes | None:
+def _read(spool: IO[bytes], place: _SpoolPlace | None) -> bytes | None:
     if place is None:
         return None
-    spool.seek(place[0])
-    return spool.read(place[1])
+    spool.seek(place.offset)
+    return spool.read(place.size)
 
 
 def _ledger(rows: Sequence[ShardRow]) -> pa.Table:
-    return ledger_table([row.sample_key for row in rows], map(_verdict, rows))
+    keys = [row.sample_key for row in rows]
+    return ledger_table(keys, map(_verdict, rows))
 
 
 def _verdict(row: ShardRow) -> Verdict:

@@ -1,7 +1,7 @@
-"""Looks at fetched bytes before they are resized: whether they are an image, of a sane size, whole to the last byte.
+"""Checks and resizes fetched images: whether the bytes are an image, of a sane size, whole to the last byte.
 
-img2dataset's resizer is used as it is; these checks are for what it does not tell: images cut short (OpenCV
-before 4.14 decodes them without a complaint), and images too large to decode.
+img2dataset's resizer is used as it is. The checks are for what it does not tell: images cut short (OpenCV before 4.14
+decodes them without a complaint), and images too large to decode.
 """
 
 import io
@@ -25,23 +25,25 @@ from dualtoken.pipelines.config.download import DownloadConfig
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _PNG_DEPTH = 24
 """Offset of the bit depth in a PNG's header."""
+_RIFF_HEADER = 8
+"""Bytes of a RIFF file, such as a WebP, before those that its length counts."""
 
 
 class ImageReason(StrEnum):
     """Why a fetched body gave no image; with the reasons of `infra.fetch`, a closed list."""
 
     NOT_AN_IMAGE = "not_an_image"
-    """Such as a page of HTML, or a format that is none of JPEG, PNG, WebP and GIF."""
+    """Body of another kind: a page of HTML, or a format that is none of JPEG, PNG, WebP and GIF."""
     TOO_MANY_PIXELS = "too_many_pixels"
     TRUNCATED_IMAGE = "truncated_image"
     BROKEN_IMAGE = "broken_image"
     RESIZE_FAILED = "resize_failed"
     FAILED_IN_SOURCE = "failed_in_source"
-    """An existing shard's own record says that this row failed."""
+    """Row that an existing shard records as failed."""
 
 
 class Rejected(NamedTuple):
-    """No image, and why."""
+    """Why a body gave no image."""
 
     reason: str
     detail: str
@@ -58,12 +60,14 @@ class Prepared(NamedTuple):
 
 
 class ImagePreparer:
-    """Checks and resizes; one image at a time per process, since the resizer redirects the process's output."""
+    """Checks and resizes images.
+
+    One image at a time per process: the resizer redirects the process's output, and the check lifts Pillow's limit.
+    """
 
     def __init__(self, config: DownloadConfig) -> None:
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = (
-            "1"  # Read on import, which else asks a server for the latest version.
-        )
+        # Read on import, which else asks a server for the latest version.
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from img2dataset.resizer import Resizer  # noqa: PLC0415  (takes seconds)
@@ -78,12 +82,12 @@ class ImagePreparer:
 
     def __call__(self, body: bytes) -> Prepared | Rejected:
         """Return the image, resized and encoded again, or why there is none."""
-        sound = check_image(body, self._config)
-        if isinstance(sound, Rejected):
-            return sound
+        checked = check_image(body, self._config)
+        if isinstance(checked, Rejected):
+            return checked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # albumentations', of img2dataset's arguments to it
-            image, width, height, original_width, original_height, error = self._resize(io.BytesIO(sound))
+            image, width, height, original_width, original_height, error = self._resize(io.BytesIO(checked))
         if error is not None:
             return Rejected(ImageReason.RESIZE_FAILED, " ".join(error.split())[:200])
         return Prepared(image, width, height, original_width, original_height)
@@ -108,21 +112,21 @@ def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
 
 def _is_short_riff(body: bytes) -> bool:
     """Tell whether a WebP ends before the length in its header: Pillow's error does not tell that from damage."""
-    return body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + 8
+    return body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + _RIFF_HEADER
 
 
 def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | None:
+    """Return the detail of a rejection where the image, or what the resizer makes of it, is over `max_pixels`."""
     pixels = width * height
     shorter, longer = sorted((width, height))
-    enlarged = (
-        config.resize_mode in {"keep_ratio", "center_crop"}
-        and not config.resize_only_if_bigger
-        and shorter < config.image_size
-    )
-    if enlarged and shorter:
+    may_enlarge = config.resize_mode in {"keep_ratio", "center_crop"} and not config.resize_only_if_bigger
+    if may_enlarge and 0 < shorter < config.image_size:
         # A line one pixel wide grows to image_size before it is cropped.
-        pixels = max(pixels, config.image_size**2 * longer // shorter)
-    return f"{width} x {height}, max_pixels={config.max_pixels}" if pixels > config.max_pixels else None
+        enlarged_pixels = config.image_size**2 * longer // shorter
+        pixels = max(pixels, enlarged_pixels)
+    if pixels > config.max_pixels:
+        return f"{width} x {height}, max_pixels={config.max_pixels}"
+    return None
 
 
 def _readable_by_opencv(image: Image.Image, body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads samples for the stages after the filter: an image shard, and which of its rows were kept."""
+"""Reads samples for the stages after the filter: an image shard, and the rows of it that were kept."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ Item = TypeVar("Item")
 
 def open_image_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
     """Open an image shard by name, copied to scratch unless it is local; raises `UserError` where it is gone."""
-    tar, parquet = f"{shard}.tar", f"{shard}.parquet"
+    tar = f"{shard}.tar"
+    parquet = f"{shard}.parquet"
     with finished_files(store, tar, parquet):
         return ImageShard(store.local_copy(tar, scratch), store.local_copy(parquet, scratch))
 
@@ -36,16 +37,16 @@ class KeptSample(NamedTuple):
     """One sample that the filter kept."""
 
     row: int
-    """Its place in the image shard."""
+    """Row of the image shard."""
     key: bytes
 
 
 def kept_samples(shard: ImageShard, decision: pa.Table) -> list[KeptSample]:
     """Match a decision's kept keys to the rows of an image shard, in the shard's order."""
-    kept = set(decision.filter(decision["keep"])["key"].to_pylist())
-    rows = [KeptSample(row, key) for row, key in enumerate(shard.keys) if key in kept]
-    assert len(rows) == len(kept), "the decision names samples that the shard lacks"
-    return rows
+    kept_keys = set(decision.filter(decision["keep"])["key"].to_pylist())
+    samples = [KeptSample(row, key) for row, key in enumerate(shard.keys) if key in kept_keys]
+    assert len(samples) == len(kept_keys), "the decision names samples that the shard lacks"
+    return samples
 
 
 def decode_rgb(data: bytes) -> Image.Image:

@@ -1,10 +1,10 @@
-"""What is said of a scene: the attribute words, the caption grammar and the questions.
+"""Words of the generated scenes: attribute names, the caption grammar, and questions with answers.
 
 Every caption gives size, colour, shape and place of both objects, in at most 26 words; wording and order vary.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -31,7 +31,7 @@ _SENTENCES = (
 
 
 class Described(Protocol):
-    """An object as far as words go."""
+    """The attributes of an object that captions and questions name."""
 
     @property
     def shape(self) -> str:
@@ -55,70 +55,114 @@ class Described(Protocol):
 
 
 class _Choices:
-    """Digits of a random word, in mixed radix."""
+    """Choices that one random word makes: its digits in mixed radix."""
 
     def __init__(self, word: int) -> None:
         self._word = word
 
     def below(self, stop: int) -> int:
+        """Return the next number in [0, stop)."""
         self._word, digit = divmod(self._word, stop)
         return digit
 
     def among(self, options: Sequence[str]) -> str:
+        """Return one of the options."""
         return options[self.below(len(options))]
 
 
-def _noun(thing: Described, form: str, size: str) -> str:
-    return form.format(size=size, colour=thing.colour, shape=thing.shape)
+class Question(NamedTuple):
+    """A question about a scene."""
+
+    kind: str
+    """Subject: shape, colour, size, place, count or dots."""
+    text: str
+    """Wording, without the question mark."""
+    answer: str
+
+
+def _noun(described: Described, form: str, size_word: str) -> str:
+    return form.format(size=size_word, colour=described.colour, shape=described.shape)
 
 
 def canonical_phrase(objects: Sequence[Described]) -> str:
-    """Say: a small red circle at the top left and a large blue square at the bottom right."""
-    a, b = (_noun(thing, _NOUNS[0], thing.size) for thing in objects)
-    in_a, in_b = (_PLACES[0].format(quadrant=thing.quadrant) for thing in objects)
-    return _SENTENCES[0].format(a=a, b=b, in_a=in_a, in_b=in_b)
+    """Return the fixed phrasing: a small red circle at the top left and a large blue square at the bottom right."""
+    first, second = objects
+    return _SENTENCES[0].format(
+        a=_noun(first, _NOUNS[0], first.size),
+        b=_noun(second, _NOUNS[0], second.size),
+        in_a=_PLACES[0].format(quadrant=first.quadrant),
+        in_b=_PLACES[0].format(quadrant=second.quadrant),
+    )
 
 
 def compose(objects: Sequence[Described], wording: int) -> str:
-    """Say a scene in the phrasing that 64 random bits choose; half are canonical, in either order of objects."""
+    """Describe a scene in the phrasing that 64 random bits choose; half are canonical, in either order of objects."""
+    # The order of the choices decides the caption.
     choices = _Choices(wording)
     if choices.below(2):
         objects = objects[::-1]
     if not choices.below(2):
         return canonical_phrase(objects)
-    place, sentence = choices.among(_PLACES), choices.among(_SENTENCES)
+    place = choices.among(_PLACES)
+    sentence = choices.among(_SENTENCES)
+    first, second = objects
+    return sentence.format(
+        a=_varied_noun(first, choices),
+        b=_varied_noun(second, choices),
+        in_a=place.format(quadrant=first.quadrant),
+        in_b=place.format(quadrant=second.quadrant),
+    )
+
+
+def _varied_noun(described: Described, choices: _Choices) -> str:
     # Half of the nouns have the plain form, so that the longer ones stay the exception.
-    nouns = [
-        _noun(thing, _NOUNS[max(0, choices.below(6) - 3)], choices.among(_SIZE_WORDS[thing.size]))
-        for thing in objects
-    ]
-    in_a, in_b = (place.format(quadrant=thing.quadrant) for thing in objects)
-    return sentence.format(a=nouns[0], b=nouns[1], in_a=in_a, in_b=in_b)
+    form = _NOUNS[max(0, choices.below(6) - 3)]
+    return _noun(described, form, choices.among(_SIZE_WORDS[described.size]))
 
 
 def questions_about(objects: Sequence[Described], num_dots: int, wording: int) -> list[dict[str, str]]:
-    """Ask about each object by its place, then for places, counts and the dots; answers are a few words each."""
-    pairs: list[tuple[str, str, str]] = []
-    for thing in objects:
-        pairs += [
-            ("shape", f"what shape is at the {thing.quadrant}", thing.shape),
-            ("colour", f"what colour is the {thing.shape} at the {thing.quadrant}", thing.colour),
-            ("size", f"what size is the {thing.shape} at the {thing.quadrant}", thing.size),
-        ]
-    names = [_noun(thing, "{size} {colour} {shape}", thing.size) for thing in objects]
-    if names[0] != names[1]:
-        pairs += [
-            ("place", f"where is the {name}", thing.quadrant)
-            for name, thing in zip(names, objects, strict=True)
-        ]
-    choices = _Choices(wording)
-    for values, asked, seen in (
-        (COLOURS, "how many {} objects are there", [thing.colour for thing in objects]),
-        (SIZES, "how many {} objects are there", [thing.size for thing in objects]),
-        (SHAPES, "how many objects are a {}", [thing.shape for thing in objects]),
+    """Ask about each object by its quadrant, then for places, counts and the dots; answers are a few words each."""
+    asked = [
+        *_attribute_questions(objects),
+        *_place_questions(objects),
+        *_count_questions(objects, _Choices(wording)),
+        Question("dots", "how many dots are there", _NUMBERS[num_dots]),
+    ]
+    return [{"kind": kind, "question": f"{text}?", "answer": answer} for kind, text, answer in asked]
+
+
+def _attribute_questions(objects: Sequence[Described]) -> Iterator[Question]:
+    for described in objects:
+        shape = described.shape
+        quadrant = described.quadrant
+        yield Question("shape", f"what shape is at the {quadrant}", shape)
+        yield Question("colour", f"what colour is the {shape} at the {quadrant}", described.colour)
+        yield Question("size", f"what size is the {shape} at the {quadrant}", described.size)
+
+
+def _place_questions(objects: Sequence[Described]) -> Iterator[Question]:
+    """Ask where each object is, unless both would be asked for by the same words."""
+    names = [_noun(described, "{size} {colour} {shape}", described.size) for described in objects]
+    if names[0] == names[1]:
+        return
+    for name, described in zip(names, objects, strict=True):
+        yield Question("place", f"where is the {name}", described.quadrant)
+
+
+def _count_questions(objects: Sequence[Described], choices: _Choices) -> Iterator[Question]:
+    first, second = objects
+    # The order of the rows decides the choices.
+    for values, form, present in (
+        (COLOURS, "how many {} objects are there", (first.colour, second.colour)),
+        (SIZES, "how many {} objects are there", (first.size, second.size)),
+        (SHAPES, "how many objects are a {}", (first.shape, second.shape)),
     ):
-        # Half the time about a value that is there, else most counts would be zero.
-        value = seen[choices.below(2)] if choices.below(2) else choices.among(values)
-        pairs.append(("count", asked.format(value), _NUMBERS[seen.count(value)]))
-    pairs.append(("dots", "how many dots are there", _NUMBERS[num_dots]))
-    return [{"kind": kind, "question": f"{question}?", "answer": answer} for kind, question, answer in pairs]
+        value = _counted_value(values, present, choices)
+        yield Question("count", form.format(value), _NUMBERS[present.count(value)])
+
+
+def _counted_value(values: Sequence[str], present: Sequence[str], choices: _Choices) -> str:
+    """Choose a value that is there half the time, else any: most counts would be zero otherwise."""
+    if choices.below(2):
+        return choices.among(present)
+    return choices.among(values)

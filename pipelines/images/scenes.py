@@ -1,4 +1,4 @@
-"""Write the generated corpus: a parquet file per unit that is both URL table and image store; and serve it."""
+"""Writes the generated corpus, a Parquet file per unit that is both URL table and image store, and serves it."""
 
 import io
 import json
@@ -25,8 +25,9 @@ SCENES_SCHEMA = pa.schema(
         pa.field("questions", pa.string(), nullable=False),
     ]
 )
-"""`url` is relative to the server's base; `image` is PNG; `description` and `questions` are JSON."""
+"""Columns of a unit: `url` is relative to the server's base; `image` is PNG; `description` and `questions` are JSON."""
 CACHED_UNITS = 8
+"""Units whose images the server keeps in memory."""
 
 
 def scene_url(unit: str, row: int) -> str:
@@ -41,33 +42,41 @@ class Worker:
         assert job.corpus is not None, "scenes need a corpus"
         source = job.recipe.corpora[job.corpus].source
         assert isinstance(source, ScenesSource), f"{job.corpus} is no scenes corpus"
-        self._source, self._corpus = source, job.corpus
+        self._source = source
+        self._corpus = job.corpus
         self._rows_per_shard = job.recipe.download.rows_per_shard
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `<unit>.parquet`."""
         first = int(unit.id) * self._rows_per_shard
-        scenes = [scene(self._source.split, self._source.seed, first + row) for row in range(unit.rows)]
-        name = f"{unit.id}.parquet"
-        pq.write_table(_table(unit.id, scenes), scratch / name)
-        keys = [sample_key(self._corpus, first + row) for row in range(unit.rows)]
-        return UnitOutput((name,), ledger_table(keys, [OK_VERDICT] * unit.rows))
+        scenes: list[Scene] = []
+        keys: list[bytes] = []
+        for index in range(first, first + unit.rows):
+            scenes.append(scene(self._source.split, self._source.seed, index))
+            keys.append(sample_key(self._corpus, index))
+        file = f"{unit.id}.parquet"
+        pq.write_table(_table(unit.id, scenes), scratch / file)
+        return UnitOutput((file,), ledger_table(keys, [OK_VERDICT] * unit.rows))
 
 
 def _table(unit: str, scenes: Sequence[Scene]) -> pa.Table:
-    columns = {
-        "url": [scene_url(unit, row) for row in range(len(scenes))],
-        "caption": [caption(one) for one in scenes],
-        "image": [_png(one) for one in scenes],
-        "description": [json.dumps(describe(one)) for one in scenes],
-        "questions": [json.dumps(questions(one)) for one in scenes],
-    }
-    return pa.table(columns, schema=SCENES_SCHEMA)
+    rows: list[dict[str, str | bytes]] = []
+    for number, drawn in enumerate(scenes):
+        rows.append(
+            {
+                "url": scene_url(unit, number),
+                "caption": caption(drawn),
+                "image": _png(drawn),
+                "description": json.dumps(describe(drawn)),
+                "questions": json.dumps(questions(drawn)),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCENES_SCHEMA)
 
 
-def _png(one: Scene) -> bytes:
+def _png(drawn: Scene) -> bytes:
     stream = io.BytesIO()
-    render(one).save(stream, "PNG", compress_level=1)
+    render(drawn).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
@@ -78,21 +87,25 @@ class SceneImages:
         """Read from a scenes stage's output folder, a path or URL."""
         self._store = Store(folder)
         self._lock = threading.Lock()
-        self._column = lru_cache(maxsize=CACHED_UNITS)(self._load)
+        self._images = lru_cache(maxsize=CACHED_UNITS)(self._read_images)
 
     def __call__(self, path: str) -> bytes | None:
         """Return the PNG at a path such as `00000/0000.png`, or None."""
         name = PurePosixPath(path)
-        unit, row = str(name.parent), name.stem
+        unit = str(name.parent)
+        row = name.stem
         if not (unit.isdecimal() and row.isdecimal() and name.suffix == ".png"):
             return None
         # The lock keeps a burst of first requests from reading one unit many times.
         with self._lock:
-            images = self._column(unit)
-        return images[int(row)].as_py() if images is not None and int(row) < len(images) else None
-
-    def _load(self, unit: str) -> pa.ChunkedArray | None:
-        if not self._store.exists(f"{unit}.parquet"):
+            images = self._images(unit)
+        if images is None or int(row) >= len(images):
             return None
-        with self._store.fs.open(self._store.path(f"{unit}.parquet"), "rb") as file:
-            return pq.read_table(file, columns=["image"])["image"]
+        return images[int(row)].as_py()
+
+    def _read_images(self, unit: str) -> pa.ChunkedArray | None:
+        file = f"{unit}.parquet"
+        if not self._store.exists(file):
+            return None
+        with self._store.fs.open(self._store.path(file), "rb") as stream:
+            return pq.read_table(stream, columns=["image"])["image"]

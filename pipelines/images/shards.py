@@ -1,8 +1,8 @@
-"""Image shards on disk: img2dataset's webdataset layout, written the same way twice, and read wherever it comes from.
+"""Reads and writes image shards on disk, in img2dataset's webdataset layout; the same rows give the same bytes.
 
 A shard is `NNNNN.tar` (members `<key>.<jpg|png|webp>`, `<key>.json`, `<key>.txt`, in the order of the rows),
-`NNNNN.parquet` (a row per input URL, failed ones too) and `NNNNN_stats.json`. Beside img2dataset's columns ours
-are `sample_key` and `reason`; its `duration`, `start_time` and `end_time` are left out, so that bytes repeat.
+`NNNNN.parquet` (a row per input URL, failed ones too) and `NNNNN_stats.json`. The columns `sample_key` and `reason` are
+added to img2dataset's; its `duration`, `start_time` and `end_time` are left out, so that bytes repeat.
 """
 
 import json
@@ -23,9 +23,11 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.ledger import KEY_BYTES, sample_key
 from dualtoken.pipelines.errors import UserError
 
-SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE = "success", "failed_to_download", "failed_to_resize"
+SUCCESS = "success"
+FAILED_TO_DOWNLOAD = "failed_to_download"
+FAILED_TO_RESIZE = "failed_to_resize"
 STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
-"""img2dataset's, of the column `status`."""
+"""Values of the column `status`, img2dataset's own."""
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 SHARD_SCHEMA = pa.schema(
     [
@@ -43,12 +45,12 @@ SHARD_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""Kept columns follow. `sha256` is of the bytes as fetched; `reason` is "" where the status is success."""
+"""Columns of a shard's table; those kept of the source follow. `sha256` is of the bytes as fetched; `reason` is "" where the status is success."""
 SHARD_COLUMNS = frozenset(SHARD_SCHEMA.names)
 
 
 class ShardRow(NamedTuple):
-    """What became of one input."""
+    """Outcome of one input: a row of the shard's table."""
 
     url: str | None
     caption: str
@@ -70,7 +72,9 @@ class ImageShardWriter:
         """Open `<shard>.tar`; `shard` is a number, `suffix` the images' encoding, `kept` the further columns."""
         from webdataset.writer import TarWriter  # noqa: PLC0415  (imports torch, which no reader of shards needs)
 
-        self._folder, self._shard, self._suffix = folder, shard, suffix
+        self._folder = folder
+        self._shard = shard
+        self._suffix = suffix
         self._schema = pa.schema([*SHARD_SCHEMA, *(kept or ())])
         self._rows: list[dict[str, Any]] = []
         self._stream = (folder / f"{shard}.tar").open("wb")
@@ -82,21 +86,17 @@ class ImageShardWriter:
 
     def write(self, row: ShardRow, image: bytes | None, kept: Mapping[str, Any] | None = None) -> None:
         """Add a row, with its encoded image where the status is success."""
-        assert (image is not None) == (row.status == SUCCESS), (
-            f"{row.status} with {'an' if image else 'no'} image"
+        has_image = image is not None
+        assert has_image == (row.status == SUCCESS), f"{row.status} with {'an' if image else 'no'} image"
+        key = f"{self._shard}{len(self._rows):04d}"
+        metadata = {**row._asdict(), "key": key, **(kept or {})}
+        self._rows.append(metadata)
+        if image is None:
+            return
+        text = json.dumps(metadata | {"sample_key": row.sample_key.hex()}, indent=4, default=str)
+        self._tar.write(
+            {"__key__": key, self._suffix: image, "txt": row.caption.encode(), "json": text.encode()}
         )
-        meta = {**row._asdict(), "key": f"{self._shard}{len(self._rows):04d}", **(kept or {})}
-        self._rows.append(meta)
-        if image is not None:
-            text = json.dumps(meta | {"sample_key": row.sample_key.hex()}, indent=4, default=str)
-            self._tar.write(
-                {
-                    "__key__": meta["key"],
-                    self._suffix: image,
-                    "txt": row.caption.encode(),
-                    "json": text.encode(),
-                }
-            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,7 +118,8 @@ def write_metadata(folder: Path, shard: str, table: pa.Table) -> None:
     """Write `<shard>.parquet` and the counts in `<shard>_stats.json`."""
     _, parquet, stats = shard_files(shard)
     pq.write_table(table, folder / parquet, compression="zstd")
-    statuses, reasons = Counter(table["status"].to_pylist()), Counter(table["reason"].to_pylist())
+    statuses = Counter(table["status"].to_pylist())
+    reasons = Counter(table["reason"].to_pylist())
     counts = {
         "count": table.num_rows,
         "successes": statuses[SUCCESS],
@@ -132,35 +133,29 @@ def write_metadata(folder: Path, shard: str, table: pa.Table) -> None:
 class ImageShard:
     """Reads one shard on local disk: its successful rows in the tar's order, and their images at random.
 
-    Reads img2dataset's own output too. Columns of ours that it lacks are made up for: `sample_key` from the
-    corpus and the source row of the shard's first input. Nothing is ever unpickled.
+    Reads img2dataset's own output too, which has no `sample_key`: the keys are made from the corpus and the source row
+    of the shard's first input. Nothing is ever unpickled.
     """
 
     def __init__(self, tar: Path, parquet: Path, corpus: str | None = None, first_row: int = 0) -> None:
         """Index the tar; raises `UserError` naming the file that is damaged or lacks what the other has."""
         self._path = tar
-        places, table = index_tar(tar), read_metadata(parquet)
+        members = index_tar(tar)
+        table = read_metadata(parquet)
         if "sample_key" not in table.column_names:
             assert corpus is not None, f"{parquet} has no sample keys: name the corpus"
-            table = table.append_column(
-                SHARD_SCHEMA.field("sample_key"), _keys(corpus, first_row, table.num_rows)
-            )
-        names, statuses = table["key"].to_pylist(), table["status"].to_pylist()
-        rows = [row for row, status in enumerate(statuses) if status == SUCCESS]
-        if missing := [names[row] for row in rows if names[row] not in places]:
-            raise UserError(
-                f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: it is cut short; fetch it again"
-            )
-        rows.sort(key=lambda row: places[names[row]].offset)
+            sample_keys = _sample_keys(corpus, first_row, table.num_rows)
+            table = table.append_column(SHARD_SCHEMA.field("sample_key"), sample_keys)
+        rows = _rows_in_tar_order(table, members, tar)
         self.metadata = table.take(pa.array(rows, pa.int64()))
-        """The rows of the parquet file that have an image, in the tar's order."""
-        self._places = [places[names[row]] for row in rows]
+        """Rows of the Parquet file that have an image, in the tar's order."""
+        self._members = [members[key] for key in self.metadata["key"].to_pylist()]
         self._descriptor = os.open(tar, os.O_RDONLY)
         self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._places)
+        return len(self._members)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -186,75 +181,104 @@ class ImageShard:
 
     @cached_property
     def original_sizes(self) -> list[tuple[int, int]]:
-        """(width, height) as fetched, in pixels, by row; as stored where the file does not say."""
-        widths = zip(self._column("original_width"), self._column("width"), strict=True)
-        heights = zip(self._column("original_height"), self._column("height"), strict=True)
-        return [
-            (one or other or 0, two or another or 0)
-            for (one, other), (two, another) in zip(widths, heights, strict=True)
-        ]
+        """(width, height) as fetched, in pixels, by row.
+
+        As stored where the file does not say, and 0 where it says neither.
+        """
+        original_widths = self._column("original_width")
+        original_heights = self._column("original_height")
+        stored_widths = self._column("width")
+        stored_heights = self._column("height")
+        sizes: list[tuple[int, int]] = []
+        for row in range(len(self)):
+            width = original_widths[row] or stored_widths[row] or 0
+            height = original_heights[row] or stored_heights[row] or 0
+            sizes.append((width, height))
+        return sizes
 
     def _column(self, name: str) -> list[Any]:
-        return self.metadata[name].to_pylist() if name in self.metadata.column_names else [None] * len(self)
+        if name not in self.metadata.column_names:
+            return [None] * len(self)
+        return self.metadata[name].to_pylist()
 
     def image(self, row: int) -> bytes:
         """Return a row's encoded image; may be called by several threads."""
-        place = self._places[row]
-        data = os.pread(self._descriptor, place.size, place.offset)
-        if len(data) != place.size:
-            raise UserError(f"{self._path} is cut short at {place.offset + len(data)} bytes: fetch it again")
+        member = self._members[row]
+        data = os.pread(self._descriptor, member.size, member.offset)
+        if len(data) != member.size:
+            raise UserError(f"{self._path} is cut short at {member.offset + len(data)} bytes: fetch it again")
         return data
 
 
 class TarMember(NamedTuple):
-    """Where an image's bytes are in a tar."""
+    """Position of an image's bytes in a tar."""
 
     offset: int
     size: int
 
 
+def _rows_in_tar_order(table: pa.Table, members: Mapping[str, TarMember], tar: Path) -> list[int]:
+    """Return the successful rows of a shard's table; raises `UserError` where the tar lacks one's image."""
+    keys = table["key"].to_pylist()
+    rows: list[int] = []
+    missing: list[str] = []
+    for row, status in enumerate(table["status"].to_pylist()):
+        if status != SUCCESS:
+            continue
+        rows.append(row)
+        if keys[row] not in members:
+            missing.append(keys[row])
+    if missing:
+        raise UserError(
+            f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: it is cut short; fetch it again"
+        )
+    rows.sort(key=lambda row: members[keys[row]].offset)
+    return rows
+
+
 def member_key(name: str) -> str:
     """Return the key of a tar's member, with its folder: as webdataset does, it ends at the first dot of the file's name."""
     path = PurePosixPath(name)
-    return str(path.parent / path.name.partition(".")[0])
+    stem, _, _ = path.name.partition(".")
+    return str(path.parent / stem)
 
 
 def index_tar(path: Path) -> dict[str, TarMember]:
-    """Map the keys of a tar's images to their places, from its headers; raises `UserError` where it is damaged."""
-    places: dict[str, TarMember] = {}
+    """Map the keys of a tar's images to their positions, from its headers; raises `UserError` where it is damaged."""
+    members: dict[str, TarMember] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                suffix = PurePosixPath(member.name).name.partition(".")[2]
+                _, _, suffix = PurePosixPath(member.name).name.partition(".")
                 if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
-                    places[member_key(member.name)] = TarMember(member.offset_data, member.size)
+                    members[member_key(member.name)] = TarMember(member.offset_data, member.size)
     except tarfile.TarError as error:
         raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
-    return places
+    return members
 
 
 def read_metadata(path: Path) -> pa.Table:
-    """Read a shard's parquet file; raises `UserError` where it is damaged or not img2dataset's."""
+    """Read a shard's Parquet file; raises `UserError` where it is damaged or not img2dataset's."""
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}): fetch it again"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({reason}): fetch it again") from error
     for name in ("key", "status"):
         if name not in table.column_names:
             raise UserError(
                 f"{path} has no column {name!r}, so it is not img2dataset's: give a folder that img2dataset wrote"
             )
-    if unknown := set(table["status"].to_pylist()) - set(STATUSES):
-        raise UserError(
-            f"{path} has the status {min(map(str, unknown))!r}: give a folder that img2dataset wrote"
-        )
+    unknown_statuses = set(table["status"].to_pylist()) - set(STATUSES)
+    if unknown_statuses:
+        first = min(map(str, unknown_statuses))
+        raise UserError(f"{path} has the status {first!r}: give a folder that img2dataset wrote")
     return table
 
 
-def _keys(corpus: str, first_row: int, rows: int) -> pa.Array:
-    return pa.array([sample_key(corpus, first_row + row) for row in range(rows)], pa.binary(KEY_BYTES))
+def _sample_keys(corpus: str, first_row: int, num_rows: int) -> pa.Array:
+    keys = [sample_key(corpus, row) for row in range(first_row, first_row + num_rows)]
+    return pa.array(keys, pa.binary(KEY_BYTES))
 
 
 class SourceShard(NamedTuple):
@@ -262,15 +286,19 @@ class SourceShard(NamedTuple):
 
     name: str
     first_row: int
-    """Rows of all shards before it."""
+    """Number of rows in all shards before it."""
     rows: int
 
 
 def numbered(files: Iterable[str]) -> list[str]:
-    """Return the names of shards whose NNNNN.parquet is among files, in the order of their numbers."""
+    """Return the names of shards that have their NNNNN.parquet among the files, in the order of their numbers."""
     suffix = ".parquet"
-    names = (file.removesuffix(suffix) for file in files if file.endswith(suffix))
-    return sorted((name for name in names if name.isdecimal()), key=int)
+    names: list[str] = []
+    for file in files:
+        name = file.removesuffix(suffix)
+        if file.endswith(suffix) and name.isdecimal():
+            names.append(name)
+    return sorted(names, key=int)
 
 
 def find_shards(folder: str) -> list[SourceShard]:
@@ -282,7 +310,8 @@ def find_shards(folder: str) -> list[SourceShard]:
         raise UserError(
             f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset"
         )
-    shards, first = [], 0
+    shards: list[SourceShard] = []
+    first_row = 0
     for name in names:
         if f"{name}.tar" not in files:
             raise UserError(
@@ -290,6 +319,6 @@ def find_shards(folder: str) -> list[SourceShard]:
             )
         with store.fs.open(store.path(f"{name}.parquet"), "rb") as file:
             rows = pq.ParquetFile(file).metadata.num_rows
-        shards.append(SourceShard(name, first, rows))
-        first += rows
+        shards.append(SourceShard(name, first_row, rows))
+        first_row += rows
     return shards

@@ -1,4 +1,4 @@
-"""Reads the sources of a download: tables of URLs and captions, by ranges of rows, and how many rows there are.
+"""Reads the sources of a download: tables of URLs and captions, by ranges of rows, and their row counts.
 
 A Parquet table is read by row groups; .csv and .tsv have no index, so they are read whole, once per process.
 Imports pyarrow and fsspec only, so that a plan is made at once.
@@ -27,9 +27,11 @@ SUFFIXES = (".parquet", ".csv", ".tsv")
 
 
 class _Part(NamedTuple):
+    """A part of a table that is read at once: a row group of a Parquet file, or a whole text file."""
+
     file: str
     group: int
-    """Row group in the file."""
+    """Row group in the file; 0 for a text file."""
     rows: int
 
 
@@ -45,24 +47,31 @@ class UrlTable:
         *,
         keys: str = "",
     ) -> None:
-        """Name the files, paths or fsspec URLs; `keys`, such as `corpora.web.source.`, is where a recipe has its own.
+        """Name the files, paths or fsspec URLs.
 
-        Raises `UserError` for a file or column that is not there.
+        `keys` is the prefix of this table's keys in a recipe, such as `corpora.web.source.`, for error messages.
+
+        Raises `UserError` for a file of another kind, or a kept column that the shards have themselves. What is not
+        there, or cannot be read, is told when it is read.
         """
         self._keys = keys
-        self._files, self._keep = tuple(files), tuple(keep_columns)
-        self._url, self._caption = url_column, caption_column
+        self._files = tuple(files)
+        self._url_column = url_column
+        self._caption_column = caption_column
+        self._keep_columns = tuple(keep_columns)
         for file in self._files:
             if not file.lower().endswith(SUFFIXES):
                 raise UserError(
                     f"{keys}table={file!r} is none of {', '.join(SUFFIXES)}: set it to such a file"
                 )
-        # url and caption under other names would be hidden by ours too.
-        if taken := [name for name in self._keep if name in SHARD_COLUMNS]:
-            raise UserError(
-                f"{keys}keep_columns has {taken[0]!r}, which the shards use themselves: rename it in the table, or leave it out"
-            )
-        self._last: tuple[tuple[str, int], pa.Table] | None = None
+        # A table's columns `url` and `caption` would be hidden too, where it has these two under other names.
+        for name in self._keep_columns:
+            if name in SHARD_COLUMNS:
+                raise UserError(
+                    f"{keys}keep_columns has {name!r}, which the shards use themselves: rename it in the table, or leave it out"
+                )
+        self._last_part: tuple[str, int] | None = None
+        self._last_table: pa.Table | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,25 +83,33 @@ class UrlTable:
 
         A URL may be null; a missing caption is "".
         """
-        wanted, start = [], 0
+        pieces: list[pa.Table] = []
+        part_first = 0
         for part in self._parts:
-            low, high = max(first, start), min(first + count, start + part.rows)
+            low = max(first, part_first)
+            high = min(first + count, part_first + part.rows)
             if low < high:
-                wanted.append(self._read(part).slice(low - start, high - low))
-            start += part.rows
-        table = pa.concat_tables(wanted, promote_options="permissive") if wanted else self._read_empty()
+                pieces.append(self._read(part).slice(low - part_first, high - low))
+            part_first += part.rows
+        if pieces:
+            table = pa.concat_tables(pieces, promote_options="permissive")
+        else:
+            table = pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
         assert table.num_rows == count, f"{table.num_rows} rows from {first} on, of {count}"
         return table
 
     @cached_property
     def _parts(self) -> tuple[_Part, ...]:
-        return tuple(part for file in self._files for part in self._parts_of(file))
+        parts: list[_Part] = []
+        for file in self._files:
+            if _is_parquet(file):
+                parts += self._row_groups(file)
+            else:
+                part = _Part(file, 0, 0)
+                parts.append(part._replace(rows=self._read(part).num_rows))
+        return tuple(parts)
 
-    def _parts_of(self, file: str) -> Iterator[_Part]:
-        if not _is_parquet(file):
-            part = _Part(file, 0, 0)
-            yield part._replace(rows=self._read(part).num_rows)
-            return
+    def _row_groups(self, file: str) -> Iterator[_Part]:
         with self._reading(file) as stream:
             table = pq.ParquetFile(stream)
             self._check_columns(file, table.schema_arrow.names)
@@ -101,33 +118,35 @@ class UrlTable:
 
     def _read(self, part: _Part) -> pa.Table:
         """Read a part; the last one is kept, since units next to each other often share it."""
-        if self._last is None or self._last[0] != (part.file, part.group):
-            table = self._read_group(part) if _is_parquet(part.file) else self._read_csv(part.file)
-            self._last = (part.file, part.group), self._named(part.file, table)
-        return self._last[1]
+        place = (part.file, part.group)
+        if self._last_table is None or self._last_part != place:
+            self._last_table = self._renamed(part.file, self._read_columns(part))
+            self._last_part = place
+        return self._last_table
 
-    def _read_group(self, part: _Part) -> pa.Table:
+    def _read_columns(self, part: _Part) -> pa.Table:
+        if not _is_parquet(part.file):
+            return self._read_text(part.file)
         with self._reading(part.file) as stream:
             return pq.ParquetFile(stream).read_row_group(part.group, columns=list(self._columns))
 
-    def _read_csv(self, file: str) -> pa.Table:
-        parse = csv.ParseOptions(
-            delimiter="\t" if file.lower().endswith(".tsv") else ",", newlines_in_values=True
-        )
+    def _read_text(self, file: str) -> pa.Table:
+        delimiter = "\t" if file.lower().endswith(".tsv") else ","
+        parse_options = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         # One thread: where a file breaks off, others may still read as the process ends, which aborts it.
-        read = csv.ReadOptions(use_threads=False)
+        read_options = csv.ReadOptions(use_threads=False)
         with self._reading(file) as stream:
-            self._check_columns(file, csv.open_csv(stream, read, parse).schema.names)
+            self._check_columns(file, csv.open_csv(stream, read_options, parse_options).schema.names)
         # All as strings: a guessed type would depend on the rows that happen to be there.
-        kinds = csv.ConvertOptions(
+        convert_options = csv.ConvertOptions(
             column_types=dict.fromkeys(self._columns, pa.string()), include_columns=list(self._columns)
         )
         with self._reading(file) as stream:
-            return csv.read_csv(stream, read, parse, kinds)
+            return csv.read_csv(stream, read_options, parse_options, convert_options)
 
     @contextmanager
     def _reading(self, file: str) -> Iterator[Any]:
-        """Open a table's file; what makes it unreadable becomes one line that names it."""
+        """Open a table's file; raises `UserError`, one line that names it, for what makes it unreadable."""
         try:
             fs, path = fsspec.url_to_fs(file)
             stream = fs.open(path, "rb")
@@ -148,44 +167,53 @@ class UrlTable:
                     f"{self._keys}table={file!r} cannot be read: {reason}; give a sound file"
                 ) from error
 
-    def _read_empty(self) -> pa.Table:
-        return pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
-
     @property
     def _columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self._url, self._caption, *self._keep)))
+        """The columns to read, each once."""
+        return tuple(dict.fromkeys((self._url_column, self._caption_column, *self._keep_columns)))
 
     def _check_columns(self, file: str, found: Sequence[str]) -> None:
-        for key, name in (
-            ("url_column", self._url),
-            ("caption_column", self._caption),
-            *(("keep_columns", name) for name in self._keep),
-        ):
-            if name not in found:
-                shown = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
-                raise UserError(
-                    f"{self._keys}{key}={name!r} is no column of {file}, which has {shown}: set it to one of them"
-                )
+        """Raise `UserError` for a column that the file lacks, with the recipe's key that names it."""
+        wanted = [("url_column", self._url_column), ("caption_column", self._caption_column)]
+        wanted += [("keep_columns", name) for name in self._keep_columns]
+        for key, name in wanted:
+            if name in found:
+                continue
+            shown = ", ".join(found[:20])
+            if len(found) > 20:
+                shown += ", ..."
+            raise UserError(
+                f"{self._keys}{key}={name!r} is no column of {file}, which has {shown}: set it to one of them"
+            )
 
-    def _named(self, file: str, table: pa.Table) -> pa.Table:
-        texts = []
-        for key, name in (("url_column", self._url), ("caption_column", self._caption)):
-            kind = table.schema.field(name).type
-            value = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (
-                pa.types.is_string(value)
-                or pa.types.is_large_string(value)
-                or pa.types.is_string_view(value)
-                or pa.types.is_null(value)
-            ):
-                raise UserError(
-                    f"{self._keys}{key}={name!r} of {file} is of type {kind}: set it to a column of text"
-                )
-            texts.append(table[name].cast(pa.string()))
-        named = pa.table({"url": texts[0], "caption": pc.fill_null(texts[1], pa.scalar(""))})
-        for name in self._keep:
-            named = named.append_column(name, table[name])
-        return named
+    def _renamed(self, file: str, table: pa.Table) -> pa.Table:
+        """Return the columns `url` and `caption` as strings, then the kept ones."""
+        urls = self._text_column(file, table, "url_column", self._url_column)
+        captions = self._text_column(file, table, "caption_column", self._caption_column)
+        renamed = pa.table({"url": urls, "caption": pc.fill_null(captions, pa.scalar(""))})
+        for name in self._keep_columns:
+            renamed = renamed.append_column(name, table[name])
+        return renamed
+
+    def _text_column(self, file: str, table: pa.Table, key: str, name: str) -> pa.ChunkedArray:
+        """Return a column as strings; raises `UserError` where it is of another kind."""
+        column_type = table.schema.field(name).type
+        if not _is_text(column_type):
+            raise UserError(
+                f"{self._keys}{key}={name!r} of {file} is of type {column_type}: set it to a column of text"
+            )
+        return table[name].cast(pa.string())
+
+
+def _is_text(column_type: pa.DataType) -> bool:
+    """Tell whether a column holds text, plain or dictionary-encoded, or nothing but nulls."""
+    value_type = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    return (
+        pa.types.is_string(value_type)
+        or pa.types.is_large_string(value_type)
+        or pa.types.is_string_view(value_type)
+        or pa.types.is_null(value_type)
+    )
 
 
 def _is_parquet(file: str) -> bool:
@@ -203,34 +231,37 @@ def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTabl
     assert isinstance(source, ScenesSource), f"{corpus} is not fetched"
     assert scenes_folder is not None, f"{corpus} needs its scenes"
     store = Store(scenes_folder)
-    tables = [_address(store, f"{shard}.parquet") for shard in numbered(name for name, _ in store.files())]
+    shards = numbered(name for name, _ in store.files())
+    tables = [_address(store, f"{shard}.parquet") for shard in shards]
     return UrlTable(tables, keep_columns=("description", "questions"))
 
 
 def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
     """Return the rows of each unit of a corpus's download; existing shards keep their own sizes."""
-    source, size = recipe.corpora[corpus].source, recipe.download.rows_per_shard
+    source = recipe.corpora[corpus].source
     if isinstance(source, ShardsSource):
         return [shard.rows for shard in find_shards(source.folder)]
-    total = (
-        source.num_images if isinstance(source, ScenesSource) else url_table(recipe, corpus, None).num_rows
-    )
+    if isinstance(source, ScenesSource):
+        total = source.num_images
+    else:
+        total = url_table(recipe, corpus, None).num_rows
+    size = recipe.download.rows_per_shard
     return [min(size, total - first) for first in range(0, total, size)]
 
 
 def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """Return what decides a corpus's rows: the columns taken, and the content or sizes of the files."""
+    """Return what decides a corpus's rows, for its fingerprint: the columns taken, and the files' content or sizes."""
     source = recipe.corpora[corpus].source
     identity = source.identity()
-    for place in {"table", "folder"} & identity.keys():
-        del identity[place]  # the content counts, not where it is
+    # The content counts, not where it is.
+    for location in ("table", "folder"):
+        identity.pop(location, None)
     if isinstance(source, UrlsSource):
         identity["content"] = _content(source.table, f"corpora.{corpus}.source.")
     if isinstance(source, ShardsSource):
         store = Store(source.folder)
-        identity["files"] = {
-            name: size for name, size in store.files() if name.endswith((".tar", ".parquet"))
-        }
+        suffixes = (".tar", ".parquet")
+        identity["files"] = {name: size for name, size in store.files() if name.endswith(suffixes)}
     return identity
 
 
@@ -244,10 +275,8 @@ def _content(table: str, keys: str) -> dict[str, Any]:
         stat = Path(store.path(name)).stat()
         return {"sha256": _sha256(store.path(name), stat.st_mtime_ns, stat.st_size)}
     info = store.fs.info(store.path(name))
-    return {
-        "bytes": int(info["size"]),
-        "checksum": str(info.get("ETag") or store.fs.checksum(store.path(name))),
-    }
+    checksum = info.get("ETag") or store.fs.checksum(store.path(name))
+    return {"bytes": int(info["size"]), "checksum": str(checksum)}
 
 
 @lru_cache(maxsize=64)  # a run plans often, and a table may be large
@@ -256,4 +285,8 @@ def _sha256(path: str, _modified: int, _size: int) -> str:
 
 
 def _address(store: Store, name: str) -> str:
-    return store.path(name) if store.is_local else store.fs.unstrip_protocol(store.path(name))
+    """Return a file's path, or its URL where the store is not local."""
+    path = store.path(name)
+    if store.is_local:
+        return path
+    return store.fs.unstrip_protocol(path)

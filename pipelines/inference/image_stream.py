@@ -1,15 +1,16 @@
-"""Reads and decodes one image shard's samples ahead of the encoder, in bounded memory.
+"""Reads and decodes the samples of one image shard ahead of the encoder, in bounded memory.
 
-B samples of a batch, V variants of each, N = B times V, S pixels a side. A task reads, decodes, cuts and resizes a sample and writes
-its levels into the sample's place in the batch, so that of an image nothing larger outlives its decoding.
+Shapes: B samples a batch, V variants (crops and their mirror images) of each, N = B x V, S pixels a side. One task
+reads, decodes, crops and resizes one sample, and writes its levels into the sample's place in the batch. So nothing
+larger than the levels outlives an image's decoding.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
 from threading import Condition
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -19,15 +20,15 @@ from torch import Tensor
 from dualtoken.model.vision.decode import error_text, open_encoded
 from dualtoken.model.vision.transform import Transform
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
+from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.images.crops import Crop, views
 from dualtoken.pipelines.images.samples import KeptSample, batched, decode_rgb
 from dualtoken.pipelines.images.shards import ImageShard
 
-Result = TypeVar("Result")
 BATCHES_AHEAD = 2
-"""Decoded, or being decoded, while one is encoded."""
+"""Batches that are decoded, or being decoded, while one is encoded."""
 PIXELS_AT_ONCE = 2**26
-"""Of all images that a worker's threads are decoding: 200 MB as RGB. A larger image is decoded alone."""
+"""Pixels of all images that a worker's threads decode at a time: 200 MB as RGB. A larger image is decoded alone."""
 
 
 class Undecodable(NamedTuple):
@@ -36,27 +37,35 @@ class Undecodable(NamedTuple):
     detail: str
 
 
+Decoded = tuple[Crop, ...] | Undecodable
+"""Outcome of one sample: its crops in order of variant, or why there is none."""
+
+
 class ImageBatch(NamedTuple):
     """Samples as the network sees them."""
 
     rows: Sequence[KeptSample]
     levels: UInt8[Tensor, "N 3 S S"]
-    """All variants of a sample side by side; black where the sample could not be decoded, so that no other one's place changes."""
-    found: list[tuple[Crop, ...] | Undecodable]
-    """By sample, the crops in order of variant."""
+    """RGB levels, all variants of a sample side by side.
+
+    Black where a sample could not be decoded, so that the others keep their places.
+    """
+    found: list[Decoded]
+    """Outcomes, one for each sample."""
 
 
 class PixelBudget:
     """Lets threads decode together while there is room for their images; one larger than all of it waits until it is alone."""
 
     def __init__(self, pixels: int) -> None:
-        self._all = self._free = pixels
+        self._total = pixels
+        self._free = pixels
         self._changed = Condition()
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Hold room for an image while the block decodes it."""
-        pixels = min(pixels, self._all)
+        """Reserve room for an image while the block decodes it."""
+        pixels = min(pixels, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
@@ -68,76 +77,79 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
+class _Task(NamedTuple):
+    """One sample to decode."""
+
+    sample: KeptSample
+    places: UInt8[Tensor, "V 3 S S"]
+    """The sample's part of its batch's levels, to be filled."""
+
+
 class ImageStream:
-    """Batches of a shard's samples, as the recipe cuts them and the tokenizer's transform shows them."""
+    """Batches of a shard's samples, cropped as the recipe says and resized by the tokenizer's transform."""
 
     def __init__(self, config: PretokenizeConfig, transform: Transform, *, beside_gpu: bool) -> None:
-        self._config, self._transform, self._pinned = config, transform, beside_gpu
-        self._threads = config.threads(beside_gpu=beside_gpu)
-        self._room = PixelBudget(PIXELS_AT_ONCE)
+        self._config = config
+        self._transform = transform
+        self._pin_memory = beside_gpu
+        self._num_threads = config.threads(beside_gpu=beside_gpu)
+        self._batch_size = max(1, config.batch_size // config.num_variants)
+        """Samples a batch; each has all of its variants in the same one."""
+        self._budget = PixelBudget(PIXELS_AT_ONCE)
 
     def batches(self, shard: ImageShard, rows: Sequence[KeptSample]) -> Generator[ImageBatch]:
         """Yield the rows in order; an error of reading the shard is raised, a damaged image is `Undecodable`."""
-        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads else _InTurn()
-        waiting: deque[_Filling] = deque()
-        try:
-            for part in batched(rows, max(1, self._config.batch_size // self._config.num_variants)):
-                waiting.append(self._begin(pool, shard, part))
-                if len(waiting) > (BATCHES_AHEAD if self._threads else 0):
-                    yield waiting.popleft().batch()
-            while waiting:
-                yield waiting.popleft().batch()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        buffers: deque[UInt8[Tensor, "B V 3 S S"]] = deque()
+        """Levels of the batches that are begun and not yet yielded."""
 
-    def _begin(self, pool: Executor, shard: ImageShard, rows: Sequence[KeptSample]) -> "_Filling":
-        size, variants = self._transform.image_size, self._config.num_variants
-        levels = torch.empty((len(rows), variants, 3, size, size), dtype=torch.uint8, pin_memory=self._pinned)
-        return _Filling(
-            rows,
-            levels,
-            [pool.submit(self._fill, shard, row, places) for row, places in zip(rows, levels, strict=True)],
-        )
+        def tasks() -> Iterator[_Task]:
+            for samples in batched(rows, self._batch_size):
+                buffers.append(self._empty_levels(len(samples)))
+                for sample, places in zip(samples, buffers[-1], strict=True):
+                    yield _Task(sample, places)
 
-    def _fill(
-        self, shard: ImageShard, row: KeptSample, places: UInt8[Tensor, "V 3 S S"]
-    ) -> tuple[Crop, ...] | Undecodable:
-        data = shard.image(row.row)
-        with self._room.taken(_pixels(data)):
+        def decode(task: _Task) -> Decoded:
+            return self._decode_into(task.places, shard, task.sample)
+
+        with closing(self._map_ahead(decode, tasks())) as outcomes:
+            for samples in batched(rows, self._batch_size):
+                found = list(islice(outcomes, len(samples)))
+                levels = buffers.popleft()
+                yield ImageBatch(samples, levels.flatten(0, 1), found)
+
+    def _map_ahead(self, decode: Callable[[_Task], Decoded], tasks: Iterator[_Task]) -> Generator[Decoded]:
+        """Yield the tasks' outcomes in order, `BATCHES_AHEAD` whole batches ahead where there are threads."""
+        if self._num_threads:
+            yield from map_ahead(decode, tasks, self._num_threads, ahead=BATCHES_AHEAD * self._batch_size)
+        else:
+            # In the caller's thread: switching between threads would take a tenth of a small model's time on a CPU.
+            yield from map(decode, tasks)
+
+    def _empty_levels(self, num_samples: int) -> UInt8[Tensor, "B V 3 S S"]:
+        size = self._transform.image_size
+        shape = (num_samples, self._config.num_variants, 3, size, size)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+
+    def _decode_into(
+        self, places: UInt8[Tensor, "V 3 S S"], shard: ImageShard, sample: KeptSample
+    ) -> Decoded:
+        """Write a sample's variants into their places; black where it cannot be decoded."""
+        data = shard.image(sample.row)
+        with self._budget.taken(_num_pixels(data)):
             picture = _decode(data)
             if isinstance(picture, Undecodable):
                 places.zero_()
                 return picture
-            found: list[Crop] = []
-            for view in views(picture, self._config.crops, row.key, self._transform.fit):
+            crops: list[Crop] = []
+            for view in views(picture, self._config.crops, sample.key, self._transform.fit):
                 (levels,) = self._transform.levels([view.picture])
                 for crop in view.crops:
-                    places[len(found)] = levels.flip(-1) if crop.flipped else levels
-                    found.append(crop)
-            return tuple(found)
+                    places[len(crops)] = levels.flip(-1) if crop.flipped else levels
+                    crops.append(crop)
+            return tuple(crops)
 
 
-class _InTurn(Executor):
-    """Does at once what it is asked to, for a CPU: handing the interpreter to and fro would take a tenth of a small model's time."""
-
-    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":  # noqa: ANN401
-        done: Future[Result] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
-
-
-class _Filling(NamedTuple):
-    """A batch whose samples are being decoded."""
-
-    rows: Sequence[KeptSample]
-    levels: UInt8[Tensor, "B V 3 S S"]
-    parts: "list[Future[tuple[Crop, ...] | Undecodable]]"
-
-    def batch(self) -> ImageBatch:
-        return ImageBatch(self.rows, self.levels.flatten(0, 1), [part.result() for part in self.parts])
-
-
-def _pixels(data: bytes) -> int:
+def _num_pixels(data: bytes) -> int:
     """Return an image's pixels as its header says, or 0 where it has none to read."""
     try:
         with open_encoded(data) as image:
