@@ -9,7 +9,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from dualtoken.model.config.quantizer import QuantizerConfig  # noqa: E402
-from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, TokenizerConfig, TowerConfig  # noqa: E402
+from dualtoken.model.config.tokenizer import (  # noqa: E402
+    DecoderConfig,
+    ShortcutConfig,
+    TokenizerConfig,
+    TowerConfig,
+)
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: E402
 
 # One thread: tiny matrices, and other test processes beside this one.
