@@ -1,4 +1,4 @@
-"""Precision of the networks' arithmetic: chosen for a block of code, and full where that is needed, whatever the autocast."""
+"""Precision of the networks' arithmetic: chosen for a block of code, and full where that is needed."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -9,14 +9,17 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Turn autocast off for a block of code on a device; the device `meta`, which has shapes alone, has no autocast."""
+    """Turn autocast off for a block of code on a device; the device `meta` has no autocast."""
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def tower_precision(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which networks compute in a precision; code searches stay in float32 (`without_autocast`)."""
+    """Return the context in which networks compute in a precision.
+
+    Code searches stay in float32 (`without_autocast`).
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -25,6 +28,7 @@ def forbid_tf32() -> None:
 
     By default cuDNN's convolutions round to TF32, 10 bits in place of 23.
     """
-    # By the older names: set by the newer ones alone, cuDNN's older ones, which PyTorch itself still reads, raise an error.
+    # By the older names: set by the newer ones alone, cuDNN's older ones, which PyTorch itself still reads,
+    # raise an error.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,7 +1,8 @@
 """Configurations of networks and of their training: frozen pydantic models.
 
-This is the lowest room of `model`: it imports no other. It imports neither torch nor Ray, so that commands can read a
-recipe at once; tests/test_imports.py checks it. It reads open_clip's packaged files, and touches nothing else.
+This is the lowest room of `model`: it imports no other. It imports neither torch nor Ray, so that commands
+can read a recipe at once; tests/test_imports.py checks it. It reads open_clip's packaged files, and touches
+nothing else.
 """
 
 from dualtoken.model.config.base import Config

@@ -11,7 +11,7 @@ _IN_FINGERPRINT_UNLESS_DEFAULT = "in_fingerprint_unless_default"
 
 
 def not_in_fingerprint(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
-    """Return a field that changes how a stage runs but never what it gives, so it is no part of a fingerprint."""
+    """Return a field that changes how a stage runs, never what it gives: it is no part of a fingerprint."""
     return Field(json_schema_extra={_NOT_IN_FINGERPRINT: True}, **settings)
 
 
@@ -31,7 +31,8 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return the values that decide an output, nested models included, in the order of the fields.
 
-        Fields of `not_in_fingerprint` are left out, and those of `in_fingerprint_unless_default` at their default.
+        Fields of `not_in_fingerprint` are left out, and those of `in_fingerprint_unless_default` at their
+        default.
         """
         values = {}
         for name, field in type(self).model_fields.items():

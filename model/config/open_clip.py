@@ -1,6 +1,7 @@
-"""Shapes of the image towers that open_clip knows by name, read from its packaged files without importing it or torch.
+"""Shapes of the image towers that open_clip knows by name.
 
-The files give the shape of a native tower, and only the name of timm's towers: their width and depth are given here.
+They are read from its packaged files, without importing open_clip or torch. The files give the shape of a
+native tower, and only the name of timm's towers: their width and depth are given here.
 tests/model/vision/test_towers.py builds every one of them and compares.
 """
 
@@ -42,7 +43,8 @@ _NO_TOKENS = {
 }
 """Reasons why a tower of timm's cannot be tapped, by the beginning of the name."""
 _DEFAULT_PATCH_SIZE = 16
-"""Patch size where timm's name has none: ViTamin and MobileCLIP, with convolutions that shrink images sixteenfold."""
+"""Patch size where timm's name has none: ViTamin and MobileCLIP, with convolutions that shrink images
+sixteenfold."""
 
 Channels = tuple[float, float, float]
 """A number for each of red, green and blue."""
@@ -71,7 +73,7 @@ class TowerShape(NamedTuple):
 
 @cache
 def model_config(model: str) -> dict[str, Any]:
-    """Return open_clip's own configuration of a model; raises ValueError for a name that open_clip does not know."""
+    """Return open_clip's own configuration of a model; raises ValueError for an unknown name."""
     file = _folder() / f"{model}.json"
     # The name is checked first: with a slash in it, it could be a file elsewhere.
     if re.fullmatch(r"[\w.-]+", model) and file.is_file():
@@ -88,7 +90,10 @@ def model_names() -> list[str]:
 
 @cache
 def tower_shape(model: str) -> TowerShape:
-    """Return the shape of a model's image tower; raises ValueError, naming the reason, where it cannot be tapped."""
+    """Return the shape of a model's image tower.
+
+    Raises ValueError, naming the reason, where the tower cannot be tapped.
+    """
     vision = model_config(model)["vision_cfg"]
     timm_name = vision.get("timm_model_name")
     if timm_name is not None:

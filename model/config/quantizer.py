@@ -23,7 +23,8 @@ class CodebookConfig(Config):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving averages that move the codebook (EMA)."""
     restart_below: Annotated[float, Field(ge=0)] | None = 1.0
-    """Use, as a moving average per step, under which a code restarts at a token of the batch; null: no restarts."""
+    """Use, as a moving average per step, under which a code restarts at a token of the batch; null: no
+    restarts."""
 
 
 class QuantizerConfig(CodebookConfig):
@@ -33,7 +34,8 @@ class QuantizerConfig(CodebookConfig):
     shared: bool = True
     """Use one codebook for all depths, as in the paper; otherwise one for each."""
     beam: Annotated[int, Field(ge=1, le=64)] = 1
-    """Beam width of encoding: sums kept per depth. 1 takes the nearest code each time, and so does training always."""
+    """Beam width of encoding: sums kept per depth. 1 takes the nearest code each time, and so does training
+    always."""
 
 
 class SplitQuantizerConfig(CodebookConfig):

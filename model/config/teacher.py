@@ -1,4 +1,4 @@
-"""A small teacher of our own: its shape and its training, as frozen pydantic models; imports neither torch nor ray."""
+"""Shape and training of a teacher of our own, as frozen pydantic models; imports neither torch nor ray."""
 
 from typing import Annotated
 

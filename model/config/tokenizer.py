@@ -31,8 +31,8 @@ class TowerConfig(Config):
     mlp_width: PositiveInt
     """Channels inside a block's MLP (4,304 in So400m)."""
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """Activation of the MLPs. SigLIP was trained with the tanh approximation, which timm replaces by the exact function in
-    some of its models (So400m/14, L/16-256)."""
+    """Activation of the MLPs. SigLIP was trained with the tanh approximation, which timm replaces by the
+    exact function in some of its models (So400m/14, L/16-256)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":
@@ -46,10 +46,12 @@ class NamedTower(Config):
     model: str
     """Name of the model, such as ViT-SO400M-14-SigLIP2-378."""
     prefix: Literal["learned", "tower"] = "learned"
-    """Source of the class token in the blocks behind the semantic codes, where the tower has one. `learned` is a learned
-    vector, so that codes alone give the embedding; `tower` is the image's own class token, which codes do not hold."""
+    """Source of the class token in the blocks behind the semantic codes, where the tower has one. `learned`
+    is a learned vector, so that codes alone give the embedding; `tower` is the image's own class token, which
+    codes do not hold."""
     mean: Channels | None = None
-    """Mean of the images, 0 to 1, that the tower's weights expect; by default that of the model's usual weights."""
+    """Mean of the images, 0 to 1, that the tower's weights expect; by default that of the model's usual
+    weights."""
     std: Channels | None = None
     """Standard deviation of these images, likewise."""
 
@@ -135,7 +137,8 @@ class DecoderConfig(Config):
     """The convolutional decoder of RQ-VAE and VQGAN (arXiv 2012.09841)."""
 
     latent_size: PositiveInt = 24
-    """Side of the grid the decoder starts from; tokens are resized to it (27 to 24 in the 384-pixel model)."""
+    """Side of the grid the decoder starts from; tokens are resized to it (27 to 24 in the 384-pixel
+    model)."""
     latent_width: PositiveInt = 1024
     """Channels of that grid."""
     width: PositiveInt = 128
@@ -165,7 +168,7 @@ class DecoderConfig(Config):
 
 
 class ConvEncoderConfig(Config):
-    """VQGAN's convolutional encoder (arXiv 2012.09841), for a pixel stream that does not come from the tower."""
+    """VQGAN's convolutional encoder (arXiv 2012.09841), for a pixel stream that skips the tower."""
 
     width: PositiveInt = 128
     """Channels that the multipliers multiply: full resolution has `width * multipliers[0]`."""
@@ -201,7 +204,8 @@ class TokenizerConfig(Config):
     pixel_block: PositiveInt = Field(
         default_factory=lambda values: default_pixel_block(values["tower"].depth)
     )
-    """Block (1 is the first) whose output feeds the pixel codebook; by default the first quarter's last, as in the paper."""
+    """Block (1 is the first) whose output feeds the pixel codebook; by default the first quarter's last, as
+    in the paper."""
     semantic_block: PositiveInt = Field(default_factory=lambda values: values["tower"].depth - 1)
     """Block whose output feeds the semantic codebook; by default the last but one, as in the paper."""
     shortcut: ShortcutConfig | None = None
@@ -211,14 +215,16 @@ class TokenizerConfig(Config):
     semantic: AnyQuantizerConfig
     """Quantiser of the semantic stream."""
     shared_codebook: bool = False
-    """Use one codebook for both streams, so that their codes are the same: not DualToken, but a comparison with it."""
+    """Use one codebook for both streams, so that their codes are the same: not DualToken, but a comparison
+    with it."""
     pixel_encoder: ConvEncoderConfig | None = None
-    """Encoder that reads the pixel stream from the image itself, in place of `pixel_block`: a comparison too."""
+    """Encoder that reads the pixel stream from the image itself, in place of `pixel_block`: a comparison
+    too."""
     decoder: DecoderConfig
     """Decoder of the pixel stream."""
     causal_pixel: bool = True
-    """Let a pixel token, when it is widened after quantisation, see only those before it, as in the released code; off is
-    UniTok's way."""
+    """Let a pixel token, when it is widened after quantisation, see only those before it, as in the released
+    code; off is UniTok's way."""
     causal_semantic: bool = True
     """Let a semantic token see only those before it, likewise."""
 
@@ -231,12 +237,14 @@ class TokenizerConfig(Config):
     def _blocks_in_order(self) -> "TokenizerConfig":
         if not self.pixel_block <= self.semantic_block < self.tower.depth:
             raise ValueError(
-                f"pixel_block={self.pixel_block}, semantic_block={self.semantic_block}, tower.depth={self.tower.depth}: "
+                f"pixel_block={self.pixel_block}, semantic_block={self.semantic_block}, "
+                f"tower.depth={self.tower.depth}: "
                 "set pixel_block <= semantic_block < tower.depth"
             )
         if self.shortcut and self.shortcut.block > self.pixel_block:
             raise ValueError(
-                f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: set it to at most that"
+                f"shortcut.block={self.shortcut.block} is after pixel_block={self.pixel_block}: "
+                "set it to at most that"
             )
         return self
 
@@ -248,8 +256,9 @@ class TokenizerConfig(Config):
             )
         if self.decoder.image_size != self.image_size:
             raise ValueError(
-                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} multipliers "
-                f"decodes {self.decoder.image_size} pixels, image_size={self.image_size}: make them equal"
+                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} "
+                f"multipliers decodes {self.decoder.image_size} pixels, "
+                f"image_size={self.image_size}: make them equal"
             )
         return self
 
@@ -262,8 +271,8 @@ class TokenizerConfig(Config):
                 )
         if self.tower.width % self.decoder.norm_groups:
             raise ValueError(
-                f"decoder.norm_groups={self.decoder.norm_groups} does not divide tower.width={self.tower.width}: "
-                "change norm_groups"
+                f"decoder.norm_groups={self.decoder.norm_groups} does not divide "
+                f"tower.width={self.tower.width}: change norm_groups"
             )
         return self
 
@@ -299,7 +308,7 @@ class TokenizerConfig(Config):
         divisor = 2 ** (num_levels - 1)
         if self.grid_size * divisor != self.image_size:
             raise ValueError(
-                f"pixel_encoder with {num_levels} multipliers divides image_size={self.image_size} by {divisor}, "
-                f"the tower makes {self.grid_size} tokens of it: make the grids equal"
+                f"pixel_encoder with {num_levels} multipliers divides image_size={self.image_size} "
+                f"by {divisor}, the tower makes {self.grid_size} tokens of it: make the grids equal"
             )
         return self

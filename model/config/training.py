@@ -16,14 +16,15 @@ from dualtoken.model.config.base import (
 )
 
 Phase = Literal[0, 1, 2]
-"""Phase of training. 0 starts the new parts beside a frozen tower. 1 trains everything. 2 refines meaning and leaves
-pictures as they are."""
+"""Phase of training. 0 starts the new parts beside a frozen tower. 1 trains everything. 2 refines meaning and
+leaves pictures as they are."""
 
 
 class LossConfig(Config):
-    """Weights of the loss terms; defaults are the released code's for phase 1, and `PHASE_WEIGHTS` for the others.
+    """Weights of the loss terms.
 
-    Where `semantic` and `pooled` are 0, or `reconstruction` and LPIPS are off, that stream is not trained.
+    Defaults are the released code's for phase 1, and `PHASE_WEIGHTS` for the others. Where `semantic` and
+    `pooled` are 0, or `reconstruction` and LPIPS are off, that stream is not trained.
     """
 
     reconstruction: Annotated[float, Field(ge=0)] = 5.0
@@ -134,8 +135,8 @@ class WeightEmaConfig(Config):
 class TrainingConfig(Config):
     """Training of the tokenizer: what decides its steps, wherever it runs.
 
-    The order of the fields is part of a recipe's fingerprint and of the report: a new field goes where its meaning
-    belongs, with `in_fingerprint_unless_default`.
+    The order of the fields is part of a recipe's fingerprint and of the report: a new field goes where its
+    meaning belongs, with `in_fingerprint_unless_default`.
     """
 
     steps: PositiveInt = 400
@@ -153,15 +154,18 @@ class TrainingConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the trunk and decoder; quantisers are float32 always."""
     compile: bool = in_fingerprint_unless_default(default=False)
-    """Run a step by torch.compile: faster once it is compiled, other last bits; on a CPU it needs a C++ compiler."""
+    """Run a step by torch.compile: faster once it is compiled, other last bits; on a CPU it needs a C++
+    compiler."""
     memory_format: Literal["contiguous", "channels_last"] = in_fingerprint_unless_default(
         default="contiguous"
     )
     """Memory format of the decoder's weights; `channels_last` is for GPUs."""
     checkpoint_tower: bool = not_in_fingerprint(default=False)
-    """Keep no activations inside the tower's blocks: each runs forward twice in a step, which gives the same result."""
+    """Keep no activations inside the tower's blocks: each runs forward twice in a step, which gives the same
+    result."""
     random_crop: RandomCropConfig | None = in_fingerprint_unless_default(default=None)
-    """Augmentation of pictures; the released code's is `{}`. The teacher must see the crops: `targets.dense: false`."""
+    """Augmentation of pictures; the released code's is `{}`. The teacher must see the crops: `targets.dense:
+    false`."""
     stage: Phase = 1
     """Phase of training: 1 trains all; 0 what a frozen tower lacks; 2 the semantic stream alone
     (`model/training/trainable.py`)."""
@@ -178,7 +182,8 @@ class TrainingConfig(Config):
     weight_ema: WeightEmaConfig | None = None
     """Average of the weights; where it is set, the model that is saved is the average."""
     accumulate_steps: PositiveInt = 1
-    """Parts that a worker takes its share of the batch in, one after the other; the step is that of the whole batch."""
+    """Parts that a worker takes its share of the batch in, one after the other; the step is that of the whole
+    batch."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     """Norm that longer gradients of the tokenizer are clipped to."""
     seed: int = 0

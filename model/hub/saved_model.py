@@ -1,6 +1,7 @@
 """Reads and writes saved models: a local folder, or a repository of the Hugging Face hub.
 
-A folder holds config.json (our own: format, version, shape, transform), model.safetensors, and README.md, the model card.
+A folder holds config.json (our own: format, version, shape, transform), model.safetensors, and README.md, the
+model card.
 """
 
 # ruff: noqa: PYI019  (the type checker of our tests knows no Self in single methods)
@@ -32,8 +33,8 @@ FORMAT_VERSION = 1
 PYTORCH = {"format": "pt"}
 """Metadata that other readers of safetensors look for in a file of PyTorch's weights."""
 _PATIENCE = 10
-"""Time to wait for the hub's first answer, seconds; its own client tries for half a minute before it says there is no
-network."""
+"""Time to wait for the hub's first answer, seconds; its own client tries for half a minute before it says
+there is no network."""
 _READ_BYTES = 2**20
 """Bytes that a fingerprint reads at a time."""
 
@@ -41,13 +42,13 @@ Model = TypeVar("Model", bound="HubModel")
 
 
 class HubModel(ModelHubMixin, ABC):
-    """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to a network that can write and read a folder.
+    """Adds `from_pretrained`, `save_pretrained` and `push_to_hub` to a network.
 
     A subclass implements `_save_pretrained` (to a folder), `_from_folder` and `_card`.
     """
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  (an unknown option is an error here)
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  (no unknown options)
         cls: type[Model],
         pretrained_model_name_or_path: str | Path,
         device: str | torch.device = "cpu",
@@ -60,7 +61,8 @@ class HubModel(ModelHubMixin, ABC):
     ) -> Model:
         """Return the model of a folder or hub repository, ready for inference.
 
-        Raises ValueError if there is no such model, or it is something else. HF_HUB_OFFLINE=1 looks only at the cache.
+        Raises ValueError if there is no such model, or it is something else. HF_HUB_OFFLINE=1 looks only at
+        the cache.
         """
         return cls._from_pretrained(
             model_id=str(pretrained_model_name_or_path),
@@ -97,10 +99,10 @@ class HubModel(ModelHubMixin, ABC):
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,  # noqa: ANN401
     ) -> str | None:
-        """Write config.json, model.safetensors and README.md into a folder, made if missing; same model, same bytes.
+        """Write config.json, model.safetensors and README.md into a folder, made if missing.
 
-        `push_to_hub=True` uploads them too, to `repo_id` or a repository of the folder's name, and returns the URL of
-        the commit.
+        The same model gives the same bytes. `push_to_hub=True` uploads them too, to `repo_id` or a repository
+        of the folder's name, and returns the URL of the commit.
         """
         assert config is None, "the model's own config is saved"
         assert not model_card_kwargs, "the card says what the model says"
@@ -130,7 +132,9 @@ def find_folder(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the local folder of a model: the one of that name, or a hub repository's in the cache, fetched if need be.
+    """Return the local folder of a model: the one of that name, or a hub repository's in the cache.
+
+    A repository is fetched if need be.
 
     Raises ValueError, at once where there is no network.
     """
@@ -170,7 +174,7 @@ def _unreachable(model: str, revision: str | None, token: str | bool | None) -> 
         raise ValueError(
             f"{model}{version}: no such folder, and the hub shows no such repository: check name and token"
         ) from error
-    except Exception as error:  # noqa: BLE001  (each client of the hub has its own errors; the cache still serves)
+    except Exception as error:  # noqa: BLE001  (any error of any client; the cache still serves)
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
 

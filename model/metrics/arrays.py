@@ -1,9 +1,9 @@
 """PSNR and perplexity of numpy arrays: the two metrics that are also computed where torch is not loaded.
 
 Importing torch takes seconds, more than all audits of a short run. `reconstruction.psnr_per_image` and
-`codebook.codebook_use` compute the same on batches of tensors. They add numbers in another order and precision, so the
-last digits differ, and reports store all digits: neither can take the place of the other. tests/model/metrics compares
-them.
+`codebook.codebook_use` compute the same on batches of tensors. They add numbers in another order and
+precision, so the last digits differ, and reports store all digits: neither can take the place of the other.
+tests/model/metrics compares them.
 """
 
 from typing import Any

@@ -26,8 +26,8 @@ def psnr_per_image(
 def ssim(images: UInt8[Tensor, "B 3 H W"], references: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     """Return the structural similarity of each image, -1 to 1 (Wang et al., 2004, eq. 13).
 
-    The window is a Gaussian of 11 pixels and sigma 1.5; images have at least 6 pixels a side. The result is that of
-    torchmetrics, whose import takes 7 s, more than all else that a report needs.
+    The window is a Gaussian of 11 pixels and sigma 1.5; images have at least 6 pixels a side. The result is
+    that of torchmetrics, whose import takes 7 s, more than all else that a report needs.
     """
     x = _padded(images)
     y = _padded(references)

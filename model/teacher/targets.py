@@ -1,4 +1,4 @@
-"""Targets of the tokenizer's loss: what the teacher gives for a batch. B images, N tokens, W and E channels."""
+"""Targets of the tokenizer's loss: features of a teacher. B images, N tokens, W and E channels."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,8 @@
-"""The teacher: a frozen image and text model that filters samples, gives targets and judges; SigLIP or CLIP-like.
+"""The teacher: a frozen image and text model that filters samples, gives targets and judges.
 
-A teacher is a folder on local disk in open_clip's local-dir format: open_clip_config.json and
-open_clip_model.safetensors. B images of S by S pixels, T texts, L token positions, N image tokens, W channels of the
-tower, E channels of an embedding.
+It is SigLIP or like CLIP. A teacher is a folder on local disk in open_clip's local-dir format:
+open_clip_config.json and open_clip_model.safetensors. B images of S by S pixels, T texts, L token positions,
+N image tokens, W channels of the tower, E channels of an embedding.
 """
 
 import json
@@ -35,8 +35,8 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
 """Factor that brings sines and cosines to about the size of patches' tokens."""
 _LOGIT_SCALE = 5.0
-"""Initial scale of cosines in the loss. SigLIP's is 10; a smaller one starts sooner and learns less in the end
-(NOTES.md, 2026-11-24)."""
+"""Initial scale of cosines in the loss. SigLIP's is 10; a smaller one starts sooner and learns less in the
+end (NOTES.md, 2026-11-24)."""
 _LOGIT_BIAS = -4.5
 """Initial bias of the loss, which takes most pairs for wrong ones."""
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -57,8 +57,8 @@ class TeacherOutput(NamedTuple):
 def build_teacher(config: TeacherConfig) -> open_clip.CustomTextCLIP:
     """Return an open_clip model with fresh weights, set up to learn within a few hundred steps.
 
-    Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small scenes at 96 a
-    step, the loss leaves the level of guessing within 100 steps (NOTES.md, 2026-11-24).
+    Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small
+    scenes at 96 a step, the loss leaves the level of guessing within 100 steps (NOTES.md, 2026-11-24).
     """
     model_config = _model_config(config)
     # It names the class, and is no argument of it.
@@ -72,7 +72,7 @@ def build_teacher(config: TeacherConfig) -> open_clip.CustomTextCLIP:
 
 
 def tokenize(texts: Sequence[str], config: TextConfig) -> Int[Tensor, "T L"]:
-    """Return token ids for a teacher of `build_teacher`, by open_clip's own vocabulary; longer texts are cut."""
+    """Return token ids of open_clip's vocabulary, for a teacher of `build_teacher`; longer texts are cut."""
     return _text_tokenizer(config.context_length)(list(texts))
 
 
@@ -90,11 +90,12 @@ def save_teacher(model: nn.Module, config: TeacherConfig, folder: str | Path) ->
 def export_open_clip(
     model_name: str, pretrained: str, folder: str | Path, tower: TowerConfig | None = None
 ) -> None:
-    """Write an open_clip model, weights and text tokeniser, as a folder that `load_teacher` reads without a network.
+    """Write an open_clip model as a folder that `load_teacher` reads without a network.
 
-    `pretrained` is one of the model's tags, and open_clip fetches the weights from its hub; or it is a local weights file.
-    Where the image tower has the shape of `tower`, the folder names a tower that computes as `tower` does: SigLIP was
-    trained with the tanh GELU, in place of which timm has the exact one for some models.
+    The folder holds weights and text tokeniser. `pretrained` is one of the model's tags, and open_clip
+    fetches the weights from its hub; or it is a local weights file. Where the image tower has the shape of
+    `tower`, the folder names a tower that computes as `tower` does: SigLIP was trained with the tanh GELU, in
+    place of which timm has the exact one for some models.
 
     Raises ValueError for a name that open_clip does not know.
     """
@@ -111,7 +112,7 @@ def export_open_clip(
     folder_config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
     save_open_clip(model.state_dict(), folder_config, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
-        open_clip.get_tokenizer(model_name).save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+        cast("Any", open_clip.get_tokenizer(model_name)).save_pretrained(folder)
 
 
 def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Teacher":
@@ -139,7 +140,7 @@ class Teacher(nn.Module):
     std: Float[Tensor, "3 1 1"]
     """Standard deviation of images of 0 to 1, per colour."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: ANN401  (open_clip's tokenisers share no type)
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:  # noqa: ANN401  (they share no type)
         super().__init__()
         self.model = model.requires_grad_(False)
         self._tokenizer = tokenizer
@@ -177,7 +178,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
-        """Return the unit vectors of the tower's pooled outputs, a tokenizer's as well as the teacher's own."""
+        """Return the unit vectors of pooled outputs, a tokenizer's as well as the teacher's own."""
         visual = cast("Any", self.model).visual
         if hasattr(visual, "trunk"):
             # The projection is timm's head, or open_clip's behind it; the other is the identity.
@@ -204,7 +205,7 @@ class Teacher(nn.Module):
 
 @torch.no_grad()
 def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
-    """Return a tower's targets of images that are normalised as it expects; `block` as in `Teacher.embed_all`."""
+    """Return a tower's targets of images normalised as it expects; `block` as in `Teacher.embed_all`."""
     dense, prefix = forward_taps(tower, images, [block])[block]
     return TeacherTargets(forward_from_block(tower, dense, block, prefix), dense)
 
@@ -242,7 +243,10 @@ def _model_config(config: TeacherConfig) -> dict[str, Any]:
 
 
 def save_open_clip(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
-    """Write weights and open_clip's `model_cfg` and `preprocess_cfg` as a local-dir folder, made if missing."""
+    """Write weights and open_clip's two configurations as a local-dir folder, made if missing.
+
+    `config` holds `model_cfg` and `preprocess_cfg`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_safetensors(tensors, folder / WEIGHTS_FILE)

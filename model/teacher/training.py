@@ -65,7 +65,10 @@ class TeacherTrainer:
 
 
 def _quicken_logits(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Let the loss's scale and bias move at `_LOGIT_RATE` times the rate: in a few hundred steps they must go far."""
+    """Let the loss's scale and bias move at `_LOGIT_RATE` times the learning rate.
+
+    They must go far in a few hundred steps.
+    """
     logits = [model.get_parameter("logit_scale"), model.get_parameter("logit_bias")]
     # By identity, for `==` compares tensors number by number.
     logit_ids = {id(logit) for logit in logits}

@@ -1,6 +1,7 @@
 """Blocks of VQGAN's encoder and decoder (arXiv 2012.09841).
 
-Parameters have the names of the released DualToken checkpoints. B images, I input and O output channels, H by W positions.
+Parameters have the names of the released DualToken checkpoints. B images, I input and O output channels, H by
+W positions.
 """
 
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip; the first has a kernel of `first_kernel` pixels a side, the second of 3."""
+    """Two convolutions beside a skip; the first has a kernel of side `first_kernel`, the second of 3."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, first_kernel: int = 3) -> None:
         super().__init__()
@@ -49,7 +50,10 @@ class AttnBlock(nn.Module):
 
 
 def _as_one_head(grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B 1 N I"]:
-    """Return positions as tokens, in raster order; the one head is a dimension, for fused kernels and ONNX want four."""
+    """Return positions as tokens, in raster order.
+
+    The one head is a dimension of its own: fused kernels, and ONNX, want four.
+    """
     return grid.flatten(2).transpose(1, 2)[:, None]
 
 

@@ -1,6 +1,7 @@
 """A convolutional encoder of pixels alone, VQGAN's (arXiv 2012.09841): the mirror of `decoder.py`.
 
-B images of S by S pixels, I input and O output channels, H by W positions, N = H*W tokens, P channels of a code.
+B images of S by S pixels, I input and O output channels, H by W positions, N = H*W tokens, P channels of a
+code.
 """
 
 import torch.nn.functional as F

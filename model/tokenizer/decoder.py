@@ -1,7 +1,7 @@
 """The pixel decoder: RQ-VAE's convolutional decoder (arXiv 2203.01941, from VQGAN, arXiv 2012.09841).
 
-Parameters have the names of the released DualToken checkpoints. B images of S by S pixels, I input channels, O output
-channels, H by W positions, T by U after any upsampling.
+Parameters have the names of the released DualToken checkpoints. B images of S by S pixels, I input channels,
+O output channels, H by W positions, T by U after any upsampling.
 """
 
 from typing import cast

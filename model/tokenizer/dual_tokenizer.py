@@ -1,11 +1,11 @@
-"""DualToken's tokenizer (arXiv 2503.14324, section 3): one tower, a pixel and a semantic codebook, one decoder.
+"""DualToken's tokenizer: one tower, a pixel and a semantic codebook, one decoder.
 
-The pixel tokens leave the tower at a shallow block. The semantic tokens leave it late, are quantised, and run through
-the rest of it.
+Source: arXiv 2503.14324, section 3. The pixel tokens leave the tower at a shallow block. The semantic tokens
+leave it late, are quantised, and run through the rest of it.
 
-B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, P and Q channels of
-pixel and semantic tokens before they are widened, D depths, C class and register tokens of a tower that has them (SigLIP
-has none).
+B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, P and Q
+channels of pixel and semantic tokens before they are widened, D depths, C class and register tokens of a
+tower that has them (SigLIP has none).
 """
 
 from collections.abc import Mapping
@@ -133,8 +133,9 @@ class DualTokenizer(nn.Module, HubModel):
     def _share_codebook(self) -> None:
         """Name the semantic codebook `quantize_pixel` too.
 
-        A plain attribute, past nn.Module's own `__setattr__`: registered under two names, the codebook would stand twice in
-        a state dict, and in a saved folder. As it is registered once, `to` moves it once, and a deep copy shares it too.
+        A plain attribute, past nn.Module's own `__setattr__`: registered under two names, the codebook would
+        stand twice in a state dict, and in a saved folder. As it is registered once, `to` moves it once, and
+        a deep copy shares it too.
         """
         object.__setattr__(self, "quantize_pixel", self.quantize_semantic)
 
@@ -156,7 +157,10 @@ class DualTokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
-        """Return both streams' codes of images of -1 to 1; runs the blocks up to the semantic one, and no decoder."""
+        """Return both streams' codes of images of -1 to 1.
+
+        Runs the blocks up to the semantic one, and no decoder.
+        """
         taps = self._tap(images)
         semantic_stream = (self.quantize_semantic, self._semantic_tokens(taps))
         if self.config.shared_codebook:
@@ -180,7 +184,8 @@ class DualTokenizer(nn.Module, HubModel):
     def semantic_features(self, semantic: Integer[Tensor, "B H W D"]) -> SemanticFeatures:
         """Return token features and the image embedding that semantic codes say, without gradients.
 
-        Raises ValueError for codes of another shape, and for a tower with a class token whose `prefix` is the image's own.
+        Raises ValueError for codes of another shape, and for a tower with a class token whose `prefix` is the
+        image's own.
         """
         if self.prefix is None and num_prefix_tokens(self.tower):
             raise ValueError(
@@ -201,7 +206,7 @@ class DualTokenizer(nn.Module, HubModel):
     def _tap(
         self, images: Float[Tensor, "B 3 S S"], *, pixel: bool = True, semantic: bool = True
     ) -> dict[int, Tap]:
-        """Return what the tower holds after each block that a stream leaves from; blocks after the last do not run."""
+        """Return the output of each block that a stream leaves from; blocks after the last do not run."""
         config = self.config
         side = config.image_size
         if not images.is_floating_point() or images.shape[1:] != (3, side, side):
@@ -327,7 +332,10 @@ def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
 
 
 def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
-    """Return scale and shift from images of -1 to 1 to what the tower expects; None for both where that is the same."""
+    """Return scale and shift from images of -1 to 1 to what the tower expects.
+
+    None for both where that is the same.
+    """
     if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
         return None, None
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)

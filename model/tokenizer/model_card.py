@@ -1,4 +1,4 @@
-"""The model card that is saved beside weights: the bits of the tokenizer's codes, its shapes, and how to use it."""
+"""The model card that is saved beside weights: bits of the codes, shapes, and how to use the model."""
 
 import math
 
@@ -17,7 +17,8 @@ tags:
 ---
 # DualToken tokenizer, {size} px
 
-One vision tokenizer with two vocabularies ([arXiv 2503.14324](https://arxiv.org/abs/2503.14324)): pixel codes give images back,
+One vision tokenizer with two vocabularies ([arXiv 2503.14324](https://arxiv.org/abs/2503.14324)): \
+pixel codes give images back,
 semantic codes give features that a language-aligned teacher's text embeddings can be compared with.
 """
 _USAGE = """
@@ -34,7 +35,8 @@ image = tokenizer.transform.to_uint8(tokenizer.decode(codes.pixel))
 print(tuple(codes.semantic.shape), tuple(codes.pixel.shape), tuple(image.shape))
 ```
 
-From a shell: `dualtoken tokenize . IMAGE... --out codes.safetensors`, `dualtoken reconstruct . IMAGE... --out pictures`.
+From a shell: `dualtoken tokenize . IMAGE... --out codes.safetensors`, \
+`dualtoken reconstruct . IMAGE... --out pictures`.
 """
 
 
@@ -82,11 +84,12 @@ def _facts(
 ) -> list[str]:
     """Return the lines of the list below the table."""
     size = config.image_size
+    num_tokens = config.grid_size**2
     taps = f"{config.pixel_block} (pixel) and {config.semantic_block} (semantic)"
     parts = [f"{name} {count:,}" for name, count in parameters.items() if count]
     lines = [
         f"* Input: {size} x {size} pixels; {transform}.",
-        f"* Tower: {config.grid_size**2} tokens of {config.tower.width} channels, tapped after blocks {taps}.",
+        f"* Tower: {num_tokens} tokens of {config.tower.width} channels, tapped after blocks {taps}.",
         f"* Parameters: {sum(parameters.values()):,} ({', '.join(parts)}).",
     ]
     if fingerprint:

@@ -1,7 +1,7 @@
-"""Attention projections between tower width and code width (DualToken's released code, after UniTok, arXiv 2502.20321).
+"""Attention projections between tower width and code width.
 
-B images, N tokens, I input channels, O output channels. Parameters have the names of the
-released checkpoints.
+Source: DualToken's released code, after UniTok (arXiv 2502.20321). B images, N tokens, I input channels, O
+output channels. Parameters have the names of the released checkpoints.
 """
 
 import torch

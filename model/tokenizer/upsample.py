@@ -1,9 +1,10 @@
-"""Doubling a grid's side by nearest neighbours and a 3x3 convolution, without convolving the same numbers four times.
+"""Doubles a grid's side by nearest neighbours and a 3x3 convolution, without convolving numbers four times.
 
-Of the nine positions under a kernel on the doubled grid, several hold the same number: only two by two differ, and which
-ones depends on the position's parity alone. So each of the four parities (phases) is a 2x2 convolution on the small grid,
-with sums of the kernel's weights. That is 16 products for every small position instead of 36, and the same result but
-for rounding. tests/model/tokenizer/test_upsample.py compares it with the plain doubling and convolution.
+Of the nine positions under a kernel on the doubled grid, several hold the same number: only two by two
+differ, and which ones depends on the position's parity alone. So each of the four parities (phases) is a 2x2
+convolution on the small grid, with sums of the kernel's weights. That is 16 products for every small position
+instead of 36, and the same result but for rounding. tests/model/tokenizer/test_upsample.py compares it with
+the plain doubling and convolution.
 
 B images, I input and O output channels, H by W positions, T by U = 2H by 2W.
 """
@@ -19,7 +20,8 @@ def upsample_conv(
 ) -> Float[Tensor, "B O T U"]:
     """Return the doubled grid's 3x3 convolution, with zeros around it."""
     height, width = grid.shape[2:]
-    # A zero around the grid, as the 3x3 convolution has around the doubled one: there, a phase sees one row of it.
+    # A zero around the grid, as the 3x3 convolution has around the doubled one: there, a phase sees one row
+    # of it.
     padded = F.pad(grid, (1, 1, 1, 1))
     rows = []
     for y in (0, 1):
@@ -46,7 +48,7 @@ def _folded(weight: Float[Tensor, "O I 3 3"], y: int, x: int) -> Float[Tensor, "
 
 
 def _fold_pair(weight: Float[Tensor, "O I _ _"], *, dim: int, odd: bool) -> Float[Tensor, "O I _ _"]:
-    """Add up two neighbours of three along a dimension: the first two at odd positions, the last two at even ones."""
+    """Add up two neighbours of three along a dimension: the first two if `odd`, else the last two."""
     first, middle, last = weight.unbind(dim)
     if odd:
         return torch.stack([first + middle, last], dim=dim)

@@ -1,7 +1,7 @@
 """Training of the tokenizer: losses, what each phase trains, GAN, LPIPS, and one step on one process or many.
 
-May import every room of `model` but `convert`. It computes on the device that the model is on. The only files it reads
-are LPIPS' weights, on local disk; it touches no network, and checkpoints are the caller's to write.
+May import every room of `model` but `convert`. It computes on the device that the model is on. The only files
+it reads are LPIPS' weights, on local disk; it touches no network, and checkpoints are the caller's to write.
 """
 
 from dualtoken.model.training.losses import Perceptual, TokenizerLoss, tokenizer_loss

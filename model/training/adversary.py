@@ -1,4 +1,4 @@
-"""The discriminator under training: its optimiser, its schedule, and the adaptive weight of the generator's loss.
+"""The discriminator under training: optimiser, schedule, and the adaptive weight of the generator's loss.
 
 Source: VQGAN, arXiv 2012.09841, eq. 6-7. B images of S by S pixels on this rank.
 """

@@ -1,7 +1,8 @@
 """The patch discriminator and its losses, as in the released DualToken code (from VQGAN, arXiv 2012.09841).
 
-GroupNorm where VQGAN has BatchNorm: no running statistics, and a score depends on its own image only.
-B images of S by S pixels, I input and O output channels, H by W positions, T by U after a stride, P by Q patches.
+GroupNorm where VQGAN has BatchNorm: no running statistics, and a score depends on its own image only. B
+images of S by S pixels, I input and O output channels, H by W positions, T by U after a stride, P by Q
+patches.
 """
 
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ _SLOPE = 0.2
 
 
 class PatchDiscriminator(nn.Module):
-    """Scores each patch of an image: high for photographs, low for reconstructions; 1.73 M parameters at width 64."""
+    """Scores each patch of an image: high for photographs, low for reconstructions.
+
+    It has 1.73 M parameters at width 64.
+    """
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The tokenizer's loss: phases 0, 1 and 2 of the released DualToken code, less the GAN's term, which `adversary.py` has.
+"""The tokenizer's loss in all phases of the released DualToken code, less the GAN's term (`adversary.py`).
 
-B images, N tokens, W channels of a tower, E of an embedding. Cosine terms are 1 - cos where the paper has -cos: the
-gradient is the same, and zero is perfect. A term exists where its stream runs; a term that is not computed is None.
+B images, N tokens, W channels of a tower, E of an embedding. Cosine terms are 1 - cos where the paper has
+-cos: the gradient is the same, and zero is perfect. A term exists where its stream runs; a term that is not
+computed is None.
 """
 
 from collections.abc import Callable
@@ -57,9 +58,10 @@ def tokenizer_loss(
     phase: Phase = 1,
     perceptual: Perceptual | None = None,
 ) -> TokenizerLoss:
-    """Return the loss of a batch, in float32 but for the perceptual network, which runs in the caller's precision.
+    """Return the loss of a batch.
 
-    `images` are those that went in, -1 to 1. Phase 2 compares semantic tokens by their cosine alone. The weights are
+    It is computed in float32 but for the perceptual network, which runs in the caller's precision. `images`
+    are those that went in, -1 to 1. Phase 2 compares semantic tokens by their cosine alone. The weights are
     taken as they are given, whatever the phase.
     """
     reconstruction = None

@@ -1,7 +1,7 @@
 """LPIPS, a learnt distance of pictures (arXiv 1801.03924): VGG16's features, weighed by linear heads.
 
-Weights are read from local files: the heads come with torchmetrics, VGG16's are torchvision's. B images of S by S
-pixels, C channels, H by W positions.
+Weights are read from local files: the heads come with torchmetrics, VGG16's are torchvision's. B images of S
+by S pixels, C channels, H by W positions.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
+    except Exception as error:  # noqa: BLE001  (torch raises many kinds of errors here)
         raise MissingWeightsError(f"{file} cannot be read as weights alone: {type(error).__name__}") from None
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 

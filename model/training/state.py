@@ -23,10 +23,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class TrainState:
-    """Model, optimisers, averages and the number of steps done: all that a resumed run needs, but the data's order.
+    """Model, optimisers, averages and the number of steps done.
 
-    `wrap` puts the tokenizer into DistributedDataParallel with forward_sync_buffers=False: the codebooks are buffers,
-    and `train_step` keeps them equal on all ranks. `perceptual` is the network of `config.perceptual`.
+    It is all that a resumed run needs, but the data's order. `wrap` puts the tokenizer into
+    DistributedDataParallel with forward_sync_buffers=False: the codebooks are buffers, and `train_step` keeps
+    them equal on all ranks. `perceptual` is the network of `config.perceptual`.
 
     Raises ValueError if the phase trains nothing of this tokenizer, or cannot keep its streams apart.
     """
@@ -80,14 +81,17 @@ class TrainState:
         return next(self.tokenizer.parameters()).device
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors, numbers and containers of them: torch.load reads them back with weights_only=True."""
+        """Return tensors, numbers and containers of them, for torch.load with weights_only=True."""
         state: dict[str, Any] = {"step": self.step}
         for name, part in self._parts().items():
             state[name] = part.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; the steps that follow are those of a run never stopped, on a CPU to the bit."""
+        """Continue from `state_dict`.
+
+        The steps that follow are those of a run never stopped, on a CPU to the bit.
+        """
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step = state["step"]
@@ -110,8 +114,8 @@ class TrainState:
         if not self.config.compile:
             return function
         if function not in self._compiled:
-            # A setting of the whole process. The adaptive weight of a GAN goes through a graph twice, and a graph that
-            # gives its buffers away can be gone through only once.
+            # A setting of the whole process. The adaptive weight of a GAN goes through a graph twice, and a
+            # graph that gives its buffers away can be gone through only once.
             functorch_config.donated_buffer = False
             one_graph = self.model is self.tokenizer or not calls_model
             self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=one_graph)

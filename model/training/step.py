@@ -24,7 +24,10 @@ from dualtoken.model.training.state import TrainState
 
 
 class TrainMetrics(NamedTuple):
-    """Metrics of one step; losses are this rank's, before weighting but for the total; None where there is no such loss."""
+    """Metrics of one step; None where there is no such loss.
+
+    Losses are this rank's, and before weighting but for the total.
+    """
 
     loss: float
     """Weighted total, the generator's part included."""
@@ -124,7 +127,8 @@ def _split(batch: _Batch, count: int) -> list[_Batch]:
     size, rest = divmod(len(batch.images), count)
     if rest or not size:
         raise ValueError(
-            f"accumulate_steps={count} does not divide the {len(batch.images)} images of a rank: change one of them"
+            f"accumulate_steps={count} does not divide the {len(batch.images)} images of a rank: "
+            "change one of them"
         )
     parts = zip(
         batch.images.split(size),
@@ -152,7 +156,10 @@ def _backward_all(state: TrainState, batches: Sequence[_Batch]) -> list[_MicroBa
 def _backward(
     state: TrainState, batch: _Batch, share: float, adaptive_weight: Tensor | None, *, last: bool
 ) -> _MicroBatchResult:
-    """Add a micro-batch's gradients, the tokenizer's and the discriminator's; ranks meet in the last one only."""
+    """Add a micro-batch's gradients, the tokenizer's and the discriminator's.
+
+    Ranks average the tokenizer's in the last micro-batch only.
+    """
     adversary = _adversary(state)
     losses: dict[str, Tensor] = {}
     with _gradient_sync(state, last=last):
@@ -228,9 +235,10 @@ def _last_layer_gradients(
 
 
 def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
-    """Return the adaptive weight of a batch in parts: a ratio of norms, which no mean of the parts' ratios gives.
+    """Return the adaptive weight of a batch in parts.
 
-    It costs one more forward pass, without a graph but for the decoder's last layer.
+    It is a ratio of norms, which no mean of the parts' ratios gives. It costs one more forward pass, without
+    a graph but for the decoder's last layer.
     """
     tokenizer = state.tokenizer
     sums: LastLayerGradients | None = None
@@ -259,7 +267,10 @@ def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Seq
 
 
 def _with_graph(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-    """Compute a convolution again with a graph: a forward hook, under no_grad, that gives its output in the first's place."""
+    """Compute a convolution again with a graph, under no_grad.
+
+    A forward hook: its output takes the place of the layer's own.
+    """
     assert isinstance(layer, nn.Conv2d)
     with torch.enable_grad():
         return F.conv2d(inputs[0], layer.weight, layer.bias, padding=layer.padding)
@@ -283,7 +294,8 @@ def _metrics(figures: dict[str, Tensor], rate: float) -> TrainMetrics:
 
 
 def _check_finite(metrics: TrainMetrics, step: int) -> None:
-    # A norm that is not finite is so on every rank, the gradient being shared: all raise, and none waits for another.
+    # A norm that is not finite is so on every rank, the gradient being shared: all raise, and none waits for
+    # another.
     if not all(map(math.isfinite, metrics.present().values())):
         raise FloatingPointError(
             f"step {step} has loss {metrics.loss} and gradient norm {metrics.gradient_norm}: "

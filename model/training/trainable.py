@@ -1,9 +1,10 @@
 """What each phase of the tokenizer's training trains (the released DualToken code's phases 0, 1 and 2).
 
-Phase 0 trains what the tower lacks beside a tower that is frozen up to the semantic block. Phase 1 trains everything.
-Phase 2 refines the semantic stream alone. The released phase 2 freezes blocks up to the shortcut's only: blocks between
-it and the pixel block drift under a frozen pixel path, and the pixel codes of every image move. Ours freezes all blocks
-that pixel tokens come from: after phase 2 the pixel codes and pictures are what they were, to the bit.
+Phase 0 trains what the tower lacks beside a tower that is frozen up to the semantic block. Phase 1 trains
+everything. Phase 2 refines the semantic stream alone. The released phase 2 freezes blocks up to the
+shortcut's only: blocks between it and the pixel block drift under a frozen pixel path, and the pixel codes of
+every image move. Ours freezes all blocks that pixel tokens come from: after phase 2 the pixel codes and
+pictures are what they were, to the bit.
 
 A recipe sets the phase by its key `train.stage`.
 """
@@ -48,8 +49,8 @@ def streams_in_training(config: TrainingConfig) -> Streams:
 def freeze(tokenizer: DualTokenizer, config: TrainingConfig) -> None:
     """Let only those parameters have gradients that the phase trains.
 
-    `TrainState` calls it, before it wraps the model. Raises ValueError if the phase trains nothing of this tokenizer,
-    or cannot keep its streams apart.
+    `TrainState` calls it, before it wraps the model. Raises ValueError if the phase trains nothing of this
+    tokenizer, or cannot keep its streams apart.
     """
     if config.stage == 2 and tokenizer.config.shared_codebook:
         raise ValueError(

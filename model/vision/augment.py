@@ -15,7 +15,10 @@ _TRIES = 10
 def random_crop(
     image: Image.Image, size: int, config: RandomCropConfig, generator: np.random.Generator
 ) -> Image.Image:
-    """Return a random part of a picture as a square of `size` pixels a side, resized bicubically; transparency over white."""
+    """Return a random part of a picture as a square of `size` pixels a side.
+
+    It is resized bicubically; transparency becomes white.
+    """
     crop = opaque(image).crop(crop_box(image.size, config, generator))
     return crop.resize((size, size), Image.Resampling.BICUBIC)
 
@@ -23,7 +26,10 @@ def random_crop(
 def crop_box(
     size: tuple[int, int], config: RandomCropConfig, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw left, top, right and bottom, pixels, within a picture of `size`; ratios are drawn evenly in their logarithm."""
+    """Draw left, top, right and bottom, pixels, within a picture of `size`.
+
+    Ratios are drawn evenly in their logarithm.
+    """
     whole_width, whole_height = size
     for _ in range(_TRIES):
         area = whole_width * whole_height * generator.uniform(config.scale[0], config.scale[1])

@@ -2,11 +2,12 @@
 
 Two obstacles are removed here, and nowhere else.
 
-1. torchvision's Python part fails where its compiled part cannot load, such as a CUDA-built wheel on a CPU build of torch
-   ("operator torchvision::nms does not exist"). We use none of its operators, so declaring that they exist is enough.
-2. torchvision and timm name torch's compiler while they are imported, which loads all of it: 7 s that every command and
-   every worker would pay, compiling or not. Stand-ins in `sys.modules` give the names, and give way to the compiler
-   itself at its first use.
+1. torchvision's Python part fails where its compiled part cannot load, such as a CUDA-built wheel on a CPU
+   build of torch ("operator torchvision::nms does not exist"). We use none of its operators, so declaring
+   that they exist is enough.
+2. torchvision and timm name torch's compiler while they are imported, which loads all of it: 7 s that every
+   command and every worker would pay, compiling or not. Stand-ins in `sys.modules` give the names, and give
+   way to the compiler itself at its first use.
 
 tests/model/test_packaging.py imports in every order, and checks when the compiler loads.
 """
@@ -28,15 +29,17 @@ _SCHEMAS = (
 )
 """Operators that torchvision looks up while it is imported."""
 _declared: torch.library.Library | None = None
-"""Library of the declared operators. It withdraws them when it is collected, so it lives as long as the process."""
+"""Library of the declared operators. It withdraws them when it is collected, so it lives as long as the
+process."""
 
 
 @contextmanager
 def vision_imports() -> Iterator[None]:
-    """Import torchvision, timm, open_clip or torchmetrics within this context; nested and repeated use is fine.
+    """Import torchvision, timm, open_clip or torchmetrics within this context.
 
-    What is imported does not differ, but for two optional parts: timm's NaFlex tower is compiled where it asks not to be,
-    and timm's training log to wandb is left out. The compiler loads at its first use.
+    Nested and repeated use is fine. What is imported does not differ, but for two optional parts: timm's
+    NaFlex tower is compiled where it asks not to be, and timm's training log to wandb is left out. The
+    compiler loads at its first use.
     """
     declare_missing_ops()
     stubs: dict[str, ModuleType | None] = {}
@@ -58,7 +61,10 @@ def vision_imports() -> Iterator[None]:
 
 
 class _Compiler(ModuleType):
-    """A stand-in for a module of the compiler while others are imported; it gives way when they ask for more than names."""
+    """A stand-in for a module of the compiler while others are imported.
+
+    It gives way when they ask for more than names.
+    """
 
     def __init__(self, name: str, **attributes: Callable[..., Any]) -> None:
         super().__init__(name)
@@ -80,7 +86,7 @@ def _is_compile_supported(device_type: str) -> bool:
 
 
 def declare_missing_ops() -> None:
-    """Declare the operators that torchvision's compiled part would bring; changes nothing where that part loads."""
+    """Declare the operators of torchvision's compiled part; changes nothing where that part loads."""
     global _declared  # noqa: PLW0603
     if "torchvision" in sys.modules:
         return

@@ -1,6 +1,7 @@
-"""Our own SigLIP vision tower (arXiv 2303.15343), built by timm: patches, pre-norm blocks, norm, attention pool.
+"""Our own SigLIP vision tower (arXiv 2303.15343), built by timm.
 
-Parameters have the names that timm's vit_*_siglip_* models give them, so the trunk of any open_clip SigLIP model loads.
+It has patches, pre-norm blocks, a norm and an attention pool. Parameters have the names that timm's
+vit_*_siglip_* models give them, so the trunk of any open_clip SigLIP model loads.
 """
 
 import re
@@ -41,7 +42,7 @@ def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
 
 
 def tower_name(config: TowerConfig, image_size: int) -> str:
-    """Return a timm model name that holds the tower's whole shape, such as dualtoken_vit_p8_64_d6_w96_h3_m384."""
+    """Return a timm model name with the tower's whole shape, such as dualtoken_vit_p8_64_d6_w96_h3_m384."""
     name = (
         f"dualtoken_vit_p{config.patch_size}_{image_size}_d{config.depth}_w{config.width}"
         f"_h{config.num_heads}_m{config.mlp_width}"

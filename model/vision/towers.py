@@ -1,7 +1,10 @@
-"""Builds, taps and finishes any vision transformer: ours, timm's SigLIP, CLIP, EVA02 and ViTamin, open_clip's native.
+"""Builds, taps and finishes any vision transformer.
 
-B images of S by S pixels, N patch tokens, C prefix tokens (class and register tokens; SigLIP has none), W channels. Blocks
-count from 1. Pooled vectors are W wide: they come before a model's own projection into its joint space with texts.
+It knows ours, timm's SigLIP, CLIP, EVA02 and ViTamin, and open_clip's native ones.
+
+B images of S by S pixels, N patch tokens, C prefix tokens (class and register tokens; SigLIP has none), W
+channels. Blocks count from 1. Pooled vectors are W wide: they come before a model's own projection into its
+joint space with texts.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 
     Tower = VisionTransformer | Eva | NativeTransformer
 else:
-    # open_clip is imported for its native towers only: it takes a second, and 45 MB, that other tokenizers need not pay.
+    # open_clip is imported for its native towers only: it takes a second, and 45 MB, that other tokenizers
+    # need not pay.
     Tower = nn.Module
 
 
@@ -85,7 +89,8 @@ def check_tower(tower: nn.Module) -> Tower:
     if isinstance(tower, (VisionTransformer, Eva)):
         return tower
     raise ValueError(
-        f"the image tower is {type(tower).__name__}: use a plain vision transformer, such as SigLIP, CLIP or EVA02"
+        f"the image tower is {type(tower).__name__}: use a plain vision transformer, "
+        "such as SigLIP, CLIP or EVA02"
     )
 
 
@@ -115,7 +120,7 @@ def activation_of(tower: Tower) -> str | None:
 
 
 def checkpoint_gradients(tower: Tower) -> None:
-    """Keep no activations inside blocks: the backward pass computes each block again, with the same results."""
+    """Keep no activations inside blocks: the backward pass computes each block again, with equal results."""
     tower.set_grad_checkpointing()
 
 
@@ -155,7 +160,7 @@ def forward_taps(tower: Tower, images: Float[Tensor, "B 3 S S"], blocks: Collect
 def forward_from_block(
     tower: Tower, tokens: Float[Tensor, "B N W"], block: int, prefix: Float[Tensor, "B C W"] | None = None
 ) -> Float[Tensor, "B W"]:
-    """Run the blocks after `block`, norm and pooling included, on tokens in the place of that block's output."""
+    """Run all that comes after a block, norm and pooling too, on tokens in the place of its output."""
     hidden = tokens
     if prefix is not None:
         hidden = torch.cat((prefix, tokens), dim=1)
@@ -175,7 +180,7 @@ def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill_computed_buffers(
     tower: Tower, config: TowerConfig | NamedTower, image_size: int, device: str | torch.device
 ) -> None:
-    """Compute the buffers that no file holds, for a tower that was built on `meta` and has its weights loaded."""
+    """Compute the buffers that no file holds, for a tower built on `meta` with its weights loaded."""
     missing = [name for name, buffer in tower.named_buffers() if buffer.is_meta]
     if not missing:
         return

@@ -14,7 +14,7 @@ class _TrainedKind(Config):
 
 # The last base comes first, so that `kind` is the first key of fingerprints and of the report.
 class TrainedTeacher(TeacherTrainingConfig, _TrainedKind):
-    """A small SigLIP-style model that the recipe trains on the corpora's captions, where no weights can be had."""
+    """A small SigLIP-style model, trained on the corpora's captions, where no weights can be had."""
 
 
 class OpenClipTeacher(Config):
@@ -28,7 +28,7 @@ class OpenClipTeacher(Config):
 
 
 class LocalTeacher(Config):
-    """An open_clip checkpoint on disk: a folder with open_clip_config.json and open_clip_model.safetensors."""
+    """An open_clip checkpoint on disk: open_clip_config.json and open_clip_model.safetensors."""
 
     kind: Literal["local"]
     folder: Location

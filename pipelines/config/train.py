@@ -1,4 +1,4 @@
-"""How a recipe trains the tokenizer: the training itself, plus workers and checkpoints; imports neither torch nor ray."""
+"""Training of a recipe's tokenizer, with workers and checkpoints; imports neither torch nor ray."""
 
 from typing import Annotated
 
@@ -19,8 +19,8 @@ class DataParallelConfig(Config):
     """CPU cores of a worker, and its number of threads; another number gives other last bits."""
 
 
-# The last base comes first: pydantic collects fields from the bases in reversed MRO order. Fingerprints and the
-# report depend on the order: workers, then the training. tests/pipelines/config/test_train.py pins it.
+# The last base comes first: pydantic collects fields from the bases in reversed MRO order. Fingerprints and
+# the report depend on the order: workers, then the training. tests/pipelines/config/test_train.py pins it.
 class TrainConfig(TrainingConfig, DataParallelConfig):
     """Training of the dual tokenizer with Ray Train."""
 
@@ -42,13 +42,15 @@ class TrainConfig(TrainingConfig, DataParallelConfig):
                 f"accumulate_steps={self.accumulate_steps}: make it one of {parts}"
             )
         raise ValueError(
-            f"batch_size={self.batch_size} is no multiple of num_workers={self.num_workers}: change one of them"
+            f"batch_size={self.batch_size} is no multiple of num_workers={self.num_workers}: "
+            "change one of them"
         )
 
     @model_validator(mode="after")
     def _channels_last_on_gpus(self) -> "TrainConfig":
         if self.memory_format == "channels_last" and not self.use_gpu:
             raise ValueError(
-                "memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous"
+                "memory_format=channels_last is no faster on a CPU: "
+                "set use_gpu=true or memory_format=contiguous"
             )
         return self

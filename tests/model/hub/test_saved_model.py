@@ -67,10 +67,12 @@ def test_a_configuration_that_cannot_be_is_one_line_with_its_key(
         (("config", "pixel", "num_codes"), r"config\.pixel\.\S*num_codes"),
         (("transform", "image_size"), r"transform\.image_size"),
     ):
-        saved = part = json.loads(whole)
-        for name in keys[:-1]:
-            part = part[name]
-        part[keys[-1]] = -1
+        saved = json.loads(whole)
+        *groups, last = keys
+        group = saved
+        for name in groups:
+            group = group[name]
+        group[last] = -1
         (tmp_path / "config.json").write_text(json.dumps(saved))
         with pytest.raises(ValueError, match=rf"config\.json: {key}: ") as error:
             DualTokenizer.from_pretrained(tmp_path)
@@ -93,9 +95,10 @@ def test_the_card_says_what_codes_cost(tokenizer: DualTokenizer, tmp_path: Path)
     # 3 x 3 tokens of 3 depths with 5 bits each, in 16 x 16 pixels, for each of two streams.
     assert "| pixel | 3 x 3 x 3 | 32 | 135 | 0.5273 |" in text
     assert "| both | | | 270 | 1.0547 |" in text
-    assert f"Parameters: {sum(p.numel() for p in tokenizer.parameters()):,} (tower " in text
-    both = (tmp_path / "config.json").read_bytes() + (tmp_path / "model.safetensors").read_bytes()
-    assert fingerprint(tmp_path) == hashlib.sha256(both).hexdigest()
+    num_parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    assert f"Parameters: {num_parameters:,} (tower " in text
+    content = (tmp_path / "config.json").read_bytes() + (tmp_path / "model.safetensors").read_bytes()
+    assert fingerprint(tmp_path) == hashlib.sha256(content).hexdigest()
     assert fingerprint(tmp_path) in text
 
 
@@ -107,7 +110,9 @@ def test_the_card_s_example_runs(
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
-    exec((tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0], {})
+    readme = (tmp_path / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    exec(example, {})
     assert capsys.readouterr().out == "(1, 3, 3, 3) (1, 3, 3, 3) (1, 3, 16, 16)\n"
 
 
@@ -139,9 +144,15 @@ def test_a_hub_name_without_a_hub_is_one_quick_line(
     settings: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     script = """
-import time; from dualtoken.model.hub.saved_model import find_folder; started = time.monotonic()
-try: find_folder("owner/name")
-except ValueError as error: print(error); print(time.monotonic() - started)
+import time
+from dualtoken.model.hub.saved_model import find_folder
+
+started = time.monotonic()
+try:
+    find_folder("owner/name")
+except ValueError as error:
+    print(error)
+    print(time.monotonic() - started)
 """
     environment = os.environ | {"HF_HOME": str(tmp_path)} | settings
     ended = subprocess.run(
@@ -155,7 +166,7 @@ except ValueError as error: print(error); print(time.monotonic() - started)
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that stands where HF_ENDPOINT would say it is, had that been set before the library was imported."""
+    """A hub that the library finds, as if HF_ENDPOINT had named it before the library was imported."""
     with local_hub() as served:
         settings = {
             "ENDPOINT": served.address,
@@ -181,9 +192,7 @@ def test_a_model_pushed_to_a_hub_comes_back_to_the_byte(
     assert saved is not None
     assert saved.startswith(f"{hub.address}/owner/saved/commit/")
     DualTokenizer.from_pretrained("owner/pushed").save_pretrained(tmp_path / "back")
-    assert (
-        hub.repositories["owner/pushed"]
-        == hub.repositories["owner/saved"]
-        == read(tmp_path / "saved")
-        == read(tmp_path / "back")
-    )
+    files = read(tmp_path / "saved")
+    assert hub.repositories["owner/pushed"] == files
+    assert hub.repositories["owner/saved"] == files
+    assert read(tmp_path / "back") == files

@@ -32,18 +32,15 @@ def test_ssim_falls_with_noise_per_image() -> None:
 
 
 def test_ssim_is_that_of_torchmetrics() -> None:
-    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415  (its import takes seconds)
+    # Imported here, for it takes seconds.
+    from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: PLC0415
 
     generator = torch.Generator().manual_seed(0)
     references = torch.randint(0, 256, (4, 3, 24, 31), dtype=torch.uint8, generator=generator)
-    references[0] = (
-        128  # flat, and the picture of it nearly so: the variances that rounding makes negative count as none
-    )
-    images = (
-        (references + torch.randint(-20, 21, references.shape, generator=generator))
-        .clamp(0, 255)
-        .to(torch.uint8)
-    )
+    noise = torch.randint(-20, 21, references.shape, generator=generator)
+    # Flat, and the picture of it nearly so: the variances that rounding makes negative count as none.
+    references[0] = 128
+    images = (references + noise).clamp(0, 255).to(torch.uint8)
     images[0] = 128
     images[0, :, 5, 5] = 130
     expected = structural_similarity_index_measure(

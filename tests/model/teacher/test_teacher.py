@@ -82,7 +82,9 @@ def test_open_clip_reads_our_folder_in_another_process(folder: Path, teacher: Te
     name = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]["vision_cfg"]["timm_model_name"]
     assert name == "dualtoken_vit_p5_16_d3_w32_h2_m48"
     code = (
-        f"from dualtoken.model.vision.siglip_tower import register_tower; register_tower({name!r}); import open_clip; "
+        "from dualtoken.model.vision.siglip_tower import register_tower\n"
+        f"register_tower({name!r})\n"
+        "import open_clip\n"
         f"print(open_clip.create_model('local-dir:{folder}').logit_scale.item())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -90,7 +92,8 @@ def test_open_clip_reads_our_folder_in_another_process(folder: Path, teacher: Te
 
 
 def test_one_pass_gives_embeddings_and_targets(teacher: Teacher, pictures: Tensor) -> None:
-    output, targets = teacher.embed_all(pictures, block=2), teacher.targets(pictures, block=2)
+    output = teacher.embed_all(pictures, block=2)
+    targets = teacher.targets(pictures, block=2)
     assert torch.equal(output.embeddings, teacher.embed_images(pictures))
     assert torch.equal(targets.dense, output.dense)
     assert torch.equal(targets.pooled, output.pooled)
@@ -134,9 +137,8 @@ def test_an_open_clip_model_is_exported_and_read_back(
     assert torch.equal(exported.embed_texts(["a"]), teacher.embed_texts(["a"]))
     # open_clip's own default figures, since a file of weights brings none.
     assert exported.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
-    assert torch.equal(
-        exported.trunk(exported.transform(pictures)), teacher.trunk(exported.transform(pictures))
-    )
+    images = exported.transform(pictures)
+    assert torch.equal(exported.trunk(images), teacher.trunk(images))
 
 
 def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
@@ -144,18 +146,17 @@ def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
 ) -> None:
     model_config = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
     tower = TRAINING.tower.model_copy(update={"activation": "gelu"})
-    register_tower(name := tower_name(tower, TRAINING.image_size))
-    exact = {"timm_model_name": name}
-    (tmp_path / "tiny-exact-siglip.json").write_text(
-        json.dumps(model_config | {"vision_cfg": model_config["vision_cfg"] | exact})
-    )
+    name = tower_name(tower, TRAINING.image_size)
+    register_tower(name)
+    model_config["vision_cfg"]["timm_model_name"] = name
+    (tmp_path / "tiny-exact-siglip.json").write_text(json.dumps(model_config))
     open_clip.add_model_config(tmp_path / "tiny-exact-siglip.json")
-    for wanted, activation in (
+    for shape, activation in (
         (None, "gelu"),
         (TRAINING.tower, "gelu_tanh"),
         (TRAINING.tower.model_copy(update={"depth": 9}), "gelu"),
     ):
-        export_open_clip("tiny-exact-siglip", str(folder / WEIGHTS_FILE), tmp_path / "exported", wanted)
+        export_open_clip("tiny-exact-siglip", str(folder / WEIGHTS_FILE), tmp_path / "exported", shape)
         exported = load_teacher(tmp_path / "exported")
         assert activation_of(exported.trunk) == activation
         images = exported.transform(pictures)
@@ -173,10 +174,11 @@ def test_a_folder_without_a_siglip_model_is_refused(folder: Path, tmp_path: Path
 
 
 def small_open_clip_model(**vision: object) -> open_clip.CustomTextCLIP:
+    text = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
     return open_clip.CustomTextCLIP(
         embed_dim=8,
         vision_cfg={"width": 16, "image_size": 16} | vision,  # pyright: ignore[reportArgumentType]
-        text_cfg={"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},  # pyright: ignore[reportArgumentType]
+        text_cfg=text,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -207,11 +209,12 @@ def test_images_of_another_size_are_refused(teacher: Teacher) -> None:
 
 
 def test_training_learns_which_caption_belongs_to_which_picture() -> None:
-    trainer, texts = TeacherTrainer(TRAINING), ["red", "green", "blue", "white"]
+    trainer = TeacherTrainer(TRAINING)
+    tokens = tokenize(["red", "green", "blue", "white"], TRAINING.text)
     pictures = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     for index, channels in enumerate(([0], [1], [2], [0, 1, 2])):
         pictures[index, channels] = 255
-    metrics = [trainer.train_step(pictures, tokenize(texts, TRAINING.text)) for _ in range(30)]
+    metrics = [trainer.train_step(pictures, tokens) for _ in range(30)]
     assert metrics[-1].accuracy == 1
     assert metrics[-1].loss < metrics[0].loss
     assert (metrics[0].learning_rate, trainer.step) == (1e-3, 30)

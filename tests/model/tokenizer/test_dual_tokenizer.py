@@ -18,7 +18,9 @@ from tests.model.training.steps import snapshot
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    if first.keys() != second.keys():
+        return False
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_codes_do_not_depend_on_the_batch(tokenizer: DualTokenizer, images: Tensor) -> None:
@@ -30,14 +32,16 @@ def test_codes_do_not_depend_on_the_batch(tokenizer: DualTokenizer, images: Tens
 
 
 def test_encode_gives_the_codes_of_forward(tokenizer: DualTokenizer, images: Tensor) -> None:
-    output, codes = tokenizer(images), tokenizer.encode(images)
+    output = tokenizer(images)
+    codes = tokenizer.encode(images)
     assert codes.pixel.shape == codes.semantic.shape == (4, 3, 3, 3)
     assert torch.equal(codes.pixel.flatten(1, 2), output.pixel.ids)
     assert torch.equal(codes.semantic.flatten(1, 2), output.semantic.ids)
 
 
 def test_codes_say_all_that_forward_says(tokenizer: DualTokenizer, images: Tensor) -> None:
-    output, codes = tokenizer(images), tokenizer.encode(images)
+    output = tokenizer(images)
+    codes = tokenizer.encode(images)
     features = tokenizer.semantic_features(codes.semantic)
     assert torch.equal(tokenizer.decode(codes.pixel), output.reconstruction)
     assert torch.equal(features.tokens, output.semantic_tokens)
@@ -175,33 +179,48 @@ def test_a_tower_of_the_same_shape_can_be_the_start(
 def test_the_paper_s_largest_model_has_the_published_size() -> None:
     quantizer = QuantizerConfig()
     config = TokenizerConfig(
-        image_size=384, tower=TowerConfig(patch_size=14, width=1152, depth=27, num_heads=16, mlp_width=4304),
-        pixel_block=6, semantic_block=26, shortcut=ShortcutConfig(), pixel=quantizer, semantic=quantizer, decoder=DecoderConfig(),
-    )  # fmt: skip
+        image_size=384,
+        tower=TowerConfig(patch_size=14, width=1152, depth=27, num_heads=16, mlp_width=4304),
+        pixel_block=6,
+        semantic_block=26,
+        shortcut=ShortcutConfig(),
+        pixel=quantizer,
+        semantic=quantizer,
+        decoder=DecoderConfig(),
+    )
     with torch.device("meta"):
         tokenizer = DualTokenizer(config)
-    millions = {
-        name: round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
-        for name, module in tokenizer.named_children()
-    }
+    millions = {}
+    for name, module in tokenizer.named_children():
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        millions[name] = round(num_parameters / 1e6, 2)
     assert config.grid_size == 27
     assert millions == {
-        "tower": 428.23, "reduce_pixel": 4.03, "reduce_shortcut": 4.03, "reduce_semantic": 4.03,
-        "quantize_pixel": 0, "quantize_semantic": 0, "expand_pixel": 9.45, "expand_semantic": 9.45, "post_quant": 11.80, "decoder": 168.45,
-    }  # fmt: skip
+        "tower": 428.23,
+        "reduce_pixel": 4.03,
+        "reduce_shortcut": 4.03,
+        "reduce_semantic": 4.03,
+        "quantize_pixel": 0,
+        "quantize_semantic": 0,
+        "expand_pixel": 9.45,
+        "expand_semantic": 9.45,
+        "post_quant": 11.80,
+        "decoder": 168.45,
+    }
 
 
 def test_codes_as_files_hold_them_are_codes(tokenizer: DualTokenizer, images: Tensor) -> None:
     codes = tokenizer.encode(images)
-    assert torch.equal(tokenizer.decode(codes.pixel.to(torch.uint16)), tokenizer.decode(codes.pixel))
-    small = codes.semantic.to(torch.uint16)
-    assert torch.equal(
-        tokenizer.semantic_features(small).pooled, tokenizer.semantic_features(codes.semantic).pooled
-    )
+    pixel = codes.pixel.to(torch.uint16)
+    semantic = codes.semantic.to(torch.uint16)
+    assert torch.equal(tokenizer.decode(pixel), tokenizer.decode(codes.pixel))
+    expected = tokenizer.semantic_features(codes.semantic)
+    assert torch.equal(tokenizer.semantic_features(semantic).pooled, expected.pooled)
 
 
 def test_no_images_have_no_codes(tokenizer: DualTokenizer, images: Tensor) -> None:
-    assert tokenizer.encode(images[:0]).pixel.shape == (0, *tokenizer.encode(images).pixel.shape[1:])
+    codes_shape = tokenizer.encode(images).pixel.shape[1:]
+    assert tokenizer.encode(images[:0]).pixel.shape == (0, *codes_shape)
 
 
 @pytest.fixture

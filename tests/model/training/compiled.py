@@ -1,4 +1,4 @@
-"""Compiles encoding, and a training step's forward, loss and backward, each as one graph, or a few among workers.
+"""Compiles encoding, and the parts of a training step, each as one graph, or a few among workers.
 
 test_compile.py runs it.
 """
@@ -16,7 +16,11 @@ sys.path[:0] = [str(Path(__file__).parents[3])]
 
 import torch._dynamo  # noqa: E402
 
-from dualtoken.model.config.quantizer import QuantizerConfig, ScalarQuantizerConfig, SplitQuantizerConfig  # noqa: E402
+from dualtoken.model.config.quantizer import (  # noqa: E402
+    QuantizerConfig,
+    ScalarQuantizerConfig,
+    SplitQuantizerConfig,
+)
 from dualtoken.model.config.training import GanConfig, LpipsConfig  # noqa: E402
 from dualtoken.model.quantize import build_quantizer  # noqa: E402
 from dualtoken.model.training import state as training_state  # noqa: E402
@@ -24,7 +28,14 @@ from dualtoken.model.training.lpips import Lpips  # noqa: E402
 from dualtoken.model.training.step import forward_losses  # noqa: E402
 from dualtoken.model.vision.towers import checkpoint_gradients  # noqa: E402
 from tests.helpers.tiny_tokenizer import tiny_tokenizer_config  # noqa: E402
-from tests.model.training.steps import assert_same_steps, batch, data_parallel, fresh_state, run, training  # noqa: E402
+from tests.model.training.steps import (  # noqa: E402
+    assert_same_steps,
+    batch,
+    data_parallel,
+    fresh_state,
+    run,
+    training,
+)
 
 CONFIG = tiny_tokenizer_config()
 
@@ -85,7 +96,7 @@ def quantisers() -> None:
 
 
 def switch(perceptual: Lpips) -> None:
-    """`compile` compiles a step once, LPIPS, GAN, a checkpointed tower and all, and the steps stay the same."""
+    """`compile` compiles a step once, LPIPS, GAN and a checkpointed tower too; the steps stay the same."""
     training_state.COMPILER = "aot_eager"
     plain = training(
         perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4

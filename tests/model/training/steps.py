@@ -63,7 +63,10 @@ def run(state: TrainState, steps: int) -> list[TrainMetrics]:
 
 
 def assert_same_steps(found: TrainState, expected: TrainState) -> None:
-    """Both took the same steps but for the order of sums: codebooks chose alike, gradients and weights are close."""
+    """Both took the same steps but for the order of sums.
+
+    Codebooks chose alike, gradients and weights are close.
+    """
     for name in ("quantize_pixel", "quantize_semantic"):
         codebook = getattr(found.tokenizer, name)
         expected_codebook = getattr(expected.tokenizer, name)
@@ -75,7 +78,8 @@ def assert_same_steps(found: TrainState, expected: TrainState) -> None:
 
 
 def assert_same_weights(found: torch.optim.Optimizer, expected: torch.optim.Optimizer) -> None:
-    # Adam divides a gradient by its size: where it is 0 but for rounding, as a key's bias has it, weights say nothing.
+    # Adam divides a gradient by its size: where it is 0 but for rounding, as a key's bias has it, weights say
+    # nothing.
     for index, moments in expected.state_dict()["state"].items():
         average = moments["exp_avg"]
         tolerance = 2e-3 * average.abs().max().item() + 1e-6

@@ -1,4 +1,4 @@
-"""The GAN: its networks and losses to the number, its schedule, exact resume, and ranks and parts that agree."""
+"""The GAN: networks and losses to the number, schedule, exact resume, and ranks and parts that agree."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

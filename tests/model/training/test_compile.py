@@ -11,7 +11,8 @@ FOLDER = Path(__file__).parent
 
 @pytest.mark.slow
 def test_encoding_and_the_training_step_compile_without_a_graph_break() -> None:
-    # In a process of its own: elsewhere in these tests beartype checks shapes, and its checks cannot be compiled.
+    # In a process of its own: elsewhere in these tests beartype checks shapes, and its checks cannot be
+    # compiled.
     ran = subprocess.run(
         [sys.executable, FOLDER / "compiled.py"],
         cwd=FOLDER.parents[2],

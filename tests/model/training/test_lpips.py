@@ -19,7 +19,7 @@ with vision_imports():
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG16's features with random weights, named as in torchvision's file, beside a layer that LPIPS does not read."""
+    """Random weights of VGG16's features under torchvision's names, and one that LPIPS does not read."""
     torch.manual_seed(0)
     state = {f"features.{name}": tensor for name, tensor in make_layers(cfgs["D"]).state_dict().items()}
     file = tmp_path_factory.mktemp("weights") / "vgg.pth"
@@ -90,7 +90,8 @@ def test_without_weights_the_error_says_where_to_put_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    expected = rf"no VGG16 weights at {tmp_path}/hub/checkpoints/vgg16-397923af\.pth: download https://.*train\.perceptual=none"
+    file = rf"{tmp_path}/hub/checkpoints/vgg16-397923af\.pth"
+    expected = rf"no VGG16 weights at {file}: download https://.*train\.perceptual=none"
     with pytest.raises(MissingWeightsError, match=expected):
         load_lpips()
     with pytest.raises(

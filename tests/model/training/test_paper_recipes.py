@@ -1,4 +1,4 @@
-"""The published models, built without memory: sizes as measured on the released code, and a step of shapes alone."""
+"""The published models on `meta`: sizes as measured on the released code, and a step of shapes alone."""
 
 from typing import Any
 
@@ -42,7 +42,8 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
     recipe = load_recipe(name)
     size = recipe.tokenizer.image_size
     with torch.device("meta"):
-        model, images = DualTokenizer(recipe.tokenizer), torch.empty(2, 3, size, size)
+        model = DualTokenizer(recipe.tokenizer)
+        images = torch.empty(2, 3, size, size)
         targets = TeacherTargets(torch.empty(2, 1152), torch.empty(2, grid**2, 1152))
         network = Lpips() if recipe.train.perceptual.kind == "lpips" else None
     freeze(model, recipe.train)
@@ -54,23 +55,24 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
     # The fused optimiser of training has no kernel for shapes alone.
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
     perceptual = Perceptual(network, 1.0) if network else None
-    tokenizer_loss(
+    loss = tokenizer_loss(
         output, images, targets, recipe.train.losses, phase=recipe.train.stage, perceptual=perceptual
-    ).total.backward()
+    )
+    loss.total.backward()
     optimizer.step()
-    assert [parameter.requires_grad for parameter in model.parameters()] == [
-        parameter.grad is not None for parameter in model.parameters()
-    ]
+    for parameter in model.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
 
 
 def test_the_384_pixel_model_has_the_measured_sizes() -> None:
     with torch.device("meta"):
         model = DualTokenizer(load_recipe("paper-384").tokenizer)
-    sizes = {
-        name: sum(parameter.numel() for parameter in part.parameters()) / 1e6
-        for name, part in model.named_children()
-    }
-    assert {name: round(size, 2) for name, size in sizes.items() if size} == MILLIONS
+    millions = {}
+    for name, part in model.named_children():
+        num_parameters = sum(parameter.numel() for parameter in part.parameters())
+        if num_parameters:
+            millions[name] = round(num_parameters / 1e6, 2)
+    assert millions == MILLIONS
     assert isinstance(model.quantize_pixel, ResidualQuantizer)
     assert round(model.quantize_pixel.codes.numel() / 1e6, 2) == 0.52
 
@@ -92,9 +94,8 @@ def scalar(width: int) -> dict[str, Any]:
 
 def encoding(**changes: object) -> float:
     """Return GFLOP of encoding an image of 64 pixels."""
-    return count(TokenizerConfig.model_validate(load_recipe("scenes").tokenizer.model_dump() | changes))[
-        "encode"
-    ]
+    config = TokenizerConfig.model_validate(load_recipe("scenes").tokenizer.model_dump() | changes)
+    return count(config)["encode"]
 
 
 @pytest.mark.parametrize(
@@ -109,20 +110,22 @@ def encoding(**changes: object) -> float:
 )
 def test_a_code_search_counts_as_what_it_multiplies(quantizer: dict[str, Any], searches: float) -> None:
     searched = encoding(pixel={"num_codes": 256, "depth": 4} | quantizer, semantic=scalar(16))
-    assert searched - encoding(pixel=scalar(quantizer["width"]), semantic=scalar(16)) == pytest.approx(
-        searches * SEARCH, rel=1e-6
-    )
+    without_search = encoding(pixel=scalar(quantizer["width"]), semantic=scalar(16))
+    assert searched - without_search == pytest.approx(searches * SEARCH, rel=1e-6)
 
 
 def test_the_search_in_a_shared_codebook_counts_once() -> None:
     shared = {"pixel_block": 5, "shared_codebook": True}
-    codebook, levels = {"num_codes": 256, "depth": 4, "width": 16}, scalar(16)
+    codebook = {"num_codes": 256, "depth": 4, "width": 16}
+    levels = scalar(16)
     searched = encoding(pixel=codebook, semantic=codebook, **shared)
-    assert searched - encoding(pixel=levels, semantic=levels, **shared) == pytest.approx(SEARCH, rel=1e-6)
+    without_search = encoding(pixel=levels, semantic=levels, **shared)
+    assert searched - without_search == pytest.approx(SEARCH, rel=1e-6)
 
 
 @pytest.mark.parametrize("phase", [0, 2])
 def test_the_other_phases_train_alike_at_both_sizes(phase: int) -> None:
-    small, large = (load_recipe(f"paper-{size}-stage-{phase}").train for size in (256, 384))
+    small = load_recipe(f"paper-256-stage-{phase}").train
+    large = load_recipe(f"paper-384-stage-{phase}").train
     assert small == large
     assert small.stage == phase

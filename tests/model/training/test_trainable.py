@@ -6,6 +6,8 @@ from torch import Tensor
 
 from dualtoken.model.config.tokenizer import ShortcutConfig, TokenizerConfig
 from dualtoken.model.config.training import LossConfig, TrainingConfig
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from tests.model.training.steps import TRAINING, batch, changed, fresh_state, run, snapshot, training
 
@@ -150,3 +152,19 @@ def test_a_stream_not_asked_for_is_not_computed(config: TokenizerConfig, images:
     assert (pixel.semantic, pixel.semantic_tokens, pixel.pooled) == (None, None, None)
     assert torch.equal(semantic.pooled, both.pooled)
     assert (semantic.pixel, semantic.reconstruction) == (None, None)
+
+
+def test_a_wrapper_gets_the_model_frozen(config: TokenizerConfig) -> None:
+    tokenizer = DualTokenizer(config)
+    trained_when_wrapped = set()
+
+    def wrap(model: DualTokenizer) -> DualTokenizer:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                trained_when_wrapped.add(name)
+        return model
+
+    TrainState(tokenizer, PHASE_2, wrap=wrap)
+    trained = {name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad}
+    assert trained_when_wrapped == trained
+    assert not any(name.startswith("decoder.") for name in trained)

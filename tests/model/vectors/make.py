@@ -2,11 +2,12 @@
 
     python -m tests.model.vectors.make
 
-They let test_parity.py run where the reference's own vectors are missing, and show a change of the mathematics that both
-models share. To be made anew only when a change is meant, and only while test_parity.py passes on the reference's vectors,
-which is what makes these trustworthy. Weights are random, rounded to bfloat16 (exact in float32, half the bytes), under the
-reference's names; outputs are float32, CPU, eval mode, one thread. The codebook update comes from the plain loop below, not
-from the quantiser. Files have the names and meaning of the reference's.
+They let test_parity.py run where the reference's own vectors are missing, and show a change of the
+mathematics that both models share. To be made anew only when a change is meant, and only while test_parity.py
+passes on the reference's vectors, which is what makes these trustworthy. Weights are random, rounded to
+bfloat16 (exact in float32, half the bytes), under the reference's names; outputs are float32, CPU, eval mode,
+one thread. The codebook update comes from the plain loop below, not from the quantiser. Files have the names
+and meaning of the reference's.
 """
 
 import json
@@ -37,7 +38,8 @@ CONFIG = TokenizerConfig(
         latent_size=4, latent_width=16, width=8, multipliers=(1, 2, 2), num_res_blocks=1, norm_groups=4
     ),
 )
-"""Patches do not divide the image, and the grid differs from the decoder's: both on purpose, as in the 384-pixel model."""
+"""Patches do not divide the image, and the grid differs from the decoder's: both on purpose, as in the
+384-pixel model."""
 
 
 def losses(output: TokenizerOutput, images: Tensor) -> Tensor:
