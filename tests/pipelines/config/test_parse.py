@@ -61,9 +61,12 @@ MISTAKES = {
         "tokenizer.tower.depth=1: should be greater than or equal to 2"
     ),
     "tokenizer.tower={model: ViT-L-16-SigLIP-265}": (
-        "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: did you mean ViT-L-16-SigLIP-256?"
+        "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: "
+        "did you mean ViT-L-16-SigLIP-256?"
     ),
-    "train=3": "train=3 is no group of keys: set one of train.accumulate_steps, train.batch_size, train.betas, ...",
+    "train=3": (
+        "train=3 is no group of keys: set one of train.accumulate_steps, train.batch_size, train.betas, ..."
+    ),
     "corpora.scenes-trian.source.num_images=3": (
         "corpora.scenes-trian.source.kind is missing: set it, or did you mean corpora.scenes-train?"
     ),
@@ -198,7 +201,7 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(
         of_folder = []
         for step in ("download", "teacher", "train"):
             for corpus in recipe.corpora:
-                of_folder.append(STEPS[step].settings(recipe, corpus))  # noqa: PERF401  (two loops are plainer)
+                of_folder.append(STEPS[step].settings(recipe, corpus))  # noqa: PERF401
         decided.append(of_folder)
     assert decided[0] == decided[1]
 
