@@ -137,7 +137,8 @@ def fit(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    get_or_create_autoscaling_coordinator()  # Train needs this actor; it starts now beside the controller
+    # Train needs this actor; it starts now, beside the controller and not after it.
+    get_or_create_autoscaling_coordinator()
     with environment(_variables()):
         try:
             checkpoint = trainer.fit().checkpoint

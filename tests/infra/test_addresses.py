@@ -51,7 +51,7 @@ def test_odd_spellings_of_loopback_do_not_reach_it(host: str) -> None:
 
 
 def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address checked is the one connected to: a second look-up, which would give another, is not made."""
+    """The address checked is the one connected to: there is no second look-up, which would give another."""
     looked_up = []
 
     def rebinding(host: str, port: int, *_: object) -> list[tuple[object, ...]]:

@@ -1,4 +1,4 @@
-"""The cluster files as their readers see them, and the promises about security that a schema does not know."""
+"""The cluster files as their readers see them, and promises about security that no schema knows."""
 
 import shlex
 import tomllib

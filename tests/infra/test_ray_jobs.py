@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from dualtoken.infra.ray_jobs import submit_and_follow
 address, name, entrypoint, folder, receipt = sys.argv[1:]
-submit_and_follow(address, name=name, entrypoint=entrypoint, working_dir=folder, env={}, is_done=Path(receipt).exists)
+is_done = Path(receipt).exists
+submit_and_follow(address, name=name, entrypoint=entrypoint, working_dir=folder, env={}, is_done=is_done)
 """
 
 

@@ -1,4 +1,4 @@
-"""What an error ends a command with: only what may pass is tried again, and what a user can mend is one line."""
+"""Exit codes of errors: only what may pass is tried again, and what a user can mend is one line."""
 
 import shutil
 from pathlib import Path

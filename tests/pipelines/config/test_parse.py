@@ -60,9 +60,12 @@ MISTAKES = {
         "tokenizer.tower.depth=1: should be greater than or equal to 2"
     ),
     "tokenizer.tower={model: ViT-L-16-SigLIP-265}": (
-        "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: did you mean ViT-L-16-SigLIP-256?"
+        "tokenizer.tower.model: model=ViT-L-16-SigLIP-265 is unknown to open_clip: "
+        "did you mean ViT-L-16-SigLIP-256?"
     ),
-    "train=3": "train=3 is no group of keys: set one of train.accumulate_steps, train.batch_size, train.betas, ...",
+    "train=3": (
+        "train=3 is no group of keys: set one of train.accumulate_steps, train.batch_size, train.betas, ..."
+    ),
     "corpora.scenes-trian.source.num_images=3": (
         "corpora.scenes-trian.source.kind is missing: set it, or did you mean corpora.scenes-train?"
     ),

@@ -45,10 +45,12 @@ MISTAKES = {
         "train.losses.reconstruction=0",
     ): "train: gan weighs its loss against that of pictures: set losses.reconstruction above 0",
     ("train.memory_format=channels_last",): (
-        "train: memory_format=channels_last is no faster on a CPU: set use_gpu=true or memory_format=contiguous"
+        "train: memory_format=channels_last is no faster on a CPU: "
+        "set use_gpu=true or memory_format=contiguous"
     ),
     ("train.random_crop={}",): (
-        "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
+        "train.random_crop crops anew each time, "
+        "targets.dense=true says what the teacher saw once: set it to false"
     ),
     ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
     (
