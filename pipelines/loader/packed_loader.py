@@ -294,15 +294,17 @@ class _BatchAssembler:
 
         for sample, packed_length in documents:
             if sample in caption_ids:
-                self._require_length(sample, self._plan.length(len(caption_ids[sample])), packed_length)
+                length = self._plan.length(len(caption_ids[sample]))
+                _require_length(sample, length, packed_length)
         return caption_ids
 
-    def _require_length(self, sample: int, length: int, packed_length: int) -> None:
-        if length != packed_length:
-            raise ValueError(
-                f"sample {sample} takes {length} positions, {packed_length} when it was packed: "
-                "resume with the text tokenizer that the run began with, and give the lengths that it makes"
-            )
+
+def _require_length(sample: int, length: int, packed_length: int) -> None:
+    if length != packed_length:
+        raise ValueError(
+            f"sample {sample} takes {length} positions, {packed_length} when it was packed: "
+            "resume with the text tokenizer that the run began with, and give the lengths that it makes"
+        )
 
 
 def _only_samples(packs: Sequence[Pack], samples: set[int]) -> list[Pack]:
