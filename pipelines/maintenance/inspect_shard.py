@@ -1,6 +1,6 @@
-"""Looks into one token shard: what it holds, whether it is as committed, its codebooks' use, and single rows.
+"""Inspects one token shard: what it holds, whether it is as committed, its codebooks' use, and single rows.
 
-N codes of a row: positions times depths. Imports no torch; `decode_row` does when it is called.
+Imports no torch; `decode_row` does when it is called.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
 from dualtoken.pipelines.runtime.stage_folder import input_folders, read_stage
-from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
+from dualtoken.pipelines.tokens.captions import meta_path, own_meta_path, resolve_meta_path
 from dualtoken.pipelines.tokens.facts import STREAMS
 from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard, schema_metadata
 
@@ -30,20 +30,24 @@ class ShardView(NamedTuple):
     """An open token shard."""
 
     store: Store
-    """Of its dataset."""
+    """Folder of its dataset."""
     unit: str
+    """Name of the shard."""
     table: pa.Table
     bytes: int
+    """Size of its file."""
     grid: tuple[int, int]
+    """Rows and columns of positions."""
     depth: int
+    """Codes per position and stream."""
     checksum: str
-    """Its state, in words."""
+    """State of its checksum, in words."""
     meta_path: str
-    """Where its captions are, relative to the dataset."""
+    """Path of its captions, relative to the dataset."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Return what the schema says."""
+        """Return the metadata of its schema."""
         return schema_metadata(self.table.schema)
 
     def num_codes(self, stream: str) -> int:
@@ -53,21 +57,25 @@ class ShardView(NamedTuple):
 
 def open_shard(location: str, scratch: Path) -> ShardView:
     """Open `data/<shard>.arrow` of a token dataset, a path or URL; raises `UserError` where it is none, or is damaged."""
-    folder, _, name = location.replace("\\", "/").rpartition("/")
-    dataset, _, data = folder.rpartition("/")
-    if (folder and not dataset and data != "data") or data != "data" or not name.endswith(".arrow"):
-        raise UserError(
-            f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow"
-        )
-    store, unit = Store(dataset or "."), name.removesuffix(".arrow")
-    if (size := store.size(data_path(unit))) is None:
+    store, unit = _parse(location)
+    size = store.size(data_path(unit))
+    if size is None:
         raise UserError(f"{location} is not there: `dualtoken plan` names the datasets of a recipe")
-    state, meta = _receipt(store, unit, size)
+    state, captions = _compare_with_receipt(store, unit, size)
     try:
         table = read_data_shard(store.local_copy(data_path(unit), scratch))
-        said = schema_metadata(table.schema)
-        rows, columns = (int(side) for side in said["dualtoken.grid"].split("x"))
-        return ShardView(store, unit, table, size, (rows, columns), int(said["dualtoken.depth"]), state, meta)
+        metadata = schema_metadata(table.schema)
+        rows, columns = metadata["dualtoken.grid"].split("x")
+        return ShardView(
+            store=store,
+            unit=unit,
+            table=table,
+            bytes=size,
+            grid=(int(rows), int(columns)),
+            depth=int(metadata["dualtoken.depth"]),
+            checksum=state,
+            meta_path=captions,
+        )
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         problem = " ".join(str(error).split())[:120]
         raise UserError(
@@ -75,20 +83,33 @@ def open_shard(location: str, scratch: Path) -> ShardView:
         ) from None
 
 
-def _receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
-    """Return what a shard's receipt makes of it: the state of its checksum, and where its captions are."""
-    own = f"meta/{unit}.parquet"
+def _parse(location: str) -> tuple[Store, str]:
+    """Return the dataset's folder and the name of the shard that a path or URL names; raises `UserError`."""
+    folder, _, name = location.replace("\\", "/").rpartition("/")
+    dataset, _, data = folder.rpartition("/")
+    if data != "data" or not name.endswith(".arrow"):
+        raise UserError(
+            f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow"
+        )
+    return Store(dataset or "."), name.removesuffix(".arrow")
+
+
+def _compare_with_receipt(store: Store, unit: str, size: int) -> tuple[str, str]:
+    """Return the state of a shard's checksum, in words, and the path of its captions."""
+    captions = own_meta_path(unit)
     try:
         receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
     except FileNotFoundError:
-        return "unknown: the unit has no receipt, so it is unfinished", own
+        return "unknown: the unit has no receipt, so it is unfinished", captions
     except ValidationError:
-        return "unknown: the receipt cannot be read", own
-    record = next((file for file in receipt.files if file.name == data_path(unit)), None)
+        return "unknown: the receipt cannot be read", captions
+    records = {file.name: file for file in receipt.files}
+    record = records.get(data_path(unit))
     if record is None:
-        return "unknown: the receipt does not name it", own
+        return "unknown: the receipt does not name it", captions
     problem = check_file(store, record, size)
-    return str(problem) if problem else f"as its receipt says, sha256 {record.sha256}", meta_path(receipt)
+    state = str(problem) if problem else f"as its receipt says, sha256 {record.sha256}"
+    return state, meta_path(receipt)
 
 
 def describe(shard: ShardView) -> Iterator[str]:
@@ -98,8 +119,10 @@ def describe(shard: ShardView) -> Iterator[str]:
     yield f"checksum: {shard.checksum}"
     yield f"captions: {shard.meta_path}"
     yield f"a row: {rows} x {columns} positions x {shard.depth} depths of each stream"
-    yield from (f"column {field.name}: {field.type}" for field in shard.table.schema)
-    yield from (f"{key}: {value}" for key, value in sorted(shard.metadata.items()))
+    for field in shard.table.schema:
+        yield f"column {field.name}: {field.type}"
+    for key, value in sorted(shard.metadata.items()):
+        yield f"{key}: {value}"
     for stream in STREAMS:
         codes = codes_of(shard.table, stream).reshape(-1, shard.depth)
         for depth in range(shard.depth):
@@ -107,31 +130,47 @@ def describe(shard: ShardView) -> Iterator[str]:
 
 
 def _usage(codes: np.ndarray[Any, Any], num_codes: int) -> str:
-    counts = np.bincount(codes, minlength=num_codes)
+    """Return in words how a codebook is used; `codes` are those of one depth."""
     if not len(codes):
         return "no rows"
+    counts = np.bincount(codes, minlength=num_codes)
     used = int((counts > 0).sum())
-    beyond = f", {counts[num_codes:].sum()} codes beyond the codebook" if len(counts) > num_codes else ""
-    return f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity(counts):,.1f}{beyond}"
+    usage = (
+        f"{used} of {num_codes:,} codes used ({used / num_codes:.1%}), perplexity {perplexity(counts):,.1f}"
+    )
+    if len(counts) > num_codes:
+        usage += f", {counts[num_codes:].sum()} codes beyond the codebook"
+    return usage
 
 
 def describe_row(shard: ShardView, row: int) -> Iterator[str]:
     """Yield lines on one row, 0 the first: its key, its meta columns such as caption and license, its codes."""
     _check_row(shard, row)
-    yield f"row {row}: key {shard.table['key'][row].as_py().hex()}"
-    try:
-        (meta,) = read_table(*resolve_meta_path(shard.store, shard.meta_path)).slice(row, 1).to_pylist()
-        same = meta.pop("key") == shard.table["key"][row].as_py()
-        yield from (f"{name}: {value}" for name, value in meta.items())
-        yield from (
-            () if same else ("the meta file has another key in this row: run `dualtoken verify --deep`",)
-        )
-    except (FileNotFoundError, ValueError, pa.ArrowInvalid):
-        yield f"{shard.meta_path} has no such row: run `dualtoken verify`"
+    key: bytes = shard.table["key"][row].as_py()
+    yield f"row {row}: key {key.hex()}"
+    yield from _describe_meta(shard, row, key)
     for stream in STREAMS:
         codes = codes_of(shard.table.slice(row, 1), stream)[0].reshape(-1, shard.depth)
-        distinct = ", ".join(str(len(np.unique(codes[:, depth]))) for depth in range(shard.depth))
-        yield f"{stream}: {codes.size:,} codes of {codes.min()} to {codes.max()}, distinct per depth {distinct}, first {codes[0].tolist()}"
+        distinct = [str(len(np.unique(codes[:, depth]))) for depth in range(shard.depth)]
+        yield (
+            f"{stream}: {codes.size:,} codes of {codes.min()} to {codes.max()}, "
+            f"distinct per depth {', '.join(distinct)}, first {codes[0].tolist()}"
+        )
+
+
+def _describe_meta(shard: ShardView, row: int, key: bytes) -> Iterator[str]:
+    """Yield lines on a row's meta columns; `key` is the one beside its codes."""
+    try:
+        folder, name = resolve_meta_path(shard.store, shard.meta_path)
+        (meta,) = read_table(folder, name).slice(row, 1).to_pylist()
+    except (FileNotFoundError, ValueError, pa.ArrowInvalid):
+        yield f"{shard.meta_path} has no such row: run `dualtoken verify`"
+        return
+    meta_key = meta.pop("key")
+    for column, value in meta.items():
+        yield f"{column}: {value}"
+    if meta_key != key:
+        yield "the meta file has another key in this row: run `dualtoken verify --deep`"
 
 
 def _check_row(shard: ShardView, row: int) -> None:
@@ -151,15 +190,16 @@ def find_tokenizer(shard: ShardView) -> str:
 
 
 def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.Image:
-    """Return what a row's pixel codes say; raises `UserError` where `model` is another tokenizer than the shard's."""
+    """Return the image that a row's pixel codes decode to; raises `UserError` where `model` is another tokenizer."""
     _check_row(shard, row)
     folder = Store(model).local_folder(scratch / "model")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"--model {model} has no {WEIGHTS}: name a folder of save_pretrained")
-    wanted, found = shard.metadata["dualtoken.tokenizer_sha256"], digest(folder / WEIGHTS).sha256
-    if wanted != found:
+    wanted = shard.metadata["dualtoken.tokenizer_sha256"]
+    sha256 = digest(folder / WEIGHTS).sha256
+    if wanted != sha256:
         raise UserError(
-            f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
+            f"{model} holds the weights {sha256[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
         )
     from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
         TokenizerRunner,

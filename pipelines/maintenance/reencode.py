@@ -3,7 +3,7 @@
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ class DeepSettings(NamedTuple):
     sample: int = 64
     """Rows of a token dataset to encode again."""
     seed: int = 0
+    """Seed that chooses them."""
     tolerance: float = 0.0
     """Share of a row's codes that may be others than stored: another kind of device rounds in other ways."""
 
@@ -38,13 +39,16 @@ def differences(
     settings: DeepSettings,
     print_line: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    """Yield (shard, problem) for those of a sample of rows that differ; `shards` are names and rows, `print_line` hears what was done."""
-    store, ends = job.store(), list(accumulate(rows for _, rows in shards))
-    total = ends[-1] if ends else 0
-    chosen = random.Random(settings.seed).sample(range(total), min(settings.sample, total))
-    if problem := _not_at_hand(job, manifest):
+    """Yield (shard, problem) for those of a sample of rows that differ.
+
+    `shards` are names and rows; `print_line` tells what was done, or why nothing could be.
+    """
+    store = job.store()
+    problem = _not_at_hand(job, manifest)
+    if problem:
         print_line(f"{store.url}: no row is encoded again: {problem}")
         return
+    chosen = _choose_rows(shards, settings)
     if not chosen:
         return
     from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
@@ -55,69 +59,96 @@ def differences(
 
     prepare_process(threads=1, exact_float32=True)
     tokenizer = open_tokenizer(job, best_device())
-    by_unit: dict[str, list[int]] = {}
-    for number in chosen:
-        unit, rows = shards[place := bisect_right(ends, number)]
-        by_unit.setdefault(unit, []).append(number - ends[place] + rows)
-    for unit, chosen_rows in sorted(by_unit.items()):
-        yield from (
-            (unit, problem)
-            for problem in _compare(job, tokenizer, unit, sorted(chosen_rows), settings.tolerance)
-        )
-    print_line(f"{store.url}: {len(chosen)} rows of {len(by_unit)} shards encoded again")
+    for unit, rows in chosen.items():
+        for problem in _compare(job, tokenizer, unit, rows, settings.tolerance):
+            yield unit, problem
+    num_rows = sum(map(len, chosen.values()))
+    print_line(f"{store.url}: {num_rows} rows of {len(chosen)} shards encoded again")
+
+
+def _choose_rows(shards: Sequence[tuple[str, int]], settings: DeepSettings) -> dict[str, list[int]]:
+    """Return the rows to encode again, in order, by their shard, in order."""
+    ends = list(accumulate(rows for _, rows in shards))
+    total = ends[-1] if ends else 0
+    numbers = random.Random(settings.seed).sample(range(total), min(settings.sample, total))
+    chosen: dict[str, list[int]] = {}
+    for number in sorted(numbers):
+        place = bisect_right(ends, number)
+        unit, rows = shards[place]
+        first = ends[place] - rows
+        chosen.setdefault(unit, []).append(number - first)
+    return dict(sorted(chosen.items()))
 
 
 def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
-    images, model = job.input("download"), job.input("train")
+    """Return why rows cannot be encoded again, or None."""
+    images = job.input("download")
     if not images.exists(MANIFEST_FILE):
         return f"{images.url} is gone or unfinished"
+    model = job.input("train")
     if not model.exists(WEIGHTS):
         return f"{model.url} has no {WEIGHTS}"
     with scratch_folder() as scratch:
-        found = digest(model.local_copy(WEIGHTS, Path(scratch))).sha256
-    if manifest and found != TokenDetails.of(manifest).tokenizer.sha256:
+        sha256 = digest(model.local_copy(WEIGHTS, Path(scratch))).sha256
+    if manifest is not None and sha256 != TokenDetails.of(manifest).tokenizer.sha256:
         return f"{model.url} holds other weights than the codes were made with"
     return None
 
 
-def _compare(job: StageJob, tokenizer: Any, unit: str, rows: list[int], tolerance: float) -> Iterator[str]:  # noqa: ANN401
+def _compare(
+    job: StageJob,
+    tokenizer: Any,  # noqa: ANN401  (a `TokenizerRunner`, whose module imports PyTorch)
+    unit: str,
+    rows: list[int],
+    tolerance: float,
+) -> Iterator[str]:
+    """Yield how a shard's rows differ from what the tokenizer gives now."""
     with scratch_folder() as name:
         scratch = Path(name)
-        table = read_data_shard(job.store().local_copy(data_path(unit), scratch / "tokens")).take(
-            pa.array(rows, pa.int64())
-        )
+        path = job.store().local_copy(data_path(unit), scratch / "tokens")
+        table = read_data_shard(path).take(pa.array(rows, pa.int64()))
+        keys = dict(zip(rows, table["key"].to_pylist(), strict=True))
         try:
-            parts = _encode_rows(
-                job, tokenizer, unit, dict(zip(rows, table["key"].to_pylist(), strict=True)), scratch
-            )
+            encoded = _encode_rows(job, tokenizer, unit, keys, scratch)
         except (KeyError, OSError, UserError) as error:
             yield f"its images cannot be read again: {error}"
             return
-    for number, stream in enumerate(STREAMS):
-        again = np.concatenate([part[number].reshape(len(part[number]), -1) for part in parts])
-        others = (again != codes_of(table, stream)).mean(axis=1)
-        for row, share in zip(rows, others, strict=True):
+    for stream in STREAMS:
+        differs = encoded[stream] != codes_of(table, stream)
+        for row, share in zip(rows, differs.mean(axis=1), strict=True):
             if share > tolerance:
                 yield f"row {row}: {share:.1%} of the {stream} codes are others when it is encoded again"
 
 
 def _encode_rows(
     job: StageJob,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401  (as above)
     unit: str,
     keys: Mapping[int, bytes],
     scratch: Path,
-) -> list[Any]:
-    """Encode rows of a unit, given with their keys, as the stage did; of a sample with crops, the row's one alone."""
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Encode rows of a unit, given with their keys, as the stage did; return their codes by stream.
+
+    Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded.
+    """
     from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415  (as above)
 
-    shard, config = open_image_shard(job.input("download"), unit, scratch), job.recipe.pretokenize
-    place = {key: row for row, key in enumerate(shard.keys)}
-    samples = [KeptSample(place[key], key) for key in keys.values()]
-    variants, parts = (row % config.num_variants for row in keys), []
-    for batch in ImageStream(config, tokenizer.network.transform, beside_gpu=False).batches(shard, samples):
-        if lost := next((found for found in batch.found if isinstance(found, Undecodable)), None):
-            raise OSError(lost.detail)
+    shard = open_image_shard(job.input("download"), unit, scratch)
+    config = job.recipe.pretokenize
+    places = {key: place for place, key in enumerate(shard.keys)}
+    samples = [KeptSample(places[key], key) for key in keys.values()]
+    variants = [row % config.num_variants for row in keys]
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {stream: [] for stream in STREAMS}
+    first = 0
+    stream_of_images = ImageStream(config, tokenizer.network.transform, beside_gpu=False)
+    for batch in stream_of_images.batches(shard, samples):
+        for found in batch.found:
+            if isinstance(found, Undecodable):
+                raise OSError(found.detail)
         levels = batch.levels.unflatten(0, (-1, config.num_variants))
-        parts.append(tokenizer.encode_levels(levels[range(len(levels)), list(islice(variants, len(levels)))]))
-    return parts
+        last = first + len(levels)
+        codes = tokenizer.encode_levels(levels[range(len(levels)), variants[first:last]])
+        first = last
+        for stream, ids in zip(STREAMS, codes, strict=True):
+            parts[stream].append(ids.reshape(len(ids), -1))
+    return {stream: np.concatenate(arrays) for stream, arrays in parts.items()}

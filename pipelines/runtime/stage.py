@@ -141,7 +141,8 @@ class Stage:
     """How `forget` takes samples out: `module:function` that returns a `maintenance.forget_rewrite.Rewriter` for a
     `StageRecord`. Empty: the whole folder is emptied if it shows such samples, and stays if it shows none."""
     deep_verify: str = ""
-    """Checks of a folder's rows beyond checksums, `module:name` of a `maintenance.deep_verify.RowChecks`."""
+    """Checks of a folder's rows beyond checksums: `module:function`, a `maintenance.deep_verify.FolderCheck`. Empty:
+    only ledgers are checked."""
     names_folders: tuple[str, ...] = ()
     """Keys of the recipe that name folders the stage reads beside its inputs, which `gc` keeps."""
     reads_all: bool = False

@@ -308,7 +308,7 @@ declare(
         resources=inference_worker,
         row_bytes=_target_bytes,
         budget=_target_budget,
-        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:arrow_rows",
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:targets",
         help="Compute what the teacher says of each kept sample.",
     )
 )
@@ -348,7 +348,7 @@ declare(
         row_bytes=_token_bytes,
         finish=finish_tokens,
         rewrite="dualtoken.pipelines.maintenance.forget_rewrite:token_shards",
-        deep_verify="dualtoken.pipelines.maintenance.deep_verify:TOKEN_CHECKS",
+        deep_verify="dualtoken.pipelines.maintenance.deep_verify:check_token_dataset",
         passed_on="Tokens",
         help="Turn corpora into token shards, index and manifest.",
     )
