@@ -117,11 +117,11 @@ def card(
     from dualtoken.pipelines.tokens.card import CARD_FILE  # noqa: PLC0415
     from dualtoken.pipelines.tokens.card import card as compose  # noqa: PLC0415
     from dualtoken.pipelines.tokens.facts import TokenDetails  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.shards import require_finished  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.shards import TOKEN_STAGE, require_finished  # noqa: PLC0415
 
     store = Store(dataset)
     record = read_stage(store)
-    if record.stage != "pretokenize":
+    if record.stage != TOKEN_STAGE:
         raise UserError(
             f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
         )

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
-from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, input_name
 from dualtoken.pipelines.core.timing import TimeBreakdown
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
@@ -28,15 +28,10 @@ from dualtoken.pipelines.inference.networks import (
     open_tokenizer,
     prepare_process,
 )
-from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails
+from dualtoken.pipelines.runtime.stages import position, stages
+from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails, is_token_dataset
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
-FUNNEL = ("download", "score", "filter", "pretokenize")
-"""Stages that a corpus's rows pass, in order."""
-TIMED = ("scenes", "download", "teacher", "score", "filter", "targets", "train", "pretokenize")
-"""Stages in the table of times, in order."""
-TRAINED = ("teacher", "train")
-"""Stages with a metrics log, in order."""
 CURVE_UNITS = {"images_per_second": "images/s"}
 CURVE_STREAMS: dict[str, Stream] = {"reconstruction": "pixel", "semantic": "semantic", "pooled": "semantic"}
 """Streams that metrics are about, by metric."""
@@ -86,20 +81,24 @@ class Worker:
 
     def _funnel(self, corpus: str) -> Funnel:
         steps: list[FunnelStep] = []
-        for stage in FUNNEL:
-            manifest = self._manifests[f"{stage}/{corpus}"]
+        for stage in stages():
+            if not stage.passed_on:
+                continue
+            manifest = self._manifests[input_name(stage.name, corpus)]
             steps.append(FunnelStep(stage=manifest.stage, rows_in=manifest.rows_in, counts=manifest.counts))
         return Funnel(corpus=corpus, rows_in=steps[0].rows_in, steps=tuple(steps))
 
     def _curves(self) -> tuple[Curve, ...]:
         found: list[Curve] = []
-        for stage in TRAINED:
-            found += curves(stage, read_metrics(self._job.input(stage)))
+        for stage in stages():
+            if stage.trains:
+                found += curves(stage.name, read_metrics(self._job.input(stage.name)))
         return tuple(found)
 
     def _stage_times(self) -> tuple[StageTime, ...]:
-        manifests = sorted(self._manifests.values(), key=_place_in_times)
-        return tuple(_stage_time(manifest) for manifest in manifests if manifest.stage in TIMED)
+        """Return the time of each stage on each corpus, in the order of a run."""
+        manifests = sorted(self._manifests.values(), key=lambda manifest: position(manifest.stage))
+        return tuple(map(_stage_time, manifests))
 
 
 def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
@@ -138,7 +137,7 @@ def _facts(tokenizer: TokenizerRunner, manifest: Manifest) -> TokenizerFacts:
 def _token_datasets(manifests: Iterable[Manifest]) -> Iterator[tuple[str, TokenDetails]]:
     """Yield the corpus and the details of each token dataset among manifests."""
     for manifest in manifests:
-        if manifest.stage == "pretokenize":
+        if is_token_dataset(manifest):
             yield manifest.corpus or "", TokenDetails.of(manifest)
 
 
@@ -170,11 +169,6 @@ def _times_by_part(manifests: Iterable[Manifest]) -> tuple[TimeBreakdown, ...]:
         if details.seconds_by_part:
             breakdowns.append(TimeBreakdown(corpus=corpus, seconds=details.seconds_by_part))
     return tuple(breakdowns)
-
-
-def _place_in_times(manifest: Manifest) -> int:
-    """Return a stage's place in the table of times; stages that are not in it come last."""
-    return TIMED.index(manifest.stage) if manifest.stage in TIMED else len(TIMED)
 
 
 def _stage_time(manifest: Manifest) -> StageTime:

@@ -26,19 +26,9 @@ from dualtoken.pipelines.evaluation.report_data import (
     Retrieval,
     ZeroShot,
 )
+from dualtoken.pipelines.runtime.stages import stages
 
 TEMPLATE = "report.html.jinja"
-STEP_NAMES = {
-    "scenes": "Generated",
-    "download": "Downloaded",
-    "decode": "Decodable",
-    "score": "Decodable",
-    "filter": "Kept",
-    "targets": "With targets",
-    "pretokenize": "Tokens",
-}
-"""Names for the rows that a stage has passed on; a stage that is not listed shows its own name."""
-TRAINING_NAMES = {"teacher": "Teacher", "train": "Tokenizer"}
 CAPTION_CHARACTERS = 100
 """Length beyond which a caption is folded."""
 ALT_CHARACTERS = 120
@@ -146,12 +136,15 @@ def _curves_by_training(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]
 
 
 def _training_name(stage: str) -> str:
-    return TRAINING_NAMES.get(stage, stage)
+    """Name what a stage trains; a page may be made of figures whose stages are not declared here."""
+    names = {declared.name: declared.trains for declared in stages()}
+    return names.get(stage) or stage
 
 
 def step_name(step: FunnelStep) -> str:
     """Name the rows that a stage has passed on."""
-    return STEP_NAMES.get(step.stage, step.stage)
+    names = {declared.name: declared.passed_on for declared in stages()}
+    return names.get(step.stage) or step.stage
 
 
 def count(number: float) -> str:

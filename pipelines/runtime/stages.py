@@ -227,7 +227,6 @@ declare(
         corpora=_scenes_corpora,
         row_bytes=lambda _recipe: 9000,
         shown_corpora=lambda _recipe, _corpus: (),  # a source stays as it is
-        passed_on="Generated",
         help="Make the embedded corpus of synthetic scenes, for recipes that name it.",
     )
 )

@@ -82,11 +82,14 @@ def _tokenizer(details: TokenDetails) -> Iterator[str]:
 def _funnel(job: StageJob, totals: Totals) -> Iterator[str]:
     """Tabulate what came in and what became of it, for each stage whose folder is at hand."""
     yield "\n## What was left out\n\n| step | samples in | went on | left out |\n|---|---|---|---|"
-    for stage in ("download", "score", "filter"):
+    for name in job.inputs:
+        stage, _, corpus = name.partition("/")
+        if corpus != job.corpus or stage == job.stage:
+            continue  # the tokenizer, or the dataset that captions are shared with
         manifest = read_manifest(job.input(stage))
         if manifest is not None:
             yield _funnel_row(stage, manifest.rows_in, manifest.counts)
-    yield _funnel_row("pretokenize", totals.rows, dict(sorted(totals.counts.items())))
+    yield _funnel_row(job.stage, totals.rows, dict(sorted(totals.counts.items())))
 
 
 def _funnel_row(stage: str, rows_in: int, counts: Mapping[str, int]) -> str:

@@ -188,6 +188,11 @@ class AuditSummary:
         return values
 
 
+def is_token_dataset(manifest: Manifest) -> bool:
+    """Tell whether a manifest is a token dataset's: its details say which version of the format they are of."""
+    return "schema_version" in manifest.details
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDetails:
     """Details of a token dataset's manifest."""

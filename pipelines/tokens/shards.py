@@ -28,6 +28,8 @@ from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, 
 from dualtoken.pipelines.tokens.captions import meta_path
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts, TokenizerIdentity, rows_of
 
+TOKEN_STAGE = "pretokenize"  # noqa: S105
+"""Stage that the manifest of a token dataset names, a part of the format."""
 SCHEMA_VERSION = 1
 """Version of shards, and of datasets that have their own captions."""
 SHARED_CAPTIONS_VERSION = 2
@@ -283,12 +285,12 @@ def _require_known(url: str, data: bytes) -> None:
     try:
         document = json.loads(data)
         stage = document["stage"]
-        version = document["details"]["schema_version"] if stage == "pretokenize" else 0
+        version = document["details"]["schema_version"] if stage == TOKEN_STAGE else 0
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{url}/{MANIFEST_FILE} is none of ours: give the folder of a token dataset"
         ) from None
-    if stage != "pretokenize":
+    if stage != TOKEN_STAGE:
         raise ValueError(
             f"{url} is a folder of the stage {stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
         )

@@ -55,7 +55,7 @@ def test_a_declared_stage_is_planned_run_watched_repaired_forgotten_and_explaine
     assert lines[0] == "brightness (stage 9 of 10): 13 units to do"
     assert lines[-1].startswith("report: ")
     report = json.loads(Path(lines[-1].removeprefix("report: ")).with_name("report.json").read_text())
-    assert "brightness" in {stage["stage"] for stage in report["stages"]}
+    assert "brightness" in {stage["command"] for stage in report["stages"]}
     assert dualtoken("run", *recipe, "--in-process").startswith("nothing to do")
     assert "brightness" in dualtoken("status", *recipe)
     assert f"brightness {CORPUS}: the same, {made(root).name}" in dualtoken("explain", *recipe)
