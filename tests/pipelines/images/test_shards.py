@@ -60,7 +60,7 @@ def write_ours(folder: Path, rows: int = 12) -> None:
 
 
 def write_theirs(folder: Path, rows: int = 12) -> None:
-    """Write a shard with img2dataset's own class, as its downloader does: in order of arrival, failures between."""
+    """Write a shard with img2dataset's own class, as its downloader does: by arrival, failures between."""
     folder.mkdir(exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
