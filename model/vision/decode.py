@@ -1,7 +1,7 @@
 """Decodes encoded images to RGB of 8 bits: the one decoder of image shards, image files and fetched bodies.
 
-How strict a decoder is stands at its call: which formats it takes, whether it turns a picture upright by its EXIF
-orientation, and how many pixels it allows. Needs Pillow and numpy only, no torch.
+How strict a decoder is stands at its call: which formats it takes, whether it turns a picture upright by its
+EXIF orientation, and how many pixels it allows. Needs Pillow and numpy only, no torch.
 """
 
 import io
@@ -33,9 +33,9 @@ def open_encoded(
 ) -> Iterator[Image.Image]:
     """Read the header of an encoded image; its pixels are decoded when the block loads it.
 
-    `formats` are Pillow's names of the formats to try; None tries all that Pillow knows. `quiet` silences Pillow's
-    warnings in the block, on odd metadata and on large sizes; Python keeps the filters of warnings per process, so
-    ask for it only where no other thread decodes.
+    `formats` are Pillow's names of the formats to try; None tries all that Pillow knows. `quiet` silences
+    Pillow's warnings in the block, on odd metadata and on large sizes; Python keeps the filters of warnings
+    per process, so ask for it only where no other thread decodes.
 
     Raises `PIL.UnidentifiedImageError` for what is no image of these formats.
     """
@@ -57,12 +57,12 @@ def decode_rgb(
 ) -> Image.Image:
     """Decode the first frame of an image, whole, to RGB of 8 bits, transparency over white.
 
-    `formats` and `quiet` are those of `open_encoded`. `max_pixels` is the largest width x height to decode; None
-    leaves that to Pillow's own limit. `upright` turns the picture as its EXIF orientation says, which is ignored
-    otherwise.
+    `formats` and `quiet` are those of `open_encoded`. `max_pixels` is the largest width x height to decode;
+    None leaves that to Pillow's own limit. `upright` turns the picture as its EXIF orientation says, which is
+    ignored otherwise.
 
-    Raises `TooManyPixelsError`, and OSError or ValueError for damaged data; on hostile bytes a decoder may raise
-    anything else.
+    Raises `TooManyPixelsError`, and OSError or ValueError for damaged data; on hostile bytes a decoder may
+    raise anything else.
     """
     with open_encoded(encoded, formats=formats, quiet=quiet) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -77,7 +77,8 @@ def decode_rgb(
 def without_pillow_pixel_limit() -> Iterator[None]:
     """Lift Pillow's own limit on an image's pixels, for a block whose caller has a limit of its own.
 
-    The limit is one for the whole process (`Image.MAX_IMAGE_PIXELS`): no other thread may rely on it meanwhile.
+    The limit is one for the whole process (`Image.MAX_IMAGE_PIXELS`): no other thread may rely on it
+    meanwhile.
     """
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
@@ -120,13 +121,13 @@ def may_be_transparent(image: Image.Image) -> bool:
 
 
 def error_text(error: Exception) -> str:
-    """Return what a decoder's error says, as one line of at most 200 characters; its type where it says nothing."""
+    """Return a decoder's error as one line of at most 200 characters; its type where it has no text."""
     text = " ".join(str(error).split())
     return text[:_MAX_ERROR_CHARACTERS] or type(error).__name__
 
 
 def is_cut_short(error: Exception) -> bool:
-    """Tell whether a decoder's error says that the data ended too early; Pillow has no class of its own for it."""
+    """Tell whether a decoder's error means data that ended too early; Pillow has no class for it."""
     if isinstance(error, EOFError):
         return True
     text = error_text(error).lower()

@@ -1,4 +1,4 @@
-"""Opens image files that anybody may have made: whole to the last byte, of a sane size, as upright RGB of 8 bits."""
+"""Opens image files from anywhere: whole to the last byte, of a sane size, as upright RGB of 8 bits."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,9 +20,9 @@ class ImageFileError(ValueError):
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return a file's picture as RGB: the first frame, upright, transparency over white; CMYK, palettes and 16 bits too.
+    """Return a file's picture as RGB: the first frame, upright, transparency over white.
 
-    Raises `ImageFileError`.
+    CMYK, palettes and 16 bits are converted too. Raises `ImageFileError`.
     """
     try:
         with Path(path).open("rb") as file:

@@ -1,6 +1,7 @@
-"""Pictures to tensors and back, by a transform that travels with a model; B images of S by S pixels.
+"""Turns pictures into tensors and back, by a transform that is saved with a model; B images of S by S pixels.
 
-The default crop is SigLIP's evaluation transform in the DualToken code: shortest side resized bicubically, then the centre.
+The default is SigLIP's evaluation transform in the DualToken code: the shortest side is resized bicubically,
+then the centre is cropped.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ from dualtoken.model.vision.decode import opaque
 
 _HALF = (0.5, 0.5, 0.5)
 _RESIZED_WHOLE = 2**26
-"""Pixels; of a long and narrow picture, resizing the shorter side up would make more, and then cut them away."""
+"""Pixel limit of a resized picture: a long and narrow one would be larger, and most of it cropped away."""
 _Positive = Annotated[float, Field(gt=0)]
 
 
 class Transform(Config):
-    """What is done to a picture before a network sees it, and undone to what the network draws."""
+    """Preprocessing of the pictures that a network sees, undone on those that it draws."""
 
     image_size: PositiveInt
     """Side of the square that the network sees, pixels."""
@@ -31,11 +32,15 @@ class Transform(Config):
     """`crop`: shortest side resized, centre kept; `squash`: both sides resized, whatever the shape."""
     interpolation: Literal["bicubic", "bilinear", "lanczos", "box"] = "bicubic"
     mean: tuple[float, float, float] = _HALF
-    """Of red, green and blue, where levels are 0 to 1."""
+    """Mean of red, green and blue, where levels are 0 to 1."""
     std: tuple[_Positive, _Positive, _Positive] = _HALF
+    """Standard deviation of red, green and blue, where levels are 0 to 1."""
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B 3 S S"]:
-        """Return pictures as a network takes them; -1 to 1 with the default mean and deviation."""
+        """Return pictures as a network takes them; -1 to 1 with the default mean and deviation.
+
+        Raises ValueError for no pictures.
+        """
         return self.normalize(self.levels(pictures))
 
     def levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
@@ -49,55 +54,66 @@ class Transform(Config):
 
     def normalize(self, levels: UInt8[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
         """Return levels 0 to 255 as a network takes them."""
-        scale, shift = self._scale(levels.device)
+        scale, shift = self._scale_and_shift(levels.device)
         return levels.float() / scale - shift
 
     def to_uint8(self, images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
-        """Return what `normalize` made, or a network drew, as levels 0 to 255, rounded; what lies outside is clamped."""
-        scale, shift = self._scale(images.device)
-        return ((images.float() + shift) * scale).round().clamp(0, 255).to(torch.uint8)
+        """Return what `normalize` made, or a network drew, as levels 0 to 255, rounded and clamped."""
+        scale, shift = self._scale_and_shift(images.device)
+        levels = (images.float() + shift) * scale
+        return levels.round().clamp(0, 255).to(torch.uint8)
 
     def __str__(self) -> str:
-        """Say it in words, such as a data set's metadata needs."""
-        size, method = self.image_size, self.interpolation
-        fit = (
-            f"shorter side to {size} {method}, centre crop"
-            if self.fit == "crop"
-            else f"both sides to {size} {method}"
-        )
-        is_plain = self.mean == self.std == _HALF
-        return f"RGB over white, {fit}, " + (
-            "[-1, 1]" if is_plain else f"mean {list(self.mean)}, deviation {list(self.std)}"
-        )
+        """Describe the transform in words, as the metadata of a data set needs."""
+        size = self.image_size
+        method = self.interpolation
+        if self.fit == "crop":
+            fit = f"shorter side to {size} {method}, centre crop"
+        else:
+            fit = f"both sides to {size} {method}"
+        if self.mean == self.std == _HALF:
+            levels = "[-1, 1]"
+        else:
+            levels = f"mean {list(self.mean)}, deviation {list(self.std)}"
+        return f"RGB over white, {fit}, {levels}"
 
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
+    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(3, 1, 1)
         return 255 * std, mean / std
 
     def _square(self, image: Image.Image) -> Image.Image:
-        size, method = self.image_size, Image.Resampling[self.interpolation.upper()]
+        """Return a picture as the square that the network sees."""
+        size = self.image_size
+        method = Image.Resampling[self.interpolation.upper()]
         if self.fit == "squash":
-            return image if image.size == (size, size) else image.resize((size, size), method)
-        short = min(image.size)
-        if short != size:
-            # Truncation, and rounding of the offset below, are those of torchvision's Resize and CenterCrop.
-            width, height = (max(size, int(size * side / short)) for side in image.size)
+            if image.size == (size, size):
+                return image
+            return image.resize((size, size), method)
+        shorter = min(image.size)
+        if shorter != size:
+            # Truncation here, and rounding of the offsets below, are torchvision's (Resize and CenterCrop).
+            width = max(size, int(size * image.width / shorter))
+            height = max(size, int(size * image.height / shorter))
             if width * height > _RESIZED_WHOLE:
                 return _resize_centre(image, (width, height), size, method)
             image = image.resize((width, height), method)
-        left, top = (round((side - size) / 2) for side in image.size)
+        left = round((image.width - size) / 2)
+        top = round((image.height - size) / 2)
         return image.crop((left, top, left + size, top + size))
 
 
 def _resize_centre(
     image: Image.Image, resized: tuple[int, int], size: int, method: Image.Resampling
 ) -> Image.Image:
-    """Return the centre of what an image resized to `resized` would be, without making the rest of it."""
-    scales = [side / new for side, new in zip(image.size, resized, strict=True)]
-    left, top = (round((new - size) / 2) * scale for new, scale in zip(resized, scales, strict=True))
-    return image.resize(
-        (size, size), method, box=(left, top, left + size * scales[0], top + size * scales[1])
-    )
+    """Return the centre of the image that resizing to `resized` would give, without making the rest of it."""
+    resized_width, resized_height = resized
+    scale_x = image.width / resized_width
+    scale_y = image.height / resized_height
+    left = round((resized_width - size) / 2) * scale_x
+    top = round((resized_height - size) / 2) * scale_y
+    box = (left, top, left + size * scale_x, top + size * scale_y)
+    return image.resize((size, size), method, box=box)
 
 
 def to_tensor(images: Sequence[Image.Image], size: int) -> UInt8[Tensor, "B 3 S S"]:
@@ -116,4 +132,5 @@ def to_uint8(images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
 
 
 def _levels(image: Image.Image) -> UInt8[Tensor, "3 S S"]:
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    levels = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(levels).permute(2, 0, 1).contiguous()

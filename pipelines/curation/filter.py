@@ -19,7 +19,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""Columns of a decision file, a row for each scored sample; `reason` is the rule that rejects it, empty where it is kept."""
+"""Columns of a decision file, a row per scored sample; `reason` is the rule that rejects it, or empty."""
 
 
 class Worker:

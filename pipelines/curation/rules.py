@@ -1,7 +1,7 @@
 """The filter rules: each marks the samples that it rejects, from a corpus's scores.
 
-One rule is one function, named after its configuration: `min_side` for `config.filter.MinSide`. To add a rule, add
-its configuration there, and here its function and its case in `rejected_by`.
+One rule is one function, named after its configuration: `min_side` for `config.filter.MinSide`. To add a
+rule, add its configuration there, and here its function and its case in `rejected_by`.
 """
 
 from typing import Any, assert_never
@@ -23,7 +23,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def decide(scores: pa.Table, rules: tuple[Rule, ...]) -> list[str]:
-    """Return, per row, the name of the first rule that rejects it, or an empty string; rows are in source order."""
+    """Return, per row, the first rule that rejects it, or an empty string; rows are in source order."""
     reasons = np.full(len(scores), "", dtype=object)
     for rule in rules:
         undecided = reasons == ""
@@ -82,7 +82,7 @@ def exact_duplicate(scores: pa.Table, undecided: Mask) -> Mask:
 
 
 def similarity(rule: Similarity, scores: pa.Table, undecided: Mask) -> Mask:
-    """Mark images unlike their captions: under the lowest cosine, or not in the best share of the undecided rows."""
+    """Mark images unlike their captions: under the lowest cosine, or outside the best share of undecided."""
     cosine = _column(scores, "similarity")
     rows = np.flatnonzero(undecided)
     best_first = rows[np.argsort(-cosine[rows], kind="stable")]

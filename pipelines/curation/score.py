@@ -28,7 +28,8 @@ SCORE_SCHEMA = pa.schema(
 )
 """Columns of a score file, a row for each sample that can be decoded.
 
-Sizes are of the image as fetched, pixels; `pixel_hash` is BLAKE2b-128 of size and RGB values; similarity is a cosine.
+Sizes are of the image as fetched, pixels; `pixel_hash` is BLAKE2b-128 of size and RGB values; similarity is a
+cosine.
 """
 UNDECODABLE = "undecodable"
 """Reason for a sample without scores."""
@@ -48,7 +49,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32, which stored scores were made with.
         prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 

@@ -1,4 +1,4 @@
-"""Chooses the squares of an image that become rows of tokens, from the recipe, the image's size and its key alone.
+"""Chooses the squares of an image that become rows of tokens, by the recipe, the image's size and its key.
 
 The same key gives the same squares whatever the order, batch or worker, so that all tables of a sample agree.
 """
@@ -50,7 +50,7 @@ def views(picture: Image.Image, crops: Sequence[AnyCrops], key: bytes, fit: Fit 
     for config in crops:
         for crop in _crops(config, picture.size, key, fit):
             if isinstance(config, CenterCrop):
-                # The transform itself cuts the centre, after resizing: so whole images keep the codes they always had.
+                # The transform itself cuts the centre, after resizing, so that whole images keep their codes.
                 part = picture
             else:
                 part = picture.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
@@ -93,7 +93,7 @@ def _grid_crops(config: GridCrops, size: tuple[int, int]) -> Iterator[Crop]:
 
 
 def _spread(index: int, count: int, room: int) -> int:
-    """Return the offset of one of `count` squares that are spread evenly over the room; a single one is centred."""
+    """Return the offset of one of `count` squares spread evenly over the room; a single one is centred."""
     if count == 1:
         return room // 2
     return round(room * index / (count - 1))

@@ -1,7 +1,7 @@
 """Downloads a range of a URL table to one image shard, or takes over a shard that img2dataset wrote.
 
-Fetches run concurrently, images are checked and resized one at a time as they arrive, and rows are written in the
-table's order.
+Fetches run concurrently, images are checked and resized one at a time as they arrive, and rows are written in
+the table's order.
 """
 
 import asyncio
@@ -160,8 +160,8 @@ class Worker:
     ) -> list[_Outcome]:
         """Fetch and resize all rows, and return their outcomes in order; encoded images go to the spool.
 
-        Memory holds only the bodies of the requests under way. Each of `concurrency` tasks takes the next row that
-        waits; one thread resizes, one image at a time.
+        Memory holds only the bodies of the requests under way. Each of `concurrency` tasks takes the next row
+        that waits; one thread resizes, one image at a time.
         """
         urls = rows["url"].to_pylist()
         captions = rows["caption"].to_pylist()
@@ -254,7 +254,7 @@ class Worker:
 
 
 def _check_any_answered(rows: Sequence[ShardRow]) -> None:
-    """Raise ConnectionError where each URL that was asked for failed for what may pass: a receipt would make it final."""
+    """Raise ConnectionError where all requests failed for what may pass: a receipt would make it final."""
     asked = [row for row in rows if row.reason not in WITHOUT_A_NETWORK | {FORGOTTEN}]
     reasons = Counter(row.reason for row in asked)
     if not asked or not MAY_PASS.issuperset(reasons):
@@ -262,8 +262,9 @@ def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     ((reason, count),) = reasons.most_common(1)
     example = next(row for row in asked if row.reason == reason)
     raise ConnectionError(
-        f"none of {len(asked)} URLs gave an answer, {count} for {reason}, such as {example.url} ({example.error_message}): "
-        "look at the network and the servers, or set download.accept_dead_units=true where they are gone for good"
+        f"none of {len(asked)} URLs gave an answer, {count} for {reason}, "
+        f"such as {example.url} ({example.error_message}): look at the network and the servers, "
+        "or set download.accept_dead_units=true where they are gone for good"
     )
 
 
@@ -284,7 +285,7 @@ def _adopted(source: Mapping[str, Any], key: bytes, damage: Rejected | None) -> 
 
 
 def _with_verdicts(table: pa.Table, rows: Sequence[ShardRow]) -> pa.Table:
-    """Return an existing shard's table with the columns that taking it over decides; they are added or replaced."""
+    """Return an existing shard's table with the columns that are decided here added or replaced."""
     for name in ("caption", "status", "error_message", "sample_key", "reason"):
         values = [getattr(row, name) for row in rows]
         column = pa.array(values, SHARD_SCHEMA.field(name).type)

@@ -18,7 +18,7 @@ from dualtoken.pipelines.images.shards import (
 
 
 def drop_samples(tar: Path, table: pa.Table, keys: frozenset[bytes], folder: Path, shard: str) -> None:
-    """Write an image shard's three files below `folder` without the samples of `keys`; their rows stay, emptied."""
+    """Write a shard's three files below `folder` without the samples of `keys`; their rows stay, emptied."""
     rows = table.to_pylist()
     dropped = {row["key"] for row in rows if row["sample_key"] in keys}
     tar_name, *_ = shard_files(shard)

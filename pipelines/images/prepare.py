@@ -1,7 +1,7 @@
 """Checks and resizes fetched images: whether the bytes are an image, of a sane size, whole to the last byte.
 
-img2dataset's resizer is used as it is. The checks are for what it does not tell: images cut short (OpenCV before 4.14
-decodes them without a complaint), and images too large to decode.
+img2dataset's resizer is used as it is. The checks are for what it does not tell: images cut short (OpenCV
+before 4.14 decodes them without a complaint), and images too large to decode.
 """
 
 import io
@@ -62,7 +62,8 @@ class Prepared(NamedTuple):
 class ImagePreparer:
     """Checks and resizes images.
 
-    One image at a time per process: the resizer redirects the process's output, and the check lifts Pillow's limit.
+    One image at a time per process: the resizer redirects the process's output, and the check lifts Pillow's
+    limit.
     """
 
     def __init__(self, config: DownloadConfig) -> None:
@@ -111,12 +112,12 @@ def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
 
 
 def _is_short_riff(body: bytes) -> bool:
-    """Tell whether a WebP ends before the length in its header: Pillow's error does not tell that from damage."""
+    """Tell whether a WebP ends before the length in its header, which Pillow's error does not say."""
     return body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + _RIFF_HEADER
 
 
 def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | None:
-    """Return the detail of a rejection where the image, or what the resizer makes of it, is over `max_pixels`."""
+    """Return a rejection's detail where the image, or what the resizer makes of it, is over `max_pixels`."""
     pixels = width * height
     shorter, longer = sorted((width, height))
     may_enlarge = config.resize_mode in {"keep_ratio", "center_crop"} and not config.resize_only_if_bigger
@@ -130,7 +131,7 @@ def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | N
 
 
 def _readable_by_opencv(image: Image.Image, body: bytes) -> bytes:
-    """Decode to the last byte; return the body if OpenCV makes the same of it, else the picture as a plain PNG."""
+    """Decode to the last byte; return the body if OpenCV decodes it alike, else the picture as PNG."""
     transparent = may_be_transparent(image)
     is_plain = image.mode == "RGBA" or (image.mode in {"RGB", "L"} and not transparent)
     is_deep = image.format == "PNG" and body[_PNG_DEPTH] == 16

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 def open_image_shard(store: Store, shard: str, scratch: Path) -> ImageShard:
-    """Open an image shard by name, copied to scratch unless it is local; raises `UserError` where it is gone."""
+    """Open an image shard, copied to scratch unless it is local; raises `UserError` where it is gone."""
     tar = f"{shard}.tar"
     parquet = f"{shard}.parquet"
     with finished_files(store, tar, parquet):

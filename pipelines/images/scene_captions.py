@@ -1,6 +1,7 @@
 """Words of the generated scenes: attribute names, the caption grammar, and questions with answers.
 
-Every caption gives size, colour, shape and place of both objects, in at most 26 words; wording and order vary.
+Every caption gives size, colour, shape and place of both objects, in at most 26 words; wording and order
+vary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def _noun(described: Described, form: str, size_word: str) -> str:
 
 
 def canonical_phrase(objects: Sequence[Described]) -> str:
-    """Return the fixed phrasing: a small red circle at the top left and a large blue square at the bottom right."""
+    """Return the fixed phrasing: a small red ring at the top left and a large blue cross at the top right."""
     first, second = objects
     return _SENTENCES[0].format(
         a=_noun(first, _NOUNS[0], first.size),
@@ -96,7 +97,10 @@ def canonical_phrase(objects: Sequence[Described]) -> str:
 
 
 def compose(objects: Sequence[Described], wording: int) -> str:
-    """Describe a scene in the phrasing that 64 random bits choose; half are canonical, in either order of objects."""
+    """Describe a scene in the phrasing that 64 random bits choose.
+
+    Half of the captions are canonical, in either order of the objects.
+    """
     # The order of the choices decides the caption.
     choices = _Choices(wording)
     if choices.below(2):
@@ -121,7 +125,7 @@ def _varied_noun(described: Described, choices: _Choices) -> str:
 
 
 def questions_about(objects: Sequence[Described], num_dots: int, wording: int) -> list[dict[str, str]]:
-    """Ask about each object by its quadrant, then for places, counts and the dots; answers are a few words each."""
+    """Ask about each object by its quadrant, then for places, counts and dots; answers have few words."""
     asked = [
         *_attribute_questions(objects),
         *_place_questions(objects),

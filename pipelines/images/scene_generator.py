@@ -1,11 +1,11 @@
 """Generates the embedded corpus: seeded 64x64 scenes of two objects, so that a whole run needs no download.
 
-Two objects in different quadrants stand on a colour ramp with stripes and noise. A few dots are in no caption: a
-picture shows more than its caption says. The splits share no combination of attributes (a pair of objects is in one
-split only), while each split shows every single attribute value.
+Two objects in different quadrants stand on a colour ramp with stripes and noise. A few dots are in no
+caption: a picture shows more than its caption says. The splits share no combination of attributes (a pair of
+objects is in one split only), while each split shows every single attribute value.
 
-All random numbers are raw words of Philox, a stream that numpy keeps fixed, and all arithmetic is on integers, so that
-a scene does not depend on the platform. The order of the draws decides a scene: keep it.
+All random numbers are raw words of Philox, a stream that numpy keeps fixed, and all arithmetic is on
+integers, so that a scene does not depend on the platform. The order of the draws decides a scene: keep it.
 """
 
 import hashlib
@@ -133,7 +133,7 @@ class _Draws:
 
 
 def split_of(first: _Attributes, second: _Attributes) -> Split:
-    """Return the split that a pair of (shape, colour, size, quadrant) belongs to, whatever its order and the seed."""
+    """Return the split of a pair of (shape, colour, size, quadrant), whatever its order and the seed."""
     name = "\0".join("\0".join(attributes) for attributes in sorted((first, second)))
     value = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
     if value % HELDOUT_ONE_IN:
@@ -153,7 +153,10 @@ def _pairs(split: Split) -> tuple[_Pair, ...]:
 
 
 def scene(split: Split, seed: int, index: int) -> Scene:
-    """Return scene number `index` (0 is the first) of a split; the seed changes all but the split's combinations."""
+    """Return scene number `index` (0 is the first) of a split.
+
+    The seed changes all but the split's combinations of attributes.
+    """
     draws = _Draws("scene", split, seed, index)
     pairs = _pairs(split)
     first, second = pairs[draws.below(len(pairs))]
@@ -202,7 +205,8 @@ def _dots(draws: _Draws, objects: Sequence[SceneObject]) -> tuple[Dot, ...]:
 
 
 def _is_near_any(objects: Sequence[SceneObject], x: int, y: int) -> bool:
-    """Tell whether the cell at x, y touches the square around an object; in half pixels, which are whole numbers."""
+    """Tell whether the cell at x, y touches the square around an object."""
+    # In half pixels, so that centres are whole numbers.
     for placed in objects:
         reach = 2 * (placed.radius + 1) + _CELL
         distance_x = abs(2 * x + _CELL - 2 * placed.x)

@@ -1,4 +1,4 @@
-"""Writes the generated corpus, a Parquet file per unit that is both URL table and image store, and serves it."""
+"""Writes the generated corpus, and serves it: a Parquet file per unit is both URL table and image store."""
 
 import io
 import json
@@ -25,7 +25,7 @@ SCENES_SCHEMA = pa.schema(
         pa.field("questions", pa.string(), nullable=False),
     ]
 )
-"""Columns of a unit: `url` is relative to the server's base; `image` is PNG; `description` and `questions` are JSON."""
+"""Columns of a unit: `url` is relative to the server, `image` is PNG, `description` and `questions` JSON."""
 CACHED_UNITS = 8
 """Units whose images the server keeps in memory."""
 

@@ -1,8 +1,9 @@
-"""Reads and writes image shards on disk, in img2dataset's webdataset layout; the same rows give the same bytes.
+"""Reads and writes image shards, in img2dataset's webdataset layout; the same rows give the same bytes.
 
 A shard is `NNNNN.tar` (members `<key>.<jpg|png|webp>`, `<key>.json`, `<key>.txt`, in the order of the rows),
-`NNNNN.parquet` (a row per input URL, failed ones too) and `NNNNN_stats.json`. The columns `sample_key` and `reason` are
-added to img2dataset's; its `duration`, `start_time` and `end_time` are left out, so that bytes repeat.
+`NNNNN.parquet` (a row per input URL, failed ones too) and `NNNNN_stats.json`. The columns `sample_key` and
+`reason` are added to img2dataset's; its `duration`, `start_time` and `end_time` are left out, so that bytes
+repeat.
 """
 
 import json
@@ -45,7 +46,10 @@ SHARD_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""Columns of a shard's table; those kept of the source follow. `sha256` is of the bytes as fetched; `reason` is "" where the status is success."""
+"""Columns of a shard's table; those kept of the source follow.
+
+`sha256` is of the bytes as fetched; `reason` is "" where the status is success.
+"""
 SHARD_COLUMNS = frozenset(SHARD_SCHEMA.names)
 
 
@@ -66,10 +70,10 @@ class ShardRow(NamedTuple):
 
 
 class ImageShardWriter:
-    """Writes one shard's three files; rows come in their source's order, and memory holds one image at a time."""
+    """Writes one shard's three files; rows come in the source's order, memory holds one image at a time."""
 
     def __init__(self, folder: Path, shard: str, suffix: str, kept: pa.Schema | None = None) -> None:
-        """Open `<shard>.tar`; `shard` is a number, `suffix` the images' encoding, `kept` the further columns."""
+        """Open `<shard>.tar`; `suffix` is the images' encoding, `kept` has the columns kept of the source."""
         from webdataset.writer import TarWriter  # noqa: PLC0415  (imports torch, which no reader of shards needs)
 
         self._folder = folder
@@ -133,8 +137,8 @@ def write_metadata(folder: Path, shard: str, table: pa.Table) -> None:
 class ImageShard:
     """Reads one shard on local disk: its successful rows in the tar's order, and their images at random.
 
-    Reads img2dataset's own output too, which has no `sample_key`: the keys are made from the corpus and the source row
-    of the shard's first input. Nothing is ever unpickled.
+    Reads img2dataset's own output too, which has no `sample_key`: the keys are made from the corpus and the
+    source row of the shard's first input. Nothing is ever unpickled.
     """
 
     def __init__(self, tar: Path, parquet: Path, corpus: str | None = None, first_row: int = 0) -> None:
@@ -230,21 +234,22 @@ def _rows_in_tar_order(table: pa.Table, members: Mapping[str, TarMember], tar: P
             missing.append(keys[row])
     if missing:
         raise UserError(
-            f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: it is cut short; fetch it again"
+            f"{tar} lacks {len(missing)} of {len(rows)} images, {missing[0]} first: "
+            "it is cut short; fetch it again"
         )
     rows.sort(key=lambda row: members[keys[row]].offset)
     return rows
 
 
 def member_key(name: str) -> str:
-    """Return the key of a tar's member, with its folder: as webdataset does, it ends at the first dot of the file's name."""
+    """Return the key of a tar's member, with its folder; as webdataset's, it ends at the name's first dot."""
     path = PurePosixPath(name)
     stem, _, _ = path.name.partition(".")
     return str(path.parent / stem)
 
 
 def index_tar(path: Path) -> dict[str, TarMember]:
-    """Map the keys of a tar's images to their positions, from its headers; raises `UserError` where it is damaged."""
+    """Map the keys of a tar's images to their positions; raises `UserError` where it is damaged."""
     members: dict[str, TarMember] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -267,7 +272,8 @@ def read_metadata(path: Path) -> pa.Table:
     for name in ("key", "status"):
         if name not in table.column_names:
             raise UserError(
-                f"{path} has no column {name!r}, so it is not img2dataset's: give a folder that img2dataset wrote"
+                f"{path} has no column {name!r}, so it is not img2dataset's: "
+                "give a folder that img2dataset wrote"
             )
     unknown_statuses = set(table["status"].to_pylist()) - set(STATUSES)
     if unknown_statuses:
@@ -291,7 +297,7 @@ class SourceShard(NamedTuple):
 
 
 def numbered(files: Iterable[str]) -> list[str]:
-    """Return the names of shards that have their NNNNN.parquet among the files, in the order of their numbers."""
+    """Return the names of shards with an NNNNN.parquet among the files, in the order of their numbers."""
     suffix = ".parquet"
     names: list[str] = []
     for file in files:
@@ -302,20 +308,22 @@ def numbered(files: Iterable[str]) -> list[str]:
 
 
 def find_shards(folder: str) -> list[SourceShard]:
-    """List a folder's shards in the order of their numbers, with their rows; raises `UserError` where one is incomplete."""
+    """List a folder's shards in the order of their numbers; raises `UserError` where one is incomplete."""
     store = Store(folder)
     files = {name for name, _ in store.files()}
     names = numbered(files)
     if not names:
         raise UserError(
-            f"folder={folder!r} has no NNNNN.parquet: set it to a folder that img2dataset wrote with output_format=webdataset"
+            f"folder={folder!r} has no NNNNN.parquet: "
+            "set it to a folder that img2dataset wrote with output_format=webdataset"
         )
     shards: list[SourceShard] = []
     first_row = 0
     for name in names:
         if f"{name}.tar" not in files:
             raise UserError(
-                f"folder={folder!r} has {name}.parquet but no {name}.tar: fetch it again, or take the parquet file away"
+                f"folder={folder!r} has {name}.parquet but no {name}.tar: "
+                "fetch it again, or take the parquet file away"
             )
         with store.fs.open(store.path(f"{name}.parquet"), "rb") as file:
             rows = pq.ParquetFile(file).metadata.num_rows

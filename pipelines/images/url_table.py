@@ -49,10 +49,11 @@ class UrlTable:
     ) -> None:
         """Name the files, paths or fsspec URLs.
 
-        `keys` is the prefix of this table's keys in a recipe, such as `corpora.web.source.`, for error messages.
+        `keys` is the prefix of this table's keys in a recipe, such as `corpora.web.source.`, for error
+        messages.
 
-        Raises `UserError` for a file of another kind, or a kept column that the shards have themselves. What is not
-        there, or cannot be read, is told when it is read.
+        Raises `UserError` for a file of another kind, or a kept column that the shards have themselves. What
+        is not there, or cannot be read, is told when it is read.
         """
         self._keys = keys
         self._files = tuple(files)
@@ -68,7 +69,8 @@ class UrlTable:
         for name in self._keep_columns:
             if name in SHARD_COLUMNS:
                 raise UserError(
-                    f"{keys}keep_columns has {name!r}, which the shards use themselves: rename it in the table, or leave it out"
+                    f"{keys}keep_columns has {name!r}, which the shards use themselves: "
+                    "rename it in the table, or leave it out"
                 )
         self._last_part: tuple[str, int] | None = None
         self._last_table: pa.Table | None = None
@@ -79,9 +81,9 @@ class UrlTable:
         return sum(part.rows for part in self._parts)
 
     def rows(self, first: int, count: int) -> pa.Table:
-        """Return rows `first` (0 is the first) and on: `url` and `caption`, both strings, then the kept columns.
+        """Return `count` rows from `first` (0 is the first) on: `url` and `caption`, then the kept columns.
 
-        A URL may be null; a missing caption is "".
+        Both are strings. A URL may be null; a missing caption is "".
         """
         pieces: list[pa.Table] = []
         part_first = 0
@@ -250,7 +252,7 @@ def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
 
 
 def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """Return what decides a corpus's rows, for its fingerprint: the columns taken, and the files' content or sizes."""
+    """Return what decides a corpus's rows, for its fingerprint: columns, and the files' content or sizes."""
     source = recipe.corpora[corpus].source
     identity = source.identity()
     # The content counts, not where it is.

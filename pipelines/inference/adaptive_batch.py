@@ -1,7 +1,8 @@
-"""Encodes batches that may not fit: where memory runs out, the batch is halved and the same images are tried again.
+"""Encodes batches that may not fit: where memory runs out, the batch is halved and its images tried again.
 
-On a CPU codes do not depend on the batch (`model.quantize.nearest`), so a smaller one changes no byte. A GPU may choose other
-kernels for another batch and round otherwise: `benchmarks.agreement` measures how many codes that changes.
+On a CPU codes do not depend on the batch (`model.quantize.nearest`), so a smaller one changes no byte. A GPU
+may choose other kernels for another batch size and round differently: `benchmarks.agreement` measures how
+many codes that changes.
 """
 
 from typing import Protocol
@@ -20,7 +21,7 @@ NO_MEMORY = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
 )
-"""What PyTorch says where it has no class of its own, in lower case: the driver, its allocator of a CPU's memory, cuBLAS and cuDNN."""
+"""Error texts, lower case, where PyTorch has no class of its own: driver, CPU allocator, cuBLAS, cuDNN."""
 
 
 class ImageTooLargeError(UserError):
@@ -28,20 +29,21 @@ class ImageTooLargeError(UserError):
 
 
 class Encoder(Protocol):
-    """What gives images their codes."""
+    """A tokenizer that encodes batches of one size or another."""
 
     def encode_levels(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
-        """Return both streams' codes."""
+        """Return both streams' codes of pictures as the network sees them."""
         ...
 
 
 class AdaptiveBatchEncoder:
-    """An encoder whose batches shrink until they fit, and stay as small as they had to become until `begin` is called."""
+    """Encodes in batches that shrink until they fit, and stay as small until `begin` is called."""
 
     def __init__(self, encoder: Encoder, batch_size: int) -> None:
-        self._encoder, self._largest = encoder, batch_size
+        self._encoder = encoder
+        self._largest = batch_size
         self.batch_size = batch_size
-        """Images encoded at once, so far."""
+        """Images encoded at once, at present."""
 
     def begin(self) -> None:
         """Try the whole batch again: what took the memory, such as another process, may be gone."""
@@ -56,20 +58,23 @@ class AdaptiveBatchEncoder:
         first = 0
         while first < len(levels):
             batch = levels[first : first + self.batch_size]
-            if (codes := self._attempt(batch)) is not None:
+            codes = self._attempt(batch)
+            if codes is not None:
                 parts.append(codes)
                 first += len(batch)
             elif len(batch) == 1:
+                size = tuple(levels.shape[2:])
                 raise ImageTooLargeError(
-                    f"pretokenize.batch_size={self._largest}: one image of {tuple(levels.shape[2:])} pixels alone does not fit into "
-                    "the memory that is free: give the worker more, or use a smaller tokenizer"
+                    f"pretokenize.batch_size={self._largest}: one image of {size} pixels alone does not fit "
+                    "into the memory that is free: give the worker more, or use a smaller tokenizer"
                 )
             else:
                 self.batch_size = len(batch) // 2
-        return (
-            parts[0]
-            if len(parts) == 1
-            else StreamCodes(*(np.concatenate(ids) for ids in zip(*parts, strict=True)))
+        if len(parts) == 1:
+            return parts[0]
+        return StreamCodes(
+            semantic=np.concatenate([part.semantic for part in parts]),
+            pixel=np.concatenate([part.pixel for part in parts]),
         )
 
     def _attempt(self, batch: UInt8[Tensor, "B 3 S S"]) -> StreamCodes | None:
@@ -79,7 +84,7 @@ class AdaptiveBatchEncoder:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Out here the error, and with it what its traceback held, is gone, so that there is something to give back.
+        # Out here the error is gone, and with it the traceback that kept tensors alive: memory can be freed.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
@@ -87,5 +92,7 @@ class AdaptiveBatchEncoder:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error says that a device's memory, or this machine's, ran out."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in NO_MEMORY)

@@ -36,9 +36,9 @@ class FileCounts(NamedTuple):
 
 
 def open_model(name: str) -> TokenizerRunner:
-    """Open a folder of `save_pretrained` or a hub repository, on the GPU if there is one, in this command's process.
+    """Open a folder of `save_pretrained` or a hub repository, on the GPU if there is one.
 
-    Raises `UserError` if it is neither.
+    For a command that has the process to itself: forbids TF32 in it. Raises `UserError` if it is neither.
     """
     prepare_process(threads=None, exact_float32=True)
     try:
@@ -143,7 +143,7 @@ def reconstruct_files(
     print_line: PrintLine,
     complain: PrintLine,
 ) -> FileCounts:
-    """Write a PNG per image file, the network's view of it beside its reconstruction, and print each one's PSNR."""
+    """Write a PNG per image file, the network's view of it beside its reconstruction, and print the PSNR."""
     reader = _PictureReader(tokenizer, paths, complain)
     ratios: list[float] = []
     taken_names: set[str] = set()

@@ -1,8 +1,8 @@
 """Reads and decodes the samples of one image shard ahead of the encoder, in bounded memory.
 
-Shapes: B samples a batch, V variants (crops and their mirror images) of each, N = B x V, S pixels a side. One task
-reads, decodes, crops and resizes one sample, and writes its levels into the sample's place in the batch. So nothing
-larger than the levels outlives an image's decoding.
+Shapes: B samples a batch, V variants (crops and their mirror images) of each, N = B x V, S pixels a side. One
+task reads, decodes, crops and resizes one sample, and writes its levels into the sample's place in the batch.
+So nothing larger than the levels outlives an image's decoding.
 """
 
 from collections import deque
@@ -28,7 +28,7 @@ from dualtoken.pipelines.images.shards import ImageShard
 BATCHES_AHEAD = 2
 """Batches that are decoded, or being decoded, while one is encoded."""
 PIXELS_AT_ONCE = 2**26
-"""Pixels of all images that a worker's threads decode at a time: 200 MB as RGB. A larger image is decoded alone."""
+"""Pixels of all images that a worker decodes at a time: 200 MB as RGB. A larger image is decoded alone."""
 
 
 class Undecodable(NamedTuple):
@@ -55,7 +55,10 @@ class ImageBatch(NamedTuple):
 
 
 class PixelBudget:
-    """Lets threads decode together while there is room for their images; one larger than all of it waits until it is alone."""
+    """Lets threads decode together while there is room for their images.
+
+    An image larger than all of it waits until it is alone.
+    """
 
     def __init__(self, pixels: int) -> None:
         self._total = pixels
@@ -98,7 +101,7 @@ class ImageStream:
         self._budget = PixelBudget(PIXELS_AT_ONCE)
 
     def batches(self, shard: ImageShard, rows: Sequence[KeptSample]) -> Generator[ImageBatch]:
-        """Yield the rows in order; an error of reading the shard is raised, a damaged image is `Undecodable`."""
+        """Yield the rows in order; an error of reading the shard is raised, a damaged image `Undecodable`."""
         buffers: deque[UInt8[Tensor, "B V 3 S S"]] = deque()
         """Levels of the batches that are begun and not yet yielded."""
 
@@ -122,7 +125,7 @@ class ImageStream:
         if self._num_threads:
             yield from map_ahead(decode, tasks, self._num_threads, ahead=BATCHES_AHEAD * self._batch_size)
         else:
-            # In the caller's thread: switching between threads would take a tenth of a small model's time on a CPU.
+            # In the caller's thread: on a CPU, switching threads takes a tenth of a small model's time.
             yield from map(decode, tasks)
 
     def _empty_levels(self, num_samples: int) -> UInt8[Tensor, "B V 3 S S"]:

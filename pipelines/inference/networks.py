@@ -1,7 +1,7 @@
 """Runs trained networks on a device: pictures in, numpy out.
 
-A stage opens its networks from an earlier stage's folder, once per process. Shapes: B pictures of S by S pixels, H by
-W grid cells of D codes each; embeddings are E wide, a tower's outputs W.
+A stage opens its networks from an earlier stage's folder, once per process. Shapes: B pictures of S by S
+pixels, H by W grid cells of D codes each; embeddings are E wide, a tower's outputs W.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ Array = np.ndarray[Any, Any]
 def prepare_process(*, threads: int | None, exact_float32: bool) -> None:
     """Set how PyTorch computes in this whole process, so that the bytes it stores repeat.
 
-    Both settings outlive the call and reach every network of the process. So whoever owns the process calls this
-    before it opens one: a stage's worker, or a command. No network does so by itself.
+    Both settings outlive the call and reach every network of the process. So whoever owns the process calls
+    this before it opens one: a stage's worker, or a command. No network does so by itself.
 
-    `threads` is the number of CPU threads; None leaves PyTorch's own. `exact_float32` forbids TF32 on a GPU, also to
-    the networks that are open already.
+    `threads` is the number of CPU threads; None leaves PyTorch's own. `exact_float32` forbids TF32 on a GPU,
+    also to the networks that are open already.
     """
     if threads is not None:
         set_num_threads(threads)
@@ -42,7 +42,7 @@ def prepare_process(*, threads: int | None, exact_float32: bool) -> None:
 
 
 def set_num_threads(count: int) -> None:
-    """Fix this process's CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
+    """Fix the process's CPU threads: the order of sums changes last bits, and stored bytes must repeat."""
     torch.set_num_threads(count)
 
 
@@ -54,21 +54,22 @@ def best_device() -> torch.device:
 
 
 def stage_device(job: StageJob) -> torch.device:
-    """Return the device that the recipe gives a stage, whatever else this machine has: a GPU has other last bits.
+    """Return the device that the recipe gives a stage, whatever else this machine has.
 
-    Raises `UserError` for a GPU that this process does not have.
+    A GPU's results differ in the last bits. Raises `UserError` for a GPU that this process does not have.
     """
     if not job.gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(
-            f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: run where there is one, or change it"
+            f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: "
+            "run where there is one, or change it"
         )
     return torch.device("cuda")
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
-    """Return what may round in its own way, for a receipt: the GPU's or the CPU's kind, and PyTorch's version."""
+    """Return what decides rounding, for a receipt: the kind of GPU or CPU, and PyTorch's version."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -111,7 +112,7 @@ class TeacherRunner:
     def targets(
         self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int
     ) -> dict[str, Array]:
-        """Return the columns that the targets stage stores, by name; `block` is the tokenizer's semantic one."""
+        """Return the columns that the targets stage stores; `block` is the tokenizer's semantic one."""
         outputs = self._teacher.embed_all(self._levels(pictures), block)
         texts = self.texts(captions)
         columns = {
@@ -150,7 +151,7 @@ class TokenizerRunner:
         return self.encode_levels(self.network.transform.levels(pictures))
 
     def encode_levels(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
-        """Return the codes of pictures as the network sees them, on any device; only the codes come back to the CPU."""
+        """Return the codes, on the CPU, of pictures as the network sees them, on any device."""
         levels = levels.to(self.device, non_blocking=True)
         with tower_precision(self.device, self.precision):
             codes = self.network.encode(self.network.transform.normalize(levels))
@@ -184,9 +185,9 @@ def open_teacher(job: StageJob) -> TeacherRunner:
 
 
 def open_tokenizer(job: StageJob, device: torch.device | None = None) -> TokenizerRunner:
-    """Open the tokenizer that a job reads, to encode as its recipe pretokenizes; the caller has prepared the process.
+    """Open the tokenizer that a job reads, to encode as its recipe pretokenizes.
 
-    It runs on the device given, or else on the stage's.
+    It runs on the device given, or else on the stage's; the caller has prepared the process.
     """
     with scratch_folder() as scratch:
         folder = job.input("train").local_folder(Path(scratch))

@@ -21,7 +21,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32, which stored targets were made with.
         prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 

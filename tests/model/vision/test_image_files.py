@@ -1,4 +1,4 @@
-"""Files as people have them: every kind that should work, and every kind that should be named and passed over."""
+"""Files as people have them: every kind that should work, and every kind that should be named."""
 
 import struct
 import zlib

@@ -34,7 +34,8 @@ from dualtoken.pipelines.images.url_table import count_source_rows
 from tests.helpers.image_shards import write_img2dataset_shard
 from tests.helpers.waiting import free_ports
 
-RED, WHITE = (200, 30, 40), (255, 255, 255)
+RED = (200, 30, 40)
+WHITE = (255, 255, 255)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
@@ -71,56 +72,77 @@ def rejected(body: bytes, **settings: Any) -> str:
 
 
 def near(image: Image.Image, colour: tuple[int, ...], slack: int = 3) -> bool:
-    return bool((abs(np.asarray(image.convert("RGB")).astype(int) - colour).max()) <= slack)
+    levels = np.asarray(image.convert("RGB")).astype(int)
+    return bool(abs(levels - colour).max() <= slack)
 
 
 PLAIN = Image.new("RGB", (64, 48), RED)
 CLEAR = Image.new("RGBA", (64, 48), (*RED, 0))
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        encode(PLAIN), encode(PLAIN, "JPEG", quality=95), encode(PLAIN, "WEBP", lossless=True), encode(PLAIN, "GIF"),
-        encode(PLAIN.quantize(4)), encode(PLAIN.convert("RGBA")), encode(PLAIN.convert("CMYK"), "JPEG", quality=95),
-        encode(PLAIN, "PNG", save_all=True, append_images=[CLEAR.convert("RGB")]),
-        encode(PLAIN, "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48))]),
-        encode(PLAIN, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (64, 48))]),
-        cv2.imencode(".png", np.full((48, 64, 3), [40 * 257, 30 * 257, 200 * 257], np.uint16))[1].tobytes(),
-        cv2.imencode(".png", np.full((48, 64, 4), [40 * 257, 30 * 257, 200 * 257, 65535], np.uint16))[1].tobytes(),
-    ],
-    ids=["png", "jpeg", "webp", "gif", "palette", "rgba", "cmyk", "apng", "animated gif", "animated webp", "16-bit", "16-bit rgba"],
-)  # fmt: skip
-def test_every_kind_of_file_keeps_its_colour(body: bytes) -> None:
-    assert near(prepared(body), RED, 4)
+BLACK = Image.new("RGB", (64, 48))
+DEEP_RED = [40 * 257, 30 * 257, 200 * 257]
+"""RED as OpenCV writes it: blue, green, red, 16 bits each."""
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        encode(PLAIN.convert("L")), encode(PLAIN.convert("L"), "JPEG", quality=95), encode(PLAIN.convert("LA")),
-        encode(Image.fromarray(np.full((48, 64), 84 * 257, np.uint16))),
-    ],
-    ids=["grey", "grey jpeg", "grey alpha", "16-bit grey"],
-)  # fmt: skip
-def test_every_kind_of_grey_keeps_its_level(body: bytes) -> None:
-    assert near(prepared(body), (PLAIN.convert("L").getpixel((0, 0)),) * 3)  # pyright: ignore[reportArgumentType]
+def deep_png(levels: list[int]) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write."""
+    return cv2.imencode(".png", np.full((48, 64, len(levels)), levels, np.uint16))[1].tobytes()
+
+
+COLOURED = {
+    "png": encode(PLAIN),
+    "jpeg": encode(PLAIN, "JPEG", quality=95),
+    "webp": encode(PLAIN, "WEBP", lossless=True),
+    "gif": encode(PLAIN, "GIF"),
+    "palette": encode(PLAIN.quantize(4)),
+    "rgba": encode(PLAIN.convert("RGBA")),
+    "cmyk": encode(PLAIN.convert("CMYK"), "JPEG", quality=95),
+    "apng": encode(PLAIN, "PNG", save_all=True, append_images=[CLEAR.convert("RGB")]),
+    "animated gif": encode(PLAIN, "GIF", save_all=True, append_images=[BLACK]),
+    "animated webp": encode(PLAIN, "WEBP", lossless=True, save_all=True, append_images=[BLACK]),
+    "16-bit": deep_png(DEEP_RED),
+    "16-bit rgba": deep_png([*DEEP_RED, 65535]),
+}
+
+
+@pytest.mark.parametrize("kind", COLOURED)
+def test_every_kind_of_file_keeps_its_colour(kind: str) -> None:
+    assert near(prepared(COLOURED[kind]), RED, 4)
+
+
+GREY = {
+    "grey": encode(PLAIN.convert("L")),
+    "grey jpeg": encode(PLAIN.convert("L"), "JPEG", quality=95),
+    "grey alpha": encode(PLAIN.convert("LA")),
+    "16-bit grey": encode(Image.fromarray(np.full((48, 64), 84 * 257, np.uint16))),
+}
+
+
+@pytest.mark.parametrize("kind", GREY)
+def test_every_kind_of_grey_keeps_its_level(kind: str) -> None:
+    level = int(np.asarray(PLAIN.convert("L"))[0, 0])
+    assert near(prepared(GREY[kind]), (level, level, level))
 
 
 def test_one_bit_images_keep_black_and_white() -> None:
     assert near(prepared(encode(Image.new("1", (40, 40), 1))), WHITE)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        encode(CLEAR), encode(CLEAR, "WEBP", lossless=True), encode(PLAIN.quantize(4), transparency=0), encode(PLAIN, transparency=RED),
-        encode(Image.new("LA", (40, 40), (90, 0))), encode(Image.new("L", (40, 40), 90), transparency=90), encode(CLEAR, "GIF"),
-    ],
-    ids=["rgba", "webp", "palette", "rgb key", "grey alpha", "grey key", "gif"],
-)  # fmt: skip
-def test_what_is_transparent_is_white(body: bytes) -> None:
-    assert near(prepared(body), WHITE)
+TRANSPARENT = {
+    "rgba": encode(CLEAR),
+    "webp": encode(CLEAR, "WEBP", lossless=True),
+    "palette": encode(PLAIN.quantize(4), transparency=0),
+    "rgb key": encode(PLAIN, transparency=RED),
+    "grey alpha": encode(Image.new("LA", (40, 40), (90, 0))),
+    "grey key": encode(Image.new("L", (40, 40), 90), transparency=90),
+    "gif": encode(CLEAR, "GIF"),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_what_is_transparent_is_white(kind: str) -> None:
+    assert near(prepared(TRANSPARENT[kind]), WHITE)
 
 
 def test_half_transparent_is_half_white() -> None:
@@ -140,14 +162,8 @@ def test_images_cut_short_are_told_from_whole_ones(kind: str, settings: dict[str
 
 
 def test_what_is_no_image_has_its_reason() -> None:
-    for body in (
-        b"<!doctype html><title>Gone</title>",
-        b"",
-        b"\0" * 100,
-        encode(PLAIN, "BMP"),
-        encode(PLAIN, "TIFF"),
-        b"<svg/>",
-    ):
+    page = b"<!doctype html><title>Gone</title>"
+    for body in (page, b"", b"\0" * 100, encode(PLAIN, "BMP"), encode(PLAIN, "TIFF"), b"<svg/>"):
         assert rejected(body) == "not_an_image"
     broken = bytearray(encode(picture()))
     broken[len(broken) // 2] ^= 0xFF
@@ -170,12 +186,13 @@ def test_a_line_is_not_blown_up_to_a_wall() -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    bodies = {f"ok/{n}.png": encode(Image.new("RGB", (40 + n, 40), (n, 0, 0))) for n in range(40)}
-    bodies |= {
+    bodies = {
         "page.html": b"<html>no</html>",
         "cut.png": encode(picture())[:5000],
         "big.png": encode(Image.new("L", (700, 700))),
     }
+    for n in range(40):
+        bodies[f"ok/{n}.png"] = encode(Image.new("RGB", (40 + n, 40), (n, 0, 0)))
     with serve_images(bodies.get) as base:
         yield base
 
@@ -193,9 +210,8 @@ def recipe_with(source: dict[str, Any], **settings: Any) -> Recipe:
 
 
 def job_of(recipe: Recipe, folder: Path, inputs: dict[str, str] | None = None) -> StageJob:
-    units = tuple(
-        Unit(f"{index:05d}", rows) for index, rows in enumerate(count_source_rows(recipe, "scenes-train"))
-    )
+    counts = count_source_rows(recipe, "scenes-train")
+    units = tuple(Unit(f"{index:05d}", rows) for index, rows in enumerate(counts))
     return StageJob("download", "scenes-train", recipe, str(folder), "0", inputs or {}, units)
 
 
@@ -210,32 +226,31 @@ def run_all(job: StageJob, scratch: Path) -> list[UnitOutput]:
 
 
 def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_path: Path, server: str) -> None:
-    odd = ["page.html", "none.png", "cut.png", "big.png"]
+    odd = [f"{server}/{name}" for name in ("page.html", "none.png", "cut.png", "big.png")]
     urls: list[str | None] = [f"{server}/ok/{n}.png" for n in range(38)]
-    urls[3:3] = [*(f"{server}/{name}" for name in odd), None, "", "file:///etc/passwd", "not a url"]
-    table = pa.table(
-        {
-            "url": urls,
-            "caption": [None if n == 1 else f"c{n}" for n in range(len(urls))],
-            "license": ["cc0"] * len(urls),
-        }
-    )
-    pq.write_table(table, tmp_path / "urls.parquet")
-    recipe = recipe_with(
-        {"kind": "urls", "table": str(tmp_path / "urls.parquet"), "keep_columns": ["license"]}
-    )
+    urls[3:3] = [*odd, None, "", "file:///etc/passwd", "not a url"]
+    captions: list[str | None] = [f"c{n}" for n in range(len(urls))]
+    captions[1] = None
+    table = pa.table({"url": urls, "caption": captions, "license": ["cc0"] * len(urls)})
+    path = tmp_path / "urls.parquet"
+    pq.write_table(table, path)
+    recipe = recipe_with({"kind": "urls", "table": str(path), "keep_columns": ["license"]})
     outputs = run_all(job_of(recipe, tmp_path), tmp_path / "a")
-    assert [output.files for output in outputs] == [
-        (f"{u}.tar", f"{u}.parquet", f"{u}_stats.json") for u in ("00000", "00001")
-    ]
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
-        name for output in outputs for name in output.files
-    )
-    assert outputs[0].ledger is not None
-    assert count_statuses(outputs[0].ledger) == {
-        "ok": 22, "failed:not_an_image": 1, "failed:http_404": 1, "failed:truncated_image": 1, "failed:too_many_pixels": 1,
-        "failed:bad_url": 3, "failed:not_http": 1,
-    }  # fmt: skip
+    first, second = outputs
+    assert first.files == ("00000.tar", "00000.parquet", "00000_stats.json")
+    assert second.files == ("00001.tar", "00001.parquet", "00001_stats.json")
+    written = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert written == sorted((*first.files, *second.files))
+    assert first.ledger is not None
+    assert count_statuses(first.ledger) == {
+        "ok": 22,
+        "failed:not_an_image": 1,
+        "failed:http_404": 1,
+        "failed:truncated_image": 1,
+        "failed:too_many_pixels": 1,
+        "failed:bad_url": 3,
+        "failed:not_http": 1,
+    }
     rows = pq.read_table(tmp_path / "a/00000.parquet").to_pylist()
     assert [row["url"] for row in rows] == urls[:30]
     assert [row["reason"] for row in rows[3:9]] == [
@@ -296,8 +311,9 @@ def test_a_unit_that_nothing_answered_stays_open_and_says_what_to_do(
     job = table_of(
         [None, f"{down}/a.png", f"{down}/b.png", "http://no-such-host.invalid/c.png", "ftp://x/d.png"]
     )
-    told = rf"^none of 3 URLs gave an answer, 2 for connection, such as {down}/a\.png \(.*\): .* set download\.accept_dead_units=true"
-    with pytest.raises(ConnectionError, match=told) as error:
+    counted = rf"^none of 3 URLs gave an answer, 2 for connection, such as {down}/a\.png \(.*\): "
+    what_to_do = r".* set download\.accept_dead_units=true"
+    with pytest.raises(ConnectionError, match=counted + what_to_do) as error:
         run_all(job, tmp_path / "a")
     assert exit_code(error.value) == ExitCode.TEMPORARY
     assert list((tmp_path / "a").iterdir()) == []
@@ -381,10 +397,8 @@ def test_shards_of_img2dataset_are_taken_over_with_keys_and_reasons(tmp_path: Pa
 def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     write_img2dataset_shard(folder)
-    recipe, whole = (
-        recipe_with({"kind": "shards", "folder": str(folder)}),
-        (folder / "00002.tar").read_bytes(),
-    )
+    recipe = recipe_with({"kind": "shards", "folder": str(folder)})
+    whole = (folder / "00002.tar").read_bytes()
     place = whole.index(b"\x89PNG")
     (folder / "00002.tar").write_bytes(whole[:place] + b"<htm" + whole[place + 4 :])
     (output,) = run_all(job_of(recipe, tmp_path), tmp_path / "a")
@@ -396,9 +410,8 @@ def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_huge_image_of_a_source_shard_has_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1000
-    )  # as in a process that prepares no image; Pillow refuses twice as many
+    # As in a process that prepares no image; Pillow refuses twice as many.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     verdict = check_image(encode(Image.new("L", (70, 70))), DownloadConfig(max_pixels=4000))
     assert isinstance(verdict, Rejected)
     assert verdict.reason == "too_many_pixels"

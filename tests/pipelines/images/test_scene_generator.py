@@ -84,7 +84,7 @@ def test_a_scene_is_a_function_of_its_name() -> None:
 
 
 def test_pixels_and_words_are_the_ones_of_this_version() -> None:
-    """Pinned: another platform, numpy or refactoring must draw and say the same; else raise the stage's version."""
+    """Pinned: another platform, numpy or refactoring draws the same, or the stage's version is raised."""
     pixels, words = hashlib.sha256(), hashlib.sha256()
     for index in range(64):
         one = scene("train", 0, index)
