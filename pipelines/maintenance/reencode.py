@@ -1,4 +1,4 @@
-"""Encodes a seeded sample of a token dataset's rows again from the image shards, and compares the codes with those stored."""
+"""Encodes a seeded sample of a token dataset's rows again from their images, and compares the codes."""
 
 import random
 from bisect import bisect_right
@@ -51,7 +51,8 @@ def differences(
     chosen = _choose_rows(shards, settings)
     if not chosen:
         return
-    from dualtoken.pipelines.inference.networks import best_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
+    # Here, since importing PyTorch takes seconds.
+    from dualtoken.pipelines.inference.networks import best_device, open_tokenizer  # noqa: PLC0415
 
     tokenizer = open_tokenizer(job, best_device())
     for unit, rows in chosen.items():
@@ -126,7 +127,7 @@ def _encode_rows(
 
     Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded.
     """
-    from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415  (as above)
+    from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415
 
     shard = open_image_shard(job.input("download"), unit, scratch)
     config = job.recipe.pretokenize

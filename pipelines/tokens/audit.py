@@ -1,8 +1,9 @@
-"""Token-shard health: how evenly codes are used, how well stored codes give the images back, which shard is an outlier.
+"""Token-shard health: codebook usage, PSNR of images decoded from stored codes, outlier shards.
 
-A unit records the audit of its shard in its receipt. Shards are judged against the median shard of their dataset: while they
-come, against the last ones of the run (`RunningAudit`); when the dataset is finished, against all of them (`DatasetAudit`). A
-dataset that is bad as a whole has a bad median, so a recipe may also set a PSNR that no shard may be under.
+A unit records the audit of its shard in its receipt. Shards are judged against the median shard of their
+dataset: while they come, against the last ones of the run (`RunningAudit`); when the dataset is finished,
+against all of them (`DatasetAudit`). A dataset that is bad as a whole has a bad median, so a recipe may also
+set a PSNR that no shard may be under.
 """
 
 import hashlib
@@ -33,11 +34,11 @@ Levels = np.ndarray[Any, np.dtype[np.uint8]]
 MAX_PSNR = 100.0
 """PSNR of an image that comes back exactly, dB; the true ratio has no bound."""
 PSNR_DROP = 6.0
-"""Drop of a shard's mean PSNR under the median that is an alarm, dB: twice the error. The codes of other images give 10 dB
-less or worse."""
+"""Drop of a shard's mean PSNR under the median that is an alarm, dB: twice the error. The codes of other
+images give 10 dB less or worse."""
 OUTLIER = 6 * 1.4826
-"""Median absolute deviations that make an outlier: six standard deviations of a normal distribution, which chance goes beyond
-once in a billion."""
+"""Median absolute deviations that make an outlier: six standard deviations of a normal distribution, which
+chance goes beyond once in a billion."""
 ENOUGH_SHARDS = 8
 """Number of shards from which on their own spread is known, and a running median is worth comparing with."""
 COLLAPSE = 0.1
@@ -77,7 +78,10 @@ class CodeCounter:
 
 
 def perplexity(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
+    """Return 2 to the entropy, in bits, of how often each code occurs: 1 to the number of codes.
+
+    Of no codes at all it is 1.
+    """
     shares = counts / max(counts.sum(), 1)
     return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
 
@@ -151,7 +155,8 @@ def check_shard(
 ) -> Alarm | None:
     """Return what is wrong with a shard, the worst first, or None.
 
-    `reference` is of the shard's dataset, and may count the shard itself; `min_psnr` is the recipe's lowest PSNR, dB.
+    `reference` is of the shard's dataset, and may count the shard itself; `min_psnr` is the recipe's lowest
+    PSNR, dB.
     """
     return _collapse(shard, reference) or _low(shard, min_psnr) or _drift(shard, reference)
 
@@ -204,7 +209,7 @@ def _depths(perplexity: Mapping[str, ByDepth]) -> Iterator[tuple[str, int, float
 
 
 class DatasetAudit:
-    """Health of a finished dataset: adds up its shards' audits, then judges each shard against their median."""
+    """Health of a finished dataset: adds up its shards' audits, then judges each against their median."""
 
     def __init__(self, min_psnr: float | None = None) -> None:
         self._min_psnr = min_psnr
@@ -248,7 +253,7 @@ class DatasetAudit:
 
 
 class RunningAudit:
-    """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW` shards."""
+    """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW`."""
 
     def __init__(self, work: Sequence[Work], print_line: PrintLine) -> None:
         """Audit the units of one command's `work`; every alarm is printed with `print_line`."""
@@ -258,7 +263,7 @@ class RunningAudit:
         """Last shards, by their job's label."""
 
     def add(self, outcome: UnitOutcome) -> None:
-        """Judge one more unit's shard, where it has one; raises `TokenAlarm` where the recipe stops at alarms."""
+        """Judge one more shard, if the unit has one; raises `TokenAlarm` where the recipe stops at alarms."""
         if not outcome.audit:
             return
         shard = ShardFigures.of(outcome.unit, ShardAudit.of_json(outcome.audit))
@@ -277,7 +282,7 @@ class RunningAudit:
 def watched(
     outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine
 ) -> Iterator[UnitOutcome]:
-    """Pass outcomes on, adding each to a `RunningAudit` once its taker is done with it; raises as `RunningAudit.add`."""
+    """Pass outcomes on, adding each to a `RunningAudit` when the next is asked for; raises as its `add`."""
     audit = RunningAudit(work, print_line)
     for outcome in outcomes:
         yield outcome
@@ -287,5 +292,6 @@ def watched(
 def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:
     """Return the error that a run ends with where its recipe stops at alarms."""
     return TokenAlarm(
-        f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report"
+        f"{label} {alarm} (pretokenize.on_alarm=stop): "
+        "look at the shard's images and tokenizer, or set it to report"
     )

@@ -1,8 +1,8 @@
-"""Typed records of what a token dataset's receipts (`facts`) and manifest (`details`) say beyond every stage's fields.
+"""Typed records of a token dataset's own keys: `facts` of its receipts, and `details` of its manifest.
 
-Both are JSON objects on disk, and FORMAT.md lists their keys. A record is read with `of` and gives the same JSON back with
-`to_json`: same keys, same order, same numbers. Datasets from before a key was introduced lack it: it is None here, and absent
-from the JSON that is written.
+Both are JSON objects on disk, and FORMAT.md lists their keys. A record is read with `of` and gives the same
+JSON back with `to_json`: same keys, same order, same numbers. Datasets from before a key was introduced lack
+it: it is None here, and absent from the JSON that is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from dualtoken.pipelines.core.timing import PARTS_DETAIL
 STREAMS = ("semantic", "pixel")
 """Names of the code streams, in the order of a shard's columns."""
 CAPTIONS_OF = "captions_of"
-"""Name of a receipt's fact and of a setting in the fingerprint: fingerprint of the dataset whose captions are shared."""
+"""Name of a receipt's fact and of a setting in the fingerprint: fingerprint of the dataset whose captions are
+shared."""
 
 ByDepth = Sequence[float]
 """One figure per depth of a stream, the first depth first."""
@@ -116,7 +117,8 @@ class TokenFacts:
         values: dict[str, Any] = {}
         for stream, usage in self.usage.items():
             values[f"{stream}_usage"] = usage
-        # The filter has this fact too, for its many shards (`pipelines.curation.facts`); the manifest adds both up.
+        # The filter has this fact too, for its many shards (`pipelines.curation.facts`); the manifest adds
+        # both up.
         rows_by_shard = None if self.rows is None else {self.shard: self.rows}
         optional = {
             "audit": self.audit.to_json() if self.audit else None,
