@@ -59,7 +59,7 @@ class ShardAudit:
             rows=audit["rows"],
             looked_at=audit["looked_at"],
             psnr=audit["psnr"],
-            perplexity={stream: audit[f"{stream}_perplexity"] for stream in STREAMS},
+            perplexity=_by_stream(audit, "perplexity"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -98,12 +98,11 @@ class TokenFacts:
     def of(cls, receipt: Receipt) -> Self:
         """Read the facts of a unit of pretokenize."""
         facts = receipt.facts
-        usage = {stream: facts[f"{stream}_usage"] for stream in STREAMS if f"{stream}_usage" in facts}
         audit = facts.get("audit")
         rows_by_shard = facts.get("rows_out_by_shard", {})
         return cls(
             shard=receipt.unit,
-            usage=usage,
+            usage=_by_stream(facts, "usage"),
             audit=ShardAudit.of_json(audit) if audit else None,
             rows=rows_by_shard.get(receipt.unit),
             device=facts.get("device"),
@@ -173,7 +172,7 @@ class AuditSummary:
             rows=audit["rows"],
             psnr_median=audit["psnr_median"],
             psnr_lowest=audit["psnr_lowest"],
-            perplexity={stream: audit[f"{stream}_perplexity"] for stream in STREAMS},
+            perplexity=_by_stream(audit, "perplexity"),
             alarms=[Alarm(**alarm) for alarm in audit["alarms"]],
         )
 
@@ -247,6 +246,16 @@ class TokenDetails:
             PARTS_DETAIL: self.seconds_by_part,
         }
         return values | _present(optional)
+
+
+def _by_stream(values: Mapping[str, Any], figure: str) -> dict[str, ByDepth]:
+    """Return a figure that has a key for each stream, such as `semantic_usage`, by stream; absent ones stay absent."""
+    figures: dict[str, ByDepth] = {}
+    for stream in STREAMS:
+        name = f"{stream}_{figure}"
+        if name in values:
+            figures[stream] = values[name]
+    return figures
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:
