@@ -1,11 +1,12 @@
-"""Checks what checksums cannot: that the rows of a stage's folder are right, though each file is as committed.
+"""Checks what checksums cannot: that a stage's rows are right, though each file is as committed.
 
-Ledgers close. A token dataset's index, data, captions and ledger speak of the same keys, and its codes lie within their
-codebooks. A seeded sample of rows, encoded again from the image shards, gives the codes that are stored.
+Ledgers close. A token dataset's index, data, captions and ledger speak of the same keys, and its codes lie
+within their codebooks. A seeded sample of rows, encoded again from the image shards, gives the codes that are
+stored.
 
-Units whose files differ from their receipts are left out, since what is in them is not what anybody wrote. So are
-comparisons with an index or a manifest that is damaged. Memory holds 32 bytes for each row of a dataset, while its keys
-are sorted.
+Units whose files differ from their receipts are left out, since what is in them is not what anybody wrote. So
+are comparisons with an index or a manifest that is damaged. Memory holds 32 bytes for each row of a dataset,
+while its keys are sorted.
 
 The checks themselves are listed in `pipelines.maintenance.row_checks`.
 """
@@ -115,7 +116,7 @@ def _check_ledger(store: Store, receipt: Receipt) -> list[Finding]:
 
 
 class _TokenDatasetChecks:
-    """Compares a token dataset's shards one by one with all that speaks of them, and their keys with each other's."""
+    """Compares a token dataset's shards with all that speaks of them, and their keys with each other's."""
 
     def __init__(self, store: Store, damaged_files: set[str]) -> None:
         """Read the manifest and the index, where they are there and not among `damaged_files`."""
@@ -177,7 +178,7 @@ class _TokenDatasetChecks:
             yield from check(IndexedShard(shard, row, self._details))
 
     def _repeated_key(self) -> str | None:
-        """Return a key, hexadecimal, that is in two of the shards checked, or None; the keys are let go of."""
+        """Return a key, hexadecimal, that is in two of the shards checked, or None; drops the keys."""
         if not self._keys:
             return None
         keys = np.concatenate(self._keys)

@@ -1,7 +1,7 @@
-"""Writes one unit of each stage again without some samples, in the bytes that the stage would have written without them.
+"""Writes units again without some samples, in the bytes that their stage would have written without them.
 
-In an image shard a sample's row stays, emptied, with the reason `forgotten`, so that its ledger closes and the names
-of the others stay. In every stage after that its rows are gone.
+In an image shard a sample's row stays, emptied, with the reason `forgotten`, so that its ledger closes and
+the names of the others stay. In every stage after that its rows are gone.
 """
 
 from abc import ABC, abstractmethod
@@ -164,7 +164,7 @@ class ParquetRewriter(Rewriter):
 
 
 class DecisionRewriter(ParquetRewriter):
-    """The filter, whose one unit is made of all shards of its corpus, and whose receipt counts what each keeps."""
+    """The filter: its one unit holds all shards of a corpus, and its receipt counts what each keeps."""
 
     def _facts(self, receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapping[str, Any]:
         rows_by_shard = FilterFacts.of(receipt).rows_by_shard
@@ -291,7 +291,8 @@ def _is_recorded(receipt: Receipt, name: str, path: Path) -> bool:
 def _token_facts(receipt: Receipt, table: pa.Table, kept: Sequence[int]) -> dict[str, Any]:
     """Return the facts of a token shard's receipt for the rows that are left.
 
-    `kept` are those rows' numbers in the shard that the receipt speaks of; none where it speaks of another file.
+    `kept` are those rows' numbers in the shard that the receipt speaks of; none where it speaks of another
+    file.
     """
     metadata = schema_metadata(table.schema)
     depth = int(metadata["dualtoken.depth"])

@@ -56,7 +56,7 @@ class ShardView(NamedTuple):
 
 
 def open_shard(location: str, scratch: Path) -> ShardView:
-    """Open `data/<shard>.arrow` of a token dataset, a path or URL; raises `UserError` where it is none, or is damaged."""
+    """Open `data/<shard>.arrow` below a path or URL; raises `UserError` where it is no whole shard."""
     store, unit = _parse(location)
     size = store.size(data_path(unit))
     if size is None:
@@ -79,7 +79,8 @@ def open_shard(location: str, scratch: Path) -> ShardView:
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         problem = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{location} is no whole token shard ({problem}); checksum: {state}; run `dualtoken verify --repair`"
+            f"{location} is no whole token shard ({problem}); checksum: {state}; "
+            "run `dualtoken verify --repair`"
         ) from None
 
 
@@ -89,7 +90,8 @@ def _parse(location: str) -> tuple[Store, str]:
     dataset, _, data = folder.rpartition("/")
     if data != "data" or not name.endswith(".arrow"):
         raise UserError(
-            f"{location}: give a shard of a token dataset, such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow"
+            f"{location}: give a shard of a token dataset, "
+            "such as data/<corpus>/tokens/<fingerprint>/data/00000.arrow"
         )
     return Store(dataset or "."), name.removesuffix(".arrow")
 
@@ -115,7 +117,8 @@ def _compare_with_receipt(store: Store, unit: str, size: int) -> tuple[str, str]
 def describe(shard: ShardView) -> Iterator[str]:
     """Yield lines on a whole shard."""
     rows, columns = shard.grid
-    yield f"{join(shard.store.url, 'data', shard.unit)}.arrow: {len(shard.table):,} rows, {shard.bytes:,} bytes"
+    location = f"{join(shard.store.url, 'data', shard.unit)}.arrow"
+    yield f"{location}: {len(shard.table):,} rows, {shard.bytes:,} bytes"
     yield f"checksum: {shard.checksum}"
     yield f"captions: {shard.meta_path}"
     yield f"a row: {rows} x {columns} positions x {shard.depth} depths of each stream"
@@ -144,7 +147,7 @@ def _usage(codes: np.ndarray[Any, Any], num_codes: int) -> str:
 
 
 def describe_row(shard: ShardView, row: int) -> Iterator[str]:
-    """Yield lines on one row, 0 the first: its key, its meta columns such as caption and license, its codes."""
+    """Yield lines on one row, 0 the first: its key, its meta columns such as the caption, its codes."""
     _check_row(shard, row)
     key: bytes = shard.table["key"][row].as_py()
     yield f"row {row}: key {key.hex()}"
@@ -190,7 +193,7 @@ def find_tokenizer(shard: ShardView) -> str:
 
 
 def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.Image:
-    """Return the image that a row's pixel codes decode to; raises `UserError` where `model` is another tokenizer."""
+    """Decode a row's pixel codes; raises `UserError` where `model` is another tokenizer than the shard's."""
     _check_row(shard, row)
     folder = Store(model).local_folder(scratch / "model")
     if not (folder / WEIGHTS).is_file():
@@ -199,7 +202,8 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
     sha256 = digest(folder / WEIGHTS).sha256
     if wanted != sha256:
         raise UserError(
-            f"{model} holds the weights {sha256[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
+            f"{model} holds the weights {sha256[:12]}, the shard's codes are of {wanted[:12]}: "
+            "name that tokenizer with --model"
         )
     from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
         TokenizerRunner,

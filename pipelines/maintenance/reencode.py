@@ -1,4 +1,4 @@
-"""Encodes a seeded sample of a token dataset's rows again from the image shards, and compares the codes with those stored."""
+"""Encodes a seeded sample of a token dataset's rows again from their images, and compares the codes."""
 
 import random
 from bisect import bisect_right
@@ -131,7 +131,7 @@ def _encode_rows(
 
     Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded.
     """
-    from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415  (as above)
+    from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415
 
     shard = open_image_shard(job.input("download"), unit, scratch)
     config = job.recipe.pretokenize

@@ -1,7 +1,7 @@
-"""Checks of rows: each is a function that yields problems in words, and says in its first line what must hold.
+"""Checks of rows: each is a function that yields problems, and says in its first line what must hold.
 
-`LEDGER_CHECKS` are for units of every stage, `SHARD_CHECKS` for token shards by themselves, `INDEX_CHECKS` for token
-shards beside their dataset's index and manifest.
+`LEDGER_CHECKS` are for units of every stage, `SHARD_CHECKS` for token shards by themselves, `INDEX_CHECKS`
+for token shards beside their dataset's index and manifest.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def _keys_unlike_captions(shard: OpenTokenShard) -> Iterator[str]:
 
 
 def _caption_keys(shard: OpenTokenShard) -> list[bytes]:
-    """Return the keys beside a shard's captions; none where they are in another dataset, which is itself found damaged."""
+    """Return the keys beside a shard's captions; none where another dataset's are damaged."""
     folder, name = resolve_meta_path(shard.store, meta_path(shard.receipt))
     try:
         return read_table(folder, name, ["key"])["key"].to_pylist()

@@ -1,8 +1,9 @@
-"""Token-shard health: how evenly codes are used, how well stored codes give the images back, which shard is an outlier.
+"""Token-shard health: codebook usage, PSNR of images decoded from stored codes, outlier shards.
 
-A unit records the audit of its shard in its receipt. Shards are judged against the median shard of their dataset: while they
-come, against the last ones of the run (`RunningAudit`); when the dataset is finished, against all of them (`DatasetAudit`). A
-dataset that is bad as a whole has a bad median, so a recipe may also set a PSNR that no shard may be under.
+A unit records the audit of its shard in its receipt. Shards are judged against the median shard of their
+dataset: while they come, against the last ones of the run (`RunningAudit`); when the dataset is finished,
+against all of them (`DatasetAudit`). A dataset that is bad as a whole has a bad median, so a recipe may also
+set a PSNR that no shard may be under.
 """
 
 import hashlib
@@ -31,11 +32,11 @@ from dualtoken.pipelines.tokens.facts import (
 from dualtoken.pipelines.tokens.shards import Ids
 
 PSNR_DROP = 6.0
-"""Drop of a shard's mean PSNR under the median that is an alarm, dB: twice the error. The codes of other images give 10 dB
-less or worse."""
+"""Drop of a shard's mean PSNR under the median that is an alarm, dB: twice the error. The codes of other
+images give 10 dB less or worse."""
 OUTLIER = 6 * 1.4826
-"""Median absolute deviations that make an outlier: six standard deviations of a normal distribution, which chance goes beyond
-once in a billion."""
+"""Median absolute deviations that make an outlier: six standard deviations of a normal distribution, which
+chance goes beyond once in a billion."""
 ENOUGH_SHARDS = 8
 """Number of shards from which on their own spread is known, and a running median is worth comparing with."""
 COLLAPSE = 0.1
@@ -134,7 +135,8 @@ def check_shard(
 ) -> Alarm | None:
     """Return what is wrong with a shard, the worst first, or None.
 
-    `reference` is of the shard's dataset, and may count the shard itself; `min_psnr` is the recipe's lowest PSNR, dB.
+    `reference` is of the shard's dataset, and may count the shard itself; `min_psnr` is the recipe's lowest
+    PSNR, dB.
     """
     return _collapse(shard, reference) or _low(shard, min_psnr) or _drift(shard, reference)
 
@@ -187,7 +189,7 @@ def _depths(perplexity: Mapping[str, ByDepth]) -> Iterator[tuple[str, int, float
 
 
 class DatasetAudit:
-    """Health of a finished dataset: adds up its shards' audits, then judges each shard against their median."""
+    """Health of a finished dataset: adds up its shards' audits, then judges each against their median."""
 
     def __init__(self, min_psnr: float | None = None) -> None:
         self._min_psnr = min_psnr
@@ -225,7 +227,7 @@ class DatasetAudit:
 
 
 class RunningAudit:
-    """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW` shards."""
+    """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW`."""
 
     def __init__(self, work: Sequence[Work], print_line: PrintLine) -> None:
         """Audit the units of one command's `work`; every alarm is printed with `print_line`."""
@@ -235,7 +237,7 @@ class RunningAudit:
         """Last shards, by their job's label."""
 
     def add(self, outcome: UnitOutcome) -> None:
-        """Judge one more unit's shard, where it has one; raises `TokenAlarm` where the recipe stops at alarms."""
+        """Judge one more shard, if the unit has one; raises `TokenAlarm` where the recipe stops at alarms."""
         if not outcome.audit:
             return
         shard = ShardFigures.of(outcome.unit, ShardAudit.of_json(outcome.audit))
@@ -254,7 +256,7 @@ class RunningAudit:
 def watched(
     outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine
 ) -> Iterator[UnitOutcome]:
-    """Pass outcomes on, adding each to a `RunningAudit` once its taker is done with it; raises as `RunningAudit.add`."""
+    """Pass outcomes on, adding each to a `RunningAudit` when the next is asked for; raises as its `add`."""
     audit = RunningAudit(work, print_line)
     for outcome in outcomes:
         yield outcome
@@ -264,5 +266,6 @@ def watched(
 def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:
     """Return the error that a run ends with where its recipe stops at alarms."""
     return TokenAlarm(
-        f"{label} {alarm} (pretokenize.on_alarm=stop): look at the shard's images and tokenizer, or set it to report"
+        f"{label} {alarm} (pretokenize.on_alarm=stop): "
+        "look at the shard's images and tokenizer, or set it to report"
     )

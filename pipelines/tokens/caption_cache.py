@@ -1,7 +1,8 @@
-"""Random access to caption columns: an LRU of columns in memory, and with a cache every column that was read before on disk.
+"""Random access to captions: an LRU cache of columns in memory, and of all columns read before on disk.
 
-A caption file is compressed as a whole, so that one caption costs what all 4,096 do. With a cache, the column is written there
-when it is first asked for, and mapped from then on, by any process. Such a copy holds, in this order:
+A caption file is compressed as a whole, so that one caption costs what all 4,096 do. With a cache, the column
+is written there when it is first asked for, and mapped from then on, by any process. Such a copy holds, in
+this order:
 
 | bytes | what |
 |---|---|
@@ -27,7 +28,8 @@ from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 CAPTION_BYTES = 1 << 28
-"""Bytes of columns, in memory or mapped, kept by one process for one dataset; the least recently used are let go."""
+"""Bytes of columns, in memory or mapped, kept by one process for one dataset; the least recently used are let
+go."""
 _CHECKSUM_END = 16
 _HEAD_END = 24
 _OFFSET_BYTES = 4

@@ -1,9 +1,10 @@
-"""Locates a token dataset's captions: its own `meta/`, or that of the dataset whose captions it shares (`captions_of`).
+"""Locates a token dataset's captions: its own `meta/`, or that of another dataset (`captions_of`).
 
-With `pretokenize.captions_of` a further tokenizer's codes are written without captions. Row for row they belong to the `meta/` of
-the dataset named there, the *caption source*, which stays as it is. Each receipt names the source, and the index's `meta_path`
-leads to its file. That file's checksum stands in the source's receipt alone, so that there is one record of it. What a dataset
-must be to share its captions is checked in `pipelines.tokens.shared_captions`. Imports no torch.
+With `pretokenize.captions_of` a further tokenizer's codes are written without captions. Row for row they
+belong to the `meta/` of the dataset named there, the *caption source*, which stays as it is. Each receipt
+names the source, and the index's `meta_path` leads to its file. That file's checksum stands in the source's
+receipt alone, so that there is one record of it. What a dataset must be to share its captions is checked in
+`pipelines.tokens.shared_captions`. Imports no torch.
 """
 
 from dualtoken.infra.storage import Store, join
@@ -25,7 +26,7 @@ def meta_path(receipt: Receipt) -> str:
 
 
 def resolve_meta_path(store: Store, path: str) -> tuple[Store, str]:
-    """Return the dataset's folder that a `meta_path` leads to, and the name there: object stores know no `..`."""
+    """Return the folder that a `meta_path` leads to, and the name there: object stores know no `..`."""
     if not path.startswith("../"):
         return store, path
     source, name = path.removeprefix("../").split("/", 1)

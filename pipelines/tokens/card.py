@@ -1,7 +1,7 @@
-"""Writes a token dataset's card, `README.md` in its folder: what it holds, its tokenizer, licenses, and what was left out.
+"""Writes a token dataset's card, its `README.md`: contents, tokenizer, licenses, and what was left out.
 
-The card is a function of the dataset and of what it was made from, so that the same recipe gives the same bytes; times stand in
-the manifest.
+The card is a function of the dataset and of what it was made from, so that the same recipe gives the same
+bytes; times stand in the manifest.
 """
 
 import math
@@ -29,8 +29,10 @@ tags:
 ---
 # Tokens of {corpus}
 
-{rows:,} rows of image codes, with captions, by a dual-vocabulary vision tokenizer ([arXiv 2503.14324](https://arxiv.org/abs/2503.14324)):
-{shards:,} shards, {bytes:,} bytes. `FORMAT.md` of the DualToken project specifies the files, `manifest.json` holds the checksums.
+{rows:,} rows of image codes, with captions, by a dual-vocabulary vision tokenizer \
+([arXiv 2503.14324](https://arxiv.org/abs/2503.14324)):
+{shards:,} shards, {bytes:,} bytes. `FORMAT.md` of the DualToken project specifies the files, \
+`manifest.json` holds the checksums.
 """
 _USAGE = """
 ## Use
@@ -64,15 +66,17 @@ def card(job: StageJob, details: TokenDetails, totals: Totals) -> str:
 
 
 def _shared_captions(source: Store) -> str:
-    return f"Its captions lie in the folder `../{folder_fingerprint(source)}`, beside another tokenizer's codes of the same images.\n"
+    folder = f"../{folder_fingerprint(source)}"
+    return (
+        f"Its captions lie in the folder `{folder}`, beside another tokenizer's codes of the same images.\n"
+    )
 
 
 def _tokenizer(details: TokenDetails) -> Iterator[str]:
     rows, columns = details.grid
     tokenizer = details.tokenizer
-    yield (
-        f"## Tokenizer\n\nTraining run `{tokenizer.fingerprint}`, weights with the SHA-256 `{tokenizer.sha256}`.\n"
-    )
+    yield "## Tokenizer\n"
+    yield f"Training run `{tokenizer.fingerprint}`, weights with the SHA-256 `{tokenizer.sha256}`.\n"
     yield "| stream | codes of an image | codebook | bits of an image |\n|---|---|---|---|"
     for stream, num_codes in details.num_codes.items():
         bits = rows * columns * details.depth * math.log2(num_codes)
@@ -125,7 +129,7 @@ def _licenses(captions: Store, job: StageJob) -> Iterator[str]:
 
 
 def _license_column(captions: Store, units: Sequence[str]) -> str | None:
-    """Return the first column of `LICENSE_COLUMNS` that the captions' tables have; all of them have the same columns."""
+    """Return the first of `LICENSE_COLUMNS` that the captions' tables have, all the same, or None."""
     if not units:
         return None
     present = read_table(captions, own_meta_path(units[0]), list(LICENSE_COLUMNS)).column_names

@@ -1,4 +1,7 @@
-"""Opens a dataset's files once their size and checksum were checked; remote ones are copied first, damaged copies fetched again."""
+"""Opens a dataset's files once their size and checksum were checked.
+
+Remote files are copied first, and a damaged copy is fetched again.
+"""
 
 import os
 from collections.abc import Callable
@@ -24,10 +27,11 @@ class DamagedShardError(OSError):
     """A shard is not what its dataset says; training on it would be training on other codes."""
 
     def __init__(self, message: str) -> None:
-        """Take a message alone, as a DataLoader does that raises again what a worker process raised; see `of`."""
+        """Take a message alone, as a DataLoader does that raises a worker process's error again; see `of`."""
         super().__init__(message)
         self.url = ""
-        """Folder of the dataset that the file is in; as `name` and `problem` empty in an error of another process."""
+        """Folder of the dataset that the file is in; as `name` and `problem` empty in an error of another
+        process."""
         self.name = ""
         """Name of the file in that folder."""
         self.problem = ""
@@ -62,7 +66,10 @@ class CheckedFiles:
         return self.__dict__ | {"_stores": {}}
 
     def store(self) -> Store:
-        """Return the folder for all threads of this process: fsspec makes a client for each thread that opens it, slowly."""
+        """Return the folder for all threads of this process.
+
+        A thread that opens it anew waits for fsspec to make it a client of its own.
+        """
         process = os.getpid()
         if process not in self._stores:
             self._stores = {process: Store(self.url)}

@@ -87,7 +87,8 @@ class DataShards:
         return shard
 
     def _types(self) -> dict[str, pa.DataType]:
-        """Return the types of the columns to map; not kept, since a pickled type forgets that its items are never null."""
+        """Return the types of the columns to map."""
+        # Not kept: a pickled type forgets that its items are never null.
         codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), self._codes_per_row)
         return {"key": pa.binary(KEY_BYTES), **dict.fromkeys(self._streams, codes)}
 

@@ -1,6 +1,6 @@
-"""Reads the captions of one dataset's rows, which may lie in another dataset's folder (`pipelines.tokens.captions`).
+"""Reads the captions of one dataset's rows.
 
-B rows.
+B rows. The captions may be in another dataset's folder (`pipelines.tokens.captions`).
 """
 
 from pathlib import Path

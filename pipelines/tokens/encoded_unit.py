@@ -1,4 +1,4 @@
-"""What a unit of pretokenize adds up while it encodes: what became of each sample, code usage, and images to audit.
+"""Sums of a unit of pretokenize while it is encoded: fate of each sample, code usage, images to audit.
 
 N images of a batch: the variants of each sample side by side.
 """
@@ -25,7 +25,7 @@ UNDECODABLE = "undecodable"
 
 
 class EncodedUnit:
-    """Adds up a unit's batches: what became of each sample, how its codes are used, and the images to audit."""
+    """Adds up a unit's batches: what became of each sample, how codes are used, and the images to audit."""
 
     def __init__(self, config: TokenizerConfig, audited: frozenset[int]) -> None:
         """Begin a unit; `audited` are the images to look at again, numbered in the order of encoding."""
@@ -50,7 +50,8 @@ class EncodedUnit:
         """Count a batch, and write its rows; `codes` are (N, ...) by stream."""
         variants = len(batch.levels) // len(batch.rows)
         decoded = [not isinstance(found, Undecodable) for found in batch.found]
-        # The images that become rows: an undecodable sample was encoded too, so that no other one's place changes.
+        # The images that become rows: an undecodable sample was encoded too, so that no other one's place
+        # changes.
         places = np.flatnonzero(np.repeat(decoded, variants))
         streams = [ids.reshape(len(ids), -1) for ids in codes]
         if not all(decoded):

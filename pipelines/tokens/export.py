@@ -1,7 +1,7 @@
 """Exports a token dataset to another tool's format (`pipelines.tokens.export_formats`), a shard at a time.
 
-Every shard is compared with its checksums before it is read. `export.json` is written last: what was exported,
-and each file's size and checksum. A folder without it is an export that did not end.
+Every shard is compared with its checksums before it is read. `export.json` is written last: what was
+exported, and each file's size and checksum. A folder without it is an export that did not end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,8 +53,8 @@ def export_tokens(
 ) -> Export:
     """Write a dataset into a folder, a path or URL, that is empty; `first_id` is Megatron's alone.
 
-    Raises `UserError` where the dataset is unfinished, foreign or newer, where `tokenizer` is another than its
-    own, or where the folder holds files; `DamagedShardError` where a shard is not as committed.
+    Raises `UserError` where the dataset is unfinished, foreign or newer, where `tokenizer` is another than
+    its own, or where the folder holds files; `DamagedShardError` where a shard is not as committed.
     """
     with scratch_folder() as name:
         scratch = Path(name)

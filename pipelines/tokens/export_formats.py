@@ -1,8 +1,8 @@
-"""Writers of exported token datasets, one class per format; each class says what it writes, and README.md lists them.
+"""Writers of exported token datasets, one class per format; each says what it writes, README.md lists them.
 
-R rows, H by W positions, D depths, N = H * W * D. Codes are flattened position-major, depth-minor, as in our own
-shards. Megatron's file layout: `megatron/core/datasets/indexed_dataset.py` of NVIDIA/Megatron-LM. Hugging Face's:
-`Dataset.save_to_disk`.
+R rows, H by W positions, D depths, N = H * W * D. Codes are flattened position-major, depth-minor, as in our
+own shards. Megatron's file layout: `megatron/core/datasets/indexed_dataset.py` of NVIDIA/Megatron-LM. Hugging
+Face's: `Dataset.save_to_disk`.
 """
 
 import io
@@ -69,8 +69,8 @@ class FormatWriter(Protocol):
 class WebDatasetWriter:
     """Writes a `<shard>.tar` per shard.
 
-    A row is the files `<shard><row>.semantic.npy` and `.pixel.npy`, uint16 (H, W, D); `.txt`, its caption; `.json`,
-    its key and meta.
+    A row is the files `<shard><row>.semantic.npy` and `.pixel.npy`, uint16 (H, W, D); `.txt`, its caption;
+    `.json`, its key and meta.
     """
 
     def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
@@ -252,11 +252,11 @@ class _IdType(NamedTuple):
 
 
 class MegatronWriter:
-    """Writes `tokens.bin` and `tokens.idx`, a document per row of one sequence, and `tokens.parquet`, its key and meta.
+    """Writes `tokens.bin` and `tokens.idx`, and beside them `tokens.parquet` with the rows' keys and meta.
 
-    A sequence is the semantic codes, then the pixel codes, N each. The id of a code is the code, plus `first_id`,
-    plus for pixel codes the size of the semantic codebook. Ids are uint16 where all fit, as Megatron chooses it too,
-    else int32.
+    A row is a document of one sequence: the semantic codes, then the pixel codes, N each. The id of a code is
+    the code, plus `first_id`, plus for pixel codes the size of the semantic codebook. Ids are uint16 where all
+    fit, as Megatron chooses it too, else int32.
     """
 
     _HEADER = b"MMIDIDX\x00\x00"

@@ -1,8 +1,8 @@
-"""Typed records of what a token dataset's receipts (`facts`) and manifest (`details`) say beyond every stage's fields.
+"""Typed records of a token dataset's own keys: `facts` of its receipts, and `details` of its manifest.
 
-Both are JSON objects on disk, and FORMAT.md lists their keys. A record is read with `of` and gives the same JSON back with
-`to_json`: same keys, same order, same numbers. Datasets from before a key was introduced lack it: it is None here, and absent
-from the JSON that is written.
+Both are JSON objects on disk, and FORMAT.md lists their keys. A record is read with `of` and gives the same
+JSON back with `to_json`: same keys, same order, same numbers. Datasets from before a key was introduced lack
+it: it is None here, and absent from the JSON that is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from dualtoken.pipelines.core.timing import PARTS_DETAIL
 STREAMS = ("semantic", "pixel")
 """Names of the code streams, in the order of a shard's columns."""
 CAPTIONS_OF = "captions_of"
-"""Name of a receipt's fact and of a setting in the fingerprint: fingerprint of the dataset whose captions are shared."""
+"""Name of a receipt's fact and of a setting in the fingerprint: fingerprint of the dataset whose captions are
+shared."""
 
 ByDepth = Sequence[float]
 """One figure per depth of a stream, the first depth first."""
@@ -58,7 +59,7 @@ class ShardAudit:
             rows=audit["rows"],
             looked_at=audit["looked_at"],
             psnr=audit["psnr"],
-            perplexity={stream: audit[f"{stream}_perplexity"] for stream in STREAMS},
+            perplexity=_by_stream(audit, "perplexity"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,12 +98,11 @@ class TokenFacts:
     def of(cls, receipt: Receipt) -> Self:
         """Read the facts of a unit of pretokenize."""
         facts = receipt.facts
-        usage = {stream: facts[f"{stream}_usage"] for stream in STREAMS if f"{stream}_usage" in facts}
         audit = facts.get("audit")
         rows_by_shard = facts.get("rows_out_by_shard", {})
         return cls(
             shard=receipt.unit,
-            usage=usage,
+            usage=_by_stream(facts, "usage"),
             audit=ShardAudit.of_json(audit) if audit else None,
             rows=rows_by_shard.get(receipt.unit),
             device=facts.get("device"),
@@ -116,7 +116,8 @@ class TokenFacts:
         values: dict[str, Any] = {}
         for stream, usage in self.usage.items():
             values[f"{stream}_usage"] = usage
-        # The filter has this fact too, for its many shards (`pipelines.curation.facts`); the manifest adds both up.
+        # The filter has this fact too, for its many shards (`pipelines.curation.facts`); the manifest adds
+        # both up.
         rows_by_shard = None if self.rows is None else {self.shard: self.rows}
         optional = {
             "audit": self.audit.to_json() if self.audit else None,
@@ -171,7 +172,7 @@ class AuditSummary:
             rows=audit["rows"],
             psnr_median=audit["psnr_median"],
             psnr_lowest=audit["psnr_lowest"],
-            perplexity={stream: audit[f"{stream}_perplexity"] for stream in STREAMS},
+            perplexity=_by_stream(audit, "perplexity"),
             alarms=[Alarm(**alarm) for alarm in audit["alarms"]],
         )
 
@@ -250,6 +251,16 @@ class TokenDetails:
             PARTS_DETAIL: self.seconds_by_part,
         }
         return values | _present(optional)
+
+
+def _by_stream(values: Mapping[str, Any], figure: str) -> dict[str, ByDepth]:
+    """Return a figure that has a key for each stream, such as `semantic_usage`, by stream; absent ones stay absent."""
+    figures: dict[str, ByDepth] = {}
+    for stream in STREAMS:
+        name = f"{stream}_{figure}"
+        if name in values:
+            figures[stream] = values[name]
+    return figures
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:

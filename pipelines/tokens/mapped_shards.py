@@ -1,11 +1,13 @@
-"""Memory-mapped data shards: where each row of each column lies, and the copy of any rows of any shards in one go.
+"""Memory-mapped data shards: the address of each row, and the copy of any rows of any shards in one call.
 
-B rows, V 16-bit values of a row. Rows are found by arithmetic on arrays and copied by one call, so a shuffled batch out of
-thousands of shards costs what it costs out of one. Pages of a column that nobody asks for are never touched.
+B rows, V 16-bit values of a row. Rows are found by arithmetic on arrays and copied by one call, so a shuffled
+batch out of thousands of shards costs what it costs out of one. Pages of a column that nobody asks for are
+never touched.
 
-Two tricks are fenced in here, and used nowhere else: `copy_rows` gathers from all memory as if it were one tensor, and `Buffers`
-counts references to find out which arrays are free. Each stands beside the measurement that justifies it and its slow, obvious
-twin (`take_rows`, `FreshBuffers`), which `tests/pipelines/tokens/test_mapped_shards.py` compares it with.
+Two tricks are fenced in here, and used nowhere else: `copy_rows` gathers from all memory as if it were one
+tensor, and `Buffers` counts references to find out which arrays are free. Each stands beside the measurement
+that justifies it and its slow, obvious twin (`take_rows`, `FreshBuffers`), which
+`tests/pipelines/tokens/test_mapped_shards.py` compares it with.
 """
 
 import ctypes
@@ -49,9 +51,9 @@ class MappedShard(NamedTuple):
 
 
 def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
-    """Map columns of a data shard; raises `pa.ArrowInvalid` where it is cut or not laid out as the format says.
+    """Map columns of a data shard, given with their types.
 
-    `types` holds the type of each column that is wanted.
+    Raises `pa.ArrowInvalid` where the shard is cut, or not laid out as the format says.
     """
     inode = path.stat().st_ino
     with pa.memory_map(str(path)) as source:
@@ -79,7 +81,7 @@ def _require_types(batch: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> N
 
 
 def _require_sizes(batches: Sequence[pa.RecordBatch]) -> None:
-    """Raise unless all batches are full but the last one, which may be shorter: rows are found by arithmetic."""
+    """Raise unless all batches but the last are full: rows are found by arithmetic."""
     sizes = [batch.num_rows for batch in batches]
     whole = all(size == ROWS_PER_BATCH for size in sizes[:-1])
     if not whole or (sizes and sizes[-1] > ROWS_PER_BATCH):
@@ -96,17 +98,19 @@ def _first_row(column: pa.Array) -> int:
     return data.address
 
 
-# --- Trick 1: all memory as one tensor -------------------------------------------------------------------------------------
+# --- Trick 1: all memory as one tensor ----------------------------------------------------------------------
 #
-# Numpy and torch gather rows of one array only, and shards are mapped wherever there is room. So rows are gathered by address
-# from a tensor that begins at `_LOWEST_ADDRESS` and spans all memory that a process can map.
+# Numpy and torch gather rows of one array only, and shards are mapped wherever there is room. So rows are
+# gathered by address from a tensor that begins at `_LOWEST_ADDRESS` and spans all memory that a process can
+# map.
 #
-# Measured on 2026-11-29 (Intel Xeon, one core, 64 rows of 729 x 8 codes, CPU time of a batch): gather 48 us out of one shard and
-# 56 us out of 12; numpy row by row 68 and 78; `ctypes.memmove` row by row 79 and 89; numpy by shard and Arrow batch 114 and 410.
+# Measured on 2026-11-29 (Intel Xeon, one core, 64 rows of 729 x 8 codes, CPU time of a batch): gather 48 us
+# out of one shard and 56 us out of 12; numpy row by row 68 and 78; `ctypes.memmove` row by row 79 and 89;
+# numpy by shard and Arrow batch 114 and 410.
 #
-# WARNING: an address that is not mapped, or no longer, ends the process with SIGSEGV, and a wrong one reads another array's
-# bytes. Callers hold the `MappedShard` of every address until the copy is made. Nothing may read, print or compare the tensor as a
-# whole.
+# WARNING: an address that is not mapped, or no longer, ends the process with SIGSEGV, and a wrong one reads
+# another array's bytes. Callers hold the `MappedShard` of every address until the copy is made. Nothing may
+# read, print or compare the tensor as a whole.
 
 
 def copy_rows(addresses: Rows, out: Words) -> None:
@@ -153,19 +157,21 @@ def take_rows(shard: MappedShard, name: str, rows: Rows) -> Words:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint16).reshape(len(rows), -1)
 
 
-# --- Trick 2: free arrays found by counting references ---------------------------------------------------------------------
+# --- Trick 2: free arrays found by counting references ------------------------------------------------------
 #
-# Arrays of some megabytes go back to the system when they are freed, and each page of a new one costs a fault. Measured on
-# 2026-11-29 (Intel Xeon, one core, shuffled samples of 2 x 729 x 8 codes, CPU time): in batches of 256, 263,000 samples a second
-# with arrays that are used again, 108,000 with new ones, which take 675 page faults a batch; in batches of 1,024, 188,000 and
-# 157,000. In batches of 64 the allocator itself keeps the memory, and there is no difference.
+# Arrays of some megabytes go back to the system when they are freed, and each page of a new one costs a
+# fault. Measured on 2026-11-29 (Intel Xeon, one core, shuffled samples of 2 x 729 x 8 codes, CPU time): in
+# batches of 256, 263,000 samples a second with arrays that are used again, 108,000 with new ones, which take
+# 675 page faults a batch; in batches of 1,024, 188,000 and 157,000. In batches of 64 the allocator itself
+# keeps the memory, and there is no difference.
 #
-# WARNING: the count is CPython's, and of the versions that `requires-python` names: from 3.14 on a call may count one reference
-# less. An array that another library holds without a reference, as by its bare address, would count as free.
+# WARNING: the count is CPython's, and of the versions that `requires-python` names: from 3.14 on a call may
+# count one reference less. An array that another library holds without a reference, as by its bare address,
+# would count as free.
 
 
 class Buffers:
-    """Arrays for batches, used again once nobody else holds them or a view of them; a pickled copy holds none."""
+    """Arrays for batches, used again once nobody else holds them or a view of them; pickled without any."""
 
     def __init__(self) -> None:
         self._arrays: list[Words] = []

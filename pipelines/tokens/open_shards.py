@@ -1,7 +1,8 @@
-"""The memory maps of one dataset in one process, and tables of where their rows lie, so that a batch is found by arithmetic.
+"""The memory maps of one dataset in one process, and tables of their addresses to look batches up in.
 
-B rows. At most `MAX_OPEN_SHARDS` maps are kept, and none of a copy that its cache evicted, since a cache's files stay on disk for
-as long as somebody maps them. The shards of one call are all mapped at once, however many they are.
+B rows. At most `MAX_OPEN_SHARDS` maps are kept, and none of a copy that its cache evicted, since a cache's
+files stay on disk for as long as somebody maps them. The shards of one call are all mapped at once, however
+many they are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ class ShardMaps:
     def __init__(
         self, num_shards: int, num_batches: int, columns: Sequence[str], cache: ShardCache | None
     ) -> None:
-        """Open nothing yet; a shard has at most `num_batches`, and is a copy in `cache` where one is given."""
+        """Open nothing yet; a shard has up to `num_batches`, and is a copy in `cache` where one is given."""
         self._arguments = (num_shards, num_batches, columns, cache)
         self.maps: dict[int, MappedShard] = {}
         self._cache = cache

@@ -1,4 +1,4 @@
-"""Pretokenize: encodes the kept samples of an image shard into one token shard, batch by batch and in bounded memory.
+"""Pretokenize: encodes an image shard's kept samples into one token shard, by batch and in bounded memory.
 
 B samples of a batch, V variants of each, N images of a batch: B times V.
 """
@@ -34,7 +34,8 @@ from dualtoken.pipelines.tokens.shards import TokenShardWriter, data_path, token
 from dualtoken.pipelines.tokens.shared_captions import require_same_rows
 
 SCORES = {"similarity": "teacher_similarity"}
-"""Scores that are carried along, with the names that they get: a source may have a column of the plain name."""
+"""Scores that are carried along, with the names that they get: a source may have a column of the plain
+name."""
 LEFT_OUT = {"key", "sample_key", "status", "reason", "error_message", "width", "height"}
 """Columns of an image shard that are not carried along.
 
@@ -48,7 +49,8 @@ class Worker:
     def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
         """Open the tokenizer.
 
-        With `write_beside` one batch is written while the next ones are encoded; by default where a GPU encodes.
+        With `write_beside` one batch is written while the next ones are encoded; by default where a GPU
+        encodes.
         """
         self._job = job
         self._caption_source = caption_source_of(job)
@@ -66,7 +68,7 @@ class Worker:
         self._schema = token_schema(self._tokenizer.config, identity, preprocessing, config.precision)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Write `data/<shard>.arrow` and, unless another dataset's captions are shared, `meta/<shard>.parquet`."""
+        """Write `data/<shard>.arrow` and, unless captions are shared, `meta/<shard>.parquet`."""
         data = data_path(unit.id)
         watch = Stopwatch()
         with watch.timed("fetch"):
@@ -87,7 +89,8 @@ class Worker:
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         self._require_free_names(shard)
-        # Before the work: that the samples are the caption source's. After it, that the rows made of them are.
+        # Before the work: that the samples are the caption source's. After it, that the rows made of them
+        # are.
         self._require_same_rows(f"{LEDGERS}/{unit.id}.parquet", samples, scratch)
         return shard, samples
 
@@ -99,7 +102,7 @@ class Worker:
         writer: TokenShardWriter,
         watch: Stopwatch,
     ) -> None:
-        """Encode the samples by batch; beside the encoder, a thread counts, hashes and writes the batch before."""
+        """Encode the samples by batch; a thread beside it counts, hashes and writes the batch before."""
         self._encoder.begin()
         with (
             closing(self._images.batches(shard, samples)) as stream,
@@ -148,13 +151,14 @@ class Worker:
         taken = added.intersection(shard.metadata.column_names)
         if taken:
             raise UserError(
-                f"the images of {self._job.corpus} have a column {min(taken)!r}, which token shards use themselves: rename it"
+                f"the images of {self._job.corpus} have a column {min(taken)!r}, "
+                "which token shards use themselves: rename it"
             )
 
     def _captions(
         self, unit: Unit, shard: ImageShard, encoded: EncodedUnit, scratch: Path
     ) -> tuple[str, ...]:
-        """Write the rows' captions and return the file; of shared captions check that they are those of the rows."""
+        """Write the rows' captions and return the file; check shared captions instead, and return none."""
         name = own_meta_path(unit.id)
         rows: list[KeptSample] = []
         for sample, crops in zip(encoded.samples, encoded.crops, strict=True):

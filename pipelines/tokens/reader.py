@@ -1,7 +1,7 @@
-"""Reads a finished token dataset: any rows, in any order, out of memory-mapped shards whose checksums were checked.
+"""Reads a finished token dataset: any rows, in any order, out of checked and memory-mapped shards.
 
-B rows, H by W positions, D depths. A file is checked when its first row is asked for; a damaged one is never read. Remote files
-are copied into a bounded folder first.
+B rows, H by W positions, D depths. A file is checked when its first row is asked for; a damaged one is never
+read. Remote files are copied into a bounded folder first.
 """
 
 import math
@@ -33,7 +33,7 @@ class TokenRows(NamedTuple):
 
 
 class TokenDataset:
-    """Random access to a token dataset's rows; goes to other processes by fork or pickle, without its memory maps."""
+    """Random access to a token dataset's rows; goes to other processes by fork or pickle."""
 
     def __init__(
         self,
@@ -43,11 +43,12 @@ class TokenDataset:
         check: Check = "first_touch",
         cache: ShardCache | None = None,
     ) -> None:
-        """Open the dataset at a folder or URL; of `streams` that are not named, nothing but the checksum is read.
+        """Open the dataset at a folder or URL.
 
+        Of streams that `streams` does not name, nothing but the checksum is read.
         Remote shards are copied into `cache`, and captions, those of a local dataset too if there is one.
-        Raises ValueError where it is unfinished, of a newer schema, has another index than it was finished with, or `streams`
-        names none of its own.
+        Raises ValueError where it is unfinished, of a newer schema, has another index than it was finished
+        with, or `streams` names none of its own.
         """
         store = Store(url)
         manifest = require_finished(store)
@@ -80,7 +81,10 @@ class TokenDataset:
         return self._index.num_rows
 
     def require_tokenizer(self, tokenizer: str) -> None:
-        """Raise ValueError unless the tokens were made by the tokenizer with this fingerprint, or these weights by their SHA-256."""
+        """Raise ValueError unless the tokens were made by this tokenizer.
+
+        `tokenizer` is the fingerprint of its training run, or the SHA-256 of its weights.
+        """
         made_by = self.tokenizer_fingerprint
         if len(tokenizer) == len(self.tokenizer_sha256):
             made_by = self.tokenizer_sha256
@@ -118,7 +122,7 @@ class TokenDataset:
         return self._captions.read(rows)
 
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
-        """Return the captions' table of a shard, which may lie in another dataset's folder; raises as `read`."""
+        """Return the captions' table of a shard, which may be another dataset's; raises as `read`."""
         return self._captions.table(number, columns)
 
     def shards(self) -> list[tuple[str, int]]:

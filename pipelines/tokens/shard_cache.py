@@ -21,27 +21,32 @@ from typing import IO
 
 _SUFFIX = ".shard"
 _LEFT = 0.9
-"""Share of the bytes that is left when copies are evicted, so that the folder is not listed each time that one comes."""
+"""Share of the bytes that is left when copies are evicted, so that the folder is not listed each time that
+one comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCache:
-    """Copies by name, 32 hexadecimal digits; when they are more than `max_bytes`, the least recently used are evicted.
+    """Copies by name, 32 hexadecimal digits; the least recently used are evicted beyond `max_bytes`.
 
-    A copy that is evicted while it is memory-mapped stays readable to whoever mapped it, and on disk for as long: look at
-    `evictions`.
+    A copy that is evicted while it is memory-mapped stays readable to whoever mapped it, and on disk for as
+    long: look at `evictions`.
     """
 
     folder: Path
     max_bytes: int
 
     def get(self, name: str, make: Callable[[Path], Path], *, again: bool = False) -> Path:
-        """Return a copy; unless it is there, `make` makes it in an empty folder, and returns where. `again` makes it in any case."""
+        """Return a copy; `make` makes it, unless it is there, in an empty folder, and returns where.
+
+        With `again` it is made in any case.
+        """
         copy = self._path(name)
         if not again and self.find(name) is not None:
             return copy
         lock = name[:2]
-        # One process makes it, those that want the same file wait. Locks stay, since somebody may wait for one.
+        # One process makes it, those that want the same file wait. Locks stay, since somebody may wait for
+        # one.
         with _locked(self.folder / "locks" / lock):
             if again or not copy.exists():
                 self._make(copy, self.folder / "making" / lock, make)

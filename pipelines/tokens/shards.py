@@ -1,9 +1,10 @@
-"""Token shards and their index: written, read and checked. The MLLM stage trains from them; FORMAT.md specifies them.
+"""Token shards and their index, which the MLLM stage trains from; FORMAT.md specifies them.
 
     manifest.json         schema version, tokenizer, counts, root hash; written last
     index.parquet         a row per shard
     data/00000.arrow      Arrow IPC *file*, uncompressed, batches of 256 rows
-    meta/00000.parquet    caption, url, scores, in the same row order; or another dataset's (`pipelines.tokens.captions`)
+    meta/00000.parquet    caption, url, scores, in the same row order; or in another dataset's folder, see
+                          `pipelines.tokens.captions`
 
 The IPC file format fails loudly when it is cut (the stream format loses rows silently), and a row is one
 contiguous read or a view of a memory map. Neither notices a flipped byte, hence the checksums.
@@ -63,7 +64,8 @@ def token_schema(
 ) -> pa.Schema:
     """Return the schema of a data shard.
 
-    `preprocessing` says what was done to images before they were encoded, `precision` which numbers the encoder computed in.
+    `preprocessing` says what was done to images before they were encoded, `precision` which numbers the
+    encoder computed in.
     """
     codes_per_row = config.grid_size**2 * config.pixel.depth
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), codes_per_row)
@@ -88,7 +90,7 @@ def token_schema(
 
 
 class TokenShardWriter:
-    """Writes one data shard as rows come, holding at most one batch of the file; its checksums are taken on the way."""
+    """Writes one data shard as rows come, holding at most one batch; takes its checksums on the way."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,7 @@ class TokenShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the file, unless the block raised: what it leaves then is cut, and no reader takes it for whole."""
+        """End the file, unless the block raised: it is then left cut, and no reader takes it for whole."""
         with self._file:
             if error is None:
                 if self._keys:
@@ -175,7 +177,7 @@ def _fixed_lists(ids: Ids, kind: pa.DataType) -> pa.Array:
 
 
 def read_data_shard(path: Path) -> pa.Table:
-    """Map a data shard, or any other table in an Arrow file, into memory; a cut file raises `pa.ArrowInvalid`."""
+    """Map a data shard, or any other Arrow file, into memory; a cut file raises `pa.ArrowInvalid`."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
@@ -254,8 +256,8 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
 def require_finished(store: Store) -> Manifest:
     """Return a token dataset's manifest.
 
-    Raises ValueError for a dataset that is unfinished, newer than this reader or none of ours, for a damaged manifest, and for
-    one whose clock was wrong.
+    Raises ValueError for a dataset that is unfinished, newer than this reader or none of ours, for a damaged
+    manifest, and for one whose clock was wrong.
     """
     try:
         data = store.read(MANIFEST_FILE)
@@ -270,18 +272,20 @@ def require_finished(store: Store) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): take it from a copy"
+            f"{store.url}/{MANIFEST_FILE} is not as it was written ({where}: {first['msg']}): "
+            "take it from a copy"
         ) from None
     problem = clock_problem(manifest.last_finished_at, manifest.first_started_at)
     if problem:
         raise ValueError(
-            f"{store.url} was {problem}: set the clock right, or, where it was wrong then, run `dualtoken verify --repair`"
+            f"{store.url} was {problem}: set the clock right, or, where it was wrong then, "
+            "run `dualtoken verify --repair`"
         )
     return manifest
 
 
 def _require_known(url: str, data: bytes) -> None:
-    """Check stage and version before any other field is read: a newer version may have fields unknown here."""
+    """Check stage and version before any other field: a newer version may have fields unknown here."""
     try:
         document = json.loads(data)
         stage = document["stage"]
@@ -296,5 +300,6 @@ def _require_known(url: str, data: bytes) -> None:
         )
     if not isinstance(version, int) or version > SHARED_CAPTIONS_VERSION:
         raise ValueError(
-            f"{url} has schema version {version}, this reader knows {SHARED_CAPTIONS_VERSION}: update dualtoken"
+            f"{url} has schema version {version}, this reader knows {SHARED_CAPTIONS_VERSION}: "
+            "update dualtoken"
         )

@@ -1,7 +1,8 @@
-"""Refuses to share a dataset's captions (`pretokenize.captions_of`) where its rows are not those of the new dataset.
+"""Refuses to share captions (`pretokenize.captions_of`) of a dataset that has other rows than the new one.
 
-The caption source is the dataset whose captions are shared. It is checked three times: its folder when a recipe is planned, its
-samples when the new dataset's units are known, its rows when a unit is encoded. Imports no torch.
+The caption source is the dataset whose captions are shared. It is checked three times: its folder when a
+recipe is planned, its samples when the new dataset's units are known, its rows when a unit is encoded.
+Imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ _OR_LEAVE_OUT = f"or {_LEAVE_OUT}"
 
 
 def require_caption_source(source: Store, corpus: str | None, crops: object) -> None:
-    """Raise `UserError` unless a folder is a finished token dataset with captions of its own, and rows of these crops."""
+    """Raise `UserError` unless a folder is a finished dataset with own captions and rows of these crops."""
     setting = _setting(source, corpus)
     if not source.exists(STAGE_FILE):
         raise UserError(_no_such_dataset(source, setting))
@@ -44,7 +45,7 @@ def require_caption_source(source: Store, corpus: str | None, crops: object) -> 
 
 
 def _no_such_dataset(source: Store, setting: str) -> str:
-    """Return the error's text where no dataset has the name that a recipe gives; it tells the names there are."""
+    """Return the error's text where a recipe names no dataset; it tells the names there are."""
     datasets = Store(source.url.rsplit("/", 1)[0])
     finished = [name for name in datasets.folders() if datasets.exists(f"{name}/{MANIFEST_FILE}")]
     advice = f"set it to one of {', '.join(finished)}" if finished else "leave it out"
@@ -52,7 +53,7 @@ def _no_such_dataset(source: Store, setting: str) -> str:
 
 
 def require_same_samples(source: Store, corpus: str | None, units: Sequence[Unit]) -> None:
-    """Raise `UserError` where a finished caption source has other shards than these units, or other numbers of samples."""
+    """Raise `UserError` where a caption source has other shards than these units, or other samples."""
     setting = _setting(source, corpus)
     manifest = read_manifest(source)
     assert manifest is not None, "a caption source is finished"
@@ -82,7 +83,8 @@ def require_same_rows(
     missing = sorted(columns.keys() - table.column_names)
     if missing:
         raise UserError(
-            f"{setting} has no {missing[0]}: its crops differ: set pretokenize.crops as they were there, {_OR_LEAVE_OUT}"
+            f"{setting} has no {missing[0]}: its crops differ: "
+            f"set pretokenize.crops as they were there, {_OR_LEAVE_OUT}"
         )
     rows = len(columns["key"])
     if len(table) != rows:
@@ -95,7 +97,8 @@ def require_same_rows(
         if row is not None:
             cause = "decision" if column == "key" else "crops"
             raise UserError(
-                f"{setting} has another {column} in row {row}: the {cause} differs from the one there: {_LEAVE_OUT}"
+                f"{setting} has another {column} in row {row}: "
+                f"the {cause} differs from the one there: {_LEAVE_OUT}"
             )
 
 
@@ -118,7 +121,8 @@ def _read_committed(source: Store, name: str, scratch: Path) -> pa.Table:
     except FileNotFoundError:
         pass
     raise UserError(
-        f"{join(source.url, name)} is missing or not as committed: run `dualtoken verify {source.url} --repair` first"
+        f"{join(source.url, name)} is missing or not as committed: "
+        f"run `dualtoken verify {source.url} --repair` first"
     )
 
 

@@ -53,11 +53,9 @@ def rewrite(folder: Path, unit: str, change: Change) -> None:
     """Change a data shard in a way that no checksum can tell."""
     path = folder / f"data/{unit}.arrow"
     table = read_data_shard(path)
-    keys, semantic, pixel = (
-        table["key"].to_pylist(),
-        codes_of(table, "semantic").copy(),
-        codes_of(table, "pixel").copy(),
-    )
+    keys = table["key"].to_pylist()
+    semantic = codes_of(table, "semantic").copy()
+    pixel = codes_of(table, "pixel").copy()
     schema = table.schema
     del table
     change(keys, semantic, pixel)
@@ -120,7 +118,8 @@ def test_a_code_beyond_its_codebook_is_named_with_its_row(tokens: Path) -> None:
 def test_rows_in_another_order_than_their_captions_are_named(tokens: Path) -> None:
     def turn(keys: list[bytes], semantic: np.ndarray, pixel: np.ndarray) -> None:
         keys.reverse()
-        semantic[:], pixel[:] = semantic[::-1].copy(), pixel[::-1].copy()
+        semantic[:] = semantic[::-1].copy()
+        pixel[:] = pixel[::-1].copy()
 
     rewrite(tokens, "00000", turn)
     assert {(finding.unit, str(finding.problem).split(":")[1]) for finding in findings(tokens)} == {

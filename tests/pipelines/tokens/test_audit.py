@@ -125,7 +125,8 @@ def test_a_dataset_that_is_bad_as_a_whole_is_told_by_the_recipes_lowest_psnr() -
 def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    settings, said = ("pretokenize.on_alarm=stop", "pretokenize.min_psnr=60"), list[str]()
+    settings = ("pretokenize.on_alarm=stop", "pretokenize.min_psnr=60")
+    said = list[str]()
     job, usual = (
         planned(recipe, "pretokenize", CORPUS).job
         for recipe in (load_tiny(Path(finished.root), *settings), finished)
@@ -142,15 +143,13 @@ def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(
 
 
 def outcomes(*shards: ShardFigures) -> list[UnitOutcome]:
-    audits = [
-        {"rows": one.rows, "psnr": [one.psnr], "looked_at": [0]}
-        | {f"{stream}_perplexity": of for stream, of in one.perplexity.items()}
-        for one in shards
-    ]
-    return [
-        UnitOutcome("pretokenize a", one.shard, {"ok": one.rows}, 1.0, audit=audit)
-        for one, audit in zip(shards, audits, strict=True)
-    ]
+    found = []
+    for shard in shards:
+        audit = {"rows": shard.rows, "psnr": [shard.psnr], "looked_at": [0]}
+        for stream, perplexity in shard.perplexity.items():
+            audit[f"{stream}_perplexity"] = list(perplexity)
+        found.append(UnitOutcome("pretokenize a", shard.shard, {"ok": shard.rows}, 1.0, audit=audit))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +181,15 @@ def test_too_few_shards_have_no_running_median_but_a_collapse_needs_none(job_tha
 
 
 def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_path: Path) -> None:
-    job, trained = planned(finished, "pretokenize", CORPUS).job, planned(finished, "train").job
+    job = planned(finished, "pretokenize", CORPUS).job
+    trained = planned(finished, "train").job
     assert job is not None
     assert trained is not None
-    tokenizer, unit = TokenizerRunner(Path(trained.folder), best_device()), job.units[2].id
+    tokenizer = TokenizerRunner(Path(trained.folder), best_device())
+    unit = job.units[2].id
     audit = read_receipts(job.store())[unit].facts["audit"]
-    table, shard = (
-        read_data_shard(Path(job.folder) / f"data/{unit}.arrow"),
-        open_image_shard(job.input("download"), unit, tmp_path),
-    )
+    table = read_data_shard(Path(job.folder) / f"data/{unit}.arrow")
+    shard = open_image_shard(job.input("download"), unit, tmp_path)
     assert len(audit["looked_at"]) == min(4, len(table))
     for row, ratio in zip(audit["looked_at"], audit["psnr"], strict=True):
         place = shard.keys.index(table["key"][row].as_py())
@@ -203,11 +202,9 @@ def test_a_dataset_of_two_kinds_of_device_says_so_and_has_the_same_root_hash(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job, recipe, said = (
-        planned(finished, "pretokenize", CORPUS).job,
-        load_tiny(tmp_path / "copy"),
-        list[str](),
-    )
+    job = planned(finished, "pretokenize", CORPUS).job
+    recipe = load_tiny(tmp_path / "copy")
+    said = list[str]()
     assert job is not None
     before = read_manifest(job.store())
     assert before is not None
@@ -248,7 +245,8 @@ def test_a_finished_dataset_with_an_alarm_has_it_in_manifest_and_report(
     recipe = load_tiny(drifted)
     for command in ("pretokenize", "report"):
         run_command(command, recipe, LocalExecutor(), lambda _: None)
-    tokens, report = planned(recipe, "pretokenize", CORPUS).job, planned(recipe, "report").job
+    tokens = planned(recipe, "pretokenize", CORPUS).job
+    report = planned(recipe, "report").job
     assert tokens is not None
     assert report is not None
     manifest = read_manifest(tokens.store())

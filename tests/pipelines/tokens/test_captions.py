@@ -1,4 +1,4 @@
-"""A further tokenizer's codes stand beside another dataset's captions, which stay as they are; whatever handles datasets knows both."""
+"""A further tokenizer's codes share another dataset's captions, which stay as they are; tools know both."""
 
 import shutil
 from collections.abc import Callable
@@ -67,10 +67,11 @@ def stamps(folder: Path) -> dict[str, tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tiny: LoadTiny) -> Datasets:
-    """A further tokenizer's codes, beside captions of their own and beside borrowed ones; tests must not change them."""
+    """A further tokenizer's codes, with own captions and with shared ones; tests must not change them."""
     root = tmp_path_factory.mktemp("captions") / "copy"
     shutil.copytree(finished.root, root)
-    lender, whole = tokens_job(load_tiny(root)), load_tiny(root, OTHER)
+    lender = tokens_job(load_tiny(root))
+    whole = load_tiny(root, OTHER)
     for command in ("train", "pretokenize"):
         run_command(command, whole, LocalExecutor(), lambda _: None, [CORPUS])
     before = stamps(Path(lender.folder))
@@ -121,7 +122,8 @@ def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(
     with s3_server("rclone", tmp_path / "server") as bucket:
         for folder in (made.lender, made.borrower):
             shutil.copytree(folder, tmp_path / "server/test/tokens" / folder.name)
-        url, cache = f"{bucket}/tokens/{made.borrower.name}", ShardCache(tmp_path / "cache", 10**8)
+        url = f"{bucket}/tokens/{made.borrower.name}"
+        cache = ShardCache(tmp_path / "cache", 10**8)
         assert everything(url, cache) == everything(str(made.whole))
         for path in (tmp_path / "cache").glob("*.shard"):
             flip_byte(path)
@@ -134,7 +136,8 @@ def test_captions_are_read_from_a_store_and_a_damaged_copy_is_fetched_again(
 def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(
     copy: Datasets, load_tiny: LoadTiny
 ) -> None:
-    root, key = Path(copy.recipe.root), f"pretokenize.captions_of.{CORPUS}"
+    root = Path(copy.recipe.root)
+    key = f"pretokenize.captions_of.{CORPUS}"
 
     def refused(lender: str, *settings: str) -> str:
         with pytest.raises(UserError) as said:
@@ -173,7 +176,8 @@ def test_a_decision_that_keeps_other_samples_is_refused_before_any_is_encoded(ma
 def test_a_unit_whose_rows_are_not_those_of_the_captions_is_not_committed(
     made: Datasets, finished: Recipe, tmp_path: Path
 ) -> None:
-    job, heldout = tokens_job(made.recipe), planned(finished, "pretokenize", "tiny-heldout").job
+    job = tokens_job(made.recipe)
+    heldout = planned(finished, "pretokenize", "tiny-heldout").job
     assert heldout is not None
     job = replace(
         job, folder=str(tmp_path / "new"), inputs={**job.inputs, f"pretokenize/{CORPUS}": heldout.folder}
@@ -259,7 +263,8 @@ def test_gc_keeps_the_dataset_that_captions_are_borrowed_from(copy: Datasets) ->
 def test_forgetting_takes_a_samples_caption_from_the_lender_and_its_codes_from_both(
     copy: Datasets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, commit = rows_by_key(TokenDataset(str(copy.borrower))), forget_module._commit
+    before = rows_by_key(TokenDataset(str(copy.borrower)))
+    commit = forget_module._commit
     key = list(before)[5]
 
     class Killed(Exception):

@@ -41,7 +41,8 @@ def test_licenses_are_counted_over_all_shards_once_for_each_image_the_most_frequ
     recipe = load_tiny(
         Path(finished.root), *([] if crops == 1 else ["pretokenize.crops=[{kind: center, flip: true}]"])
     )
-    manifest, receipts = read_manifest(job.store()), read_receipts(job.store())
+    manifest = read_manifest(job.store())
+    receipts = read_receipts(job.store())
     assert manifest is not None
     expected = {"cc-by": 0, "none given": 0}
     (tmp_path / "meta").mkdir()

@@ -1,4 +1,4 @@
-"""Exported datasets, read back with the libraries that they are for, hold every row's codes, key and caption."""
+"""Exported datasets, read back with their own libraries, hold every row's codes, key and caption."""
 
 import gc
 import json
@@ -18,8 +18,10 @@ from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.export import export_tokens
 from tests.helpers.token_datasets import DEPTH, GRID, codes_of_rows, key_of, write_tokens
 
-ROWS, WIDTH = 25, GRID * GRID * DEPTH
-SEMANTIC, PIXEL = codes_of_rows(0, ROWS, WIDTH, 0), codes_of_rows(0, ROWS, WIDTH, 5)
+ROWS = 25
+WIDTH = GRID * GRID * DEPTH
+SEMANTIC = codes_of_rows(0, ROWS, WIDTH, 0)
+PIXEL = codes_of_rows(0, ROWS, WIDTH, 5)
 KEYS = [key_of("a", row) for row in range(ROWS)]
 CAPTIONS = [f"a {row}" for row in range(ROWS)]
 

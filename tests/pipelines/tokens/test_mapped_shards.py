@@ -74,12 +74,14 @@ def test_copying_no_rows_touches_nothing() -> None:
 @pytest.mark.parametrize("hold", [1, 3, 40])
 def test_arrays_used_again_hold_what_fresh_ones_do_for_as_long_as_anybody_has_a_view(hold: int) -> None:
     generator = np.random.default_rng(hold)
-    reused, fresh = Buffers(), FreshBuffers()
+    reused = Buffers()
+    fresh = FreshBuffers()
     held: deque[tuple[object, Words]] = deque(maxlen=hold)
     for step in range(200):
         rows = int(generator.integers(1, 4))
         content = generator.integers(0, 65536, (rows, 5)).astype(np.uint16)
-        array, twin = reused.take(rows, 5), fresh.take(rows, 5)
+        array = reused.take(rows, 5)
+        twin = fresh.take(rows, 5)
         array[:] = content
         twin[:] = content
         views = [array, array[:1], array.reshape(-1), torch.from_numpy(array)]

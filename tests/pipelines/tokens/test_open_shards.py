@@ -1,4 +1,4 @@
-"""What a batch lacks is opened side by side, and what can be had at once is not; a failure is that of one shard."""
+"""What a batch lacks is opened side by side, and what is ready is not; a failure is that of one shard."""
 
 import pickle
 import threading
@@ -25,7 +25,8 @@ class Together:
     """Gives anything only when so many are asked for at the same time."""
 
     def __init__(self, threads: int) -> None:
-        self._barrier, self.asked = threading.Barrier(threads), list[int]()
+        self._barrier = threading.Barrier(threads)
+        self.asked = list[int]()
 
     def __call__(self, number: int) -> int:
         self.asked.append(number)
@@ -41,7 +42,9 @@ def begins(shards: ShardMaps, numbers: Rows, fetch: Together) -> list[int]:
 
 
 def test_shards_that_a_batch_lacks_are_opened_side_by_side_once_each_and_no_thread_is_left() -> None:
-    shards, fetch, before = ShardMaps(99, 1, ["key"], None), Together(4), threading.active_count()
+    shards = ShardMaps(99, 1, ["key"], None)
+    fetch = Together(4)
+    before = threading.active_count()
     assert begins(shards, np.array([7, 3, 7, 90, 3, 8]), fetch) == [7000, 3000, 7000, 90_000, 3000, 8000]
     assert begins(shards, np.array([90, 8]), fetch) == [90_000, 8000]
     assert sorted(fetch.asked) == [3, 7, 8, 90]
@@ -49,7 +52,9 @@ def test_shards_that_a_batch_lacks_are_opened_side_by_side_once_each_and_no_thre
 
 
 def test_captions_that_a_batch_lacks_are_read_side_by_side_and_no_thread_is_left() -> None:
-    columns, fetch, before = CaptionCache("a", None), Together(3), threading.active_count()
+    columns = CaptionCache("a", None)
+    fetch = Together(3)
+    before = threading.active_count()
 
     def read(number: int) -> pa.Array:
         return pa.array([str(fetch(number))])
@@ -81,7 +86,8 @@ def test_of_two_damaged_shards_the_first_is_named_and_those_before_it_are_kept(t
 def test_a_dataset_looks_at_shards_side_by_side_and_opens_those_that_it_knows_without_threads(
     tmp_path: Path,
 ) -> None:
-    tokens, names = TokenDataset(write_tokens(tmp_path / "a", 100, rows_per_shard=10)), set[str]()
+    tokens = TokenDataset(write_tokens(tmp_path / "a", 100, rows_per_shard=10))
+    names = set[str]()
     rows, (first, again) = np.arange(0, 100, 9), (set[str](), set[str]())
     threading.setprofile(lambda *_: names.add(threading.current_thread().name))
     try:

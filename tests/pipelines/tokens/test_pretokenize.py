@@ -1,4 +1,4 @@
-"""Pretokenizing streams: memory, batches and damaged images change no other sample's codes, and crops say what they show."""
+"""Pretokenizing streams: memory, batches and damaged images change no codes, and crops say what they show."""
 
 import io
 import shutil
@@ -79,7 +79,9 @@ class Cramped:
     """A tokenizer on a device that holds only so many images; its errors are the allocator's own."""
 
     def __init__(self, tokenizer: TokenizerRunner, room: int) -> None:
-        self._tokenizer, self._room, self.sizes = tokenizer, room, list[int]()
+        self._tokenizer = tokenizer
+        self._room = room
+        self.sizes = list[int]()
 
     def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
         self.sizes.append(len(levels))
@@ -94,7 +96,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
     )
     device = Cramped(tokenizer, room=3)
     encoder = AdaptiveBatchEncoder(device, batch_size=11)
-    codes, whole = encoder.encode(levels), tokenizer.encode_levels(levels)
+    codes = encoder.encode(levels)
+    whole = tokenizer.encode_levels(levels)
     assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
     encoder.encode(levels[:4])
@@ -104,10 +107,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
 def test_a_unit_begins_with_the_whole_batch_again(
     finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, sizes = (
-        tokens_job(load_tiny(Path(finished.root), "pretokenize.batch_size=4")),
-        list[int](),
-    )
+    job = tokens_job(load_tiny(Path(finished.root), "pretokenize.batch_size=4"))
+    sizes = list[int]()
 
     class OnceFull(TokenizerRunner):
         """Had no room for the first batch, as beside another process that is gone by now."""
@@ -181,7 +182,8 @@ def test_a_bad_image_is_one_row_of_the_ledger_and_its_neighbours_codes_stay(
     ]
     assert ledger[1]["detail"]
     folder = Path(tokens_job(finished).folder)
-    before, after = read_data_shard(folder / data), read_data_shard(tmp_path / "with" / data)
+    before = read_data_shard(folder / data)
+    after = read_data_shard(tmp_path / "with" / data)
     others = [0, *range(2, len(before))]
     assert after.equals(before.take(others))
     assert pq.read_table(tmp_path / "with" / meta).equals(pq.read_table(folder / meta).take(others))
@@ -218,7 +220,8 @@ def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -
     )
     file = io.BytesIO()
     Image.new("RGB", (1000, 1000), "teal").save(file, "JPEG")
-    shard, rows = OneImage(file.getvalue()), [KeptSample(row, bytes([row]) * 16) for row in range(40)]
+    shard = OneImage(file.getvalue())
+    rows = [KeptSample(row, bytes([row]) * 16) for row in range(40)]
     seen = list[int]()
 
     def read(count: int) -> None:
@@ -230,7 +233,9 @@ def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -
 
 
 def test_an_image_larger_than_all_room_is_decoded_alone() -> None:
-    room, began, go_on = PixelBudget(10), Event(), Event()
+    room = PixelBudget(10)
+    began = Event()
+    go_on = Event()
 
     def decode_a_large_one() -> None:
         with room.taken(1000):
@@ -279,7 +284,10 @@ def test_a_column_with_the_name_of_one_that_is_added_is_refused_before_any_image
         first_unit(job, tmp_path / "scratch")
 
 
-CROPS = "[{kind: center, flip: true}, {kind: grid, rows: 1, columns: 2, scale: 0.5}, {kind: random, number: 2, min_scale: 0.4}]"
+CROPS = (
+    "[{kind: center, flip: true}, {kind: grid, rows: 1, columns: 2, scale: 0.5}, "
+    "{kind: random, number: 2, min_scale: 0.4}]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -297,10 +305,8 @@ def test_every_variant_of_an_image_is_a_row_beside_its_crop(
 ) -> None:
     job = tokens_job(cropped)
     unit = job.units[1].id
-    table, meta = (
-        read_data_shard(Path(job.folder) / f"data/{unit}.arrow"),
-        pq.read_table(Path(job.folder) / f"meta/{unit}.parquet"),
-    )
+    table = read_data_shard(Path(job.folder) / f"data/{unit}.arrow")
+    meta = pq.read_table(Path(job.folder) / f"meta/{unit}.parquet")
     assert meta.schema.names[-7:] == ["teacher_similarity", *(field.name for field in CROP_FIELDS)]
     shard = open_image_shard(job.input("download"), unit, tmp_path)
     places = {key: row for row, key in enumerate(shard.keys)}
@@ -327,9 +333,11 @@ def test_a_deep_check_encodes_crops_again_as_they_were_cut(cropped: Recipe) -> N
 def test_the_first_variant_has_the_codes_of_the_default_and_the_dataset_another_folder(
     cropped: Recipe, finished: Recipe
 ) -> None:
-    ours, whole = tokens_job(cropped), tokens_job(finished)
+    ours = tokens_job(cropped)
+    whole = tokens_job(finished)
     assert ours.fingerprint != whole.fingerprint
-    many, one = TokenDataset(ours.folder), TokenDataset(whole.folder)
+    many = TokenDataset(ours.folder)
+    one = TokenDataset(whole.folder)
     assert len(many) == 6 * len(one)
     firsts = many.read(np.arange(0, len(many), 6))
     assert (firsts.keys == one.read(np.arange(len(one))).keys).all()
@@ -395,7 +403,8 @@ def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
     )
     assert job.fingerprint != whole.fingerprint
     (data, _) = first_unit(job, tmp_path / "half").files
-    before, after = read_data_shard(Path(whole.folder) / data), read_data_shard(tmp_path / "half" / data)
+    before = read_data_shard(Path(whole.folder) / data)
+    after = read_data_shard(tmp_path / "half" / data)
     assert [schema_metadata(table.schema)["dualtoken.precision"] for table in (before, after)] == [
         "float32",
         "bfloat16",

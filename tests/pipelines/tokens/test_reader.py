@@ -168,7 +168,8 @@ def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
 ) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 1)
-    dataset, shard = TokenDataset(str(tmp_path / "copy")), tmp_path / "copy/data/00000.arrow"
+    dataset = TokenDataset(str(tmp_path / "copy"))
+    shard = tmp_path / "copy/data/00000.arrow"
     state = shard.stat()
     assert len(dataset.read(np.array([0, 300])).keys) == 2, "shards of one call are all mapped at once"
     dataset.read(np.array([600]))
@@ -195,10 +196,8 @@ def test_a_view_of_one_stream_touches_no_page_of_the_other(stream: str, other: s
 
 
 def _read_behind_bars(folder: str, stream: str, other: str, asked: str) -> None:
-    dataset, libc = (
-        TokenDataset(folder, streams=[stream, other], check="never"),
-        ctypes.CDLL(None, use_errno=True),
-    )
+    dataset = TokenDataset(folder, streams=[stream, other], check="never")
+    libc = ctypes.CDLL(None, use_errno=True)
     rows = np.arange(0, 600, 7)
     dataset.read(rows)  # all is mapped
     for shard in dataset._data.maps.values():
@@ -225,7 +224,8 @@ class _Hasty(ShardCache):
     """A cache that another process makes room in: each copy is gone once before it can be mapped."""
 
     def get(self, name: str, make: Callable[[Path], Path], *, again: bool = False) -> Path:
-        copy, before = super().get(name, make, again=again), self.folder / "before" / name
+        copy = super().get(name, make, again=again)
+        before = self.folder / "before" / name
         if not before.exists():
             before.parent.mkdir(exist_ok=True)
             before.touch()

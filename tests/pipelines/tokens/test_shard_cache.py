@@ -1,4 +1,4 @@
-"""The copies of a remote dataset: bounded on disk whatever maps them, fetched again where a connection breaks, captions among them."""
+"""Copies of a remote dataset are bounded on disk whatever maps them, and fetched again where that breaks."""
 
 import itertools
 import mmap
@@ -18,7 +18,8 @@ from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from tests.helpers.token_datasets import write_tokens
 
-ROWS, PER_SHARD = 1500, 300
+ROWS = 1500
+PER_SHARD = 300
 FIRSTS = range(0, ROWS, PER_SHARD)
 
 
@@ -39,7 +40,7 @@ def remote(tokens: str, tmp_path: Path) -> str:
 
 
 def mapped_bytes(folder: Path) -> int:
-    """Return the bytes of a folder's files, and of those that are gone from it, that this process keeps on disk by its maps."""
+    """Return the bytes of a folder's files, gone ones too, that this process keeps on disk by its maps."""
     held = dict[str, int]()
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         if f"{folder}/" in line:
@@ -71,7 +72,8 @@ def test_copies_that_are_let_go_are_not_kept_on_disk_by_their_maps(
 def test_a_connection_that_breaks_is_tried_again(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch, broken = MemoryFileSystem.get_file, set[str]()
+    fetch = MemoryFileSystem.get_file
+    broken = set[str]()
 
     def breaking(self: MemoryFileSystem, rpath: str, lpath: str, **rest: Any) -> None:
         if rpath not in broken:
@@ -86,7 +88,9 @@ def test_a_connection_that_breaks_is_tried_again(
 
 
 def test_of_many_that_want_a_copy_one_makes_it_and_its_lock_outlives_it(tmp_path: Path) -> None:
-    cache, made, go_on = ShardCache(tmp_path, max_bytes=10), list[str](), threading.Event()
+    cache = ShardCache(tmp_path, max_bytes=10)
+    made = list[str]()
+    go_on = threading.Event()
 
     def get(name: str) -> Path:
         def make(folder: Path) -> Path:
@@ -120,8 +124,11 @@ def test_the_least_recently_used_go_and_use_is_no_change(tmp_path: Path) -> None
 
         return cache.get(name, make)
 
-    first, second, _ = get("aa"), get("bb"), get("cc")
-    before, evictions = first.stat().st_mtime_ns, cache.evictions()
+    first = get("aa")
+    second = get("bb")
+    _ = get("cc")
+    before = first.stat().st_mtime_ns
+    evictions = cache.evictions()
     os.utime(second, ns=(0, second.stat().st_mtime_ns))
     get("aa")
     assert first.stat().st_mtime_ns == before
@@ -135,7 +142,8 @@ def test_captions_are_read_from_the_dataset_once_and_then_from_copies_that_are_c
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caption_cache, "CAPTION_BYTES", 1)
-    cache, rows = ShardCache(tmp_path / "cache", 10**8), np.arange(0, ROWS, 70)
+    cache = ShardCache(tmp_path / "cache", 10**8)
+    rows = np.arange(0, ROWS, 70)
     expected = [f"a {row}" for row in rows]
     dataset = TokenDataset(remote, cache=cache)
     assert dataset.captions(rows) == expected

@@ -83,15 +83,14 @@ def test_token_rows_are_exactly_the_kept_samples_in_order(tokens: Store, finishe
 def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(
     tokens: Store, finished: Recipe, tmp_path: Path
 ) -> None:
-    model, images = planned(finished, "train").job, planned(finished, "download", CORPUS).job
+    model = planned(finished, "train").job
+    images = planned(finished, "download", CORPUS).job
     assert model is not None
     assert images is not None
     network = TokenizerRunner(Path(model.folder), best_device())
     assert isinstance(network.network, DualTokenizer)
-    table, shard = (
-        read_data_shard(Path(tokens.path("data/00000.arrow"))),
-        open_image_shard(images.store(), "00000", tmp_path),
-    )
+    table = read_data_shard(Path(tokens.path("data/00000.arrow")))
+    shard = open_image_shard(images.store(), "00000", tmp_path)
     places = {key: row for row, key in enumerate(shard.keys)}
     for row, key in enumerate(table["key"].to_pylist()):
         codes = network.encode([decode_rgb(shard.image(places[key]))])
@@ -100,7 +99,8 @@ def test_stored_codes_are_what_the_saved_tokenizer_says_of_each_image_alone(
 
 
 def test_the_index_repeats_the_receipts(tokens: Store) -> None:
-    index, receipts = pq.read_table(tokens.path("index.parquet")).to_pylist(), read_receipts(tokens)
+    index = pq.read_table(tokens.path("index.parquet")).to_pylist()
+    receipts = read_receipts(tokens)
     assert [row["shard"] for row in index] == list(receipts)
     for row in index:
         file = next(file for file in receipts[row["shard"]].files if file.name == row["path"])
@@ -113,7 +113,8 @@ def test_the_index_repeats_the_receipts(tokens: Store) -> None:
 
 
 def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finished: Recipe) -> None:
-    rows, width = ROWS_PER_BATCH + 3, 32
+    rows = ROWS_PER_BATCH + 3
+    width = 32
     generator = np.random.default_rng(0)
     semantic, pixel = (generator.integers(0, 65536, (rows, width)).astype(np.uint16) for _ in range(2))
     keys = [row.to_bytes(16, "big") for row in range(rows)]
@@ -132,12 +133,11 @@ def test_codes_survive_batches_and_a_cut_file_is_refused(tmp_path: Path, finishe
 def test_rows_that_come_in_pieces_make_the_same_file_and_its_checksums_are_known_at_once(
     tmp_path: Path, finished: Recipe
 ) -> None:
-    rows, width = 3 * ROWS_PER_BATCH + 7, 32
+    rows = 3 * ROWS_PER_BATCH + 7
+    width = 32
     semantic, pixel = np.random.default_rng(0).integers(0, 65536, (2, rows, width)).astype(np.uint16)
-    keys, schema = (
-        [row.to_bytes(16, "big") for row in range(rows)],
-        token_schema(finished.tokenizer, TOKENIZER, "as it is"),
-    )
+    keys = [row.to_bytes(16, "big") for row in range(rows)]
+    schema = token_schema(finished.tokenizer, TOKENIZER, "as it is")
     write_data_shard(tmp_path / "whole.arrow", schema, keys, semantic, pixel)
     cuts = [0, 1, 65, 65, 129, ROWS_PER_BATCH, ROWS_PER_BATCH + 9, 2 * ROWS_PER_BATCH + 20, rows]
     with TokenShardWriter(tmp_path / "pieces.arrow", schema) as writer:
