@@ -63,14 +63,14 @@ def shipped_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(
         file.name.removesuffix(".yaml")
-        for file in resources.files("recipes").iterdir()
+        for file in resources.files("dualtoken.recipes").iterdir()
         if file.name.endswith(".yaml")
     )
 
 
 def _read(location: str) -> str:
     if location in shipped_recipes() and not Path(location).is_file():
-        return (resources.files("recipes") / f"{location}.yaml").read_text()
+        return (resources.files("dualtoken.recipes") / f"{location}.yaml").read_text()
     try:
         fs, path = fsspec.url_to_fs(location)
         return bytes(fs.cat_file(path)).decode()
@@ -108,7 +108,8 @@ def _with_base(values: dict[str, Any], location: str) -> dict[str, Any]:
         names = ", ".join(name for name in shipped_recipes() if name != location)
         raise UserError(f"{location}: base={base!r} is no shipped recipe: set it to one of {names}")
     return _lay_over(
-        _with_base(_parse((resources.files("recipes") / f"{base}.yaml").read_text(), base), base), own
+        _with_base(_parse((resources.files("dualtoken.recipes") / f"{base}.yaml").read_text(), base), base),
+        own,
     )
 
 
