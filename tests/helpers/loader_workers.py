@@ -1,4 +1,4 @@
-"""A DataLoader's worker processes without processes, so that hypothesis can try many numbers of them."""
+"""A DataLoader's worker processes, imitated in one process, so that hypothesis can try many numbers of them."""
 
 import copy
 import itertools
@@ -11,14 +11,15 @@ Batch = TypeVar("Batch")
 
 
 def by_workers(loader: RankLoader[Batch], num_workers: int) -> Iterator[Batch]:
-    """Yield what `num_workers` workers make of a loader, in turns as a DataLoader takes it from them."""
-    workers = []
+    """Yield the batches of `num_workers` workers in turn, in the order in which a DataLoader yields them."""
+    workers: list[Iterator[Batch]] = []
     for number in range(num_workers):
         worker = copy.copy(loader)
+        # A property of the class, which asks PyTorch in a real worker process.
         worker.__class__ = type("Worker", (type(loader),), {"turn": (number, num_workers)})
         workers.append(iter(worker))
-    for turn in itertools.cycle(workers):
-        batch = next(turn, None)
+    for worker_batches in itertools.cycle(workers):
+        batch = next(worker_batches, None)
         if batch is None:
             return
         yield batch

@@ -1,9 +1,10 @@
-"""A report's data as tests render it, and a reader of the page."""
+"""Data of a report for tests of its page, and a parser of the page."""
 
 import io
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,65 +26,93 @@ from dualtoken.pipelines.evaluation.report_data import (
 )
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
+"""Tags of elements without an end."""
+
+
+class Element(NamedTuple):
+    """An element of a page."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    pieces: list[str]
+    """Pieces of the text within, in order."""
+
+    def matches(self, tag: str, class_name: str) -> bool:
+        """Say whether it has a tag and, if one is given, a class."""
+        classes = (self.attributes.get("class") or "").split()
+        return self.tag == tag and (not class_name or class_name in classes)
 
 
 class Page(HTMLParser):
-    """A page's elements: (tag, attributes, text within), in order of their start."""
+    """Parses a page and checks that its elements are nested well."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self._open: list[int] = []
+        self.elements: list[Element] = []
+        """All elements in order of their start."""
+        self._open: list[Element] = []
         self.feed(html)
         self.close()
-        assert not self._open, f"left open: {[self.elements[at][0] for at in self._open]}"
+        assert not self._open, f"left open: {[element.tag for element in self._open]}"
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
+        element = Element(tag, dict(attrs), [])
+        self.elements.append(element)
         if tag not in VOID:
-            self._open.append(len(self.elements) - 1)
+            self._open.append(element)
 
     def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
+        self.elements.append(Element(tag, dict(attrs), []))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.elements[self._open.pop()][0] == tag, f"</{tag}> closes another element"
+        assert self._open.pop().tag == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data: str) -> None:
-        for at in self._open:
-            self.elements[at][2].append(data)
+        for element in self._open:
+            element.pieces.append(data)
 
-    def texts(self, tag: str, name: str = "") -> list[str]:
-        found = [
-            e
-            for e in self.elements
-            if e[0] == tag and (not name or name in (e[1].get("class") or "").split())
-        ]
-        return [" ".join("".join(text).split()) for _, _, text in found]
+    def texts(self, tag: str, class_name: str = "") -> list[str]:
+        """Return the texts of all elements with a tag, and a class if one is given."""
+        found = [element for element in self.elements if element.matches(tag, class_name)]
+        return [one_line("".join(element.pieces)) for element in found]
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for kind, attributes, _ in self.elements if kind == tag]
+        """Return the attributes of all elements with a tag."""
+        return [element.attributes for element in self.elements if element.tag == tag]
+
+
+def one_line(text: str) -> str:
+    """Replace every run of white space by one space."""
+    return " ".join(text.split())
+
+
+def rows(page: Page) -> list[str]:
+    """Return the text of each row of all tables, a space between its cells."""
+    return [one_line(" ".join(element.pieces)) for element in page.elements if element.tag == "tr"]
 
 
 def png(shade: int, side: int = 8) -> bytes:
+    """Encode a grey image."""
     file = io.BytesIO()
     Image.fromarray(np.full((side, side, 3), shade, np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
 def pair(caption: str = "a red circle", side: int = 8) -> Pair:
+    """Return an image and its reconstruction."""
     return Pair(
         caption=caption, key="0f" * 16, original=png(10, side), reconstruction=png(20, side), psnr=28.13
     )
 
 
 def step(stage: str, rows_in: int, **counts: int) -> FunnelStep:
-    return FunnelStep(
-        stage=stage, rows_in=rows_in, counts={name.replace("__", ":"): rows for name, rows in counts.items()}
-    )
+    """Return a step of a funnel; `failed__timeout=3` counts "failed:timeout"."""
+    counts = {name.replace("__", ":"): rows for name, rows in counts.items()}
+    return FunnelStep(stage=stage, rows_in=rows_in, counts=counts)
 
 
 def funnel(corpus: str = "web") -> Funnel:
+    """Return a corpus's steps, which lose rows to several reasons."""
     steps = (
         step("download", 1000, ok=900, failed__http_404=70, failed__timeout=30),
         step("score", 900, ok=900),
@@ -160,14 +189,24 @@ DATA = ReportData(
 )
 AUDITS = (
     TokenAudit(
-        corpus="web", shards=12, rows=48, psnr_median=24.04, psnr_lowest=9.0,
-        perplexity={"semantic": (201.5, 99.0), "pixel": (180.0, 150.2)}, alarms=("shard 00003: drift: PSNR <9> dB",),
+        corpus="web",
+        shards=12,
+        rows=48,
+        psnr_median=24.04,
+        psnr_lowest=9.0,
+        perplexity={"semantic": (201.5, 99.0), "pixel": (180.0, 150.2)},
+        alarms=("shard 00003: drift: PSNR <9> dB",),
     ),
     TokenAudit(
-        corpus="quiet", shards=1, rows=0, psnr_median=None, psnr_lowest=None,
-        perplexity={"semantic": (8.0,), "pixel": (4.0,)}, alarms=(),
+        corpus="quiet",
+        shards=1,
+        rows=0,
+        psnr_median=None,
+        psnr_lowest=None,
+        perplexity={"semantic": (8.0,), "pixel": (4.0,)},
+        alarms=(),
     ),
-)  # fmt: skip
+)
 PARTS = (
     TimeBreakdown(
         corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}
@@ -176,7 +215,3 @@ PARTS = (
 EMPTY = replace(
     DATA, funnels=(), curves=(), pairs=(), reconstruction=None, usage=(), zero_shot=None, stages=()
 )
-
-
-def rows(page: Page) -> list[str]:
-    return [" ".join(" ".join(text).split()) for tag, _, text in page.elements if tag == "tr"]
