@@ -30,3 +30,16 @@ def planned_job(recipe: Recipe, step: str, corpus: str | None = None) -> StageJo
 def tokens_job(recipe: Recipe, corpus: str = "tiny-train") -> StageJob:
     """Return the job that writes the token shards of a corpus."""
     return planned_job(recipe, "pretokenize", corpus)
+
+
+def root_hashes(recipe: Recipe, *steps: str) -> dict[str, str]:
+    """Return the root hashes of finished stages by label: those of some steps, or of all but the report.
+
+    The report is another one in each run: it names times and folders.
+    """
+    hashes: dict[str, str] = {}
+    for stage in Planner(recipe).plan():
+        wanted = stage.step in steps or (not steps and stage.step != "report")
+        if wanted and stage.manifest:
+            hashes[stage.label] = stage.manifest.root_hash
+    return hashes
