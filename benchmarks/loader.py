@@ -27,8 +27,8 @@ import torch
 from benchmarks import loader_peers
 from benchmarks.loader_data import captioned, write_codes, write_dataset, write_links
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
 

@@ -22,9 +22,10 @@ from dualtoken.pipelines.core.receipts import (
     receipt_name,
     root_hash,
 )
+from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
-_TOKENIZER = {"fingerprint": "f" * 12, "sha256": "f" * 64}
+_TOKENIZER = TokenizerIdentity("f" * 12, "f" * 64)
 _NOW = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 
 
@@ -125,7 +126,7 @@ def _write_manifest(store: Store, receipts: list[Receipt], config: TokenizerConf
     index = _record(Path(store.root), "index.parquet")
     files = [*(file for one in receipts for file in one.files), index]
     details = {
-        "schema_version": SCHEMA_VERSION, "tokenizer": _TOKENIZER, "grid": [config.grid_size] * 2, "depth": config.pixel.depth,
+        "schema_version": SCHEMA_VERSION, "tokenizer": _TOKENIZER._asdict(), "grid": [config.grid_size] * 2, "depth": config.pixel.depth,
         "codes": {"semantic": 16_384, "pixel": 16_384}, "rows": rows, "shards": len(receipts),
     }  # fmt: skip
     manifest = Manifest(

@@ -25,7 +25,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name
 from dualtoken.pipelines.core.stage import StageJob, UnitOutcome, Work
-from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_planned
 
 ROWS_PER_SHARD = 4096
@@ -68,7 +68,7 @@ def receipt(job: StageJob, unit: str, rows: int) -> Receipt:
     )  # fmt: skip
 
 
-def pretend_finished(planned: Planned) -> None:
+def pretend_finished(planned: PlannedStage) -> None:
     """Write a stage's manifest, and the one receipt that later stages read."""
     job = planned.job
     assert job is not None
@@ -93,7 +93,7 @@ def pretend_finished(planned: Planned) -> None:
         job.store().put_bytes(model.to_bytes(), receipt_name("model"))
 
 
-def pretend_begun(planned: Planned, left_open: int) -> None:
+def pretend_begun(planned: PlannedStage, left_open: int) -> None:
     """Write the receipts of all units but some, evenly spread."""
     job = planned.job
     assert job is not None
@@ -134,8 +134,8 @@ class NoWork:
 
 def resume(recipe: Recipe) -> None:
     """Finish the pretended token stage."""
-    run_planned([Planner(recipe).one("pretokenize", "web")], NoWork(), lambda _: None)
-    manifest = Planner(recipe).one("pretokenize", "web").manifest
+    run_planned([Planner(recipe).get("pretokenize", "web")], NoWork(), lambda _: None)
+    manifest = Planner(recipe).get("pretokenize", "web").manifest
     assert manifest is not None
     print(f"{manifest.details['shards']:,} shards, {manifest.rows_in:,} rows")
 
@@ -198,12 +198,12 @@ def _measure_all(folder: Path, images: int, *, s3: bool) -> None:
     with _served(folder) if s3 else nullcontext(str(folder / "test")) as top:
         at = f"{top}/run"
         measure(at, settings, "nothing", ["plan"])
-        download = Planner(recipe).one("download", "web")
+        download = Planner(recipe).get("download", "web")
         pretend_begun(download, left_open=download.num_units // 2)
         measure(at, settings, "download", ["plan", "status", *([] if s3 else ["status --exact"])])
         for step in BEFORE_TOKENS:
-            pretend_finished(Planner(recipe).one(step, None if step in {"teacher", "train"} else "web"))
-        pretend_begun(Planner(recipe).one("pretokenize", "web"), left_open=1000)
+            pretend_finished(Planner(recipe).get(step, None if step in {"teacher", "train"} else "web"))
+        pretend_begun(Planner(recipe).get("pretokenize", "web"), left_open=1000)
         measure(
             at, settings, "pretokenize", ["plan", "status", *([] if s3 else ["status --exact"]), "resume"]
         )

@@ -25,6 +25,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.core.commit import run_unit, upload
 from dualtoken.pipelines.core.stage import StageJob, Unit
+from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.shards import TokenShardWriter, token_schema
 
 MEGABYTE = 1e6
@@ -172,7 +173,7 @@ def _ratio(name: str, values: list[float], bar: float) -> None:
 def _write(pipe: Connection, folder: str, rounds: int) -> None:
     """Measure the writer in this process, which has never held a model."""
     config = load_recipe("paper-384").tokenizer
-    schema = token_schema(config, {"fingerprint": "0" * 12, "sha256": "0" * 64}, "none")
+    schema = token_schema(config, TokenizerIdentity("0" * 12, "0" * 64), "none")
     width = config.grid_size**2 * config.pixel.depth
     codes = (
         np.random.default_rng(0)

@@ -11,9 +11,9 @@ from .pipelines.errors import UserError as UserError
 from .pipelines.loader.documents import Markers as Markers
 from .pipelines.loader.documents import PackPlan as PackPlan
 from .pipelines.loader.from_recipe import load_plan as load_plan
-from .pipelines.loader.load_plan import LoadPlan as LoadPlan
 from .pipelines.loader.packed_loader import PackedBatch as PackedBatch
 from .pipelines.loader.packed_loader import PackedLoader as PackedLoader
+from .pipelines.loader.plan import LoadPlan as LoadPlan
 from .pipelines.loader.token_loader import TokenBatch as TokenBatch
 from .pipelines.loader.token_loader import TokenLoader as TokenLoader
 from .pipelines.loader.token_loader import iterate as iterate

@@ -1,4 +1,4 @@
-"""Which addresses a fetcher may connect to, and a resolver that looks names up and refuses all others."""
+"""Public addresses: the test for them, and a resolver that looks names up and refuses all others."""
 
 import asyncio
 import ipaddress
@@ -8,34 +8,37 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""IPv6 addresses that wrap an IPv4 address in their last 32 bits."""
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 
 
 class PrivateAddressError(OSError):
-    """A name has an address that is not of the public internet."""
+    """A name has an address outside the public internet."""
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is of the public internet; one that is wrapped in IPv6 is judged by what it wraps.
+    """Tell whether an IP address is of the public internet.
 
-    Raises `ValueError` where it is no IP address.
+    An IPv6 address that wraps an IPv4 address is judged by that. Raises `ValueError` where it is no IP
+    address.
     """
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        # Global unicast leaves out v4-mapped, unique local, link-local and multicast addresses.
-        return ip in _GLOBAL_UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
-    # 192.0.0.0/24 is for protocols between neighbours, though a part of it counts as global.
-    return ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS
+    if isinstance(ip, ipaddress.IPv4Address):
+        # 192.0.0.0/24 is for protocols between neighbours, though a part of it counts as global.
+        return ip.is_global and not ip.is_multicast and ip not in _PROTOCOLS
+    if ip in _NAT64:
+        wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        return is_public(str(wrapped))
+    # Global unicast leaves out v4-mapped, unique local, link-local and multicast addresses.
+    return ip in _GLOBAL_UNICAST and ip.is_global and ip.sixtofour is None and ip.teredo is None
 
 
 class CheckedResolver(AbstractResolver):
-    """Looks names up in threads of its own and refuses a name with any address that is not public."""
+    """Looks names up in threads of its own, and refuses a name with any address that is not public."""
 
     def __init__(self, *, threads: int, allow_private: bool) -> None:
-        """Start with no thread; `allow_private` looks names up and refuses none."""
+        """Start with no thread, `threads` at most; with `allow_private` no name is refused."""
         self._allow_private = allow_private
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
 
@@ -44,18 +47,23 @@ class CheckedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """Return the name's addresses, each of them checked; raises `PrivateAddressError`."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
+        entries = await loop.run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         )
         results = []
-        for kind, _, protocol, _, address in found:
+        for entry_family, _, protocol, _, address in entries:
             ip = str(address[0])
             if not self._allow_private and not is_public(ip):
                 raise PrivateAddressError(f"{host} is at {ip}")
-            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-            results.append(
-                ResolveResult(hostname=host, host=ip, port=port, family=kind, proto=protocol, flags=flags)
+            result = ResolveResult(
+                hostname=host,
+                host=ip,
+                port=port,
+                family=entry_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
+            results.append(result)
         return results
 
     async def close(self) -> None:

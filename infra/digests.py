@@ -1,4 +1,4 @@
-"""Checksums of files: of one that is there, or while it is written."""
+"""Checksums of files: of a finished file, or taken while one is written."""
 
 import hashlib
 import io
@@ -10,11 +10,12 @@ from typing import Any
 import xxhash
 
 CHUNK_BYTES = 1 << 20
+"""Bytes that are read at once; larger writes are hashed on a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What identifies a file's content."""
+    """Size and checksums that identify a file's content."""
 
     bytes: int
     sha256: str
@@ -28,12 +29,16 @@ def digest(path: Path) -> FileDigest:
 
 
 def digest_stream(file: Any) -> FileDigest:  # noqa: ANN401  (any file that fsspec opens)
-    """Read what is left of a file, near or far, once, and return its size and checksums."""
-    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
-    while chunk := file.read(CHUNK_BYTES):
+    """Read the rest of an open file, local or remote, once, and return its size and checksums."""
+    sha = hashlib.sha256()
+    xxh = xxhash.xxh3_128()
+    size = 0
+    chunk = file.read(CHUNK_BYTES)
+    while chunk:
         sha.update(chunk)
         xxh.update(chunk)
         size += len(chunk)
+        chunk = file.read(CHUNK_BYTES)
     return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
 
 
@@ -43,11 +48,13 @@ class DigestingFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._file = path.open("xb", buffering=0)
-        self._sha, self._xxh, self._size = hashlib.sha256(), xxhash.xxh3_128(), 0
+        self._sha = hashlib.sha256()
+        self._xxh = xxhash.xxh3_128()
+        self._size = 0
         self._hasher = ThreadPoolExecutor(1, "sha256")
 
     def write(self, data: Any) -> int:  # noqa: ANN401  (any buffer)
-        """Append; all of the data, or an `OSError`."""
+        """Append all of the data, or raise `OSError`."""
         view = memoryview(data).cast("B")
         if len(view) < CHUNK_BYTES:
             self._sha.update(view)
@@ -67,11 +74,11 @@ class DigestingFile(io.RawIOBase):
         self._size += written
 
     def writable(self) -> bool:
-        """Tell that it can be written."""
+        """Tell that the file can be written."""
         return True
 
     def tell(self) -> int:
-        """Return the bytes so far."""
+        """Return the number of bytes so far."""
         return self._size
 
     def close(self) -> None:
@@ -82,5 +89,5 @@ class DigestingFile(io.RawIOBase):
 
     @property
     def digest(self) -> FileDigest:
-        """What was written so far."""
+        """Size and checksums of what was written so far."""
         return FileDigest(self._size, self._sha.hexdigest(), self._xxh.hexdigest())

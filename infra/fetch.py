@@ -1,7 +1,8 @@
-"""Fetch from URLs that nobody vouches for: http(s) only, with bounds on addresses, bytes, time, redirects and retries.
+"""Fetches untrusted URLs: http(s) only, with bounds on addresses, bytes, time, redirects and retries.
 
 Every hop's addresses are checked before a connection is made, and the address checked is the one connected
-to, so a name that changes its mind between two look-ups gains nothing. A failure is a value, not an exception.
+to, so a name that resolves to another address at a second look-up gains nothing. A failure is a value, not an
+exception.
 """
 
 import asyncio
@@ -23,31 +24,33 @@ from dualtoken.infra.addresses import CheckedResolver, PrivateAddressError, is_p
 
 CHUNK_BYTES = 1 << 16
 BACKOFF_SECONDS = 0.25
-"""Before the first retry, on average; doubles with each."""
+"""Mean pause before the first retry; doubles with each."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""HTTP statuses that lead to another URL."""
 RETRIED = frozenset({408, 429, *range(500, 600)})
+"""HTTP statuses that a later try may not meet."""
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 """Directives of X-Robots-Tag that img2dataset honours by default."""
 
 
 class FetchReason(StrEnum):
-    """Why a fetch failed; with `http_<status>`, a closed list."""
+    """Reason of a failed fetch; together with `http_<status>`, a closed list."""
 
     BAD_URL = "bad_url"
     NOT_HTTP = "not_http"
-    """The URL, or one that it redirects to, has another scheme."""
+    """Another scheme, of the URL or of one that it redirects to."""
     DNS = "dns"
     PRIVATE_ADDRESS = "private_address"
     CONNECTION = "connection"
     TLS = "tls"
     TIMEOUT = "timeout"
     BAD_RESPONSE = "bad_response"
-    """Not HTTP, or an encoding that cannot be undone."""
+    """An answer that is no HTTP, or has an encoding that cannot be decoded."""
     INCOMPLETE_BODY = "incomplete_body"
     TOO_MANY_BYTES = "too_many_bytes"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     OPTED_OUT = "opted_out"
-    """The server's X-Robots-Tag asks not to be used."""
+    """An X-Robots-Tag of the server that asks not to be used."""
 
 
 MAY_PASS = frozenset(
@@ -61,9 +64,9 @@ MAY_PASS = frozenset(
 )
 """Reasons that a later try may not meet."""
 _TRIED_AGAIN = MAY_PASS - {FetchReason.DNS, FetchReason.TIMEOUT}
-"""At once: a resolver has tried several times by itself, and a timeout is the end of a URL's time."""
+"""Reasons to try again at once. A resolver has tried several times by itself; a timeout ends a URL's time."""
 WITHOUT_A_NETWORK = frozenset({FetchReason.BAD_URL, FetchReason.NOT_HTTP, FetchReason.PRIVATE_ADDRESS})
-"""Reasons that a URL alone may have given: they do not say that anything answered."""
+"""Reasons that a URL alone may give: they do not show that anything answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,9 @@ class FetchLimits:
     """Bounds of every fetch."""
 
     max_bytes: int
-    """Of a body, decoded."""
+    """Size of a body, decoded."""
     deadline_seconds: float
-    """For one URL in all: look-ups, redirects, retries and bodies; waiting for a free slot does not count."""
+    """Time for one URL in all: look-ups, redirects, retries and bodies, but not the wait for a free slot."""
     max_redirects: int
     retries: int
     concurrency: int
@@ -83,7 +86,7 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole body."""
+    """A fetched body."""
 
     body: bytes
     content_type: str
@@ -91,7 +94,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """No body, and why."""
+    """A failed fetch, and why it failed."""
 
     reason: str
     """A `FetchReason`, or `http_<status>`."""
@@ -99,6 +102,8 @@ class FetchFailed:
 
 
 class _Failure(Exception):
+    """A failed attempt; `retry_after` is the pause in seconds that the server asks for."""
+
     def __init__(self, reason: str, detail: str, retry_after: float = 0.0) -> None:
         super().__init__(detail)
         self.failed = FetchFailed(reason, detail)
@@ -107,7 +112,7 @@ class _Failure(Exception):
 
 @cache
 def user_agent() -> str:
-    """Say who asks: `dualtoken/<version>`."""
+    """Return the User-Agent: `dualtoken/<version>`."""
     try:
         return f"dualtoken/{metadata.version('dualtoken')}"
     except metadata.PackageNotFoundError:
@@ -115,7 +120,13 @@ def user_agent() -> str:
 
 
 class Fetcher:
-    """Fetches with keep-alive, within limits; use it as an async context manager, in one event loop."""
+    """Fetches with keep-alive, within limits.
+
+    Use it as an async context manager, in one event loop::
+
+        async with Fetcher(limits) as fetcher:
+            result = await fetcher.fetch("https://example.org/a.jpg")
+    """
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
@@ -126,7 +137,7 @@ class Fetcher:
         """Open the session."""
         threads = min(self._limits.concurrency, 32)
         resolver = CheckedResolver(threads=threads, allow_private=self._limits.allow_private_addresses)
-        # No limit of its own: the slots are one. A cached look-up is one that was checked.
+        # The connector needs no limit of its own beside the slots. A cached look-up is one that was checked.
         connector = aiohttp.TCPConnector(limit=0, resolver=resolver, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -153,75 +164,75 @@ class Fetcher:
     async def fetch(self, url: str) -> Fetched | FetchFailed:
         """Return a URL's body, or why there is none; never raises for what a server or a URL does."""
         async with self._slots:
-            stop = time.monotonic() + self._limits.deadline_seconds
-            last: FetchFailed | None = None
+            attempts = _Attempts(self._limits)
             try:
                 async with asyncio.timeout(self._limits.deadline_seconds):
-                    for attempt in range(self._limits.retries + 1):
-                        try:
-                            return await self._follow(url)
-                        except _Failure as failure:
-                            last = failure.failed
-                            # Jitter, since the rows of one host fail together.
-                            pause = max(
-                                failure.retry_after, BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
-                            )
-                        if (
-                            last.reason not in _TRIED_AGAIN
-                            or attempt == self._limits.retries
-                            or time.monotonic() + pause >= stop
-                        ):
-                            return last
-                        await asyncio.sleep(pause)
+                    return await self._try_repeatedly(url, attempts)
             except TimeoutError:
-                after = f", after {last.reason}" if last else ""
+                after = ""
+                if attempts.last_failure is not None:
+                    after = f", after {attempts.last_failure.reason}"
                 return FetchFailed(
                     FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}"
                 )
-            except Exception as error:  # noqa: BLE001  (the last resort: one hostile answer must not fail the thousands of rows beside it)
+            # The last resort: one hostile answer must not fail the thousands of rows beside it.
+            except Exception as error:  # noqa: BLE001
                 return FetchFailed(FetchReason.BAD_RESPONSE, f"{type(error).__name__}: {error}"[:200])
-            raise AssertionError("the last attempt returns")
+
+    async def _try_repeatedly(self, url: str, attempts: "_Attempts") -> Fetched | FetchFailed:
+        """Try a URL until it gives a body, or another attempt would be of no use."""
+        while True:
+            try:
+                return await self._follow(url)
+            except _Failure as failure:
+                pause = attempts.pause_after(failure)
+                if pause is None:
+                    return failure.failed
+            await asyncio.sleep(pause)
 
     async def _follow(self, url: str) -> Fetched:
-        target = self._checked(url)
+        """Return the body at the end of a URL's redirects; raises `_Failure`."""
+        target = self._check_url(url)
         for _ in range(self._limits.max_redirects + 1):
             try:
                 answer = await self._request(target)
             except aiohttp.ClientError as error:
-                _classify(error)
-            except (
-                ValueError
-            ) as error:  # of a host that no look-up can spell, such as one with two dots in a row
+                _raise_classified(error)
+            except ValueError as error:
+                # Of a host that no look-up can spell, such as one with two dots in a row.
                 raise _Failure(FetchReason.BAD_URL, str(error)) from error
             if isinstance(answer, Fetched):
                 return answer
-            target = self._checked(answer, base=target)
+            target = self._check_url(answer, base=target)
         raise _Failure(FetchReason.TOO_MANY_REDIRECTS, f"more than {self._limits.max_redirects}")
 
-    def _checked(self, url: str, base: URL | None = None) -> URL:
+    def _check_url(self, url: str, base: URL | None = None) -> URL:
+        """Parse a URL, or a redirect from `base`; raises `_Failure` where it must not be fetched."""
         try:
-            target = base.join(URL(url)) if base else URL(url.strip())
+            target = URL(url.strip()) if base is None else base.join(URL(url))
             host = target.host
         except (ValueError, UnicodeError) as error:
             raise _Failure(FetchReason.BAD_URL, str(error)) from error
+        if not target.scheme:
+            raise _Failure(FetchReason.BAD_URL, f"scheme {target.scheme!r}")
         if target.scheme not in {"http", "https"}:
-            kind = FetchReason.NOT_HTTP if target.scheme else FetchReason.BAD_URL
-            raise _Failure(kind, f"scheme {target.scheme!r}")
+            raise _Failure(FetchReason.NOT_HTTP, f"scheme {target.scheme!r}")
         if not host:
             raise _Failure(FetchReason.BAD_URL, "no host")
         try:
-            literal = is_public(host)
+            is_allowed = is_public(host) or self._limits.allow_private_addresses
         except ValueError:
             return target  # A name: the resolver checks its addresses.
-        if not (literal or self._limits.allow_private_addresses):
+        if not is_allowed:
             raise _Failure(FetchReason.PRIVATE_ADDRESS, host)
         return target
 
     async def _request(self, target: URL) -> Fetched | str:
-        """Return the body, or where it is said to be."""
+        """Return the body, or the URL that the server redirects to."""
         assert self._session is not None
         async with self._session.get(target, allow_redirects=False) as response:
-            if response.status in REDIRECTS and (location := response.headers.get("Location")):
+            location = response.headers.get("Location")
+            if response.status in REDIRECTS and location:
                 return location
             if response.status != 200:
                 raise _Failure(
@@ -239,24 +250,49 @@ class Fetcher:
             raise _Failure(
                 FetchReason.TOO_MANY_BYTES, f"Content-Length {response.content_length}, max_bytes={cap}"
             )
-        body, inflate = (
-            bytearray(),
-            _decoder(response.headers.get("Content-Encoding", "identity").strip().lower()),
-        )
+        body = bytearray()
+        decoder = _decoder(response.headers.get("Content-Encoding", "identity").strip().lower())
         async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-            try:
-                # One byte over the cap is enough to know, so a bomb never unfolds.
-                body += inflate.decompress(chunk, cap + 1 - len(body)) if inflate else chunk
-            except zlib.error as error:
-                raise _Failure(FetchReason.BAD_RESPONSE, str(error)) from error
+            if decoder is None:
+                body += chunk
+            else:
+                try:
+                    # One byte over the cap is enough to know, so a bomb never unfolds.
+                    body += decoder.decompress(chunk, cap + 1 - len(body))
+                except zlib.error as error:
+                    raise _Failure(FetchReason.BAD_RESPONSE, str(error)) from error
             if len(body) > cap:
                 raise _Failure(FetchReason.TOO_MANY_BYTES, f"max_bytes={cap}")
-        if inflate and not inflate.eof:
+        if decoder is not None and not decoder.eof:
             raise _Failure(FetchReason.INCOMPLETE_BODY, "compressed body ends early")
         return bytes(body)
 
 
+class _Attempts:
+    """Decides whether and when one URL is tried again."""
+
+    def __init__(self, limits: FetchLimits) -> None:
+        self.last_failure: FetchFailed | None = None
+        self._deadline = time.monotonic() + limits.deadline_seconds
+        self._retries = limits.retries
+        self._failures = 0
+
+    def pause_after(self, failure: _Failure) -> float | None:
+        """Return the seconds to wait before the next attempt, or None where there must be none."""
+        self.last_failure = failure.failed
+        # Jitter, since the rows of one host fail together.
+        backoff = BACKOFF_SECONDS * 2**self._failures * random.uniform(0.5, 1.5)
+        pause = max(failure.retry_after, backoff)
+        self._failures += 1
+        if failure.failed.reason not in _TRIED_AGAIN or self._failures > self._retries:
+            return None
+        if time.monotonic() + pause >= self._deadline:
+            return None
+        return pause
+
+
 def _decoder(encoding: str) -> Any:  # noqa: ANN401  (zlib does not name the type)
+    """Return the decompressor of a Content-Encoding, None where there is nothing to decode."""
     if encoding in {"", "identity"}:
         return None
     if encoding in {"gzip", "x-gzip", "deflate"}:
@@ -265,6 +301,7 @@ def _decoder(encoding: str) -> Any:  # noqa: ANN401  (zlib does not name the typ
 
 
 def _opts_out(value: str) -> bool:
+    """Tell whether an X-Robots-Tag, of all agents or of this one, asks not to be used."""
     agent, colon, directives = value.rpartition(":")
     if colon and agent.strip().lower() != "dualtoken":
         return False
@@ -272,25 +309,28 @@ def _opts_out(value: str) -> bool:
 
 
 def _retry_after(value: str | None) -> float:
-    """Return the seconds that a server asks to wait, given as seconds or as a date; 0 where it says nothing clear."""
+    """Return the seconds that a server asks to wait, given as seconds or a date; 0 where that is unclear."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
         return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):  # the last one of a time zone that no clock has
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+    except (TypeError, ValueError, OverflowError):  # OverflowError for a time zone that no clock has
         return 0.0
+    return max(0.0, moment - time.time())
 
 
-def _classify(error: aiohttp.ClientError) -> NoReturn:
-    """Raise an aiohttp error as one of the closed list."""
+def _raise_classified(error: aiohttp.ClientError) -> NoReturn:
+    """Raise an aiohttp error as a `_Failure`, with a reason of the closed list."""
     detail = str(error) or type(error).__name__
     match error:
         case aiohttp.ClientConnectorDNSError(os_error=PrivateAddressError()):
-            reason, detail = FetchReason.PRIVATE_ADDRESS, str(error.os_error)
+            reason = FetchReason.PRIVATE_ADDRESS
+            detail = str(error.os_error)
         case aiohttp.ClientConnectorDNSError():
-            reason, detail = FetchReason.DNS, str(error.os_error)
+            reason = FetchReason.DNS
+            detail = str(error.os_error)
         case aiohttp.InvalidURL():
             reason = FetchReason.BAD_URL
         case aiohttp.ClientSSLError():

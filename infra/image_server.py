@@ -1,4 +1,4 @@
-"""Serve images that a run made itself over HTTP on this machine, so that they take the same way as any URL's."""
+"""Serves a run's own images over HTTP on this machine, so that they are fetched like those of any URL."""
 
 import mimetypes
 import sys
@@ -12,7 +12,7 @@ from typing import cast
 from urllib.parse import unquote, urlsplit
 
 Lookup = Callable[[str], bytes | None]
-"""From a path without its leading slash to the body, or None where there is none; called by several threads."""
+"""Returns the body at a path without its leading slash, or None; called by several threads."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -31,19 +31,24 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "dualtoken"
     sys_version = ""
     timeout = 30
-    # Head and body leave in one segment; else Nagle's algorithm waits for the client's delayed acknowledgement.
+    # Head and body leave in one segment; else Nagle's algorithm waits for the client's delayed
+    # acknowledgement.
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         assert isinstance(self.server, _Server)
         path = unquote(urlsplit(self.path).path).lstrip("/")
+        status = HTTPStatus.OK
+        content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
         body = self.server.lookup(path)
-        status, kind = HTTPStatus.OK, mimetypes.guess_type(path)[0] or "application/octet-stream"
         if body is None:
-            status, kind, body = HTTPStatus.NOT_FOUND, "text/plain", b"no such image\n"
+            status = HTTPStatus.NOT_FOUND
+            content_type = "text/plain"
+            body = b"no such image\n"
+
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -57,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_images(lookup: Lookup) -> Generator[str]:
-    """Answer GET and HEAD on 127.0.0.1 and a free port while the block runs; yield `http://127.0.0.1:<port>`."""
+    """Answer GET and HEAD at a free port while the block runs; yield `http://127.0.0.1:<port>`."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.lookup = lookup
     thread = Thread(

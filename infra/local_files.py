@@ -1,4 +1,4 @@
-"""Files of this machine: written so that they are there as a whole or not at all, and listed in order."""
+"""Local files: written atomically and durably, and listed in order."""
 
 import errno
 import os
@@ -10,33 +10,40 @@ from contextlib import suppress
 from pathlib import Path
 
 PART = ".part"
+"""Suffix of a file that is being written."""
 
 
 def list_files(folder: str) -> Iterator[tuple[str, int, float]]:
     """Yield (path, bytes, seconds since 1970) of every regular file below a folder, in order of path."""
     try:
         with os.scandir(folder) as entries:
-            # With its slash, a folder's name sorts as the paths below it do.
-            children = sorted(
-                (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name) for entry in entries
-            )
+            children = [_sort_name(entry) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return
+    children.sort()
     for child in children:
         path = f"{folder}/{child}"
         if child.endswith("/"):
             yield from list_files(path[:-1])
-        else:
-            with suppress(FileNotFoundError):  # removed since it was listed
-                found = os.stat(path)  # noqa: PTH116  (a path per file would double the time)
-                if stat.S_ISREG(found.st_mode):
-                    yield path, found.st_size, found.st_mtime
+            continue
+        with suppress(FileNotFoundError):  # removed since it was listed
+            status = os.stat(path)  # noqa: PTH116  (a path per file would double the time)
+            if stat.S_ISREG(status.st_mode):
+                yield path, status.st_size, status.st_mtime
+
+
+def _sort_name(entry: os.DirEntry[str]) -> str:
+    """Return an entry's name, a folder's with a slash: with it, a folder sorts as the paths below it do."""
+    if entry.is_dir(follow_symlinks=False):
+        return f"{entry.name}/"
+    return entry.name
 
 
 def write_durably(target: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file beside its target, on disk when this returns, and return its path.
+    """Let `write` make a file beside its target, and return its path once it is on disk.
 
-    Raises `OSError` that names the target, as the system does not where a disk is full; nothing is left then.
+    Raises `OSError` that names the target, which the system does not where a disk is full; no file is left
+    then.
     """
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
     try:
@@ -55,7 +62,10 @@ def write_durably(target: Path, write: Callable[[Path], object]) -> Path:
 
 
 def move_or_copy(source: Path, target: Path) -> None:
-    """Rename a file; copy it where that would cross file systems, or take away what a link points to."""
+    """Rename a file, or copy it where a rename would cross file systems.
+
+    A link's target is copied, and stays where it is.
+    """
     if source.is_symlink():
         shutil.copyfile(source, target)
         return
@@ -67,8 +77,8 @@ def move_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def replace(target: str, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file that takes its target's place in one step."""
+def replace_file(target: str, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file that replaces its target atomically."""
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, write).replace(path)
@@ -76,7 +86,10 @@ def replace(target: str, write: Callable[[Path], object]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to disk: without it, a power failure may take a rename back though the file itself is there."""
+    """Bring a folder's names to disk.
+
+    Without it, a power failure may take a rename back though the file itself is there.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

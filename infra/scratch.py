@@ -1,6 +1,6 @@
-"""Scratch folders of this machine: each goes with its block, or, where its process was killed, with a later process.
+"""Local scratch folders, removed with their block, or by a later process where theirs was killed.
 
-Beside a folder lies its lock, which the system lets go when the process ends, in whatever way.
+Beside a folder lies its lock, which the system releases when the process ends, however it ends.
 """
 
 import fcntl
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX, LOCK = "dualtoken-", ".lock"
+PREFIX = "dualtoken-"
+LOCK = ".lock"
 
 
 @contextmanager
@@ -25,30 +26,34 @@ def scratch_folder() -> Iterator[str]:
     finally:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
-        _let_go(descriptor, lock)
+        _release(descriptor, lock)
 
 
 def remove_abandoned() -> int:
-    """Remove the scratch folders whose process was killed, of this user and under this TMPDIR; return how many there were."""
+    """Remove the scratch folders of killed processes, of this user and under this TMPDIR.
+
+    Returns how many folders were removed.
+    """
     removed = 0
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*{LOCK}"):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             continue  # gone by now, or another user's
-        if os.fstat(descriptor).st_uid != os.getuid() or not _take(descriptor):
+        is_ours = os.fstat(descriptor).st_uid == os.getuid()
+        if not is_ours or not _take(descriptor):
             os.close(descriptor)
             continue
+
         folder = Path(str(path).removesuffix(LOCK))
-        with suppress(
-            OSError
-        ):  # such as a file that may not be removed: the lock stays, and a later process tries again
+        with suppress(OSError):
             shutil.rmtree(folder)
             removed += 1
         if folder.exists():
+            # Such as for a file that may not be removed: the lock stays, and a later process tries again.
             os.close(descriptor)
         else:
-            _let_go(descriptor, str(path))
+            _release(descriptor, str(path))
     return removed
 
 
@@ -62,6 +67,7 @@ def _take_new_lock() -> tuple[int, str]:
 
 
 def _take(descriptor: int) -> bool:
+    """Take a lock without waiting; return whether that worked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -69,7 +75,7 @@ def _take(descriptor: int) -> bool:
     return True
 
 
-def _let_go(descriptor: int, lock: str) -> None:
-    """Remove a lock's file while it is held, so that nobody takes it for one of a folder that is there."""
+def _release(descriptor: int, lock: str) -> None:
+    """Remove a lock's file while the lock is held, so that nobody takes it for that of an existing folder."""
     Path(lock).unlink(missing_ok=True)
     os.close(descriptor)

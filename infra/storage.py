@@ -1,7 +1,7 @@
-"""Where files live: a local folder or any fsspec URL, with the few operations that commits are made of.
+"""A store of files: a local folder or any fsspec URL, with the few operations that commits are made of.
 
-No rename is assumed. A file is written to local scratch, closed, hashed, uploaded, its size read back; a
-small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
+No rename is assumed. A file is written to local scratch, closed, hashed and uploaded, and its size is read
+back. A small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
 """
 
 import copy
@@ -18,31 +18,40 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dualtoken.infra.local_files import PART, list_files, move_or_copy, replace, sync_folder, write_durably
+from dualtoken.infra.local_files import (
+    PART,
+    list_files,
+    move_or_copy,
+    replace_file,
+    sync_folder,
+    write_durably,
+)
 
 PROBE = ".probe-"
+"""Prefix of the files that find out whether a store honours conditional puts."""
 READ_AT_ONCE = 1024
-"""Small files asked for at once of a remote store; the client bounds its own connections."""
+"""Small files that a remote store is asked for at once; the client bounds its own connections."""
 
 
 class StoredFile(NamedTuple):
-    """What a listing says of a file."""
+    """A file as a listing shows it."""
 
     name: str
     bytes: int
     modified: float
-    """Seconds since 1970, by the clock of whoever stores it."""
+    """Time of the last change, seconds since 1970, by the store's own clock."""
 
     @property
     def is_leftover(self) -> bool:
-        """Whether a killed write left it behind."""
+        """Whether the file is what a killed write left behind."""
         base = self.name.rpartition("/")[2]
         return base.startswith(".") and (base.endswith(PART) or base.startswith(PROBE))
 
 
 def join(folder: str, *names: str) -> str:
     """Join a folder (path or URL) and names with slashes."""
-    return "/".join([folder.rstrip("/"), *(name.strip("/") for name in names)])
+    stripped_names = [name.strip("/") for name in names]
+    return "/".join([folder.rstrip("/"), *stripped_names])
 
 
 class Store:
@@ -54,14 +63,20 @@ class Store:
         self.fs, self.root = fsspec.url_to_fs(url, use_listings_cache=False)
         self.root = self.root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
-        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self.url = self.root
+        if not self.is_local:
+            self.url = self.fs.unstrip_protocol(self.root)
         self._is_s3 = hasattr(self.fs, "call_s3")
-        # With more than one connection for a file, s3fs would ask for its size first.
-        self._small = {"max_concurrency": 1} if self._is_s3 else {}
+        self._small_file_options: dict[str, Any] = {}
+        if self._is_s3:
+            # With more than one connection for a file, s3fs would ask for its size first.
+            self._small_file_options["max_concurrency"] = 1
 
     def path(self, name: str = "") -> str:
-        """Return the name as the file system spells it."""
-        return f"{self.root}/{name}" if name else self.root
+        """Return a name's path as the file system spells it; the root's for an empty name."""
+        if not name:
+            return self.root
+        return f"{self.root}/{name}"
 
     def at(self, name: str) -> "Store":
         """Return a folder below this one."""
@@ -70,67 +85,83 @@ class Store:
     def beside(self, name: str) -> "Store":
         """Return a folder beside this one, with the same client."""
         other = copy.copy(self)
-        other.root, other.url = (f"{place.rsplit('/', 1)[0]}/{name}" for place in (self.root, self.url))
+        other.root = f"{_parent(self.root)}/{name}"
+        other.url = f"{_parent(self.url)}/{name}"
         return other
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file is there; of a store that does not answer, raise its error."""
+        """Tell whether a file is there; raises the error of a store that does not answer."""
         return self.size(name) is not None
 
     def entry(self, name: str) -> StoredFile | None:
-        """Return what a listing would say of a file now, its time to the second, or None where there is no such file."""
+        """Return a file as a listing would show it now, its time to the second; None where there is none."""
         try:
             info = self.fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return StoredFile(name, int(info["size"]), _modified(info)) if info["type"] == "file" else None
+        if info["type"] != "file":
+            return None
+        return StoredFile(name, int(info["size"]), _modified(info))
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
-        found = self.entry(name)
-        return found.bytes if found else None
+        file = self.entry(name)
+        if file is None:
+            return None
+        return file.bytes
 
     def read(self, name: str) -> bytes:
         """Return a whole small file."""
         if self.is_local:
             with open(self.path(name), "rb") as file:  # noqa: PTH123  (a path per file would double the time)
                 return file.read()
-        return bytes(self.fs.cat_file(self.path(name), **self._small))
+        return bytes(self.fs.cat_file(self.path(name), **self._small_file_options))
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
         if self.is_local:
-            yield from ((name, self.read(name)) for name in names)
+            for name in names:
+                yield name, self.read(name)
             return
-        waiting = iter(names)
-        while some := list(islice(waiting, READ_AT_ONCE)):
-            contents = self.fs.cat([self.path(name) for name in some], **self._small)
-            yield from ((name, bytes(contents[self.path(name)])) for name in some)
+        remaining = iter(names)
+        batch = list(islice(remaining, READ_AT_ONCE))
+        while batch:
+            contents = self.fs.cat([self.path(name) for name in batch], **self._small_file_options)
+            for name in batch:
+                yield name, bytes(contents[self.path(name)])
+            batch = list(islice(remaining, READ_AT_ONCE))
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Yield (name, bytes) of every file below a folder, in order of name, but what a killed write left behind."""
-        yield from ((file.name, file.bytes) for file in self.entries(folder) if not file.is_leftover)
+        """Yield (name, bytes) of every file below a folder, in order of name.
+
+        Leaves out what killed writes left behind.
+        """
+        for file in self.entries(folder):
+            if not file.is_leftover:
+                yield file.name, file.bytes
 
     def entries(self, folder: str = "") -> Iterator[StoredFile]:
-        """Yield every file below a folder, in order of name, with its time; what a killed write left behind too.
+        """Yield every file below a folder, in order of name, with its time; what killed writes left too.
 
-        Holds one local folder's names, or one page of an S3 listing, however many files there are.
+        Keeps one local folder's names in memory, or one page of an S3 listing, however many files there are.
         """
         start = self.path(folder)
-        found = (
-            list_files(start)
-            if self.is_local
-            else self._s3_files(start)
-            if self._is_s3
-            else self._found(start)
-        )
-        for path, size, modified in found:
+        if self.is_local:
+            files = list_files(start)
+        elif self._is_s3:
+            files = self._list_s3(start)
+        else:
+            files = self._list_remote(start)
+        for path, size, modified in files:
             yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified)
 
-    def _s3_files(self, start: str) -> Iterator[tuple[str, int, float]]:
-        """List by pages of up to 1,000 keys; s3fs itself would keep all of them, and a kilobyte of each."""
+    def _list_s3(self, start: str) -> Iterator[tuple[str, int, float]]:
+        """List by pages of up to 1,000 keys; s3fs itself would keep all of them, with a kilobyte for each."""
         bucket, key, _ = self.fs.split_path(start)
-        request = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **self.fs.req_kw}
+        prefix = ""
+        if key:
+            prefix = f"{key}/"
+        request = {"Bucket": bucket, "Prefix": prefix, **self.fs.req_kw}
         while True:
             try:
                 page = self.fs.call_s3("list_objects_v2", **request)
@@ -143,12 +174,12 @@ class Store:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _found(self, start: str) -> Iterator[tuple[str, int, float]]:
+    def _list_remote(self, start: str) -> Iterator[tuple[str, int, float]]:
         try:
-            found = self.fs.find(start, detail=True)
+            files = self.fs.find(start, detail=True)
         except FileNotFoundError:
             return
-        for path, info in sorted(found.items()):
+        for path, info in sorted(files.items()):
             yield path, int(info["size"]), _modified(info)
 
     def folders(self, folder: str = "") -> list[str]:
@@ -157,7 +188,7 @@ class Store:
             entries = self.fs.ls(self.path(folder), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        paths = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+        paths = [str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory"]
         return sorted(path.removeprefix(self.root).lstrip("/") for path in paths)
 
     def remove(self, name: str) -> None:
@@ -169,46 +200,54 @@ class Store:
 
     def remove_empty_folders(self, top: str) -> None:
         """Delete the folders at and below `top` that hold nothing; object stores have none."""
-        if self.is_local:
-            for folder, _, _ in os.walk(self.path(top), topdown=False):
-                with suppress(OSError):
-                    Path(folder).rmdir()
+        if not self.is_local:
+            return
+        for folder, _, _ in os.walk(self.path(top), topdown=False):
+            with suppress(OSError):
+                Path(folder).rmdir()
 
     def put(self, source: Path, name: str, *, move: bool = False) -> None:
-        """Copy a closed local file here, replacing any, and read its size back; with `move` the source may be gone then.
+        """Copy a closed local file here, replacing any, and read its size back.
 
-        Raises `OSError` when what arrived has another size.
+        With `move` the source may be gone then. Raises `OSError` when what arrived has another size.
         """
-        target, expected = self.path(name), source.stat().st_size
-        if self.is_local:
-            replace(
-                target, lambda part: move_or_copy(source, part) if move else shutil.copyfile(source, part)
-            )
+        target = self.path(name)
+        expected = source.stat().st_size
+        if self.is_local and move:
+            replace_file(target, lambda part: move_or_copy(source, part))
+        elif self.is_local:
+            replace_file(target, lambda part: shutil.copyfile(source, part))
         else:
-            # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended for one that is not there.
-            _twice(lambda: self.fs.put_file(str(source), target))
+            # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended
+            # for one that is not there.
+            _try_twice(lambda: self.fs.put_file(str(source), target))
             self.fs.invalidate_cache(target)
-        if (arrived := self.size(name)) != expected:
+        arrived = self.size(name)
+        if arrived != expected:
             raise OSError(f"{target}: {arrived} bytes arrived of {expected}; try again")
 
     def put_bytes(self, data: bytes, name: str) -> None:
         """Write a small file, replacing any."""
         if self.is_local:
-            replace(self.path(name), lambda part: part.write_bytes(data))
+            replace_file(self.path(name), lambda part: part.write_bytes(data))
         else:
             self.fs.pipe_file(self.path(name), data)
             self.fs.invalidate_cache(self.path(name))
 
     def put_if_absent(self, data: bytes, name: str) -> bool:
         """Write a small file unless one is there; return whether it is there with this content."""
-        if not self.is_local:
-            try:
-                self.fs.pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                # It may be ours: a reply that is lost makes the client try again, and find its own file.
-                return self.read(name) == data
-            self.fs.invalidate_cache(self.path(name))
-            return True
+        if self.is_local:
+            return self._link_if_absent(data, name)
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            # It may be ours: a reply that is lost makes the client try again, and find its own file.
+            return self.read(name) == data
+        self.fs.invalidate_cache(self.path(name))
+        return True
+
+    def _link_if_absent(self, data: bytes, name: str) -> bool:
+        """Do likewise in a local folder: a link, unlike a rename, never replaces a file."""
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         part = write_durably(target, lambda path: path.write_bytes(data))
@@ -229,13 +268,13 @@ class Store:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-            # Of a large file, s3fs does not ask again for a part that breaks off.
-            _twice(lambda: self.fs.get_file(self.path(name), str(part)))
+            # s3fs does not ask again for a part of a large file that breaks off.
+            _try_twice(lambda: self.fs.get_file(self.path(name), str(part)))
             part.replace(target)
         return target
 
     def local_folder(self, scratch: Path) -> Path:
-        """Return a local path that holds this folder's files: itself where it is local, else a copy in scratch."""
+        """Return a local path with this folder's files: itself where it is local, else a copy in scratch."""
         if self.is_local:
             return Path(self.root)
         for name, _ in self.files():
@@ -243,7 +282,7 @@ class Store:
         return scratch
 
     def honours_put_if_absent(self) -> bool:
-        """Find out, with a probe file, whether a second conditional put is refused; some S3 stores ignore it."""
+        """Find out by a probe file whether a second conditional put is refused; some S3 stores accept it."""
         name = f"{PROBE}{uuid.uuid4().hex}"
         try:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
@@ -251,16 +290,29 @@ class Store:
             self.remove(name)
 
 
-def _twice(call: Callable[[], object]) -> None:
-    """Make a call once more where it fails for what may pass; done twice it must leave what it leaves when done once."""
+def _parent(location: str) -> str:
+    return location.rsplit("/", 1)[0]
+
+
+def _try_twice(call: Callable[[], object]) -> None:
+    """Make a call once more where it fails for what may pass; the call must be idempotent."""
     try:
         call()
     except PermissionError:
         raise
-    except Exception:  # noqa: BLE001  (the client hands on errors of three libraries; the second call's is raised)
+    except Exception:  # noqa: BLE001  (errors of three libraries; the second call's is raised)
         call()
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    moment = next((info[key] for key in ("mtime", "LastModified", "created") if key in info), 0.0)
-    return moment.timestamp() if isinstance(moment, datetime) else float(moment)
+    """Return a file's time, seconds since 1970, by whichever key its file system has; 0 without any."""
+    for key in ("mtime", "LastModified", "created"):
+        if key in info:
+            return _timestamp(info[key])
+    return 0.0
+
+
+def _timestamp(moment: Any) -> float:  # noqa: ANN401  (each file system has its own type)
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment)

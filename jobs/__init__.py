@@ -1,7 +1,32 @@
-"""Entry points. Imported before torch, so that what is set here counts in this process and in Ray's workers."""
+"""Entry points: the `dualtoken` command, and `python -m jobs.<stage>`, which a Ray job runs.
 
-import os
+May import every folder; nobody imports this one. It prints, reads arguments and ends the process.
+"""
 
-# OpenMP's threads spin while they wait, which starves a machine that has other work: a training step of 1.7 s took 13.5 s
-# beside one busy process on 2 cores (Xeon, 2026-11-24). Set it yourself to overrule this.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+
+class _StageModules(MetaPathFinder):
+    """Finds `jobs.<stage>` for every declared stage: one file, `stage_command.py`, serves them all."""
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        if package != __name__:
+            return None
+        from dualtoken.pipelines.runtime.stages import commands  # noqa: PLC0415  (other imports of this package need no catalogue)
+
+        if name not in commands():
+            return None
+        return spec_from_file_location(fullname, Path(__file__).with_name("stage_command.py"))
+
+
+# Last, so that the files of this folder are found first.
+sys.meta_path.append(_StageModules())

@@ -53,13 +53,13 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
             "--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json"
         )
     from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
-    from dualtoken.model.convert.reference_config import reference_config  # noqa: PLC0415
+    from dualtoken.model.convert.reference_config import config_from_reference  # noqa: PLC0415
     from dualtoken.model.convert.siglip import read_json, read_weights  # noqa: PLC0415
     from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
     values, state = read_json(config), read_weights(source)
     refuse_older_layouts(state)
-    settings = reference_config(values, state)
+    settings = config_from_reference(values, state)
     tokenizer = DualTokenizer.from_weights(settings, from_reference(state, settings))
     tokenizer.save_pretrained(out)
     num_text = sum(name.startswith("siglip_model.text_model.") for name in state)

@@ -1,12 +1,14 @@
-"""How every command ends: one line for the user's mistakes, a typed exit code, a traceback only for our bugs."""
+"""How every command runs and ends: one line for the user's mistakes, a typed exit code, a traceback for our bugs only."""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
+from dualtoken.infra.openmp import wait_passively
 from dualtoken.pipelines.errors import (
     ExitCode,
     Preempted,
@@ -16,7 +18,12 @@ from dualtoken.pipelines.errors import (
     lacks_credentials,
 )
 
-_KEYS = "; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+
+def run_program(command: Callable[[], None]) -> None:
+    """Run a command as this process's program; see `ExitCode` for what it exits with."""
+    wait_passively()
+    with typed_exit():
+        command()
 
 
 @contextmanager
@@ -26,21 +33,29 @@ def typed_exit() -> Iterator[None]:
     try:
         yield
     except Preempted:
-        _end("stopped; run the same command again to go on", ExitCode.PREEMPTED)
+        _exit("stopped; run the same command again to go on", ExitCode.PREEMPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
     except Exception as error:
-        if (code := exit_code(error)) == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
+        code = exit_code(error)
+        if code == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
             raise
-        fix = "; try again" if code == ExitCode.TEMPORARY else _KEYS if lacks_credentials(error) else ""
-        _end(f"{error}{fix}", code)
+        _exit(f"{error}{_advice(error, code)}", code)
 
 
 def _preempt(_signal: int, _frame: FrameType | None) -> None:
     raise Preempted
 
 
-def _end(message: str, code: ExitCode) -> None:
+def _advice(error: Exception, code: ExitCode) -> str:
+    if code == ExitCode.TEMPORARY:
+        return "; try again"
+    if lacks_credentials(error):
+        return "; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    return ""
+
+
+def _exit(message: str, code: ExitCode) -> NoReturn:
     print(f"dualtoken: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

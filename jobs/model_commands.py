@@ -79,7 +79,7 @@ def export(
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
     _check_places(model)
     require_writable(out)
-    from dualtoken.model.convert.export import export as export_graphs  # noqa: PLC0415
+    from dualtoken.model.convert.export import export_graphs  # noqa: PLC0415
     from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
 
     tokenizer = open_model(model).network.cpu()

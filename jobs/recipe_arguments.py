@@ -19,15 +19,18 @@ def open_recipe(
     if address is not None:
         settings.append(f"cluster.address={address}")
     recipe = load_recipe(location, settings)
-    _check_root(recipe.root)
+    if not is_url(recipe.root):
+        _check_root(recipe.root)
     return recipe
 
 
 def _check_root(root: str) -> None:
-    """Raise `UserError` for a local root that no folder can be made of; one that is not there yet is made by a run."""
-    there = next((place for place in (Path(root), *Path(root).parents) if place.exists()), None)
-    if not is_url(root) and there and not there.is_dir():
-        raise UserError(f"root={root}: {there} is a file: set --root to a folder or a URL")
+    """Raise `UserError` for a local root that no folder can be made of; one that does not exist yet is made by a run."""
+    for place in (Path(root), *Path(root).parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise UserError(f"root={root}: {place} is a file: set --root to a folder or a URL")
 
 
 def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:

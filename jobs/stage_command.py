@@ -1,10 +1,10 @@
-"""What `python -m jobs.<stage>` and `dualtoken <stage>` do."""
+"""A stage's command: `dualtoken <stage>`, and `python -m jobs.<stage>`, the entry point of a Ray job."""
 
 from collections.abc import Callable
 
 import typer
 
-from dualtoken.jobs.exits import typed_exit
+from dualtoken.jobs.exits import run_program
 from dualtoken.jobs.options import (
     AddressOption,
     CorpusOption,
@@ -33,17 +33,19 @@ def stage_command(command: str) -> Callable[..., None]:
         check_corpora(settings, corpus)
         with open_executor(settings.cluster, in_process=in_process) as executor:
             finished = run_command(command, settings, executor, print_line, corpus)
-        for one in finished:
-            if one.manifest and one.job:
-                counts = (
-                    ", ".join(f"{count} {status}" for status, count in one.manifest.counts.items()) or "done"
-                )
-                print_line(f"{one.label}: {counts}; {one.job.folder}")
+        for planned in finished:
+            if planned.manifest and planned.job:
+                counts = [f"{count} {status}" for status, count in planned.manifest.counts.items()]
+                print_line(f"{planned.label}: {', '.join(counts) or 'done'}; {planned.job.folder}")
 
     return run
 
 
 def main(command: str) -> None:
     """Run one stage as a program of its own."""
-    with typed_exit():
-        typer.run(stage_command(command))
+    run_program(lambda: typer.run(stage_command(command)))
+
+
+if __name__ == "__main__":
+    assert __spec__ is not None
+    main(__spec__.name.rpartition(".")[2])

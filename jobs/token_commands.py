@@ -116,6 +116,7 @@ def card(
     from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job  # noqa: PLC0415
     from dualtoken.pipelines.tokens.card import CARD_FILE  # noqa: PLC0415
     from dualtoken.pipelines.tokens.card import card as compose  # noqa: PLC0415
+    from dualtoken.pipelines.tokens.facts import TokenDetails  # noqa: PLC0415
     from dualtoken.pipelines.tokens.shards import require_finished  # noqa: PLC0415
 
     store = Store(dataset)
@@ -125,7 +126,7 @@ def card(
             f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
         )
     try:
-        details = require_finished(store).details
+        details = TokenDetails.of(require_finished(store))
     except ValueError as error:
         raise UserError(str(error)) from error
     # Datasets from before cards were written have none.

@@ -1,4 +1,4 @@
-"""The errors that a command ends with, and its exit codes."""
+"""Errors that a command ends with, and its exit codes."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -6,19 +6,17 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
-"""s3fs hands on some of their errors as they are, such as of an endpoint that does not answer."""
-
+"""Modules of S3 clients. s3fs passes some of their errors on, such as for an endpoint that is down."""
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
-"""Of botocore: nothing was asked, for this process has no keys to ask with."""
-
-_OF_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""No file comes or goes by trying again."""
+"""Errors of botocore for a process without access keys: no request was made."""
+_PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors that trying again does not change: no file comes or goes by it."""
 _NO_BUCKET = "specified bucket does not exist"
-"""S3 clients raise it as a file that is not found."""
+"""Message of a `FileNotFoundError` that S3 clients raise for a bucket."""
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means."""
+    """Exit status of a command."""
 
     DONE = 0
     BUG = 1
@@ -28,12 +26,12 @@ class ExitCode(IntEnum):
 
 
 class UserError(ValueError):
-    """What a user can fix: the message is one line that names the key, the value and what to set."""
+    """An error that the user can fix: the message is one line with the key, the value and what to set."""
 
 
 @contextmanager
 def user_error_on_divergence() -> Iterator[None]:
-    """Raise what a training says of values that are no numbers, with the key to lower, as the user's mistake."""
+    """Raise a divergence of a training as a `UserError`, which names the key to lower."""
     try:
         yield
     except FloatingPointError as error:
@@ -41,21 +39,22 @@ def user_error_on_divergence() -> Iterator[None]:
 
 
 class UnitsFailed(Exception):
-    """Some units of a stage have no receipt; carries the exit code that the worst of them calls for."""
+    """Some units of a stage have no receipt; `code` is the exit code that the worst of them calls for."""
 
     def __init__(
         self, failures: Mapping[str, str], num_units: int, code: ExitCode, num_left: int = 0
     ) -> None:
+        left = ""
+        if num_left:
+            left = f", and {num_left} were not tried after so many in a row"
         unit, reason = next(iter(failures.items()))
-        left = f", and {num_left} were not tried after so many in a row" if num_left else ""
-        super().__init__(
-            f"{len(failures)} of {num_units} units failed{left}; {unit}: {' '.join(reason.split())}"
-        )
+        reason = " ".join(reason.split())
+        super().__init__(f"{len(failures)} of {num_units} units failed{left}; {unit}: {reason}")
         self.code = code
 
 
 class Preempted(BaseException):
-    """The process was asked to stop; what is finished stays finished."""
+    """The process was asked to stop; finished units stay finished."""
 
 
 class StageFailed(Exception):
@@ -75,23 +74,35 @@ class TokenAlarm(StageFailed):
 
 def lacks_credentials(error: BaseException) -> bool:
     """Tell whether S3 was not even asked, for want of an access key."""
-    return type(error).__name__ in _NO_KEYS and type(error).__module__.startswith(_STORAGE_CLIENTS)
+    return type(error).__name__ in _NO_KEYS and _is_of_storage_client(error)
+
+
+def _is_of_storage_client(error: BaseException) -> bool:
+    return type(error).__module__.startswith(_STORAGE_CLIENTS)
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """Sort an error: the user's, one that may pass when tried again, or a bug of ours."""
+    """Classify an error: the user's, one that may pass when tried again, or a bug of ours."""
     if isinstance(error, (UnitsFailed, StageFailed)):
         return error.code
-    if (
-        isinstance(error, UserError)
-        or getattr(error, "exit_code", None) == ExitCode.CONFIGURATION
-        or lacks_credentials(error)
-    ):
+    if _is_the_users(error):
         return ExitCode.CONFIGURATION
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return ExitCode.CONFIGURATION  # no folder becomes writable by trying again
-    if isinstance(error, _OF_PATHS):
-        return ExitCode.CONFIGURATION if _NO_BUCKET in str(error) else ExitCode.BUG
-    if isinstance(error, (OSError, TimeoutError)) or type(error).__module__.startswith(_STORAGE_CLIENTS):
+    if _may_pass(error):
         return ExitCode.TEMPORARY
     return ExitCode.BUG
+
+
+def _is_the_users(error: BaseException) -> bool:
+    if isinstance(error, UserError) or lacks_credentials(error):
+        return True
+    if getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
+        return True
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return True  # no folder becomes writable by trying again
+    return isinstance(error, _PATH_ERRORS) and _NO_BUCKET in str(error)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, _PATH_ERRORS):
+        return False
+    return isinstance(error, (OSError, TimeoutError)) or _is_of_storage_client(error)

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import dualtoken.jobs  # noqa: F401  (sets what must be set before torch is imported)
+from dualtoken.infra.openmp import wait_passively
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import commands
 from tests.helpers.tiny_run import TINY, LoadTiny
 
+wait_passively()  # before torch is imported
 # Ray's workers would wait for whatever else these tests do at the same time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -64,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, load_tiny: LoadTiny) -> R
     done = shared / "finished.done"
     with FileLock(shared / "finished.lock"):
         if not done.exists():
-            for command in COMMANDS:
+            for command in commands():
                 run_command(command, recipe, LocalExecutor(), lambda _: None)
             done.touch()
     return recipe

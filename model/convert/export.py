@@ -1,6 +1,6 @@
-"""The tokenizer's two graphs, images to codes and pixel codes to images, for other runtimes: ONNX and torch.export.
+"""Exports the tokenizer as two graphs, ONNX or torch.export: images to codes, and pixel codes to images.
 
-B images, H and W places of the grid, D depths. Graphs take any batch size.
+B images of S by S pixels, a grid of H by W tokens, D depths. Graphs take any batch size.
 """
 
 import copy
@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dualtoken.model.quantize import Quantizer
+from dualtoken.model.quantize.base import Quantizer
 from dualtoken.model.quantize.exportable import exportable
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 Format = Literal["onnx", "torch-export"]
 SUFFIX = {"onnx": "onnx", "torch-export": "pt2"}
-_NEEDS = ("onnx", "onnxscript")
-_EXAMPLES = 2
-"""Images in the example; one would be taken for a constant."""
+_ONNX_PACKAGES = ("onnx", "onnxscript")
+_NUM_EXAMPLES = 2
+"""Images in the example input; a batch of one would be taken for a constant."""
 
 
 class Graph(NamedTuple):
@@ -37,34 +37,47 @@ class Graph(NamedTuple):
     output_names: list[str]
 
 
-def export(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]:  # noqa: A002  (the command's word)
+def export_graphs(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]:  # noqa: A002
     """Write `encode` and `decode` into a folder, made if missing, and return the files' paths.
 
-    ONNX's own format ends at 2 GB: of a larger graph, as So400m's, the weights are a second file, `encode.onnx.data`. Raises
-    ValueError if a package that the format needs is missing.
+    ONNX's own format ends at 2 GB: the weights of a larger graph, as So400m's, are a second file,
+    `encode.onnx.data`. Raises ValueError if a package that the format needs is missing.
     """
-    if format == "onnx" and (missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]):
-        raise ValueError(
-            f"format=onnx needs the package {missing[0]}: pip install '.[export]' in its folder, or use torch-export"
-        )
+    if format == "onnx":
+        _require_onnx()
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with _for_inference(tokenizer), _quiet():
+    with _eval_mode(tokenizer), _quiet():
         for graph in _graphs(tokenizer):
             path = folder / f"{graph.name}.{SUFFIX[format]}"
             weights = path.with_name(f"{path.name}.data")
             weights.unlink(missing_ok=True)  # an earlier export's
-            _export_onnx(graph, path) if format == "onnx" else _export_torch(graph, path)
-            paths += [path, weights] if weights.exists() else [path]
+            if format == "onnx":
+                _export_onnx(graph, path)
+            else:
+                _export_torch(graph, path)
+            paths.append(path)
+            if weights.exists():
+                paths.append(weights)
     return paths
 
 
+def _require_onnx() -> None:
+    for package in _ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"format=onnx needs the package {package}: pip install '.[export]' in its folder, "
+                "or use torch-export"
+            )
+
+
 def _graphs(tokenizer: DualTokenizer) -> tuple[Graph, Graph]:
-    config, network, device = tokenizer.config, _plain(tokenizer), next(tokenizer.parameters()).device
-    images = torch.zeros(_EXAMPLES, 3, config.image_size, config.image_size, device=device)
-    codes = torch.zeros(
-        _EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth, dtype=torch.int64, device=device
-    )
+    config = tokenizer.config
+    device = next(tokenizer.parameters()).device
+    images = torch.zeros(_NUM_EXAMPLES, 3, config.image_size, config.image_size, device=device)
+    codes_shape = (_NUM_EXAMPLES, config.grid_size, config.grid_size, config.pixel.depth)
+    codes = torch.zeros(codes_shape, dtype=torch.int64, device=device)
+    network = _exportable_copy(tokenizer)
     return (
         Graph("encode", _Encode(network), (images,), ["images"], ["semantic", "pixel"]),
         Graph("decode", _Decode(network), (codes,), ["pixel"], ["images"]),
@@ -74,19 +87,27 @@ def _graphs(tokenizer: DualTokenizer) -> tuple[Graph, Graph]:
 def _export_onnx(graph: Graph, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
-        graph.module, graph.inputs, path, dynamo=True, verbose=False, input_names=graph.input_names,
-        output_names=graph.output_names, dynamic_shapes=({0: batch},), external_data=False,
-    )  # fmt: skip
+        graph.module,
+        graph.inputs,
+        path,
+        dynamo=True,
+        verbose=False,
+        input_names=graph.input_names,
+        output_names=graph.output_names,
+        dynamic_shapes=({0: batch},),
+        external_data=False,
+    )
 
 
 def _export_torch(graph: Graph, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
-    torch.export.save(torch.export.export(graph.module, graph.inputs, dynamic_shapes=({0: batch},)), path)
+    program = torch.export.export(graph.module, graph.inputs, dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
 
 
 @contextmanager
-def _for_inference(tokenizer: DualTokenizer) -> Iterator[None]:
-    """Put a tokenizer, which shares its modules with the graphs, into eval mode for a while."""
+def _eval_mode(tokenizer: DualTokenizer) -> Iterator[None]:
+    """Put a tokenizer, which shares its modules with the graphs, into eval mode for a block."""
     training = tokenizer.training
     try:
         tokenizer.eval()
@@ -97,7 +118,7 @@ def _for_inference(tokenizer: DualTokenizer) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' own progress, and their warnings of their own insides, from the user."""
+    """Hide from the user the exporters' own progress and their warnings about their own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -109,6 +130,8 @@ def _quiet() -> Iterator[None]:
 
 
 class _Encode(nn.Module):
+    """Graph of `DualTokenizer.encode`, with plain outputs."""
+
     def __init__(self, tokenizer: DualTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -121,6 +144,8 @@ class _Encode(nn.Module):
 
 
 class _Decode(nn.Module):
+    """Graph of `DualTokenizer.decode`."""
+
     def __init__(self, tokenizer: DualTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -129,12 +154,17 @@ class _Decode(nn.Module):
         return self.tokenizer.decode(pixel)
 
 
-def _plain(tokenizer: DualTokenizer) -> DualTokenizer:
-    """Return a tokenizer that shares the weights, with searches that a graph can hold."""
+def _exportable_copy(tokenizer: DualTokenizer) -> DualTokenizer:
+    """Return a tokenizer that shares the weights, but has searches that a graph can hold.
+
+    nn.Module has no such copy, so this reaches past it: the copy is shallow, and its own dictionary of
+    modules leaves the original its quantisers.
+    """
     network = copy.copy(tokenizer)
-    network._modules = dict(tokenizer._modules)  # noqa: SLF001  (a shallow copy that leaves the original its quantisers)
+    modules = dict(tokenizer._modules)  # noqa: SLF001
     for name in ("quantize_pixel", "quantize_semantic"):
-        quantizer = network._modules.get(name)  # noqa: SLF001  (a shared codebook is in one place only)
+        quantizer = modules.get(name)  # None for a codebook shared with the other stream
         if isinstance(quantizer, Quantizer):
-            network._modules[name] = exportable(quantizer)  # noqa: SLF001
+            modules[name] = exportable(quantizer)
+    network._modules = modules  # noqa: SLF001
     return network

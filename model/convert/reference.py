@@ -1,46 +1,54 @@
-"""Weights of the released DualToken code (a checkpoint's state dict) under our names, and ours under its.
+"""Converts the weights of the released DualToken code (a checkpoint's state dict) to ours, and back.
 
-The released code keeps a codebook once per depth, all the same tensor, with a last row of zeros that is never chosen, and
-beside each attention a bias of zeros for the keys; ours has neither. Its text tower is not part of the tokenizer.
+The released code keeps a codebook once per depth, all the same tensor, with a last row of zeros that is never
+chosen. Beside each attention it keeps a bias of zeros for the keys. Ours has neither. Its text tower is not
+part of the tokenizer.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import TokenizerConfig, TowerConfig
-from dualtoken.model.convert.reference_names import rearrange, tokenizer_matches
+from dualtoken.model.convert.reference_names import convert_state_dict, tokenizer_mappings
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 _TEXT = re.compile(r"siglip_model\.(text_model\.|logit_(scale|bias)$)")
 _CODEBOOK = re.compile(r"(quantizer_(?:pix|sem)\.codebooks)\.(\d+)\.(.+)")
+_FIXED_SETTINGS = {
+    "shared_codebook": False,
+    "pixel_encoder": None,
+    "causal_pixel": True,
+    "causal_semantic": True,
+}
+"""Values of our settings that the released code has no setting for."""
 
 
 def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
-    """Return what `DualTokenizer.load_state_dict` takes.
+    """Return the state dict that `DualTokenizer.load_state_dict` takes.
 
-    Raises ValueError, a line per key, for keys that are missing, misshapen or unexpected, and for codebooks that differ from
-    depth to depth, which ours share.
+    Raises ValueError, a line per key, for keys that are missing, misshapen or unexpected, and for codebooks
+    that differ from depth to depth, which ours share.
     """
     refuse_older_layouts(state)
     state = {name: tensor for name, tensor in state.items() if not _TEXT.match(name)}
-    ours = _on_meta(config)
-    _check_keys(state, to_reference(ours, config))
+    own_state = _meta_state_dict(config)
+    _check_keys(state, to_reference(own_state, config))
     _check_depths_share_a_codebook(state)
-    single = {
-        name: tensor
-        for name, tensor in state.items()
-        if not (match := _CODEBOOK.fullmatch(name)) or match[2] == "0"
-    }
-    arranged = rearrange(single, tokenizer_matches(ours, config.tower.depth))
-    # The last row of a codebook pads it; checkpoints in half precision come out in float32, as models are.
-    return {
-        name: (tensor[:-1].clone() if name.endswith(".codes") else tensor).float()
-        for name, tensor in arranged.items()
-    }
+    converted = convert_state_dict(
+        _without_copies_of_codebooks(state), tokenizer_mappings(own_state, config.tower.depth)
+    )
+    weights = {}
+    for name, tensor in converted.items():
+        is_codebook = name.endswith(".codes")
+        unpadded = tensor[:-1].clone() if is_codebook else tensor  # the last row of a codebook pads it
+        # Checkpoints in half precision come out in float32, as models are.
+        weights[name] = unpadded.float()
+    return weights
 
 
 def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
@@ -48,14 +56,16 @@ def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[s
 
     Raises ValueError for a tokenizer that the released code cannot express.
     """
-    if problem := _not_in_reference(config):
+    problem = _not_in_reference(config)
+    if problem:
         raise ValueError(f"{problem}: it cannot be written as the released code's checkpoint")
-    named = rearrange(state, tokenizer_matches(state, config.tower.depth), back=True)
-    return dict(_completed(named, config.pixel.depth))
+    mappings = tokenizer_mappings(state, config.tower.depth)
+    converted = convert_state_dict(state, mappings, to_external=True)
+    return _with_redundant_tensors(converted, config.pixel.depth)
 
 
 def _not_in_reference(config: TokenizerConfig) -> str | None:
-    """Say what of a tokenizer the released code has no like of."""
+    """Describe the first setting of a tokenizer that the released code cannot express, or return None."""
     if not isinstance(config.tower, TowerConfig):
         return (
             f"tower={config.tower!r}, where the released code has SigLIP towers described by their shape only"
@@ -63,74 +73,108 @@ def _not_in_reference(config: TokenizerConfig) -> str | None:
     for stream in ("pixel", "semantic"):
         quantizer = getattr(config, stream)
         if not isinstance(quantizer, QuantizerConfig) or not quantizer.shared:
-            return f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook shared by all depths"
-    others = {"shared_codebook": False, "pixel_encoder": None, "causal_pixel": True, "causal_semantic": True}
-    differ = [name for name, value in others.items() if getattr(config, name) != value]
-    return (
-        f"{differ[0]}={getattr(config, differ[0])!r}, where the released code has {others[differ[0]]!r}"
-        if differ
-        else None
-    )
+            return (
+                f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook "
+                "shared by all depths"
+            )
+    for name, fixed in _FIXED_SETTINGS.items():
+        value = getattr(config, name)
+        if value != fixed:
+            return f"{name}={value!r}, where the released code has {fixed!r}"
+    return None
 
 
-def _completed(named: Mapping[str, Tensor], depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Add what the released code keeps beside what ours does."""
-    for name, tensor in named.items():
-        if match := _CODEBOOK.fullmatch(name):
-            padded = torch.cat((tensor, torch.zeros_like(tensor[:1]))) if match[3] == "weight" else tensor
-            # A file of safetensors refuses tensors that share memory.
-            yield from ((f"{match[1]}.{level}.{match[3]}", padded.clone()) for level in range(depth))
+def _with_redundant_tensors(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Add the tensors that only the released code keeps: codebooks per depth, and biases of zeros."""
+    complete = {}
+    for name, tensor in state.items():
+        codebook = _CODEBOOK.fullmatch(name)
+        if codebook is None:
+            complete[name] = tensor
         else:
-            yield name, tensor
+            prefix, _, buffer = codebook.groups()
+            is_padded = buffer == "weight"
+            padded = torch.cat((tensor, torch.zeros_like(tensor[:1]))) if is_padded else tensor
+            for level in range(depth):
+                # Copies, since a file of safetensors refuses tensors that share memory.
+                complete[f"{prefix}.{level}.{buffer}"] = padded.clone()
         if name.endswith(".attn.q_bias"):
-            yield name.replace("q_bias", "zero_k_bias"), torch.zeros_like(tensor)
+            complete[name.replace("q_bias", "zero_k_bias")] = torch.zeros_like(tensor)
+    return complete
 
 
-def _on_meta(config: TokenizerConfig) -> dict[str, Tensor]:
+def _without_copies_of_codebooks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without the codebooks of all depths but the first."""
+    kept = {}
+    for name, tensor in state.items():
+        codebook = _CODEBOOK.fullmatch(name)
+        if codebook is None or codebook[2] == "0":
+            kept[name] = tensor
+    return kept
+
+
+def _meta_state_dict(config: TokenizerConfig) -> dict[str, Tensor]:
+    """Return a tokenizer's state dict of shapes alone."""
     with torch.device("meta"):
         return DualTokenizer(config).state_dict()
 
 
 def refuse_older_layouts(state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, by name, for checkpoints of the released code's earlier networks, which are others than that of April 2026."""
-    heads = {name.split(".")[0] for name in state}
-    older = {
-        "2025 (quantizer.*, prequant_visual.*: convolutions around codes as wide as the tower)": bool(
-            heads & {"quantizer", "prequant_visual", "postquant_visual"}
-        ),
-        "March 2026 (semantic tokens are quantised as they are, and seen both ways after it)": bool(
-            heads & {"quantizer_semantic", "quantizer_pixel"}
-            or ("quantizer_sem" in heads and "prequant_sem" not in heads)
-        ),
-    }
-    for layout, found in older.items():
-        if found:
-            raise ValueError(
-                f"the checkpoint has the layout of {layout}: that network is another one and is not supported; "
-                "use a checkpoint of April 2026 or later"
-            )
+    """Raise ValueError, naming the layout, for checkpoints of the released code's networks before April 2026.
+
+    Those networks differ from the one of April 2026, which is the one supported.
+    """
+    layout = _older_layout(state)
+    if layout is not None:
+        raise ValueError(
+            f"the checkpoint has the layout of {layout}: that network is another one and is not supported; "
+            "use a checkpoint of April 2026 or later"
+        )
+
+
+def _older_layout(state: Mapping[str, Tensor]) -> str | None:
+    """Return the date and marks of an older network's layout, or None."""
+    modules = {name.split(".")[0] for name in state}
+    if modules & {"quantizer", "prequant_visual", "postquant_visual"}:
+        return "2025 (quantizer.*, prequant_visual.*: convolutions around codes as wide as the tower)"
+    lacks_projection = "quantizer_sem" in modules and "prequant_sem" not in modules
+    if modules & {"quantizer_semantic", "quantizer_pixel"} or lacks_projection:
+        return "March 2026 (semantic tokens are quantised as they are, and seen both ways after it)"
+    return None
+
+
+class _KeyProblems(NamedTuple):
+    """Keys of a checkpoint that do not fit a configuration, each with its shape."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
 
 
 def _check_keys(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    shapes, wanted = (
-        {name: tuple(tensor.shape) for name, tensor in state.items()} for state in (found, expected)
-    )
-    problems = {
-        "missing": [f"{name} {wanted[name]}" for name in wanted.keys() - shapes.keys()],
-        "unexpected": [f"{name} {shapes[name]}" for name in shapes.keys() - wanted.keys()],
-        "misshapen": [
-            f"{name} {shapes[name]}, not {wanted[name]}"
-            for name in wanted.keys() & shapes.keys()
-            if shapes[name] != wanted[name]
-        ],
-    }
-    if not any(problems.values()):
+    """Raise ValueError that names each key that is not as expected."""
+    problems = _key_problems(found, expected)
+    if not any(problems):
         return
-    counts = ", ".join(f"{len(names)} {kind}" for kind, names in problems.items())
-    lines = [f"{kind}: {text}" for kind, texts in problems.items() for text in sorted(texts)]
-    raise ValueError(
-        "\n".join([f"the checkpoint does not fit the configuration: of its keys {counts}", *lines])
-    )
+    counts = []
+    lines = []
+    for kind, texts in problems._asdict().items():
+        counts.append(f"{len(texts)} {kind}")
+        lines += [f"{kind}: {text}" for text in sorted(texts)]
+    summary = f"the checkpoint does not fit the configuration: of its keys {', '.join(counts)}"
+    raise ValueError("\n".join([summary, *lines]))
+
+
+def _key_problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> _KeyProblems:
+    problems = _KeyProblems([], [], [])
+    for name in found.keys() | expected.keys():
+        if name not in found:
+            problems.missing.append(f"{name} {tuple(expected[name].shape)}")
+        elif name not in expected:
+            problems.unexpected.append(f"{name} {tuple(found[name].shape)}")
+        elif found[name].shape != expected[name].shape:
+            problems.misshapen.append(f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
+    return problems
 
 
 def _check_depths_share_a_codebook(state: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,8 @@
-"""The released DualToken code's configuration file as ours; what it leaves to the hub is read off the checkpoint."""
+"""Converts the released DualToken code's configuration file to ours.
 
-import re
+What that file leaves to the hub, the image tower's shape, is read off the checkpoint.
+"""
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,39 +10,35 @@ from torch import Tensor
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.convert.reference_names import VISION
-from dualtoken.model.convert.siglip import activation
+from dualtoken.model.convert.siglip import activation, num_siglip_blocks
 
-_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
-"""Of SigLIP's published widths; the released configuration files leave the tower's shape to the hub."""
+_NUM_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
+"""Attention heads by width, for SigLIP's published widths.
+
+The released configuration files leave the tower's shape to the hub, and the weights do not tell the heads.
+"""
 
 
-def reference_config(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> TokenizerConfig:
-    """Return our configuration of a checkpoint: from the released code's file, and the tower's shape from the weights.
+def config_from_reference(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> TokenizerConfig:
+    """Return our configuration of a checkpoint, from the released code's file and the weights.
 
-    `values` is the file's content; a part `siglip.vision` with Hugging Face's names overrides what the weights say.
-    Raises ValueError for a setting that ours has no place for.
+    `values` is the file's content. The tower's shape comes from the weights; a part `siglip.vision` of the
+    file, with Hugging Face's names, overrides it. Raises ValueError for a setting that ours has no place for.
     """
     values = values.get("config", values)
     try:
-        return _reference_config(values, _vision_shape(values, state))
+        return _tokenizer_config(values, _vision_shape(values, state))
     except KeyError as error:
         raise ValueError(
             f"configuration or checkpoint lacks {error.args[0]}: are they of the released DualToken code?"
         ) from None
 
 
-def _reference_config(values: Mapping[str, Any], vision: Mapping[str, Any]) -> TokenizerConfig:
-    decoder, latent = values["ddconfig"], values["decoder_latent_shape"][0]
-    if list(attends := decoder.get("attn_resolutions", [latent])) != [latent]:
-        raise ValueError(
-            f"ddconfig.attn_resolutions={attends}: ours attends on the latent grid only, {[latent]}"
-        )
-    pixel, semantic = (_quantizer(f"vq_{stream}", values[f"vq_{stream}"]) for stream in ("pix", "sem"))
-    shortcut = (
-        {"block": values["layer_shortcut"], "weight": values["weight_shortcut"]}
-        if values.get("layer_shortcut")
-        else None
-    )
+def _tokenizer_config(values: Mapping[str, Any], vision: Mapping[str, Any]) -> TokenizerConfig:
+    _check_decoder_attention(values)
+    pixel = _quantizer("vq_pix", values["vq_pix"])
+    semantic = _quantizer("vq_sem", values["vq_sem"])
+    shortcut = _shortcut(values)
     return TokenizerConfig.model_validate(
         {
             "image_size": vision["image_size"],
@@ -57,15 +55,37 @@ def _reference_config(values: Mapping[str, Any], vision: Mapping[str, Any]) -> T
             "shortcut": shortcut,
             "pixel": pixel,
             "semantic": semantic,
-            "decoder": {
-                "latent_size": latent,
-                "latent_width": decoder["decoder_in_channels"],
-                "width": decoder["ch"],
-                "multipliers": decoder["ch_mult"],
-                "num_res_blocks": decoder["num_res_blocks"],
-            },
+            "decoder": _decoder(values),
         }
     )
+
+
+def _check_decoder_attention(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a decoder that attends elsewhere than ours."""
+    decoder = values["ddconfig"]
+    latent_size = values["decoder_latent_shape"][0]
+    attends = list(decoder.get("attn_resolutions", [latent_size]))
+    if attends != [latent_size]:
+        raise ValueError(
+            f"ddconfig.attn_resolutions={attends}: ours attends on the latent grid only, {[latent_size]}"
+        )
+
+
+def _decoder(values: Mapping[str, Any]) -> dict[str, Any]:
+    decoder = values["ddconfig"]
+    return {
+        "latent_size": values["decoder_latent_shape"][0],
+        "latent_width": decoder["decoder_in_channels"],
+        "width": decoder["ch"],
+        "multipliers": decoder["ch_mult"],
+        "num_res_blocks": decoder["num_res_blocks"],
+    }
+
+
+def _shortcut(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not values.get("layer_shortcut"):
+        return None
+    return {"block": values["layer_shortcut"], "weight": values["weight_shortcut"]}
 
 
 def _quantizer(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,27 +102,23 @@ def _quantizer(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vision_shape(values: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the image tower's shape under Hugging Face's names: from the file, else from the weights."""
     given = values.get("siglip", {}).get("vision", {})
-    patches, mlp = (
-        state[VISION + name]
-        for name in ("embeddings.patch_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
-    )
+    patches = state[f"{VISION}embeddings.patch_embedding.weight"]
+    mlp = state[f"{VISION}encoder.layers.0.mlp.fc1.weight"]
     width = patches.shape[0]
-    if (heads := given.get("num_attention_heads", _HEADS.get(width))) is None:
+    num_heads = given.get("num_attention_heads", _NUM_HEADS.get(width))
+    if num_heads is None:
         raise ValueError(
-            f'the tower is {width} wide, as no published SigLIP: add {{"siglip": {{"vision": {{"num_attention_heads": N}}}}}}'
+            f"the tower is {width} wide, as no published SigLIP: "
+            'add {"siglip": {"vision": {"num_attention_heads": N}}}'
         )
-    blocks = {
-        match[1]
-        for name in state
-        if (match := re.match(re.escape(VISION) + r"encoder\.layers\.(\d+)\.", name))
-    }
-    found = {
+    shape = {
         "patch_size": patches.shape[-1],
         "hidden_size": width,
-        "num_hidden_layers": len(blocks),
-        "num_attention_heads": heads,
+        "num_hidden_layers": num_siglip_blocks(state, VISION),
+        "num_attention_heads": num_heads,
         "intermediate_size": mlp.shape[0],
         "image_size": values["ddconfig"]["resolution"],
     }
-    return found | given
+    return shape | given

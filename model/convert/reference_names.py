@@ -1,6 +1,7 @@
-"""Which of our tensors are which of others': Hugging Face's SigLIP, and the released DualToken code that holds one.
+"""Tables of state-dict keys: ours beside those of Hugging Face's SigLIP and of the released DualToken code.
 
-Tables work both ways: a match says that the tensors of the two sides, stacked along the first axis, are the same.
+The released code holds a SigLIP, so its table contains the other. A mapping works both ways: the tensors of
+the two sides, stacked along the first axis, are the same.
 """
 
 import re
@@ -11,19 +12,19 @@ import torch
 from torch import Tensor
 
 VISION = "siglip_model.vision_model."
-"""Before the image tower's names in the released code."""
+"""Prefix of the image tower's keys in the released code."""
 
 
-class Match(NamedTuple):
-    """Names on both sides, each with its share of the rows where several are stacked."""
+class KeyMapping(NamedTuple):
+    """Keys on both sides that hold the same numbers, each with its share of the stacked rows."""
 
-    ours: dict[str, int]
-    theirs: dict[str, int]
+    internal: dict[str, int]  # keys of the model that this project builds
+    external: dict[str, int]  # keys of the other code's model
 
 
-def siglip_matches(depth: int) -> list[Match]:
-    """Return timm's names of a SigLIP image tower of so many blocks beside Hugging Face's."""
-    pairs = {
+def siglip_mappings(depth: int) -> list[KeyMapping]:
+    """Return timm's keys of a SigLIP image tower with `depth` blocks beside Hugging Face's."""
+    layers = {
         "patch_embed.proj": "embeddings.patch_embedding",
         "norm": "post_layernorm",
         "attn_pool.proj": "head.attention.out_proj",
@@ -31,38 +32,38 @@ def siglip_matches(depth: int) -> list[Match]:
         "attn_pool.mlp.fc1": "head.mlp.fc1",
         "attn_pool.mlp.fc2": "head.mlp.fc2",
     }
-    matches = [
-        _one("pos_embed", "embeddings.position_embedding.weight"),
-        _one("attn_pool.latent", "head.probe"),
+    mappings = [
+        _one_to_one("pos_embed", "embeddings.position_embedding.weight"),
+        _one_to_one("attn_pool.latent", "head.probe"),
     ]
     for kind in ("weight", "bias"):
-        matches += [_one(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in pairs.items()]
-        matches.append(
-            Match(
-                {f"attn_pool.q.{kind}": 1, f"attn_pool.kv.{kind}": 2}, {f"head.attention.in_proj_{kind}": 1}
-            )
-        )
+        for internal, external in layers.items():
+            mappings.append(_one_to_one(f"{internal}.{kind}", f"{external}.{kind}"))
+        queries_and_keys_values = {f"attn_pool.q.{kind}": 1, f"attn_pool.kv.{kind}": 2}
+        mappings.append(KeyMapping(queries_and_keys_values, {f"head.attention.in_proj_{kind}": 1}))
         for block in range(depth):
-            matches += _block_matches(f"blocks.{block}.", f"encoder.layers.{block}.", kind)
-    return matches
+            mappings += _block_mappings(f"blocks.{block}.", f"encoder.layers.{block}.", kind)
+    return mappings
 
 
-def _block_matches(ours: str, theirs: str, kind: str) -> list[Match]:
-    pairs = {
+def _block_mappings(internal_prefix: str, external_prefix: str, kind: str) -> list[KeyMapping]:
+    layers = {
         "norm1": "layer_norm1",
         "norm2": "layer_norm2",
         "attn.proj": "self_attn.out_proj",
         "mlp.fc1": "mlp.fc1",
         "mlp.fc2": "mlp.fc2",
     }
-    parts = {f"{theirs}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
-    return [
-        Match({f"{ours}attn.qkv.{kind}": 1}, parts),
-        *(_one(f"{ours}{one}.{kind}", f"{theirs}{other}.{kind}") for one, other in pairs.items()),
-    ]
+    projections = {f"{external_prefix}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
+    mappings = [KeyMapping({f"{internal_prefix}attn.qkv.{kind}": 1}, projections)]
+    for internal, external in layers.items():
+        mappings.append(
+            _one_to_one(f"{internal_prefix}{internal}.{kind}", f"{external_prefix}{external}.{kind}")
+        )
+    return mappings
 
 
-_PARTS = {
+_MODULES = {
     "reduce_pixel.": "prequant_pix.",
     "reduce_shortcut.": "prequant_shortcut.",
     "reduce_semantic.": "prequant_sem.",
@@ -73,55 +74,79 @@ _PARTS = {
     "quantize_pixel.": "quantizer_pix.codebooks.0.",
     "quantize_semantic.": "quantizer_sem.codebooks.0.",
 }
+"""Prefixes of a tokenizer's modules beside those of the released code."""
 _BUFFERS = {"codes": "weight", "counts": "cluster_size_ema", "sums": "embed_ema"}
+"""Names of a codebook's buffers beside those of the released code."""
 
 
-def tokenizer_matches(names: Iterable[str], depth: int) -> list[Match]:
-    """Return a tokenizer's names, given those of its weights, beside those of the released code; codebooks at depth 0 only.
+def tokenizer_mappings(names: Iterable[str], depth: int) -> list[KeyMapping]:
+    """Return a tokenizer's keys, `names`, beside the released code's; codebooks at depth 0 only.
 
-    Raises ValueError for weights that the released code has no place for.
+    `depth` is the number of the image tower's blocks. Raises ValueError for weights that the released code
+    has no place for.
     """
-    matches = [
-        Match(
-            {f"tower.{name}": share for name, share in ours.items()},
-            {VISION + name: share for name, share in theirs.items()},
-        )
-        for ours, theirs in siglip_matches(depth)
-    ]
+    mappings = []
+    for mapping in siglip_mappings(depth):
+        internal = {f"tower.{name}": share for name, share in mapping.internal.items()}
+        external = {VISION + name: share for name, share in mapping.external.items()}
+        mappings.append(KeyMapping(internal, external))
     for name in names:
-        part = next((part for part in _PARTS if name.startswith(part)), None)
-        if part is not None:
-            rest = name.removeprefix(part)
-            matches.append(
-                _one(name, _PARTS[part] + (_BUFFERS[rest] if part.startswith("quantize_") else rest))
-            )
-        elif not name.startswith("tower."):
-            raise ValueError(
-                f"{name} has no counterpart in the released code: only a tokenizer of its shape can be converted"
-            )
-    return matches
+        if name.startswith("tower."):
+            continue
+        mappings.append(_one_to_one(name, _released_name(name)))
+    return mappings
 
 
-def rearrange(
-    state: Mapping[str, Tensor], matches: Iterable[Match], *, back: bool = False
+def _released_name(name: str) -> str:
+    """Return the released code's key of a tokenizer's weight outside its tower."""
+    for prefix, released_prefix in _MODULES.items():
+        if not name.startswith(prefix):
+            continue
+        rest = name.removeprefix(prefix)
+        if prefix.startswith("quantize_"):
+            rest = _BUFFERS[rest]
+        return released_prefix + rest
+    raise ValueError(
+        f"{name} has no counterpart in the released code: only a tokenizer of its shape can be converted"
+    )
+
+
+def convert_state_dict(
+    state: Mapping[str, Tensor], mappings: Iterable[KeyMapping], *, to_external: bool = False
 ) -> dict[str, Tensor]:
-    """Return their tensors under our names, or with `back` ours under theirs; all that the matches name must be there."""
-    arranged: dict[str, Tensor] = {}
-    for match in matches:
-        given, wanted = (match.ours, match.theirs) if back else (match.theirs, match.ours)
-        tensors = [state[name] for name in given]
+    """Return external tensors under internal keys, or with `to_external` the other way round.
+
+    All keys that the mappings name must be there.
+    """
+    converted: dict[str, Tensor] = {}
+    for mapping in mappings:
+        if to_external:
+            source = mapping.internal
+            target = mapping.external
+        else:
+            source = mapping.external
+            target = mapping.internal
+        tensors = [state[name] for name in source]
         stacked = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        if any(re.search(r"(^|\.)pos_embed$", name) for name in match.ours):
+        if any(re.search(r"(^|\.)pos_embed$", name) for name in mapping.internal):
             # timm's positions have a batch axis.
-            stacked = stacked[0] if back else stacked[None]
-        rows = (
-            stacked.split([len(stacked) * share // sum(wanted.values()) for share in wanted.values()])
-            if len(wanted) > 1
-            else (stacked,)
-        )
-        arranged |= {name: part.contiguous() for name, part in zip(wanted, rows, strict=True)}
-    return arranged
+            stacked = stacked[0] if to_external else stacked[None]
+        converted |= _split_rows(stacked, target)
+    return converted
 
 
-def _one(ours: str, theirs: str) -> Match:
-    return Match({ours: 1}, {theirs: 1})
+def _split_rows(stacked: Tensor, shares: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return each name's share of the rows."""
+    if len(shares) == 1:
+        (name,) = shares
+        return {name: stacked.contiguous()}
+    total = sum(shares.values())
+    sizes = [len(stacked) * share // total for share in shares.values()]
+    parts = {}
+    for name, rows in zip(shares, stacked.split(sizes), strict=True):
+        parts[name] = rows.contiguous()
+    return parts
+
+
+def _one_to_one(internal: str, external: str) -> KeyMapping:
+    return KeyMapping({internal: 1}, {external: 1})

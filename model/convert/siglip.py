@@ -1,8 +1,8 @@
-"""Image towers from others' files: a Hugging Face SigLIP or SigLIP2 folder, an open_clip folder or file of weights."""
+"""Reads image towers from others' files: Hugging Face's SigLIP and SigLIP2, and open_clip's weights."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.config.tokenizer import TowerConfig
-from dualtoken.model.convert.reference_names import rearrange, siglip_matches
+from dualtoken.model.convert.reference_names import convert_state_dict, siglip_mappings
 from dualtoken.model.hub.saved_model import read_safetensors
 from dualtoken.model.vision.towers import encoder_weights
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+"""Hugging Face's names of activations, and ours."""
 VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -25,11 +26,11 @@ VISION_DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-"""Of Hugging Face's SiglipVisionConfig, which its files leave out."""
+"""Defaults of Hugging Face's SiglipVisionConfig, which its files leave out."""
 
 
 class SiglipTower(NamedTuple):
-    """An image tower out of a folder."""
+    """An image tower read from a folder."""
 
     config: TowerConfig
     image_size: int
@@ -37,9 +38,9 @@ class SiglipTower(NamedTuple):
 
 
 def load_siglip(folder: str | Path) -> SiglipTower:
-    """Read a Hugging Face folder of SigLIP or SigLIP2 (config.json beside safetensors), the whole model or its image tower.
+    """Read a Hugging Face folder of SigLIP or SigLIP2, of the whole model or of its image tower alone.
 
-    Raises ValueError for other models, naming what differs.
+    The folder holds config.json beside safetensors. Raises ValueError for other models, naming what differs.
     """
     folder = Path(folder)
     values = read_config(folder)
@@ -58,19 +59,21 @@ def load_siglip(folder: str | Path) -> SiglipTower:
             "activation": activation(vision["hidden_act"]),
         }
     )
-    return SiglipTower(config, vision["image_size"], tower_weights(read_weights(folder), str(folder)))
+    weights = tower_weights(read_weights(folder), str(folder))
+    return SiglipTower(config, vision["image_size"], weights)
 
 
 def tower_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """Return the image tower out of a model's weights, under the names that `DualTokenizer.init_tower` takes.
 
-    Knows open_clip's models (timm's towers and native ones), Hugging Face's SigLIP with and without `vision_model.`, and the
-    released DualToken code's; `source` is what errors call the weights.
+    Knows open_clip's models (timm's towers and native ones), Hugging Face's SigLIP with and without
+    `vision_model.`, and the released DualToken code's. `source` names the weights in errors. Raises
+    ValueError for other weights.
     """
-    if trunk := _below(state, "visual.trunk."):
-        return encoder_weights(trunk)
-    if native := _below(state, "visual."):
-        return encoder_weights(native)
+    for prefix in ("visual.trunk.", "visual."):  # open_clip's towers of timm, and its native ones
+        tower = _below(state, prefix)
+        if tower:
+            return encoder_weights(tower)
     for prefix in ("siglip_model.vision_model.", "vision_model.", ""):
         if f"{prefix}embeddings.patch_embedding.weight" in state:
             return _from_siglip(_below(state, prefix), source)
@@ -83,7 +86,8 @@ def tower_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a file of weights, or all safetensors of a folder; pickles are read as weights only.
 
-    A checkpoint's `state_dict` is taken out of it, and `module.` off its names.
+    A checkpoint's `state_dict` is taken out of it, and `module.` off its names. Raises ValueError for a path
+    without weights, and for files that cannot be read as weights.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -93,18 +97,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for file in files:
         state |= _read_file(file)
     if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        return _below(state, "module.")
     return state
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config.json of a folder of SigLIP's; raises ValueError for another model's."""
     values = read_json(folder / "config.json")
-    kind = values.get("model_type")
-    if kind not in ("siglip", "siglip_vision_model"):
+    model_type = values.get("model_type")
+    if model_type not in ("siglip", "siglip_vision_model"):
         raise ValueError(
-            f"{folder}/config.json has model_type={kind}: give a folder of siglip or siglip_vision_model, as which SigLIP2 of fixed "
-            "resolution is saved too"
+            f"{folder}/config.json has model_type={model_type}: give a folder of siglip or "
+            "siglip_vision_model, as which SigLIP2 of fixed resolution is saved too"
         )
     return values
 
@@ -116,15 +120,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object")  # noqa: TRY004  (a user's mistake)
+        # A user's mistake, so no TypeError.
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object")  # noqa: TRY004
     return values
 
 
 def activation(hidden_act: str) -> str:
-    """Return our name of one of Hugging Face's activations; raises ValueError for one that SigLIP does not use."""
+    """Return our name of Hugging Face's activation; raises ValueError for one that SigLIP does not use."""
     if hidden_act not in _ACTIVATIONS:
         raise ValueError(f"hidden_act={hidden_act}: only {' and '.join(_ACTIVATIONS)} are supported")
     return _ACTIVATIONS[hidden_act]
+
+
+def num_siglip_blocks(names: Iterable[str], prefix: str = "") -> int:
+    """Count the transformer blocks of Hugging Face's image tower by its keys, which begin with `prefix`."""
+    pattern = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
+    blocks = set()
+    for name in names:
+        match = pattern.match(name)
+        if match:
+            blocks.add(match[1])
+    return len(blocks)
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -132,24 +148,30 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         return read_safetensors(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises as many kinds as there are ways to be no checkpoint)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # noqa: BLE001  (torch raises many kinds for what is no checkpoint)
+        message = str(error)
+        reason = message.splitlines()[0] if message else type(error).__name__
         raise ValueError(f"{file} cannot be read as weights alone: {reason}") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    state = loaded
+    if isinstance(loaded, dict):
+        state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file} holds no state dict: save one, or a dictionary with one under state_dict")
     return state
 
 
 def _from_siglip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    blocks = {match[1] for name in state if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
-    matches = siglip_matches(len(blocks))
-    if missing := sorted(name for match in matches for name in match.theirs if name not in state):
+    mappings = siglip_mappings(num_siglip_blocks(state))
+    missing = []
+    for mapping in mappings:
+        missing += [name for name in mapping.external if name not in state]
+    if missing:
         raise ValueError(
-            f"{source} lacks {len(missing)} weights of SigLIP's image tower, such as {missing[0]}"
+            f"{source} lacks {len(missing)} weights of SigLIP's image tower, such as {min(missing)}"
         )
-    return rearrange(state, matches)
+    return convert_state_dict(state, mappings)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
-"""A Hugging Face SigLIP or SigLIP2 folder, both towers and the text tokeniser, as a teacher's folder in open_clip's format.
+"""Converts a Hugging Face folder of SigLIP or SigLIP2 to a teacher's folder in open_clip's format.
 
-Unlike open_clip's own SigLIP models, whose image towers use the exact GELU, this teacher computes what Hugging Face's does.
+The folder holds both towers and the text tokeniser. open_clip's own SigLIP models have image towers with the
+exact GELU. This teacher computes what Hugging Face's model does.
 """
 
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dualtoken.model.convert.reference_names import Match, rearrange
+from dualtoken.model.convert.reference_names import KeyMapping, convert_state_dict
 from dualtoken.model.convert.siglip import (
     SiglipTower,
     activation,
@@ -30,94 +31,121 @@ _TEXT_DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-"""Of Hugging Face's SiglipTextConfig, which its files leave out."""
+"""Defaults of Hugging Face's SiglipTextConfig, which its files leave out."""
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_FILES = (
-    *("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
-    *("spiece.model", "tokenizer.model"),
+    _TOKENIZER_CONFIG,
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "tokenizer.model",
 )
+_TEXT_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Layers of a block of open_clip's text tower beside Hugging Face's."""
 
 
 def convert_siglip(source: str | Path, folder: str | Path) -> None:
-    """Write a folder that `load_teacher` reads, made if missing. Raises ValueError for a model that is no whole SigLIP."""
-    source, folder = Path(source), Path(folder)
+    """Write a folder that `load_teacher` reads, made if missing.
+
+    Raises ValueError for a model that is no whole SigLIP, and for a source without its text tokeniser.
+    """
+    source = Path(source)
+    folder = Path(folder)
     values = read_config(source)
     if "vision_config" not in values:
         raise ValueError(
-            f"{source}/config.json is of an image tower alone: a teacher reads texts too, give the whole model's folder"
+            f"{source}/config.json is of an image tower alone: a teacher reads texts too, "
+            "give the whole model's folder"
         )
-    if not (source / _TOKENIZER_FILES[0]).is_file():
+    if not (source / _TOKENIZER_CONFIG).is_file():
         raise ValueError(
-            f"{source} has no {_TOKENIZER_FILES[0]}: put the text tokeniser's files beside the weights"
+            f"{source} has no {_TOKENIZER_CONFIG}: put the text tokeniser's files beside the weights"
         )
-    tower, text, state = (
-        load_siglip(source),
-        _TEXT_DEFAULTS | values.get("text_config", {}),
-        read_weights(source),
-    )
+    tower = load_siglip(source)
+    text = _TEXT_DEFAULTS | values.get("text_config", {})
+    state = read_weights(source)
     weights = {f"visual.trunk.{name}": tensor for name, tensor in tower.weights.items()}
-    weights |= rearrange(state, _text_matches(text["num_hidden_layers"]))
-    weights |= {name: state[name].reshape(()) for name in ("logit_scale", "logit_bias")}
-    save_open_clip(
-        weights, {"model_cfg": _model_config(tower, text), "preprocess_cfg": _preprocessing(source)}, folder
-    )
+    weights |= convert_state_dict(state, _text_mappings(text["num_hidden_layers"]))
+    for name in ("logit_scale", "logit_bias"):
+        weights[name] = state[name].reshape(())
+    config = {"model_cfg": _model_config(tower, text), "preprocess_cfg": _preprocessing(source)}
+    save_open_clip(weights, config, folder)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
-def _text_matches(depth: int) -> list[Match]:
-    """Return open_clip's names of a text tower beside Hugging Face's."""
-    pairs = {"text.token_embedding.weight": "embeddings.token_embedding.weight"}
-    pairs |= {"text.positional_embedding": "embeddings.position_embedding.weight"}
+def _text_mappings(depth: int) -> list[KeyMapping]:
+    """Return open_clip's keys of a text tower with `depth` blocks beside Hugging Face's."""
     stacked = []
+    names = {
+        "token_embedding.weight": "embeddings.token_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+    }
     for kind in ("weight", "bias"):
-        pairs |= {
-            f"text.ln_final.{kind}": f"final_layer_norm.{kind}",
-            f"text.text_projection.{kind}": f"head.{kind}",
-        }
+        names[f"ln_final.{kind}"] = f"final_layer_norm.{kind}"
+        names[f"text_projection.{kind}"] = f"head.{kind}"
         for block in range(depth):
-            ours, theirs = f"text.transformer.resblocks.{block}.", f"encoder.layers.{block}."
-            parts = {f"text_model.{theirs}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
-            stacked.append(Match({f"{ours}attn.in_proj_{kind}": 1}, parts))
-            names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
-            names |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-            pairs |= {f"{ours}{one}.{kind}": f"{theirs}{other}.{kind}" for one, other in names.items()}
-    return [*stacked, *(Match({one: 1}, {f"text_model.{other}": 1}) for one, other in pairs.items())]
+            internal_prefix = f"transformer.resblocks.{block}."
+            external_prefix = f"encoder.layers.{block}."
+            projections = {f"text_model.{external_prefix}self_attn.{part}_proj.{kind}": 1 for part in "qkv"}
+            stacked.append(KeyMapping({f"text.{internal_prefix}attn.in_proj_{kind}": 1}, projections))
+            for internal, external in _TEXT_LAYERS.items():
+                names[f"{internal_prefix}{internal}.{kind}"] = f"{external_prefix}{external}.{kind}"
+    mappings = stacked
+    for internal, external in names.items():
+        mappings.append(KeyMapping({f"text.{internal}": 1}, {f"text_model.{external}": 1}))
+    return mappings
 
 
 def _model_config(tower: SiglipTower, text: Mapping[str, Any]) -> dict[str, Any]:
-    name = tower_name(tower.config, tower.image_size)
-    tanh = {"act_kwargs": {"approximate": "tanh"}} if activation(text["hidden_act"]) == "gelu_tanh" else {}
+    """Return open_clip's description of the model."""
+    text_config = {
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "hf_tokenizer_name": "beside the weights",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "width": text["hidden_size"],
+        "heads": text["num_attention_heads"],
+        "layers": text["num_hidden_layers"],
+        # open_clip truncates the product; the half keeps rounding from losing a channel.
+        "mlp_ratio": (text["intermediate_size"] + 0.5) / text["hidden_size"],
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": text["layer_norm_eps"]},
+    }
+    if activation(text["hidden_act"]) == "gelu_tanh":
+        text_config["act_kwargs"] = {"approximate": "tanh"}
     return {
         "embed_dim": tower.config.width,
         "init_logit_bias": -10,
         "custom_text": True,
         "vision_cfg": {
             "image_size": tower.image_size,
-            "timm_model_name": name,
+            "timm_model_name": tower_name(tower.config, tower.image_size),
             "timm_pool": "map",
             "timm_proj": "none",
         },
-        "text_cfg": {
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "hf_tokenizer_name": "beside the weights",
-            "tokenizer_kwargs": {"clean": "canonicalize"},
-            "width": text["hidden_size"],
-            "heads": text["num_attention_heads"],
-            "layers": text["num_hidden_layers"],
-            # open_clip truncates the product; the half keeps rounding from losing a channel.
-            "mlp_ratio": (text["intermediate_size"] + 0.5) / text["hidden_size"],
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "norm_kwargs": {"eps": text["layer_norm_eps"]},
-            **tanh,
-        },
+        "text_cfg": text_config,
     }
 
 
 def _preprocessing(source: Path) -> dict[str, Any]:
-    values = read_json(file) if (file := source / "preprocessor_config.json").is_file() else {}
-    mean, std = (values.get(f"image_{name}") or [0.5] * 3 for name in ("mean", "std"))
-    return {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "squash"}
+    """Return open_clip's description of the images' preprocessing."""
+    file = source / "preprocessor_config.json"
+    values = read_json(file) if file.is_file() else {}
+    half = [0.5, 0.5, 0.5]
+    return {
+        "mean": values.get("image_mean") or half,
+        "std": values.get("image_std") or half,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }

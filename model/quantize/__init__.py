@@ -1,18 +1,17 @@
-"""Quantisers: tokens to ids and back, behind one interface."""
+"""Quantisers: tokens to ids and back, behind one interface.
 
-from collections.abc import Sequence
+The room may import `config`, `precision`, `metrics`, `optimizer`, `hub` and `vision` of `model`; today it
+needs the first two. It computes with torch on the device of the tensors it is given, and touches neither disk
+nor network.
+"""
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from dualtoken.model.config.quantizer import AnyQuantizerConfig, QuantizerConfig, SplitQuantizerConfig
 from dualtoken.model.quantize.base import Quantized, Quantizer
+from dualtoken.model.quantize.build import build_quantizer
 from dualtoken.model.quantize.finite_scalar import ScalarQuantizer
 from dualtoken.model.quantize.nearest import nearest_codes
 from dualtoken.model.quantize.residual import ResidualQuantizer
-from dualtoken.model.quantize.residual_search import residual_codes
 from dualtoken.model.quantize.split import SplitQuantizer
+from dualtoken.model.quantize.streams import encode_streams
 
 __all__ = [
     "Quantized",
@@ -24,23 +23,3 @@ __all__ = [
     "encode_streams",
     "nearest_codes",
 ]
-
-
-def build_quantizer(config: AnyQuantizerConfig) -> Quantizer:
-    """Return the quantiser that a configuration asks for."""
-    if isinstance(config, QuantizerConfig):
-        return ResidualQuantizer(config)
-    return SplitQuantizer(config) if isinstance(config, SplitQuantizerConfig) else ScalarQuantizer(config)
-
-
-@torch.no_grad()
-def encode_streams(streams: Sequence[tuple[Quantizer, Float[Tensor, "B N _"]]]) -> list[Int[Tensor, "B N _"]]:
-    """Return the ids of each stream's tokens, as its own `encode`; residual quantisers of one shape share one launch on a GPU."""
-    alike = [quantizer for quantizer, _ in streams if isinstance(quantizer, ResidualQuantizer)]
-    shapes = {(each.books.shape, each.config.depth, each.config.beam) for each in alike}
-    if len(alike) < len(streams) or len(shapes) > 1 or not all(tokens.is_cuda for _, tokens in streams):
-        return [quantizer.encode(tokens) for quantizer, tokens in streams]
-    vectors = torch.stack([tokens.float().flatten(0, 1) for _, tokens in streams])
-    config = alike[0].config
-    ids = residual_codes(vectors, torch.stack([each.books for each in alike]), config.depth, config.beam)
-    return list(ids.unflatten(1, streams[0][1].shape[:2]))

@@ -1,6 +1,6 @@
-"""What every quantiser is: tokens to ids and back.
+"""The interface of every quantiser: tokens to ids and back.
 
-B images, N tokens, D depths (codes per token), W channels, V channels of one depth's input.
+B images, N tokens, D depths (codes per token), W channels of a token, V channels of one depth's input.
 """
 
 from abc import ABC, abstractmethod
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantiser makes of a batch."""
+    """Output of a quantiser for a batch of tokens."""
 
     ids: Int[Tensor, "B N D"]  # chosen code per depth, in [0, num_codes)
     vectors: Float[
         Tensor, "B N W"
-    ]  # what the ids say, to the bit `lookup`; its gradient passes straight to the tokens
-    commitment: Float[
-        Tensor, ""
-    ]  # mean squared error, over depths, which pulls tokens to codes; 0 where codes are fixed
-    residuals: Float[Tensor, "B N D V"]  # what each depth had to quantise, detached
+    ]  # equal to `lookup(ids)` to the bit; straight-through gradient to the tokens
+    commitment: Float[Tensor, ""]  # commitment loss: mean squared error over depths; 0 where codes are fixed
+    residuals: Float[Tensor, "B N D V"]  # input of each depth's nearest-code search, detached
 
 
 class Quantizer(nn.Module, ABC):
-    """Turns tokens to ids and ids to vectors, in float32 whatever autocast says; `forward` changes no state."""
+    """Turns tokens to ids and ids to vectors, in float32 whatever autocast says.
+
+    `forward` changes no state: a training step moves the codes by calling `update`.
+    """
 
     @abstractmethod
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
@@ -34,19 +35,19 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
-        """Return the vectors that ids say."""
+        """Return the vectors that ids stand for."""
 
     @torch.no_grad()
     def encode(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
-        """Return the ids to keep: those of `forward`, or better ones where the configuration asks for a longer search."""
+        """Return the ids to store: those of `forward`, or better ones if a beam search is configured."""
         return self.forward(tokens).ids
 
     @abstractmethod
     def update(self, quantized: Quantized | Sequence[Quantized], generator: torch.Generator) -> None:
-        """Move the codes once, by what one optimiser step saw: its batch, or all its micro-batches in order."""
+        """Move the codes once per optimiser step, from its batch or from all its micro-batches in order."""
 
 
 def straight_through(value: Float[Tensor, "*S"], source: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Return `value` to the bit, with the gradient of `source`."""
-    # Adding an exact zero that carries the gradient, not source + (value - source).detach(), which rounds.
+    """Straight-through estimator: return `value` to the bit, with the gradient of `source`."""
+    # The usual source + (value - source).detach() rounds. Here the gradient comes with an exact zero.
     return value.detach() + (source - source.detach())

@@ -1,12 +1,13 @@
 """Finite scalar quantisation (FSQ, arXiv 2309.15505): each channel rounded to a few levels; nothing to learn.
 
-B images, N tokens, D depths, C channels of a code, W = D C channels. A channel is bounded by tanh and rounded, as in the
-paper's appendix. Its level is found by comparing it with the values at which rounding changes, so that the last bit of tanh,
-which depends on the place in a batch, decides nothing.
+B images, N tokens, D depths, C channels of a code, W = D C channels. A channel is bounded by tanh and
+rounded, as in the paper's appendix. Its level is found by comparing it with the values at which rounding
+changes. So the last bit of tanh, which depends on the place in a batch, decides nothing.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,25 +18,38 @@ from dualtoken.model.precision import without_autocast
 from dualtoken.model.quantize.base import Quantized, Quantizer, straight_through
 
 _MARGIN = 1e-3
-"""The bound reaches this much further than the outermost levels, so that they can be reached."""
+"""Relative distance by which the bound exceeds the outermost levels, so that they can be reached."""
 
 
 class ScalarQuantizer(Quantizer):
-    """Each depth is a group of channels; an id is their levels in mixed radix, the first channel least."""
+    """Each depth is a group of channels; an id is their levels in mixed radix.
+
+    The first channel is the least significant digit.
+    """
 
     def __init__(self, config: ScalarQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self._radix = [math.prod(config.levels[:place]) for place in range(len(config.levels))]
-        most = max(config.levels)
-        self._thresholds = [_thresholds(levels) + [math.inf] * (most - levels) for levels in config.levels]
+        self._radix: list[int] = []
+        self._thresholds: list[list[float]] = []
+        max_levels = max(config.levels)
+        for channel, levels in enumerate(config.levels):
+            self._radix.append(math.prod(config.levels[:channel]))
+            # Padded to one length by thresholds that nothing exceeds.
+            padding = [math.inf] * (max_levels - levels)
+            self._thresholds.append(_thresholds(levels) + padding)
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
         with without_autocast(tokens.device):
-            ids, channels = self.ids(tokens.detach()), self._channels(tokens)
-            vectors = straight_through(self.lookup(ids), self._bounded(channels).flatten(2))
-            return Quantized(ids, vectors, torch.zeros((), device=tokens.device), channels.detach())
+            ids = self.ids(tokens.detach())
+            channels = self._channels(tokens)
+            return Quantized(
+                ids=ids,
+                vectors=straight_through(self.lookup(ids), self._bounded(channels).flatten(2)),
+                commitment=torch.zeros((), device=tokens.device),
+                residuals=channels.detach(),
+            )
 
     def ids(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
         """Return the ids alone, by comparisons, which no autocast changes."""
@@ -46,8 +60,9 @@ class ScalarQuantizer(Quantizer):
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """Return the levels, from -1 to 1: `vectors` of the `forward` that chose the ids, to the bit."""
         levels = torch.tensor(self.config.levels, device=ids.device)
+        radix = torch.tensor(self._radix, device=ids.device)
         halves = levels // 2
-        digits = ids[..., None] // torch.tensor(self._radix, device=ids.device) % levels
+        digits = ids[..., None] // radix % levels
         return ((digits - halves).float() / halves).flatten(2)
 
     def update(self, quantized: Quantized | Sequence[Quantized], generator: torch.Generator) -> None:
@@ -57,21 +72,34 @@ class ScalarQuantizer(Quantizer):
         return tokens.float().unflatten(2, (self.config.depth, -1))
 
     def _bounded(self, channels: Float[Tensor, "B N D C"]) -> Float[Tensor, "B N D C"]:
-        """Return what rounding would turn into levels, over the same half: its gradient is the levels'."""
-        halves = torch.tensor([levels // 2 for levels in self.config.levels], device=channels.device)
-        reach, offset, shift = torch.tensor(
-            [_bound(levels) for levels in self.config.levels], device=channels.device
-        ).T
-        return ((channels + shift).tanh() * reach - offset) / halves
+        """Return the bounded channels before rounding, from -1 to 1: the source of the gradient."""
+        levels = self.config.levels
+        halves = torch.tensor([num_levels // 2 for num_levels in levels], device=channels.device)
+        bounds = torch.tensor([_bound(num_levels) for num_levels in levels], device=channels.device)
+        scale, offset, shift = bounds.T
+        return ((channels + shift).tanh() * scale - offset) / halves
 
 
-def _bound(levels: int) -> tuple[float, float, float]:
-    """Return reach, offset and shift: tanh(z + shift) reach - offset rounds to `levels` integers, and to 0 at z = 0."""
-    reach, offset = (levels - 1) * (1 + _MARGIN) / 2, 0.0 if levels % 2 else 0.5
-    return reach, offset, math.atanh(offset / reach)
+class _Bound(NamedTuple):
+    """Coefficients of FSQ's bound, tanh(z + shift) scale - offset."""
+
+    scale: float
+    offset: float
+    shift: float
+
+
+def _bound(levels: int) -> _Bound:
+    """Return the bound that rounds to `levels` integers, and to 0 at z = 0."""
+    scale = (levels - 1) * (1 + _MARGIN) / 2
+    offset = 0.0 if levels % 2 else 0.5
+    return _Bound(scale, offset, shift=math.atanh(offset / scale))
 
 
 def _thresholds(levels: int) -> list[float]:
     """Return the z at which one level ends and the next begins, ascending."""
-    reach, offset, shift = _bound(levels)
-    return [math.atanh((place + 0.5 - levels // 2 + offset) / reach) - shift for place in range(levels - 1)]
+    bound = _bound(levels)
+    thresholds = []
+    for level in range(levels - 1):
+        end_of_level = level + 0.5 - levels // 2
+        thresholds.append(math.atanh((end_of_level + bound.offset) / bound.scale) - bound.shift)
+    return thresholds

@@ -1,8 +1,10 @@
-"""Residual codes of several streams at once, as one operator: torch.compile calls it as it stands.
+"""Searches of several streams or parts at once, as operators: torch.compile calls each as it stands.
 
-S streams, M vectors each, G codebooks (one, or one per depth), K codes, W channels, D depths.
+S streams, M vectors each, G codebooks (one, or one per depth), K codes, W channels, V channels of a part, D
+depths.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from itertools import repeat
@@ -11,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dualtoken.model.quantize.beam import beam_codes
-from dualtoken.model.quantize.nearest import CodeSearch
+from dualtoken.model.quantize.beam import beam_search
+from dualtoken.model.quantize.nearest import CodebookIndex
 
 _FUSED_WIDTH = 64
-"""Channels of a code, at most, whose tiles a GPU's shared memory holds."""
+"""Largest number of channels of a code whose tiles a GPU's shared memory holds."""
 
 
 @torch.library.custom_op(
@@ -26,12 +28,15 @@ _FUSED_WIDTH = 64
 def residual_codes(
     vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int, beam: int
 ) -> Int[Tensor, "S M D"]:
-    """Return each depth's code of what the depths before left over; with a beam, of the best sums found."""
+    """Return each depth's code nearest to the residual so far; with a beam, the codes of the best sum."""
     if is_fused(vectors, beam):
-        from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (only where there is a GPU)
+        from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (GPUs only)
 
         return fused_residual_codes(vectors, codes, depth)
-    return torch.stack([_residual_codes(*stream, depth, beam) for stream in zip(vectors, codes, strict=True)])
+    ids = []
+    for stream_vectors, stream_codes in zip(vectors, codes, strict=True):
+        ids.append(_stream_codes(stream_vectors, stream_codes, depth, beam))
+    return torch.stack(ids)
 
 
 @residual_codes.register_fake
@@ -44,7 +49,10 @@ def _(vectors: Tensor, codes: Tensor, depth: int, beam: int) -> Tensor:  # noqa:
 )
 def part_codes(vectors: Float[Tensor, "D M V"], codes: Float[Tensor, "D K V"]) -> Int[Tensor, "D M"]:
     """Return each part's nearest code in its own codebook."""
-    return torch.stack([CodeSearch(book).nearest(part) for part, book in zip(vectors, codes, strict=True)])
+    ids = []
+    for part_vectors, codebook in zip(vectors, codes, strict=True):
+        ids.append(CodebookIndex(codebook).nearest(part_vectors))
+    return torch.stack(ids)
 
 
 @part_codes.register_fake
@@ -52,23 +60,31 @@ def _(vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ARG001
     return vectors.new_empty(vectors.shape[:2], dtype=torch.int64)
 
 
-def _residual_codes(
+def _stream_codes(
     vectors: Float[Tensor, "M W"], codes: Float[Tensor, "G K W"], depth: int, beam: int
 ) -> Int[Tensor, "M D"]:
+    """Return one stream's codes by the search in PyTorch."""
     assert len(codes) in (1, depth), f"{len(codes)} codebooks for {depth} depths"
-    # Of several codebooks one at a time: what is worked out for each takes memory.
-    books = repeat(CodeSearch(codes[0]), depth) if len(codes) == 1 else map(CodeSearch, codes)
+    indexes = _indexes(codes, depth)
     if beam > 1:
-        return beam_codes(vectors, books, beam, shared=len(codes) == 1)
+        return beam_search(vectors, indexes, beam, shared=len(codes) == 1)
     ids = []
-    for book in books:
-        ids.append(book.nearest(vectors))
-        vectors = vectors - book.codes[ids[-1]]
+    for index in indexes:
+        nearest = index.nearest(vectors)
+        ids.append(nearest)
+        vectors = vectors - index.codes[nearest]
     return torch.stack(ids, dim=1)
 
 
+def _indexes(codes: Float[Tensor, "G K W"], depth: int) -> Iterator[CodebookIndex]:
+    """Yield each depth's index; of several codebooks one at a time, since each index takes memory."""
+    if len(codes) == 1:
+        return repeat(CodebookIndex(codes[0]), depth)
+    return map(CodebookIndex, codes)
+
+
 def is_fused(vectors: Tensor, beam: int) -> bool:
-    """Tell whether the codes of such vectors are found by the fused kernel."""
+    """Tell whether the fused Triton kernel finds the codes of such vectors."""
     return beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_triton()
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from dualtoken.model.config.protocols import TeacherShape
+from dualtoken.model.config.teacher import TeacherConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.hub.saved_model import write_safetensors
 from dualtoken.model.teacher.targets import TeacherTargets
@@ -44,7 +44,7 @@ class TeacherOutput(NamedTuple):
     dense: Float[Tensor, "B N W"]  # as TeacherTargets.dense
 
 
-def build_teacher(config: TeacherShape) -> open_clip.CustomTextCLIP:
+def build_teacher(config: TeacherConfig) -> open_clip.CustomTextCLIP:
     """Return an open_clip model with fresh weights, set up to learn within a few hundred steps.
 
     Positions start as sines and cosines (arXiv 2205.01580), scale and bias lower than SigLIP's: on small scenes at 96 a step,
@@ -70,7 +70,7 @@ def _text_tokenizer(context_length: int) -> SimpleTokenizer:
     return SimpleTokenizer(context_length=context_length)
 
 
-def save_teacher(model: nn.Module, config: TeacherShape, folder: str | Path) -> None:
+def save_teacher(model: nn.Module, config: TeacherConfig, folder: str | Path) -> None:
     """Write a model of `build_teacher` as an open_clip local-dir folder, made if missing."""
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     save_open_clip(
@@ -188,7 +188,7 @@ def tower_targets(tower: Tower, images: Float[Tensor, "B 3 S S"], block: int) ->
     return TeacherTargets(forward_from_block(tower, dense, block, prefix), dense)
 
 
-def _model_config(config: TeacherShape) -> dict[str, Any]:
+def _model_config(config: TeacherConfig) -> dict[str, Any]:
     """Return open_clip's `model_cfg`; text is read both ways, as in SigLIP, and pooled at its end token."""
     name = tower_name(config.tower, config.image_size)
     register_tower(name)

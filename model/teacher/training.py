@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from dualtoken.model.config.protocols import TeacherSettings
+from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from dualtoken.model.teacher.teacher import build_teacher
 from dualtoken.model.vision.imports import vision_imports
@@ -33,7 +33,7 @@ class TeacherMetrics(NamedTuple):
 class TeacherTrainer:
     """A teacher under training, with its optimiser and the number of steps done."""
 
-    def __init__(self, settings: TeacherSettings, device: str | torch.device = "cpu") -> None:
+    def __init__(self, settings: TeacherTrainingConfig, device: str | torch.device = "cpu") -> None:
         self.settings, self.step = settings, 0
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)

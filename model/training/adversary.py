@@ -1,10 +1,10 @@
-"""The discriminator under training: its optimiser, its schedule, and how much its word counts (VQGAN, arXiv 2012.09841, eq. 6-7).
+"""The discriminator under training: its optimiser, its schedule, and the adaptive weight of the generator's loss.
 
-B images of S by S pixels on this rank.
+Source: VQGAN, arXiv 2012.09841, eq. 6-7. B images of S by S pixels on this rank.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,14 +17,24 @@ from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
 from dualtoken.model.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 
 _EPSILON = 1e-4
-"""Of the released code, beside the generator's gradient norm."""
+"""Constant added to the generator's gradient norm, as in the released code."""
+
+
+class LastLayerGradients(NamedTuple):
+    """Gradients of two losses at the weight of the decoder's last layer."""
+
+    picture: Tensor
+    """Gradient of the picture loss, its parts unweighted."""
+    generator: Tensor
+    """Gradient of the generator's loss."""
 
 
 class Adversary:
-    """Learns beside the tokenizer; the same on all ranks, from its seed on."""
+    """A discriminator that learns beside the tokenizer; the same on all ranks, from its seed on."""
 
     def __init__(self, config: GanConfig, *, steps: int, seed: int, device: torch.device) -> None:
-        self.config, self._steps = config, steps
+        self.config = config
+        self._steps = steps
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.discriminator = PatchDiscriminator(config.width)
@@ -46,28 +56,27 @@ class Adversary:
         self, images: Float[Tensor, "B 3 S S"], reconstruction: Float[Tensor, "B 3 S S"]
     ) -> Float[Tensor, ""]:
         """Return the discriminator's own loss; no gradient reaches the tokenizer."""
-        return discriminator_loss(*self.discriminator(torch.cat((images, reconstruction.detach()))).chunk(2))
+        scores = self.discriminator(torch.cat((images, reconstruction.detach())))
+        real, fake = scores.chunk(2)
+        return discriminator_loss(real, fake)
 
-    def adaptive_weight(self, gradients: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the adaptive weight, from the gradients of picture and generator loss at the decoder's last layer."""
-        picture, generator = (gradient.norm() for gradient in mean_over_ranks(gradients))
-        return (picture / (generator + _EPSILON)).clamp(
-            self.config.min_adaptive_weight, self.config.max_adaptive_weight
-        )
+    def adaptive_weight(self, gradients: LastLayerGradients) -> Tensor:
+        """Return the ratio of the two gradients' norms, within the bounds of the configuration (eq. 7)."""
+        picture, generator = mean_over_ranks(gradients)
+        ratio = picture.norm() / (generator.norm() + _EPSILON)
+        return ratio.clamp(self.config.min_adaptive_weight, self.config.max_adaptive_weight)
 
     def finish_backward(self) -> Float[Tensor, ""]:
         """Average the gradients over ranks and return their norm."""
         parameters = list(self.discriminator.parameters())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = _gradients(parameters)
         # 1.73 M numbers: one all-reduce of them needs no bucketing behind the backward pass.
         for parameter, gradient in zip(parameters, mean_over_ranks(gradients), strict=True):
             parameter.grad = gradient
-        return nn.utils.get_total_norm(
-            [parameter.grad for parameter in parameters if parameter.grad is not None]
-        )
+        return nn.utils.get_total_norm(_gradients(parameters))
 
     def take_step(self, step: int) -> None:
-        """Move the discriminator by the gradients it has; steps are the tokenizer's."""
+        """Move the discriminator by the gradients it has; `step` counts the tokenizer's steps."""
         config = self.config
         rate = learning_rate_at(
             step - config.start_step,
@@ -89,6 +98,10 @@ class Adversary:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def mean_over_ranks(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return tensors averaged over all ranks, with one all-reduce where torch.distributed is initialised."""
     tensors = list(tensors)
@@ -96,5 +109,5 @@ def mean_over_ranks(tensors: Iterable[Tensor]) -> list[Tensor]:
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    averages = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])
+    return [average.view_as(tensor) for average, tensor in zip(averages, tensors, strict=True)]

@@ -5,7 +5,7 @@ B images of S by S pixels on this rank.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,29 +18,41 @@ from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
 from dualtoken.model.quantize import Quantized
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer, TokenizerOutput
-from dualtoken.model.training.adversary import Adversary
+from dualtoken.model.training.adversary import Adversary, LastLayerGradients
 from dualtoken.model.training.losses import TokenizerLoss, tokenizer_loss
 from dualtoken.model.training.state import TrainState
 
 
 class TrainMetrics(NamedTuple):
-    """Figures of one step; losses are this rank's, before weighting but for the total; None where there is no such loss."""
+    """Metrics of one step; losses are this rank's, before weighting but for the total; None where there is no such loss."""
 
     loss: float
+    """Weighted total, the generator's part included."""
     reconstruction: float | None
+    """Mean squared error of pictures."""
     perceptual: float | None
+    """LPIPS of pictures."""
     semantic: float | None
+    """Distance of semantic tokens from the teacher's."""
     pooled: float | None
+    """Distance of image embeddings from the teacher's."""
     commitment: float
+    """Commitment of all codebooks together."""
     generator: float | None
-    adaptive_weight: float | None  # of the generator's loss
+    """Generator's loss, before both of its weights."""
+    adaptive_weight: float | None
+    """Adaptive weight of the generator's loss."""
     discriminator: float | None
-    gradient_norm: float  # over all ranks' mean gradient, before clipping
+    """Discriminator's own loss."""
+    gradient_norm: float
+    """Norm of the tokenizer's gradient, averaged over all ranks, before clipping."""
     discriminator_gradient_norm: float | None
+    """Norm of the discriminator's gradient, averaged over all ranks."""
     learning_rate: float
+    """Tokenizer's learning rate in this step."""
 
     def present(self) -> dict[str, float]:
-        """Return the figures that there are, by name."""
+        """Return the metrics that there are, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -49,12 +61,15 @@ class _Batch(NamedTuple):
     targets: TeacherTargets
 
 
-class _Done(NamedTuple):
+class _MicroBatchResult(NamedTuple):
     """What is left of a micro-batch once its gradients are in place: no graph."""
 
     losses: dict[str, Tensor]
+    """Losses by the names of `TrainMetrics`."""
     pixel: Quantized | None
+    """Pixel tokens with their codes, for the codebook's update."""
     semantic: Quantized | None
+    """Semantic tokens with their codes."""
 
 
 def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets) -> TrainMetrics:
@@ -62,36 +77,35 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
 
     Raises FloatingPointError, before any weight changes, if a loss or its gradient is not finite.
     """
-    settings, adversary = state.settings, _adversary(state)
+    config = state.config
+    adversary = _adversary(state)
     rate = learning_rate_at(
-        state.step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, steps=settings.steps
+        state.step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps
     )
     set_learning_rate(state.optimizer, rate)
     state.model.train()
     state.optimizer.zero_grad()
     if adversary:
         adversary.optimizer.zero_grad()
-    batches = _split(_Batch(images, targets), settings.accumulate_steps)
-    adaptive_weight = (
-        _adaptive_weight_ahead(state, adversary, batches) if adversary and len(batches) > 1 else None
-    )
-    share = 1 / len(batches)
-    done = [_backward(state, batch, share, adaptive_weight, last=batch is batches[-1]) for batch in batches]
+
+    results = _backward_all(state, _split(_Batch(images, targets), config.accumulate_steps))
+    figures = _mean_losses(results)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    figures = {name: torch.stack([one.losses[name] for one in done]).mean() for name in done[0].losses}
     figures["gradient_norm"] = nn.utils.get_total_norm(gradients)
     if adversary:
         figures["discriminator_gradient_norm"] = adversary.finish_backward()
     metrics = _metrics(figures, rate)
     _check_finite(metrics, state.step)
-    if settings.max_gradient_norm is not None:
+
+    # From here on weights and codebooks change.
+    if config.max_gradient_norm is not None:
         nn.utils.clip_grads_with_norm_(
-            state.model.parameters(), settings.max_gradient_norm, figures["gradient_norm"]
+            state.model.parameters(), config.max_gradient_norm, figures["gradient_norm"]
         )
     state.optimizer.step()
     if adversary:
         adversary.take_step(state.step)
-    _update_codebooks(state, done)
+    _update_codebooks(state, results)
     if state.average:
         state.average.update_parameters(state.tokenizer)
     state.step += 1
@@ -99,7 +113,10 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
 
 
 def _adversary(state: TrainState) -> Adversary | None:
-    return state.adversary if state.adversary and state.adversary.takes_part(state.step) else None
+    """Return the adversary if it takes part in this step."""
+    if state.adversary and state.adversary.takes_part(state.step):
+        return state.adversary
+    return None
 
 
 def _split(batch: _Batch, count: int) -> list[_Batch]:
@@ -109,27 +126,46 @@ def _split(batch: _Batch, count: int) -> list[_Batch]:
         raise ValueError(
             f"accumulate_steps={count} does not divide the {len(batch.images)} images of a rank: change one of them"
         )
-    parts = (tensor.split(size) for tensor in (batch.images, *batch.targets))
-    return [_Batch(images, TeacherTargets(*targets)) for images, *targets in zip(*parts, strict=True)]
+    parts = zip(
+        batch.images.split(size),
+        batch.targets.pooled.split(size),
+        batch.targets.dense.split(size),
+        strict=True,
+    )
+    return [_Batch(images, TeacherTargets(pooled, dense)) for images, pooled, dense in parts]
+
+
+def _backward_all(state: TrainState, batches: Sequence[_Batch]) -> list[_MicroBatchResult]:
+    """Add up the gradients of all micro-batches: those of their mean loss."""
+    adversary = _adversary(state)
+    adaptive_weight = None
+    if adversary and len(batches) > 1:
+        adaptive_weight = _adaptive_weight_ahead(state, adversary, batches)
+    share = 1 / len(batches)
+    results = []
+    for number, batch in enumerate(batches, start=1):
+        last = number == len(batches)
+        results.append(_backward(state, batch, share, adaptive_weight, last=last))
+    return results
 
 
 def _backward(
     state: TrainState, batch: _Batch, share: float, adaptive_weight: Tensor | None, *, last: bool
-) -> _Done:
+) -> _MicroBatchResult:
     """Add a micro-batch's gradients, the tokenizer's and the discriminator's; ranks meet in the last one only."""
-    adversary, losses = _adversary(state), {}
-    waits = isinstance(state.model, DistributedDataParallel) and not last
-    with cast("DistributedDataParallel", state.model).no_sync() if waits else nullcontext():
+    adversary = _adversary(state)
+    losses: dict[str, Tensor] = {}
+    with _gradient_sync(state, last=last):
         output, loss = state.compiled(forward_losses, calls_model=True)(state, batch.images, batch.targets)
         total = loss.total
         if adversary:
             generator = _generator_loss(state, adversary, output)
             if adaptive_weight is None:
-                adaptive_weight = adversary.adaptive_weight(
-                    _last_layer_gradients(state.tokenizer, loss, generator)
-                )
+                gradients = _last_layer_gradients(state.tokenizer, loss, generator)
+                adaptive_weight = adversary.adaptive_weight(gradients)
             total = total + adversary.config.weight * adaptive_weight * generator
-            losses = {"generator": generator, "adaptive_weight": adaptive_weight}
+            losses["generator"] = generator
+            losses["adaptive_weight"] = adaptive_weight
         (total * share).backward()
     if adversary and output.reconstruction is not None:
         with state.autocast():
@@ -137,12 +173,21 @@ def _backward(
                 batch.images, output.reconstruction.float()
             )
         (losses["discriminator"] * share).backward()
-    losses |= {name: term for name, term in loss._asdict().items() if term is not None} | {"loss": total}
-    del losses["total"]
-    return _Done(
-        {name: term.detach() for name, term in losses.items()},
-        *map(_detached, (output.pixel, output.semantic)),
+
+    losses["loss"] = total
+    losses |= loss.terms()
+    return _MicroBatchResult(
+        losses={name: value.detach() for name, value in losses.items()},
+        pixel=_detached(output.pixel),
+        semantic=_detached(output.semantic),
     )
+
+
+def _gradient_sync(state: TrainState, *, last: bool) -> AbstractContextManager[object]:
+    """Return the context of a backward pass: ranks average their gradients in the last micro-batch only."""
+    if isinstance(state.model, DistributedDataParallel) and not last:
+        return state.model.no_sync()
+    return nullcontext()
 
 
 def forward_losses(
@@ -155,8 +200,8 @@ def forward_losses(
             output,
             images,
             targets,
-            state.settings.losses,
-            stage=state.settings.stage,
+            state.config.losses,
+            phase=state.config.stage,
             perceptual=state.perceptual,
         )
     return output, loss
@@ -170,12 +215,16 @@ def _generator_loss(state: TrainState, adversary: Adversary, output: TokenizerOu
 
 def _last_layer_gradients(
     tokenizer: DualTokenizer, loss: TokenizerLoss, generator: Float[Tensor, ""]
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the picture loss, its parts unweighted, and of the generator's at the decoder's last layer."""
-    picture = torch.stack([term for term in (loss.reconstruction, loss.perceptual) if term is not None]).sum()
+) -> LastLayerGradients:
+    """Return the gradients of the picture loss, its parts unweighted, and of the generator's."""
+    picture_terms = [term for term in (loss.reconstruction, loss.perceptual) if term is not None]
+    picture = torch.stack(picture_terms).sum()
     weight = tokenizer.decoder.conv_out.weight
-    first, second = (torch.autograd.grad(term, weight, retain_graph=True)[0] for term in (picture, generator))
-    return first, second
+    # The graph is kept: the backward pass of the step goes through it again.
+    return LastLayerGradients(
+        picture=torch.autograd.grad(picture, weight, retain_graph=True)[0],
+        generator=torch.autograd.grad(generator, weight, retain_graph=True)[0],
+    )
 
 
 def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
@@ -183,58 +232,80 @@ def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Seq
 
     It costs one more forward pass, without a graph but for the decoder's last layer.
     """
-    tokenizer, sums = state.tokenizer, None
-    last = tokenizer.decoder.conv_out
-    handle = last.register_forward_hook(_with_graph)
+    tokenizer = state.tokenizer
+    sums: LastLayerGradients | None = None
+    handle = tokenizer.decoder.conv_out.register_forward_hook(_with_graph)
     try:
         for batch in batches:
             with torch.no_grad(), state.autocast():
                 output = tokenizer(batch.images, pixel=True, semantic=False)
             with state.autocast():
                 loss = tokenizer_loss(
-                    output, batch.images, batch.targets, state.settings.losses, perceptual=state.perceptual
+                    output, batch.images, batch.targets, state.config.losses, perceptual=state.perceptual
                 )
             gradients = _last_layer_gradients(tokenizer, loss, _generator_loss(state, adversary, output))
-            sums = gradients if sums is None else (sums[0] + gradients[0], sums[1] + gradients[1])
+            if sums is None:
+                sums = gradients
+            else:
+                sums = LastLayerGradients(
+                    sums.picture + gradients.picture, sums.generator + gradients.generator
+                )
     finally:
         handle.remove()
     assert sums is not None
-    return adversary.adaptive_weight((sums[0] / len(batches), sums[1] / len(batches)))
+    return adversary.adaptive_weight(
+        LastLayerGradients(sums.picture / len(batches), sums.generator / len(batches))
+    )
 
 
 def _with_graph(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+    """Compute a convolution again with a graph: a forward hook, under no_grad, that gives its output in the first's place."""
     assert isinstance(layer, nn.Conv2d)
     with torch.enable_grad():
         return F.conv2d(inputs[0], layer.weight, layer.bias, padding=layer.padding)
 
 
+def _mean_losses(results: Sequence[_MicroBatchResult]) -> dict[str, Tensor]:
+    """Return each loss averaged over the micro-batches, which are of one size."""
+    means = {}
+    for name in results[0].losses:
+        means[name] = torch.stack([result.losses[name] for result in results]).mean()
+    return means
+
+
 def _metrics(figures: dict[str, Tensor], rate: float) -> TrainMetrics:
     """Bring a step's figures off the device, all at once."""
+    numbers = torch.stack(list(figures.values())).tolist()
     values: dict[str, Any] = dict.fromkeys(TrainMetrics._fields)
-    values |= zip(figures, torch.stack(list(figures.values())).tolist(), strict=True)
-    return TrainMetrics(**values | {"learning_rate": rate})
+    values.update(zip(figures, numbers, strict=True))
+    values["learning_rate"] = rate
+    return TrainMetrics(**values)
 
 
 def _check_finite(metrics: TrainMetrics, step: int) -> None:
     # A norm that is not finite is so on every rank, the gradient being shared: all raise, and none waits for another.
     if not all(map(math.isfinite, metrics.present().values())):
         raise FloatingPointError(
-            f"step {step} has loss {metrics.loss} and gradient norm {metrics.gradient_norm}: lower train.learning_rate"
+            f"step {step} has loss {metrics.loss} and gradient norm {metrics.gradient_norm}: "
+            "lower train.learning_rate"
         )
 
 
-def _update_codebooks(state: TrainState, done: Sequence[_Done]) -> None:
+def _update_codebooks(state: TrainState, results: Sequence[_MicroBatchResult]) -> None:
     """Move the codebooks of the streams that train, once, by all of the step's tokens."""
     tokenizer = state.tokenizer
     # Seeded by the step, so that restarts agree on all ranks and a resumed run needs no generator's state.
-    generator = torch.Generator().manual_seed((state.settings.seed << 32) + state.step)
-    if done[0].pixel is not None:
-        tokenizer.quantize_pixel.update([one.pixel for one in done if one.pixel is not None], generator)
-    if done[0].semantic is not None and not (done[0].pixel is not None and tokenizer.config.shared_codebook):
-        tokenizer.quantize_semantic.update(
-            [one.semantic for one in done if one.semantic is not None], generator
-        )
+    generator = torch.Generator().manual_seed((state.config.seed << 32) + state.step)
+    pixel = [result.pixel for result in results if result.pixel is not None]
+    semantic = [result.semantic for result in results if result.semantic is not None]
+    if pixel:
+        tokenizer.quantize_pixel.update(pixel, generator)
+    # A codebook that both streams share has moved by then.
+    if semantic and not (pixel and tokenizer.config.shared_codebook):
+        tokenizer.quantize_semantic.update(semantic, generator)
 
 
 def _detached(quantized: Quantized | None) -> Quantized | None:
-    return None if quantized is None else Quantized(*(tensor.detach() for tensor in quantized))
+    if quantized is None:
+        return None
+    return Quantized(*(tensor.detach() for tensor in quantized))

@@ -1,21 +1,24 @@
-"""What each stage of the tokenizer's training trains (the released DualToken code's stages 0, 1 and 2).
+"""What each phase of the tokenizer's training trains (the released DualToken code's phases 0, 1 and 2).
 
-Stage 0 trains what the tower lacks beside a tower that is frozen up to the semantic block. Stage 1 trains everything.
-Stage 2 refines the semantic stream alone. The released one freezes blocks up to the shortcut's only, so that blocks
-between it and the pixel block drift under a frozen pixel path, and it moves the pixel codes of every image; ours freezes
-all blocks that pixel tokens come from: after stage 2 the pixel codes and pictures are what they were, to the bit.
+Phase 0 trains what the tower lacks beside a tower that is frozen up to the semantic block. Phase 1 trains everything.
+Phase 2 refines the semantic stream alone. The released phase 2 freezes blocks up to the shortcut's only: blocks between
+it and the pixel block drift under a frozen pixel path, and the pixel codes of every image move. Ours freezes all blocks
+that pixel tokens come from: after phase 2 the pixel codes and pictures are what they were, to the bit.
+
+A recipe sets the phase by its key `train.stage`.
 """
 
 import re
 from typing import NamedTuple
 
-from dualtoken.model.config.protocols import TrainSettings
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import LpipsConfig
+from dualtoken.model.config.training import TrainingConfig
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 _BLOCK = re.compile(r"tower\.(?:blocks|transformer\.resblocks)\.(\d+)\.")
+"""Parameter of a block, with the block's index, 0 the first."""
 _TOWER_END = ("tower.norm.", "tower.attn_pool.", "tower.fc_norm.", "tower.head.", "tower.ln_post.")
+"""Parameters of the tower behind its last block."""
 _PIXEL_PATH = (
     "pixel_encoder.",
     "reduce_pixel.",
@@ -28,43 +31,46 @@ _SEMANTIC_PATH = ("reduce_semantic.", "expand_semantic.")
 
 
 class Streams(NamedTuple):
-    """Which streams a run trains: those that some loss is for."""
+    """The streams that a run trains: those that some loss is for."""
 
     pixel: bool
+    """Whether pixel tokens are quantised and decoded."""
     semantic: bool
+    """Whether semantic tokens are quantised and run through the rest of the tower."""
 
 
-def streams_in_training(settings: TrainSettings) -> Streams:
+def streams_in_training(config: TrainingConfig) -> Streams:
     """Return the streams that have a loss; the other one is not run, and its codebook stays."""
-    losses = settings.losses
-    pictures = losses.reconstruction > 0 or isinstance(settings.perceptual, LpipsConfig)
-    return Streams(pixel=settings.stage != 2 and pictures, semantic=losses.semantic > 0 or losses.pooled > 0)
+    refines_meaning = config.stage == 2
+    return Streams(pixel=config.trains_pictures and not refines_meaning, semantic=config.trains_meaning)
 
 
-def freeze(tokenizer: DualTokenizer, settings: TrainSettings) -> None:
-    """Let only those parameters have gradients that the stage trains; call it before any wrapping.
+def freeze(tokenizer: DualTokenizer, config: TrainingConfig) -> None:
+    """Let only those parameters have gradients that the phase trains.
 
-    Raises ValueError if the stage trains nothing of this tokenizer, or cannot keep its streams apart.
+    `TrainState` calls it, before it wraps the model. Raises ValueError if the phase trains nothing of this tokenizer,
+    or cannot keep its streams apart.
     """
-    if settings.stage == 2 and tokenizer.config.shared_codebook:
+    if config.stage == 2 and tokenizer.config.shared_codebook:
         raise ValueError(
-            "train.stage=2 leaves the pixel stream as it is, but shared_codebook=true has one for both: set another stage"
+            "train.stage=2 leaves the pixel stream as it is, but shared_codebook=true has one for both: "
+            "set another stage"
         )
-    trained = [is_trained(name, tokenizer.config, settings) for name, _ in tokenizer.named_parameters()]
+    trained = [is_trained(name, tokenizer.config, config) for name, _ in tokenizer.named_parameters()]
     if not any(trained):
         raise ValueError("train.losses has no weight above 0: set one, there is nothing to train")
     for parameter, trains in zip(tokenizer.parameters(), trained, strict=True):
         parameter.requires_grad_(trains)
 
 
-def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> bool:
-    """Tell whether a parameter of a DualTokenizer moves in these settings."""
-    streams = streams_in_training(settings)
+def is_trained(name: str, tokenizer_config: TokenizerConfig, config: TrainingConfig) -> bool:
+    """Tell whether a parameter of a DualTokenizer moves in this training."""
+    streams = streams_in_training(config)
     if name.startswith("tower."):
-        return not settings.freeze_tower and _tower_trains(name, config, settings, streams)
+        return not config.freeze_tower and _tower_trains(name, tokenizer_config, config, streams)
     if name == "prefix":  # stands for a class token, from the semantic block on
-        return settings.losses.pooled > 0
-    if config.shared_codebook and name.startswith("reduce_semantic."):
+        return config.losses.pooled > 0
+    if tokenizer_config.shared_codebook and name.startswith("reduce_semantic."):
         return any(streams)
     if name.startswith(_PIXEL_PATH):
         return streams.pixel
@@ -72,18 +78,41 @@ def is_trained(name: str, config: TokenizerConfig, settings: TrainSettings) -> b
     return streams.semantic
 
 
-def _tower_trains(name: str, config: TokenizerConfig, settings: TrainSettings, streams: Streams) -> bool:
-    pixel_block = 0 if config.pixel_encoder else config.pixel_block
-    lowest = {0: config.semantic_block, 1: 0, 2: pixel_block}[settings.stage]
-    # What lies beyond the last token that some loss needs would have no gradient.
-    reached = (
-        [pixel_block] * streams.pixel
-        + [config.semantic_block] * streams.semantic
-        + [config.tower.depth] * (settings.losses.pooled > 0)
-    )
-    highest = max(reached, default=0)
-    if match := _BLOCK.match(name):
-        return lowest <= int(match[1]) < highest
+def _tower_trains(
+    name: str, tokenizer_config: TokenizerConfig, config: TrainingConfig, streams: Streams
+) -> bool:
+    pools = config.losses.pooled > 0
+    first = _num_frozen_blocks(tokenizer_config, config)
+    end = _num_reached_blocks(tokenizer_config, streams, pools=pools)
+    block = _BLOCK.match(name)
+    if block:
+        return first <= int(block[1]) < end
     if name.startswith(_TOWER_END):
-        return settings.losses.pooled > 0
-    return lowest == 0 < highest  # patches and positions
+        return pools
+    # Patches and positions, which come before the first block.
+    return first == 0 < end
+
+
+def _num_frozen_blocks(tokenizer_config: TokenizerConfig, config: TrainingConfig) -> int:
+    """Return how many blocks, from the first on, the phase keeps as they are."""
+    if config.stage == 0:
+        return tokenizer_config.semantic_block
+    if config.stage == 1:
+        return 0
+    return _pixel_block(tokenizer_config)
+
+
+def _num_reached_blocks(tokenizer_config: TokenizerConfig, streams: Streams, *, pools: bool) -> int:
+    """Return how many blocks, from the first on, some loss needs: those beyond would have no gradient."""
+    if pools:
+        return tokenizer_config.tower.depth
+    if streams.semantic:
+        return tokenizer_config.semantic_block
+    if streams.pixel:
+        return _pixel_block(tokenizer_config)
+    return 0
+
+
+def _pixel_block(tokenizer_config: TokenizerConfig) -> int:
+    """Return the last block that pixel tokens come from; 0 where they do not come from the tower."""
+    return 0 if tokenizer_config.pixel_encoder else tokenizer_config.pixel_block

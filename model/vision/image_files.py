@@ -1,19 +1,18 @@
 """Opens image files that anybody may have made: whole to the last byte, of a sane size, as upright RGB of 8 bits."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from dualtoken.model.vision.transform import opaque
+from dualtoken.model.vision.decode import TooManyPixelsError, decode_rgb, error_text, is_cut_short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Of the files that count as images where a folder is named."""
+"""Suffixes of the files that count as images where a folder is named."""
 MAX_PIXELS = 2**27
-"""134 million, 400 MB as RGB; a larger picture is refused before it is decoded."""
+"""Pixel limit of a file: 134 million, 400 MB as RGB; a larger picture is refused before it is decoded."""
 
 
 class ImageFileError(ValueError):
@@ -28,7 +27,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Path(path).open("rb") as file:
             return _decode(file, max_pixels)
-    except _Unfit as problem:
+    except _UnfitError as problem:
         raise ImageFileError(f"{path}: {problem}") from problem
     except FileNotFoundError as error:
         raise ImageFileError(f"{path}: there is no such file") from error
@@ -45,43 +44,35 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path | ImageFileError]:
         if not path.is_dir():
             yield path
             continue
-        inside = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-        )
-        yield from inside or [ImageFileError(f"{path}: has no image in it ({', '.join(SUFFIXES)})")]
+        images = sorted(file for file in path.rglob("*") if _is_image(file))
+        if images:
+            yield from images
+        else:
+            yield ImageFileError(f"{path}: has no image in it ({', '.join(SUFFIXES)})")
 
 
-class _Unfit(Exception):
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+class _UnfitError(Exception):
     """Why a file gives no picture, without its name."""
 
 
 def _decode(file: BinaryIO, max_pixels: int) -> Image.Image:
     if not file.read(1):
-        raise _Unfit("is empty")
+        raise _UnfitError("is empty")
     file.seek(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd metadata, and on sizes that are judged here
-            with Image.open(file, formats=FORMATS) as image:
-                _check_size(image, max_pixels)
-                image.load()
-                return opaque(ImageOps.exif_transpose(image))
+        return decode_rgb(file, formats=FORMATS, max_pixels=max_pixels, upright=True, quiet=True)
     except UnidentifiedImageError as error:
-        raise _Unfit(f"is no image that can be read ({', '.join(FORMATS)})") from error
+        raise _UnfitError(f"is no image that can be read ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise _Unfit(f"has far more than {max_pixels:,} pixels: make it smaller") from error
-    except _Unfit:
-        raise
+        raise _UnfitError(f"has far more than {max_pixels:,} pixels: make it smaller") from error
+    except TooManyPixelsError as error:
+        size = f"{error.width} x {error.height} = {error.width * error.height:,} pixels"
+        raise _UnfitError(f"has {size}, more than {max_pixels:,}: make it smaller") from error
     except Exception as error:  # a decoder of hostile bytes may raise anything
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        cut = isinstance(error, EOFError) or any(
-            word in text.lower() for word in ("truncated", "unexpected end")
-        )
-        raise _Unfit(f"is cut short ({text})" if cut else f"cannot be decoded: {text}") from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    if (pixels := image.width * image.height) > max_pixels:
-        raise _Unfit(
-            f"has {image.width} x {image.height} = {pixels:,} pixels, more than {max_pixels:,}: make it smaller"
-        )
+        if is_cut_short(error):
+            raise _UnfitError(f"is cut short ({error_text(error)})") from error
+        raise _UnfitError(f"cannot be decoded: {error_text(error)}") from error

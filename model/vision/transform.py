@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.vision.decode import opaque
 
 _HALF = (0.5, 0.5, 0.5)
 _RESIZED_WHOLE = 2**26
@@ -112,33 +113,6 @@ def normalize(levels: UInt8[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
 def to_uint8(images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
     """Return -1 to 1 as levels 0 to 255, rounded; what lies outside is clamped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def is_clear(image: Image.Image) -> bool:
-    """Tell whether a picture may be transparent somewhere."""
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-
-
-def opaque(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB of 8 bits, transparency over white, 16-bit levels by their upper half.
-
-    Raises ValueError for levels of more than 16 bits, or not whole numbers, whose range nothing says.
-    """
-    image = eight_bit(image)
-    if is_clear(image):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey picture of 16 bits as one of 8, as Pillow itself does with colours; another as it is."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    levels = np.asarray(image)
-    if image.mode == "F" or levels.min() < 0 or levels.max() > np.iinfo(np.uint16).max:
-        raise ValueError(f"has levels of 32 bits (mode {image.mode}): save it with 8 or 16 bits")
-    return Image.fromarray((levels.astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def _levels(image: Image.Image) -> UInt8[Tensor, "3 S S"]:

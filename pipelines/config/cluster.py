@@ -1,4 +1,4 @@
-"""The recipe's `cluster` key: where the stages run, and how wide."""
+"""The recipe's `cluster` key: which Ray cluster runs the stages, and with how many workers."""
 
 from pydantic import model_validator
 
@@ -6,20 +6,22 @@ from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
 
 
 class ClusterConfig(Config):
-    """Where and how wide the stages run."""
+    """Ray cluster of the stages, and the number of their workers."""
 
     address: str = not_in_fingerprint(default="local")
-    """`local` starts and stops a cluster of its own; else a Ray address, host:port."""
+    """Ray address, host:port; `local` starts and stops a cluster of its own."""
     dashboard: str | None = not_in_fingerprint(default=None)
-    """Send each stage of a workflow as a job to the cluster with this dashboard, such as http://127.0.0.1:8265."""
+    """Dashboard, such as http://127.0.0.1:8265, that each stage of a workflow is sent to as a job."""
     num_cpus: PositiveInt | None = not_in_fingerprint(default=None)
-    """Of the local cluster; all of the machine's by default."""
+    """CPUs of the local cluster; by default all of the machine's."""
     min_workers: PositiveInt = not_in_fingerprint(default=1)
+    """Least actors of a stage; Ray Data scales between this and `max_workers`."""
     max_workers: PositiveInt = not_in_fingerprint(default=2)
-    """Actors of a stage; Ray Data scales between the two."""
+    """Most actors of a stage."""
     gpus_per_worker: float = not_in_fingerprint(default=0.0, ge=0)
+    """GPUs, or the share of one, for each worker of a stage that runs a network, training apart."""
     object_store_mb: PositiveInt = not_in_fingerprint(default=256)
-    """Of the local cluster; units pass names, not data, so little is needed."""
+    """Object store of the local cluster, MiB; units pass names, not data, so little is needed."""
 
     @model_validator(mode="after")
     def _workers_in_order(self) -> "ClusterConfig":

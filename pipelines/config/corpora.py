@@ -1,4 +1,4 @@
-"""Where a recipe's images come from, and what of them training never sees; imports neither torch nor ray."""
+"""A recipe's corpora: their sources, and what is held out of training; imports neither torch nor ray."""
 
 from typing import Annotated, Literal
 
@@ -7,9 +7,7 @@ from pydantic import Field
 from dualtoken.model.config.base import Config, Location, PositiveInt
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-"""Names a folder, so: lower case, digits, dot, dash, underscore."""
-
-
+"""Name of a folder, so only: lower case, digits, dot, dash, underscore."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -18,7 +16,7 @@ class ScenesSource(Config):
 
     kind: Literal["scenes"]
     split: Literal["train", "heldout"] = "train"
-    """The splits share no combination of attributes."""
+    """Split of the scenes; the two share no combination of attributes."""
     num_images: PositiveInt = 12_000
     seed: int = 0
 
@@ -28,7 +26,7 @@ class UrlsSource(Config):
 
     kind: Literal["urls"]
     table: Location
-    """A .parquet, .csv or .tsv file."""
+    """Table of URLs: a .parquet, .csv or .tsv file."""
     url_column: str = "url"
     caption_column: str = "caption"
     keep_columns: tuple[str, ...] = ()
@@ -40,7 +38,7 @@ class ShardsSource(Config):
 
     kind: Literal["shards"]
     folder: Location
-    """A folder with NNNNN.tar and NNNNN.parquet."""
+    """Folder with NNNNN.tar and NNNNN.parquet."""
 
 
 class CorpusConfig(Config):
@@ -50,14 +48,14 @@ class CorpusConfig(Config):
 
 
 class HeldoutCorpus(Config):
-    """Hold a whole corpus out of training."""
+    """A whole corpus, held out of training."""
 
     kind: Literal["corpus"]
     corpus: Name
 
 
 class HeldoutFraction(Config):
-    """Hold a share of each corpus out of training, chosen by the samples' keys."""
+    """A share of each corpus, held out of training; the samples' keys decide which."""
 
     kind: Literal["fraction"]
     fraction: Fraction

@@ -1,4 +1,4 @@
-"""The recipe's `download` key: how URL tables become image shards."""
+"""The recipe's `download` key: fetching a URL table's images into shards."""
 
 from typing import Annotated, Literal
 
@@ -8,35 +8,43 @@ from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
 
 
 class DownloadConfig(Config):
-    """URL table to image shards, with img2dataset's resizer and layout."""
+    """Download of a URL table into image shards, with img2dataset's resizer and layout."""
 
     rows_per_shard: Annotated[int, Field(ge=1, le=4096)] = 4096
+    """Rows of the URL table for each shard."""
     image_size: PositiveInt = 256
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "center_crop"
     resize_only_if_bigger: bool = False
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
-    """JPEG and WebP: quality; PNG: compression, 0 to 9."""
+    """Quality of JPEG and WebP; compression of PNG, 0 to 9."""
     max_bytes: PositiveInt = 20_000_000
-    """Of one response; more is refused while it streams."""
+    """Most bytes of one response; more is refused while it streams."""
     max_pixels: PositiveInt = 100_000_000
-    """Read from the image's header, before it is decoded."""
+    """Most pixels of an image; read from its header, before it is decoded."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """For one image in all: look-up, redirects, retries and body."""
+    """Time for one image in all: look-up, redirects, retries and body."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Of failures that may pass: no connection, a body cut short, HTTP 408, 429 and 5xx."""
+    """Retries after failures that may pass: no connection, a body cut short, HTTP 408, 429 and 5xx."""
     accept_dead_units: bool = not_in_fingerprint(default=False)
-    """Finish a unit none of whose URLs answered, too; off, since a network that was down would be taken for dead links."""
+    """Whether to finish a unit of which no URL answered too.
+
+    Off, since a network that was down would be taken for dead links.
+    """
     concurrency: PositiveInt = not_in_fingerprint(default=32)
-    """Requests under way at once, of one worker."""
+    """Requests that one worker has under way at once."""
     allow_private_addresses: bool = False
-    """Fetch from loopback and private networks too; off, since a hostile URL table could read internal services."""
+    """Whether to fetch from loopback and private networks too.
+
+    Off, since a hostile URL table could read internal services.
+    """
 
     @model_validator(mode="after")
     def _png_quality_is_compression(self) -> "DownloadConfig":
         if self.encode_format == "png" and self.encode_quality > 9:
             raise ValueError(
-                f"encode_quality={self.encode_quality} with encode_format=png: PNG takes a compression of 0 to 9"
+                f"encode_quality={self.encode_quality} with encode_format=png: "
+                "PNG takes a compression of 0 to 9"
             )
         return self

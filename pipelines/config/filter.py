@@ -1,5 +1,6 @@
-"""The rules by which a recipe keeps samples; imports neither torch nor ray."""
+"""The recipe's `filter` key: rules that keep or drop samples; imports neither torch nor ray."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,21 +9,21 @@ from dualtoken.model.config.base import Config, PositiveInt
 
 
 class MinSide(Config):
-    """Drop images whose shorter side, as fetched, is under `pixels`."""
+    """Drops images with a shorter side, as fetched, under `pixels`."""
 
     rule: Literal["min_side"]
     pixels: PositiveInt
 
 
 class MaxAspect(Config):
-    """Drop images more than `ratio` times as long as wide, or as wide as long."""
+    """Drops images more than `ratio` times as long as wide, or as wide as long."""
 
     rule: Literal["max_aspect"]
     ratio: Annotated[float, Field(ge=1)]
 
 
 class CaptionLength(Config):
-    """Drop captions of fewer words or characters."""
+    """Drops captions of fewer words or characters."""
 
     rule: Literal["caption_length"]
     min_words: Annotated[int, Field(ge=0)] = 1
@@ -30,18 +31,19 @@ class CaptionLength(Config):
 
 
 class ExactDuplicate(Config):
-    """Keep the first of the images of a corpus that have the same pixels."""
+    """Keeps the first of the images of a corpus that have the same pixels."""
 
     rule: Literal["exact_duplicate"]
 
 
 class Similarity(Config):
-    """Keep the images whose caption the teacher finds closest."""
+    """Keeps the images that the teacher finds closest to their captions."""
 
     rule: Literal["similarity"]
     min_cosine: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Least cosine between image and caption."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of those that reach this rule."""
+    """Share to keep of the samples that reach this rule."""
 
 
 Rule = Annotated[
@@ -53,12 +55,14 @@ class FilterConfig(Config):
     """Scores of every sample, then rules over the scores; a changed rule runs no model again."""
 
     rules: tuple[Rule, ...] = ()
-    """In order; the first that objects names the reason."""
+    """Rules in order; the first that objects names the reason."""
     batch_size: PositiveInt = 64
+    """Images and captions that the teacher scores at once."""
 
     @model_validator(mode="after")
     def _each_rule_once(self) -> "FilterConfig":
-        names = [rule.rule for rule in self.rules]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"rules name {min(twice)} more than once: keep one of them")
+        counts = Counter(rule.rule for rule in self.rules)
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"rules name {min(repeated)} more than once: keep one of them")
         return self

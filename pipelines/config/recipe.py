@@ -18,14 +18,16 @@ from dualtoken.pipelines.config.train import TrainConfig
 
 
 class Recipe(Config):
-    """A whole run."""
+    """Configuration of a whole run."""
 
     name: Name
+    """Name of the run."""
     root: Location = not_in_fingerprint(default="data", validate_default=True)
-    """Where everything is written."""
+    """Folder or URL below which everything is written."""
     corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
+    """Image-text datasets by name."""
     heldout: Annotated[HeldoutCorpus | HeldoutFraction, Field(discriminator="kind")]
-    """What training never sees and the report is made from."""
+    """Samples that training never sees and the report is made from."""
     cluster: ClusterConfig = ClusterConfig()
     download: DownloadConfig = DownloadConfig()
     teacher: Annotated[TrainedTeacher | OpenClipTeacher | LocalTeacher, Field(discriminator="kind")]
@@ -39,20 +41,25 @@ class Recipe(Config):
 
     @property
     def training_corpora(self) -> tuple[str, ...]:
-        """The corpora that teacher and tokenizer learn from."""
-        held_out = self.heldout.corpus if isinstance(self.heldout, HeldoutCorpus) else None
-        return tuple(name for name in sorted(self.corpora) if name != held_out)
+        """Corpora that teacher and tokenizer learn from, in order of name."""
+        names = sorted(self.corpora)
+        if isinstance(self.heldout, HeldoutCorpus) and self.heldout.corpus in names:
+            names.remove(self.heldout.corpus)
+        return tuple(names)
 
     @property
     def heldout_corpora(self) -> tuple[str, ...]:
-        """The corpora that hold-out samples come from."""
-        return (self.heldout.corpus,) if isinstance(self.heldout, HeldoutCorpus) else tuple(self.corpora)
+        """Corpora that held-out samples come from."""
+        if isinstance(self.heldout, HeldoutCorpus):
+            return (self.heldout.corpus,)
+        return tuple(self.corpora)
 
     @model_validator(mode="after")
     def _heldout_is_a_corpus(self) -> "Recipe":
         if isinstance(self.heldout, HeldoutCorpus) and self.heldout.corpus not in self.corpora:
             raise ValueError(
-                f"heldout.corpus={self.heldout.corpus} is no corpus: set it to one of {', '.join(self.corpora)}"
+                f"heldout.corpus={self.heldout.corpus} is no corpus: "
+                f"set it to one of {', '.join(self.corpora)}"
             )
         if not self.training_corpora:
             raise ValueError(
@@ -62,17 +69,19 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _loads_its_corpora(self) -> "Recipe":
-        if unknown := sorted(
-            self.load.named() - ({*(self.load.corpora or self.training_corpora)} & self.corpora.keys())
-        ):
+        readable = self.corpora.keys() & (self.load.corpora or self.training_corpora)
+        unknown = sorted(self.load.named() - readable)
+        if unknown:
             raise ValueError(
-                f"load names {unknown[0]}: set load.corpora to some of {', '.join(self.corpora)}, and weights or epochs of these"
+                f"load names {unknown[0]}: set load.corpora to some of {', '.join(self.corpora)}, "
+                "and weights or epochs of these"
             )
         return self
 
     @model_validator(mode="after")
     def _captions_are_of_corpora(self) -> "Recipe":
-        if unknown := sorted(self.pretokenize.captions_of.keys() - self.corpora.keys()):
+        unknown = sorted(self.pretokenize.captions_of.keys() - self.corpora.keys())
+        if unknown:
             raise ValueError(
                 f"pretokenize.captions_of.{unknown[0]} is of no corpus: name one of {', '.join(self.corpora)}"
             )
@@ -82,7 +91,8 @@ class Recipe(Config):
     def _stage_fits_tokenizer(self) -> "Recipe":
         if self.train.stage == 2 and self.tokenizer.shared_codebook:
             raise ValueError(
-                "train.stage=2 leaves the pixel stream as it is, tokenizer.shared_codebook=true has one for both: set stage=1"
+                "train.stage=2 leaves the pixel stream as it is, "
+                "tokenizer.shared_codebook=true has one for both: set stage=1"
             )
         return self
 
@@ -90,19 +100,23 @@ class Recipe(Config):
     def _teacher_sees_the_crops(self) -> "Recipe":
         if self.train.random_crop and self.targets.dense:
             raise ValueError(
-                "train.random_crop crops anew each time, targets.dense=true says what the teacher saw once: set it to false"
+                "train.random_crop crops anew each time, "
+                "targets.dense=true says what the teacher saw once: set it to false"
             )
         return self
 
     @model_validator(mode="after")
     def _teacher_fits_tokenizer(self) -> "Recipe":
-        if isinstance(self.teacher, TrainedTeacher):
-            if self.teacher.tower != self.tokenizer.tower:
-                raise ValueError(
-                    "teacher.tower differs from tokenizer.tower: make them equal, the tokenizer starts from the teacher"
-                )
-            if self.teacher.image_size != self.tokenizer.image_size:
-                raise ValueError(
-                    f"teacher.image_size={self.teacher.image_size}, tokenizer.image_size={self.tokenizer.image_size}: make them equal"
-                )
+        if not isinstance(self.teacher, TrainedTeacher):
+            return self
+        if self.teacher.tower != self.tokenizer.tower:
+            raise ValueError(
+                "teacher.tower differs from tokenizer.tower: "
+                "make them equal, the tokenizer starts from the teacher"
+            )
+        if self.teacher.image_size != self.tokenizer.image_size:
+            raise ValueError(
+                f"teacher.image_size={self.teacher.image_size}, "
+                f"tokenizer.image_size={self.tokenizer.image_size}: make them equal"
+            )
         return self

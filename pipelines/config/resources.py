@@ -1,70 +1,104 @@
-"""What the stages ask of a cluster, and by which keys; imports no ray, so that what a recipe cannot mean is told at once."""
+"""What each stage asks of a cluster, and which keys of the recipe decide it.
+
+Imports no Ray, so that a recipe that no cluster could run is refused at once.
+"""
 
 from typing import NamedTuple
 
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 
-ON_GPU = frozenset({"score", "targets", "pretokenize", "report"})
-"""Stages that `cluster.gpus_per_worker` is for."""
-
 
 class Demand(NamedTuple):
-    """So much of one kind, and the keys that ask for it."""
+    """An amount of one kind of resource, and the keys that ask for it."""
 
     kind: str
     """CPU or GPU, as Ray calls them."""
     amount: float
     keys: str
+    """Keys and values that decide the amount, such as `train.use_gpu=true`."""
     fix: str
+    """What to change where a cluster has less."""
 
 
-def per_worker(recipe: Recipe, stage: str) -> tuple[float, float]:
-    """Return the CPUs and GPUs that one worker of a stage needs."""
-    if stage in {"train", "teacher"}:
-        return recipe.train.cpus_per_worker, float(recipe.train.use_gpu)
-    gpus = recipe.cluster.gpus_per_worker if stage in ON_GPU else 0
-    return recipe.pretokenize.cpus(gpus) if stage == "pretokenize" else 1, gpus
+class Resources(NamedTuple):
+    """What a stage asks of a cluster."""
+
+    cpus: float
+    """CPUs of one worker."""
+    gpus: float
+    """GPUs of one worker, or its share of one."""
+    demands: tuple[Demand, Demand]
+    """CPUs and GPUs that must be free at once for the stage to begin."""
+    num_workers: int = 1
+    """Workers of a training group, which start together."""
+    max_failures: int = 0
+    """Restarts of a training group before the stage fails."""
 
 
-def demands(recipe: Recipe, stage: str) -> tuple[Demand, Demand]:
-    """Return what must be there at once for a stage to begin: all workers of a training, one of any other stage."""
-    cpus, gpus = per_worker(recipe, stage)
-    if stage not in {"train", "teacher"}:
-        cpu = Demand("CPU", cpus, "a worker", "add a node with one")
-        if cpus > 1:
-            cpu = Demand(
-                "CPU", cpus, f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}", "lower it"
-            )
-        return cpu, Demand("GPU", gpus, f"cluster.gpus_per_worker={gpus:g}", "lower it")
-    together = recipe.train.num_workers if stage == "train" else 1
-    times, lower = (
-        (f"train.num_workers={together} times ", "train.num_workers or ") if together > 1 else ("", "")
-    )
-    return (
+def cpu_worker(_: Recipe) -> Resources:
+    """Return one CPU a worker."""
+    return Resources(1, 0, (_ONE_CPU, _inference_gpus(0)))
+
+
+def inference_worker(recipe: Recipe) -> Resources:
+    """Return one CPU a worker, and the GPU share of `cluster.gpus_per_worker`."""
+    gpus = recipe.cluster.gpus_per_worker
+    return Resources(1, gpus, (_ONE_CPU, _inference_gpus(gpus)))
+
+
+def encoding_worker(recipe: Recipe) -> Resources:
+    """Return the same with CPUs for the threads that decode images beside a GPU."""
+    gpus = recipe.cluster.gpus_per_worker
+    cpus = recipe.pretokenize.cpus(gpus)
+    cpu = _ONE_CPU
+    if cpus > 1:
+        keys = f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}"
+        cpu = Demand("CPU", cpus, keys, "lower it")
+    return Resources(cpus, gpus, (cpu, _inference_gpus(gpus)))
+
+
+def teacher_training(recipe: Recipe) -> Resources:
+    """Return what the one process that trains a teacher needs."""
+    cpus = recipe.train.cpus_per_worker
+    gpus = float(recipe.train.use_gpu)
+    cpu = Demand("CPU", cpus, f"train.cpus_per_worker={cpus:g}", "lower train.cpus_per_worker")
+    gpu = Demand("GPU", gpus, "train.use_gpu=true", "set train.use_gpu=false")
+    return Resources(cpus, gpus, (cpu, gpu))
+
+
+def tokenizer_training(recipe: Recipe) -> Resources:
+    """Return what the data-parallel workers of the tokenizer's training need, all of them at once."""
+    workers = recipe.train.num_workers
+    alone = teacher_training(recipe)
+    if workers == 1:
+        return alone._replace(max_failures=recipe.train.max_failures)
+    times = f"train.num_workers={workers} times "
+    cpu, gpu = alone.demands
+    together = (
         Demand(
-            "CPU",
-            together * cpus,
-            f"{times}train.cpus_per_worker={cpus:g}",
-            f"lower {lower}train.cpus_per_worker",
+            "CPU", workers * cpu.amount, times + cpu.keys, "lower train.num_workers or train.cpus_per_worker"
         ),
-        Demand(
-            "GPU",
-            together * gpus,
-            f"{times}train.use_gpu=true",
-            "lower train.num_workers" if together > 1 else "set train.use_gpu=false",
-        ),
+        Demand("GPU", workers * gpu.amount, times + gpu.keys, "lower train.num_workers"),
     )
+    return Resources(alone.cpus, alone.gpus, together, workers, recipe.train.max_failures)
+
+
+_ONE_CPU = Demand("CPU", 1, "a worker", "add a node with one")
+
+
+def _inference_gpus(gpus: float) -> Demand:
+    return Demand("GPU", gpus, f"cluster.gpus_per_worker={gpus:g}", "lower it")
 
 
 def check_own_cluster(recipe: Recipe) -> None:
     """Raise `UserError` where the cluster that a recipe starts is too small for its training."""
-    there = recipe.cluster.num_cpus
-    if recipe.cluster.address != "local" or recipe.cluster.dashboard or there is None:
+    num_cpus = recipe.cluster.num_cpus
+    if recipe.cluster.address != "local" or recipe.cluster.dashboard or num_cpus is None:
         return
-    for stage in ("train", "teacher"):
-        cpus, _ = demands(recipe, stage)
-        if cpus.amount > there:
+    for resources in (tokenizer_training(recipe), teacher_training(recipe)):
+        cpu, _ = resources.demands
+        if cpu.amount > num_cpus:
             raise UserError(
-                f"{cpus.keys} wants {cpus.amount:g} CPUs, cluster.num_cpus={there}: raise it, or {cpus.fix}"
+                f"{cpu.keys} wants {cpu.amount:g} CPUs, cluster.num_cpus={num_cpus}: raise it, or {cpu.fix}"
             )

@@ -1,26 +1,20 @@
 """The model whose meaning the tokenizer keeps, and what it is asked for; imports neither torch nor ray."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
-from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
+from dualtoken.model.config.teacher import TeacherTrainingConfig
 
 
-class TrainedTeacher(Config):
-    """A small SigLIP-style model that the recipe trains itself on the corpora's captions, where no weights can be had."""
+class _TrainedKind(Config):
+    """The tag of `TrainedTeacher`."""
 
     kind: Literal["train"]
-    image_size: PositiveInt
-    tower: TowerConfig
-    text: TextConfig = TextConfig()
-    steps: PositiveInt = 700
-    batch_size: PositiveInt = 96
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    seed: int = 0
+
+
+# The last base comes first, so that `kind` is the first key of fingerprints and of the report.
+class TrainedTeacher(TeacherTrainingConfig, _TrainedKind):
+    """A small SigLIP-style model that the recipe trains on the corpora's captions, where no weights can be had."""
 
 
 class OpenClipTeacher(Config):

@@ -4,8 +4,7 @@ import errno
 import os
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,22 +47,24 @@ def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
         recipe=job.recipe.model_dump(mode="json"),
     )
     store = job.store()
-    if not store.exists(
-        STAGE_FILE
-    ):  # looked for first: a finished folder may be read-only, and another store may replace it
+    # Looked for first: a finished folder may be read-only, and a store without conditional puts would
+    # replace the record.
+    if not store.exists(STAGE_FILE):
         store.put_if_absent(record.to_bytes(), STAGE_FILE)
 
 
 def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
     """Do a unit and commit it; a unit that has its receipt already is only read."""
     started = time.monotonic()
-    store = job.store()
-    if unit.id not in job.restores and store.exists(receipt_name(unit.id)):
-        return Receipt.from_bytes(store.read(receipt_name(unit.id)))
-    asked = _tombstones_shown(job)
+    committed = _committed_receipt(job, unit)
+    if committed is not None:
+        return committed
+
+    tombstones_before = _tombstones_shown(job)
     with scratch_folder() as scratch:
         try:
-            return commit_unit(job, unit, Path(scratch), worker.run(unit, Path(scratch)), started, asked)
+            output = worker.run(unit, Path(scratch))
+            return commit_unit(job, unit, Path(scratch), output, started, tombstones_before)
         except OSError as error:
             if error.errno == errno.ENOSPC and error.filename is None:  # a store's own error names its file
                 raise OSError(
@@ -80,32 +81,35 @@ def commit_unit(
     scratch: Path,
     output: UnitOutput,
     started: float,
-    asked: tuple[Tombstones, ...] | None = None,
+    tombstones_before: tuple[Tombstones, ...] | None = None,
 ) -> Receipt:
-    """Upload a unit's files from scratch, then put its receipt; `started` is a `time.monotonic()`, `asked` of the same moment.
+    """Upload a unit's files from scratch, then put its receipt.
 
-    Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt stays.
-    Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and leaves the unit to be done again.
+    `started` is the `time.monotonic()` at which the unit was begun, `tombstones_before` the lists of that
+    moment.
+
+    Two attempts at one unit are harmless: the bytes are a function of the fingerprint, and the first receipt
+    stays. Raises `OSError` where they are not after all, or where samples were forgotten meanwhile, and
+    leaves the unit to be done again.
     """
-    names, began = list(output.files), time.monotonic()
+    commit_started = time.monotonic()
+    names = list(output.files)
     counts: dict[str, int] = {}
     if output.ledger is not None:
         check_closed(output.ledger, unit.rows)
         counts = count_statuses(output.ledger)
-        names.append(f"{LEDGERS}/{unit.id}.parquet")
-        (scratch / LEDGERS).mkdir(exist_ok=True)
-        pq.write_table(output.ledger, scratch / names[-1], compression="zstd")
+        names.append(_write_ledger(output.ledger, unit, scratch))
+
+    committed = _committed_receipt(job, unit)
+    if committed is not None:
+        return committed
+    _require_not_forgotten(job, unit, output.ledger, tombstones_before)
+    if unit.id in job.restores:
+        restored = _repair(job, unit, scratch, output, names)
+        if restored is not None:
+            return restored
+
     store = job.store()
-    restores = unit.id in job.restores
-    if not restores and store.exists(receipt_name(unit.id)):
-        return Receipt.from_bytes(store.read(receipt_name(unit.id)))
-    _require_not_forgotten(job, unit, output.ledger, asked)
-    if restores:
-        made = {name: output.digests.get(name) or digest(scratch / name) for name in names}
-        restore_files(store, scratch, made, job.restores[unit.id], output.facts)
-        if earlier := job.restores[unit.id]:
-            return earlier
-        store.remove(receipt_name(unit.id))
     files = [upload(store, scratch, name, output.digests.get(name)) for name in names]
     receipt = Receipt(
         stage=job.stage,
@@ -116,19 +120,50 @@ def commit_unit(
         rows=unit.rows,
         counts=counts,
         files=tuple(files),
-        facts=_facts(output, began),
+        facts=_facts(output, commit_started),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.monotonic() - started, 3),
     )
     if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
         return _yield_to_winner(job, receipt)
-    try:
-        # Once more: `forget` writes its list first and looks for receipts then, so one of the two sees the other.
-        _require_not_forgotten(job, unit, output.ledger, asked)
-    except OSError:
-        store.remove(receipt_name(unit.id))
-        raise
+    _withdraw_if_forgotten(job, unit, output.ledger, tombstones_before)
     return receipt
+
+
+def _committed_receipt(job: StageJob, unit: Unit) -> Receipt | None:
+    """Return the receipt that a unit has already; None where it has none, or its files are being restored."""
+    store = job.store()
+    name = receipt_name(unit.id)
+    if unit.id in job.restores or not store.exists(name):
+        return None
+    return Receipt.from_bytes(store.read(name))
+
+
+def _write_ledger(ledger: pa.Table, unit: Unit, scratch: Path) -> str:
+    """Write a unit's ledger below scratch, and return its name."""
+    name = f"{LEDGERS}/{unit.id}.parquet"
+    (scratch / LEDGERS).mkdir(exist_ok=True)
+    pq.write_table(ledger, scratch / name, compression="zstd")
+    return name
+
+
+def _facts(output: UnitOutput, commit_started: float) -> dict[str, Any]:
+    """Return the receipt's facts: the worker's own, and the seconds by part where it timed them."""
+    facts = dict(output.facts)
+    if output.seconds:
+        facts["seconds"] = {**output.seconds, "commit": round(time.monotonic() - commit_started, 3)}
+    return facts
+
+
+def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
+    """Move a file from scratch into the store, and return its record.
+
+    `content` are its checksums, where they are known.
+    """
+    content = content or digest(scratch / name)
+    assert content.bytes == (scratch / name).stat().st_size, f"{name}: its checksums are of another file"
+    store.put(scratch / name, name, move=True)
+    return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 
 def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
@@ -136,12 +171,35 @@ def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
     store = job.store()
     winner = Receipt.from_bytes(store.read(receipt_name(receipt.unit)))
     if winner.files != receipt.files:
-        # Such as of URLs whose server answered one attempt only: this one's files may stand over the winner's.
+        # Such as where a server answered one attempt only: this one's files may stand over the winner's.
         store.remove(receipt_name(receipt.unit))
         raise OSError(
             f"{job.label} unit {receipt.unit}: two attempts at once gave different bytes; it is open again"
         )
     return winner
+
+
+def _repair(
+    job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, names: Sequence[str]
+) -> Receipt | None:
+    """Restore a unit's files, and return the receipt that they agree with.
+
+    Where that is lost or unreadable, removes what is left of it and returns None: the unit is committed anew.
+    """
+    store = job.store()
+    earlier = job.restores[unit.id]
+    restore_files(store, scratch, _digests(output, names, scratch), earlier, output.facts)
+    if earlier is None:
+        store.remove(receipt_name(unit.id))
+    return earlier
+
+
+def _digests(output: UnitOutput, names: Sequence[str], scratch: Path) -> dict[str, FileDigest]:
+    """Return the checksums of a unit's files; those that were not taken while writing are taken now."""
+    digests: dict[str, FileDigest] = {}
+    for name in names:
+        digests[name] = output.digests.get(name) or digest(scratch / name)
+    return digests
 
 
 def restore_files(
@@ -151,112 +209,154 @@ def restore_files(
     earlier: Receipt | None,
     facts: Mapping[str, Any],
 ) -> None:
-    """Put those files that are missing or altered in the store, once all are known to be what they were.
+    """Put the files that are missing or altered back into the store, once all are known to be what they were.
 
-    Without a receipt that says so, they must be what is stored. Raises `UserError` where they are not, and then touches nothing.
+    `made` are the checksums of the files in scratch. They must agree with the `earlier` receipt, or, where it
+    is lost, with the files that are stored. Raises `UserError` where they do not, and then touches nothing.
     """
-    with scratch_folder() as copies:
-        stored = {
-            name: digest(store.local_copy(name, Path(copies))).sha256 for name in made if store.exists(name)
-        }
-    sums = {name: content.sha256 for name, content in made.items()}
-    expected = {file.name: file.sha256 for file in earlier.files} if earlier else sums | stored
-    if changed := sorted(expected.items() ^ sums.items()):
+    made_sums = {name: content.sha256 for name, content in made.items()}
+    stored_sums = _stored_sums(store, made)
+    if earlier is not None:
+        expected_sums = {file.name: file.sha256 for file in earlier.files}
+        earlier_device = _device(earlier.facts)
+    else:
+        expected_sums = made_sums | stored_sums
+        earlier_device = ""
+
+    changed = sorted(expected_sums.items() ^ made_sums.items())
+    if changed:
+        first_changed = changed[0][0]
         raise UserError(
-            f"{join(store.url, changed[0][0])}: done again{_device(facts)}, its unit gives other bytes than it did first"
-            f"{_device(earlier.facts if earlier else {})}; what is stored stays as it is"
+            f"{join(store.url, first_changed)}: done again{_device(facts)}, "
+            f"its unit gives other bytes than it did first{earlier_device}; what is stored stays as it is"
         )
-    for name, content in sums.items():
-        if stored.get(name) != content:
+    for name, content in made_sums.items():
+        if stored_sums.get(name) != content:
             store.put(scratch / name, name)
 
 
+def _stored_sums(store: Store, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of those files that the store has."""
+    sums: dict[str, str] = {}
+    with scratch_folder() as copies:
+        for name in names:
+            if store.exists(name):
+                sums[name] = digest(store.local_copy(name, Path(copies))).sha256
+    return sums
+
+
 def _device(facts: Mapping[str, Any]) -> str:
-    return f" on {facts['device']}, torch {facts['torch']}" if "device" in facts else ""
-
-
-def _facts(output: UnitOutput, began: float) -> dict[str, Any]:
-    timed = (
-        {"seconds": {**output.seconds, "commit": round(time.monotonic() - began, 3)}}
-        if output.seconds
-        else {}
-    )
-    return {**output.facts, **timed}
+    if "device" not in facts:
+        return ""
+    return f" on {facts['device']}, torch {facts['torch']}"
 
 
 def _tombstones_shown(job: StageJob) -> tuple[Tombstones, ...]:
-    """Return who asked to be forgotten of the corpora that a unit may show; a trained model stays as it is, and so does a source."""
-    corpora = (
-        [job.corpus]
-        if job.corpus and job.stage != "scenes"
-        else [*job.recipe.corpora]
-        if job.stage == "report"
-        else []
-    )
+    """Return who asked to be forgotten of the corpora that a unit shows; a trained model shows none."""
     root = Store(job.recipe.root)
-    return tuple(read_tombstones(root, corpus) for corpus in corpora)
+    return tuple(read_tombstones(root, corpus) for corpus in job.shown_corpora)
 
 
 def _require_not_forgotten(
-    job: StageJob, unit: Unit, ledger: pa.Table | None, asked: tuple[Tombstones, ...] | None
+    job: StageJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
 ) -> None:
-    """Raise `OSError` where somebody asked to be forgotten while a unit was done, or it was made from shards of before."""
-    now = _tombstones_shown(job)
-    stays = ledger.filter(pc.field("status") != Status.FORGOTTEN.value)["key"].to_pylist() if ledger else []
-    if (asked is not None and asked != now) or any(
-        key.hex() in one.keys for one in now if one.keys for key in stays
-    ):
+    """Raise `OSError` where samples were forgotten while the unit was done.
+
+    Likewise where it was made from shards that still held samples forgotten before.
+    """
+    tombstones = _tombstones_shown(job)
+    grew_meanwhile = tombstones_before is not None and tombstones_before != tombstones
+    if grew_meanwhile or _shows_forgotten(ledger, tombstones):
         raise OSError(
             f"{job.label} unit {unit.id}: samples of it were forgotten since it began: it is open again"
         )
 
 
-def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = None) -> FileRecord:
-    """Take a file from scratch to where it belongs, and return its record; `content` where its checksums are known."""
-    content = content or digest(scratch / name)
-    assert content.bytes == (scratch / name).stat().st_size, f"{name}: its checksums are of another file"
-    store.put(scratch / name, name, move=True)
-    return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
+def _shows_forgotten(ledger: pa.Table | None, tombstones: tuple[Tombstones, ...]) -> bool:
+    """Tell whether a ledger holds a key of the tombstones that it does not itself call forgotten."""
+    if ledger is None or not any(corpus.keys for corpus in tombstones):
+        return False
+    shown = ledger.filter(pc.field("status") != Status.FORGOTTEN.value)
+    keys = [key.hex() for key in shown["key"].to_pylist()]
+    return not all(corpus.keys.isdisjoint(keys) for corpus in tombstones)
+
+
+def _withdraw_if_forgotten(
+    job: StageJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
+) -> None:
+    """Look for forgotten samples once more, now that the receipt is put; take it back where there are some.
+
+    `forget` writes its list first and looks for receipts then, so one of the two sees the other.
+    """
+    try:
+        _require_not_forgotten(job, unit, ledger, tombstones_before)
+    except OSError:
+        job.store().remove(receipt_name(unit.id))
+        raise
 
 
 class StageContent:
-    """What the receipts of a finished stage come to; each is read once, and what is added up is all that is kept of it."""
+    """Sums over a finished stage's receipts. Each is read once, and only the sums are kept of it.
+
+    A stage that needs the receipts for files of its own reads them, and adds each::
+
+        for receipt in content.unread_receipts():
+            content.add(receipt)
+    """
 
     def __init__(self, job: StageJob) -> None:
         self.job = job
         self.totals = Totals()
         self.lines: list[bytes] = []
-        """Of the root hash."""
+        """Lines of the root hash, one for each file."""
         self.rows_out: dict[str, int] = {}
-        """By unit of the next stage."""
+        """Samples that went on, by unit of the next stage."""
         self._missing = {unit.id for unit in job.units}
-        self._receipts = iter_receipts(job.store())
+        self._unread = iter_receipts(job.store())
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Yield the receipts that were not yet read, in order of unit."""
-        for receipt in self._receipts:
-            assert receipt.unit in self._missing, (
-                f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
-            )
-            self._missing.remove(receipt.unit)
-            self.totals.add(receipt)
-            self.lines += map(content_line, receipt.files)
-            self.rows_out |= receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
-            yield receipt
+    def unread_receipts(self) -> Iterator[Receipt]:
+        """Return the receipts that were not read yet, in order of unit; give each to `add`."""
+        return self._unread
 
-    def read_all(self) -> None:
-        """Read the rest; every unit must have its receipt."""
-        deque(self.receipts(), maxlen=0)
+    def add(self, receipt: Receipt) -> None:
+        """Add one receipt to the sums; it must be of a unit that was not added yet."""
+        assert receipt.unit in self._missing, (
+            f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
+        )
+        self._missing.remove(receipt.unit)
+        self.totals.add(receipt)
+        for file in receipt.files:
+            self.lines.append(content_line(file))
+        rows_out = receipt.facts.get("rows_out_by_shard", {receipt.unit: receipt.rows_out})
+        self.rows_out.update(rows_out)
+
+    def add_unread(self) -> None:
+        """Read and add the rest; every unit must have its receipt."""
+        for receipt in self._unread:
+            self.add(receipt)
         assert not self._missing, f"{self.job.label}: {len(self._missing)} units have no receipt"
 
 
 def commit_manifest(
     content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]
 ) -> Manifest:
-    """Write the manifest of a stage whose every unit has its receipt; raises `UserError` where a `forget` was cut short."""
+    """Write the manifest of a stage whose units all have their receipts.
+
+    `stage_files` are files of the stage as a whole. Raises `UserError` where a `forget` was cut short.
+    """
     forgotten = require_no_pending_forget(content.job.store())
-    content.read_all()
-    job, totals = content.job, content.totals
+    version = 1
+    lineage = None
+    if forgotten is not None:
+        version = forgotten.version
+        lineage = forgotten.lineage
+
+    content.add_unread()
+    job = content.job
+    totals = content.totals
+    num_bytes = totals.bytes
+    for file in stage_files:
+        num_bytes += file.bytes
     manifest = Manifest(
         stage=job.stage,
         corpus=job.corpus,
@@ -265,12 +365,12 @@ def commit_manifest(
         rows_in=totals.rows,
         counts=dict(sorted(totals.counts.items())),
         units=content.rows_out,
-        bytes=totals.bytes + sum(file.bytes for file in stage_files),
+        bytes=num_bytes,
         seconds=round(totals.seconds, 3),
         first_started_at=totals.first_started_at,
         last_finished_at=totals.last_finished_at,
-        version=forgotten.version if forgotten else 1,
-        lineage=forgotten.lineage if forgotten else None,
+        version=version,
+        lineage=lineage,
         files=tuple(stage_files),
         details=dict(details),
     )

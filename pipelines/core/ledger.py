@@ -1,4 +1,4 @@
-"""The ledger: one row per input sample and stage, so that rows in = the sum of all statuses.
+"""The ledger: one row per input sample and stage, so that the rows of all statuses add up to the rows in.
 
 A sample's key is 16 bytes of a hash over its corpus and its row in the source, so it depends on neither
 order, worker nor retry.
@@ -7,14 +7,16 @@ order, worker nor retry.
 import hashlib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import pyarrow as pa
 
 KEY_BYTES = 16
+"""Size of a sample's key."""
 
 
 class Status(StrEnum):
-    """What became of a sample in a stage; a closed list."""
+    """Outcome of a sample in a stage; a closed list."""
 
     OK = "ok"
     """It went on to the output."""
@@ -24,6 +26,20 @@ class Status(StrEnum):
     """It could not be fetched or read; the reason names the cause."""
     FORGOTTEN = "forgotten"
     """Somebody asked for it to be taken out, or not to be fetched."""
+
+
+class Verdict(NamedTuple):
+    """A stage's decision on one sample: a row of the ledger without its key."""
+
+    status: Status
+    reason: str = ""
+    """Name from a closed list; empty where the status is ok."""
+    detail: str = ""
+    """Free text for people."""
+
+
+OK_VERDICT = Verdict(Status.OK)
+FORGOTTEN_VERDICT = Verdict(Status.FORGOTTEN)
 
 
 LEDGER_SCHEMA = pa.schema(
@@ -47,26 +63,28 @@ def key_fraction(key: bytes) -> float:
     return int.from_bytes(key[:8], "big") / 2**64
 
 
-def ledger_table(keys: Sequence[bytes], verdicts: Iterable[tuple[Status, str, str]]) -> pa.Table:
-    """Build a unit's ledger from its keys and their (status, reason, detail), in the same order."""
-    rows = [
-        {"key": key, "status": status.value, "reason": reason, "detail": detail}
-        for key, (status, reason, detail) in zip(keys, verdicts, strict=True)
-    ]
+def ledger_table(keys: Sequence[bytes], verdicts: Iterable[Verdict]) -> pa.Table:
+    """Build a unit's ledger from its keys and their verdicts, in the same order."""
+    rows = []
+    for key, (status, reason, detail) in zip(keys, verdicts, strict=True):
+        rows.append({"key": key, "status": status.value, "reason": reason, "detail": detail})
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
 
 
 def count_statuses(ledger: pa.Table) -> dict[str, int]:
-    """Count rows by status, with its reason where it has one: `ok`, `failed:http_404`, `rejected:min_side`."""
-    groups = ledger.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    counts = {
-        ":".join(filter(None, (group["status"], group["reason"]))): group["count_all"] for group in groups
-    }
+    """Count rows by status and reason, such as `ok`, `failed:http_404` and `rejected:min_side`."""
+    groups = ledger.group_by(["status", "reason"]).aggregate([([], "count_all")])
+    counts: dict[str, int] = {}
+    for group in groups.to_pylist():
+        name = group["status"]
+        if group["reason"]:
+            name = f"{name}:{group['reason']}"
+        counts[name] = group["count_all"]
     return dict(sorted(counts.items()))
 
 
 def check_closed(ledger: pa.Table, rows: int) -> None:
-    """Assert that a unit accounts for every row once; a ledger that does not close is our bug."""
+    """Assert that a unit's ledger accounts for every row once; one that does not close is our bug."""
     assert len(ledger) == rows, f"ledger has {len(ledger)} rows of {rows}"
     assert len(ledger["key"].unique()) == rows, "ledger has a key twice"
     assert set(ledger["status"].unique().to_pylist()) <= set(Status), "ledger has an unknown status"

@@ -1,12 +1,13 @@
-"""Lines of text for the user: how they are printed, and how they count things."""
+"""Lines of text for the user: the type of what prints them, and how they count things."""
 
 from collections.abc import Callable
+
+PrintLine = Callable[[str], None]
+"""Prints one line for the user."""
 
 
 def pluralized(number: int, noun: str) -> str:
     """Return `1 file`, `2 files`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-PrintLine = Callable[[str], None]
-"""Prints one line for the user."""
+    if number == 1:
+        return f"{number:,} {noun}"
+    return f"{number:,} {noun}s"

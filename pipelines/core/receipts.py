@@ -1,8 +1,11 @@
 """Receipts: the small JSON files, written last and only if absent, that say a unit is done.
 
-The outcome of a unit is its receipt, never an exit code or a cluster's opinion. A stage's folder holds
-`stage.json` (what it is, written first), `receipts/<unit>.json`, `ledger/<unit>.parquet`, the outputs, and
-`manifest.json` (written when every unit has its receipt), whose root hash stands for the content.
+The outcome of a unit is its receipt, never an exit code or a cluster's opinion. A stage's folder holds:
+
+- `stage.json`: what the stage is, written first
+- `receipts/<unit>.json` and `ledger/<unit>.parquet`: a pair per unit
+- the outputs
+- `manifest.json`: written when every unit has its receipt; its root hash identifies the content
 """
 
 import hashlib
@@ -20,9 +23,9 @@ MANIFEST_FILE = "manifest.json"
 RECEIPTS = "receipts"
 LEDGERS = "ledger"
 UNTRACKED = ("logs/", "checkpoints/")
-"""Folders whose files no receipt names: a run's own records, of use while and after it runs."""
+"""Folders with files that no receipt names: a run's own records, of use while and after it runs."""
 MAX_CLOCK_SKEW = timedelta(minutes=15)
-"""That two machines' clocks may be apart; S3 servers refuse requests from beyond it."""
+"""Allowed clock skew between machines; S3 servers refuse requests from beyond it."""
 
 
 class Record(BaseModel):
@@ -57,17 +60,18 @@ class Receipt(Record):
     unit: str
     fingerprint: str
     attempt: str
-    """Of the try that won, so that an unclear commit can be told from another's."""
+    """UUID of the winning attempt; tells our commit from a concurrent one where the outcome was unclear."""
     rows: int
     """Samples in."""
     counts: dict[str, int]
     """Samples by status and reason; they add up to `rows`."""
     files: tuple[FileRecord, ...]
     facts: dict[str, Any]
+    """JSON values that the stage adds, for later stages and the report."""
     finished_at: str
-    """UTC, ISO 8601."""
+    """End of the unit: UTC, ISO 8601."""
     seconds: float
-    """Spent on the unit, its upload included."""
+    """Time spent on the unit, its upload included."""
 
     @property
     def rows_out(self) -> int:
@@ -76,57 +80,58 @@ class Receipt(Record):
 
 
 class StageRecord(Record):
-    """What a stage's folder is: enough to run any of its units again."""
+    """Description of a stage's folder: enough to run any of its units again."""
 
     stage: str
     corpus: str | None
     fingerprint: str
     identity: dict[str, Any]
-    """All that went into the fingerprint."""
+    """Values that the fingerprint was made from."""
     inputs: dict[str, str]
     """Folders of earlier stages."""
     recipe: dict[str, Any]
-    """The resolved recipe."""
+    """Resolved recipe."""
 
 
 class Manifest(Record):
-    """A finished stage: what later stages read instead of its receipts."""
+    """Summary of a finished stage, which later stages read instead of its receipts."""
 
     stage: str
     corpus: str | None
     fingerprint: str
     root_hash: str
-    """Over the names and checksums of all outputs; equal content has an equal hash."""
+    """Hash over the names and checksums of all outputs; equal content has an equal hash."""
     rows_in: int
     counts: dict[str, int]
     units: dict[str, int]
     """Samples that went on, by unit of the next stage."""
     bytes: int
     seconds: float
-    """Of work, all units added up."""
+    """Seconds of work, all units added up."""
     first_started_at: str
+    """Start of the first unit: UTC, ISO 8601."""
     last_finished_at: str
+    """End of the last unit, likewise."""
     version: int = 1
-    """Of the content: one more each time that samples were forgotten."""
+    """Version of the content; forgetting samples makes a new one."""
     lineage: str | None = None
-    """The root hash of version 1, where this is a later one."""
+    """Root hash of version 1, where this is a later one."""
 
     files: tuple[FileRecord, ...]
-    """Of the stage as a whole, such as an index; those of units stand in their receipts."""
+    """Files of the stage as a whole, such as an index; those of units stand in their receipts."""
     details: dict[str, Any]
-    """What the stage itself adds."""
+    """JSON values that the stage itself adds."""
 
     @property
     def lineage_hash(self) -> str:
-        """What later steps' fingerprints are made from: samples that are forgotten change no fingerprint."""
+        """Hash that later stages' fingerprints are made from; forgetting samples does not change it."""
         return self.lineage or self.root_hash
 
     @property
     def wall_seconds(self) -> float:
-        """From the first unit's start to the last one's end; pauses between two runs count too."""
-        first, last = (
-            datetime.fromisoformat(moment) for moment in (self.first_started_at, self.last_finished_at)
-        )
+        """Seconds from the first unit's start to the last one's end; pauses between two runs count too."""
+        first = datetime.fromisoformat(self.first_started_at)
+        last = datetime.fromisoformat(self.last_finished_at)
         return (last - first).total_seconds()
 
 
@@ -136,9 +141,14 @@ def receipt_name(unit: str) -> str:
 
 
 def iter_receipts(store: Store, units: Iterable[str] | None = None) -> Iterator[Receipt]:
-    """Yield a stage's receipts, or those of some units, in order of unit; a corpus may have more than memory holds."""
-    names = map(receipt_name, sorted(done_units(store)) if units is None else units)
-    return (Receipt.from_bytes(data) for _, data in store.read_many(names))
+    """Yield a stage's receipts in order of unit, or those of `units` in their order.
+
+    A corpus may have more of them than memory holds.
+    """
+    if units is None:
+        units = sorted(done_units(store))
+    files = store.read_many(map(receipt_name, units))
+    return (Receipt.from_bytes(data) for _, data in files)
 
 
 def read_receipts(store: Store) -> dict[str, Receipt]:
@@ -148,11 +158,11 @@ def read_receipts(store: Store) -> dict[str, Receipt]:
 
 def done_units(store: Store) -> set[str]:
     """Return the units that have a receipt, without reading any."""
-    return {
-        name.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
-        for name, _ in store.files(RECEIPTS)
-        if name.endswith(".json")
-    }
+    units: set[str] = set()
+    for name, _ in store.files(RECEIPTS):
+        if name.endswith(".json"):
+            units.add(name.removeprefix(f"{RECEIPTS}/").removesuffix(".json"))
+    return units
 
 
 def read_manifest(store: Store) -> Manifest | None:
@@ -165,7 +175,7 @@ def read_manifest(store: Store) -> Manifest | None:
 
 def root_hash(files: Iterable[FileRecord]) -> str:
     """Hash the names and checksums of files, in order of name."""
-    return hash_lines(content_line(file) for file in files)
+    return hash_lines(map(content_line, files))
 
 
 def content_line(file: FileRecord) -> bytes:
@@ -187,17 +197,26 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def receipt_mismatch(receipt: Receipt, unit: str, print_: str | None) -> str | None:
-    """Return why a receipt is not that of a unit of the folder with a fingerprint, if this is known, or None."""
-    if receipt.unit != unit or (print_ is not None and receipt.fingerprint != print_):
+def receipt_mismatch(receipt: Receipt, unit: str, expected_fingerprint: str | None) -> str | None:
+    """Return why a receipt does not belong to this unit of this folder, or None where it does.
+
+    `expected_fingerprint` is the folder's, None where it is unknown.
+    """
+    is_other_unit = receipt.unit != unit
+    is_other_folder = expected_fingerprint is not None and receipt.fingerprint != expected_fingerprint
+    if is_other_unit or is_other_folder:
         return f"it is of the unit {receipt.unit} of {receipt.fingerprint}"
-    if receipt.counts and (total := sum(receipt.counts.values())) != receipt.rows:
+    total = sum(receipt.counts.values())
+    if receipt.counts and total != receipt.rows:
         return f"it counts {total} samples, {receipt.rows} came in"
     return None
 
 
 def clock_problem(finished_at: str, started_at: str | None = None) -> str | None:
-    """Return what is wrong with the moments of something finished, of which this machine's clock may be the cause, or None."""
+    """Return what is wrong with the start and end of something finished, or None.
+
+    This machine's clock may be the cause.
+    """
     finished = datetime.fromisoformat(finished_at)
     if started_at is not None and finished < datetime.fromisoformat(started_at):
         return f"finished at {finished_at}, before it was started at {started_at}"

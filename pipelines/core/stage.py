@@ -1,22 +1,22 @@
 """The contract between a stage's plan, its work and the executors that run it.
 
-A plan is data: which units, into which folder, from which inputs. A stage's work is a `Worker` class in
-`pipelines.stages.<stage>`, opened once per process and called once per unit; it writes files to local
-scratch and never commits. `pipelines.core.commit` does, in the same way for every executor.
+A plan is data: which units, into which folder, from which inputs. A stage's work is a `Worker` class, named by the
+stage's declaration (`pipelines.runtime.stage`), opened once per process and called once per unit. It writes files to
+local scratch and never commits: `pipelines.core.commit` does, in the same way for every executor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from dualtoken.infra.digests import FileDigest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.config.resources import demands, per_worker
-from dualtoken.pipelines.core.receipts import Receipt
+from dualtoken.pipelines.config.resources import Resources, cpu_worker
+from dualtoken.pipelines.core.receipts import FileRecord, Receipt
 from dualtoken.pipelines.errors import ExitCode
 
 
@@ -25,7 +25,7 @@ class Unit:
     """One stage's work on one input shard, giving one output shard; independent of all others and idempotent."""
 
     id: str
-    """Names the output: 00000, 00001, ..."""
+    """Name of the output: 00000, 00001, ..."""
     rows: int
     """Samples in; the ledger must account for each. Zero where a unit has no samples, such as a training run."""
 
@@ -38,37 +38,60 @@ class StageJob:
     corpus: str | None
     recipe: Recipe
     folder: str
-    """Where the outputs go: a path or URL that ends in the fingerprint."""
+    """Path or URL of the outputs; it ends in the fingerprint."""
     fingerprint: str
     inputs: Mapping[str, str]
-    """Folders of earlier stages, by name, such as `shards/scenes-train`."""
+    """Folders of earlier stages, by name, such as `download/scenes-train`."""
     units: tuple[Unit, ...]
+    worker: str = ""
+    """The worker's class as `module:name`."""
+    resources: Resources | None = None
+    """What the stage asks of a cluster; one CPU a worker by default."""
+    shown_corpora: tuple[str, ...] = ()
+    """Corpora whose samples the outputs show: a unit is not committed once one of them was forgotten."""
     restores: Mapping[str, Receipt | None] = field(default_factory=dict)
-    """By unit that is done again to restore its files, the receipt that they must agree with; None where it is lost or unreadable."""
+    """For each unit that is done again to restore its files: the receipt that the files must agree with, or None
+    where it is lost or unreadable."""
 
     @property
     def label(self) -> str:
         """Name the job for people: `download scenes-train`."""
-        return f"{self.stage} {self.corpus}" if self.corpus else self.stage
+        return label(self.stage, self.corpus)
+
+    @property
+    def asks(self) -> Resources:
+        """What the stage asks of a cluster."""
+        return self.resources or cpu_worker(self.recipe)
 
     @property
     def gpus(self) -> float:
         """How many GPUs, or what share of one, the recipe gives a worker."""
-        return per_worker(self.recipe, self.stage)[1]
+        return self.asks.gpus
 
     @property
     def gpu_setting(self) -> str:
-        """Say what decides that: `train.use_gpu=true`."""
-        return demands(self.recipe, self.stage)[1].keys
+        """The setting that decides that: `train.use_gpu=true`."""
+        _, gpu = self.asks.demands
+        return gpu.keys
 
     def store(self) -> Store:
         """Open the output folder."""
         return Store(self.folder)
 
-    def input(self, kind: str, corpus: str | None = None) -> Store:
-        """Open an earlier stage's folder: of this job's corpus, or of the one named, or of none."""
-        name = corpus or self.corpus
-        return Store(self.inputs[f"{kind}/{name}" if f"{kind}/{name}" in self.inputs else kind])
+    def input(self, stage: str, corpus: str | None = None) -> Store:
+        """Open an earlier stage's folder: of the corpus named, by default this job's, or the one without a corpus."""
+        name = input_name(stage, corpus or self.corpus)
+        return Store(self.inputs[name if name in self.inputs else stage])
+
+
+def label(stage: str, corpus: str | None) -> str:
+    """Name a stage on a corpus for people: `download scenes-train`."""
+    return f"{stage} {corpus}" if corpus else stage
+
+
+def input_name(stage: str, corpus: str | None) -> str:
+    """Name an input: `download/scenes-train`, or `teacher`."""
+    return f"{stage}/{corpus}" if corpus else stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +105,18 @@ class UnitOutput:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for the receipt: code usage, throughput, whatever a later stage or the report reads."""
     digests: Mapping[str, FileDigest] = field(default_factory=dict)
-    """Of those files whose checksums were taken while they were written; the others are read once more."""
+    """Checksums of those files that were hashed while they were written; the others are read once more."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of the parts of the work, where it is timed; with `commit` they become the receipt's fact `seconds`."""
+    """Seconds by part of the work, where it is timed; with `commit` they become the receipt's fact `seconds`."""
+
+
+class StageExtras(NamedTuple):
+    """What a stage adds to its units' files once all of them are done."""
+
+    details: Mapping[str, Any]
+    """JSON values for the manifest."""
+    files: Sequence[FileRecord]
+    """Files of the stage as a whole, such as an index; they are uploaded already."""
 
 
 class Worker(Protocol):
@@ -92,6 +124,18 @@ class Worker(Protocol):
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Do one unit; write its files below `scratch`."""
+        ...
+
+
+class TrainingWorker(Worker, Protocol):
+    """The worker of a stage whose engine is `ray_train`: `run` trains in this process, `loop` in each of a group."""
+
+    loop: ClassVar[Callable[[dict[str, Any], Any], None]]
+    """The training loop that every process of the group runs, given `{"job": StageJob}` and its `TrainingRun`."""
+
+    @staticmethod
+    def output(checkpoint: Store, scratch: Path) -> UnitOutput:
+        """Take the stage's files out of the last checkpoint."""
         ...
 
 
@@ -108,6 +152,7 @@ class UnitOutcome:
     """How one unit ended on a worker; the receipt is what counts, this is for the log."""
 
     label: str
+    """The job's, which with the unit tells outcomes apart."""
     unit: str
     counts: Mapping[str, int]
     seconds: float
@@ -115,4 +160,4 @@ class UnitOutcome:
     """What went wrong, with the traceback of a bug; empty where the unit is done."""
     code: ExitCode = ExitCode.DONE
     audit: Mapping[str, Any] = field(default_factory=dict)
-    """What a token shard's receipt says of its codes; of other units nothing."""
+    """The audit of a token shard, from its receipt; empty for every other unit."""

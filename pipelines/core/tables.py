@@ -11,7 +11,7 @@ from dualtoken.pipelines.errors import UserError
 
 
 def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file of a store: all of it, or those of some columns that it has."""
+    """Read a Parquet file of a store: the whole table, or those of `columns` that it has."""
     with store.fs.open(store.path(name), "rb") as file:
         return pq.ParquetFile(file, pre_buffer=True).read(columns)
 
@@ -24,11 +24,19 @@ def read_input(store: Store, name: str, columns: list[str] | None = None) -> pa.
 
 @contextmanager
 def finished_files(store: Store, *names: str) -> Iterator[None]:
-    """Raise `UserError` where one of these files, of a finished stage, is gone: trying again does not bring it back."""
+    """Raise `UserError` if one of a finished stage's files is gone: trying again does not bring it back."""
     try:
         yield
     except FileNotFoundError as error:
-        name = next((name for name in names if not store.exists(name)), names[0])
+        name = _first_missing(store, names)
         raise UserError(
-            f"{join(store.url, name)} is gone, its stage is finished: run `dualtoken verify {store.url} --repair`"
+            f"{join(store.url, name)} is gone, its stage is finished: "
+            f"run `dualtoken verify {store.url} --repair`"
         ) from error
+
+
+def _first_missing(store: Store, names: tuple[str, ...]) -> str:
+    for name in names:
+        if not store.exists(name):
+            return name
+    return names[0]  # it is there again by now

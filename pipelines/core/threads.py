@@ -1,4 +1,4 @@
-"""Background threads: calls in order beside the caller, and many calls at once with bounded read-ahead."""
+"""Background threads: calls made in order beside the caller, and calls prefetched with bounded read-ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,14 +7,24 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 MAX_WAITING_CALLS = 2
-"""Made or waiting while the caller goes on; each holds what it was given."""
+"""Calls that run or wait while the caller goes on; each keeps its arguments in memory."""
+THREADS = 16
+"""Default number of prefetching threads."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class BackgroundThread:
-    """Makes calls one after the other in a thread of its own, or, not `threaded`, at once and in the caller's."""
+    """Runs callables in order on one background thread, with a bounded queue.
+
+    With `threaded=False` there is no thread: each call is made at once, in the caller's.
+    """
 
     def __init__(self, *, threaded: bool) -> None:
-        self._pool = ThreadPoolExecutor(1, "beside") if threaded else None
+        self._pool: ThreadPoolExecutor | None = None
+        if threaded:
+            self._pool = ThreadPoolExecutor(1, "beside")
         self._waiting: deque[Future[None]] = deque()
         self._failed = False
 
@@ -22,15 +32,18 @@ class BackgroundThread:
         return self
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have a call made after those before it; waits where too many do, and raises the error of an earlier one."""
+        """Queue a call after those before it.
+
+        Waits while the queue is full, and raises the error of an earlier call.
+        """
         if self._pool is None:
             call()
             return
         while self._waiting and (self._waiting[0].done() or len(self._waiting) == MAX_WAITING_CALLS):
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._call, call))
+        self._waiting.append(self._pool.submit(self._run, call))
 
-    def _call(self, call: Callable[[], None]) -> None:
+    def _run(self, call: Callable[[], None]) -> None:
         if self._failed:
             return
         try:
@@ -47,7 +60,7 @@ class BackgroundThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish; after an error of the block, or of a call, what was not begun is left."""
+        """Finish. After an error of the block, or of a call, calls that were not begun are dropped."""
         try:
             if error is None:
                 self.finish()
@@ -56,24 +69,17 @@ class BackgroundThread:
                 self._pool.shutdown(cancel_futures=True)
 
 
-Item = TypeVar("Item")
-
-
-Result = TypeVar("Result")
-
-
-THREADS = 16
-
-
 def map_ahead(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS, ahead: int | None = None
 ) -> Iterator[Result]:
-    """Yield `call(item)` in the items' order, prefetched by threads; an error in one is raised here.
+    """Yield `call(item)` in the items' order, prefetched by threads; raises the error of a call at its turn.
 
-    At most `ahead` calls, by default one for each thread, run or wait while the caller holds a result. No thread is
-    left once the last result was taken, an error was raised, or the caller has stopped.
+    At most `ahead` calls, by default one for each thread, run or wait while the caller holds a result. No
+    thread is left once the last result was taken, an error was raised, or the caller has stopped.
     """
-    limit = threads if ahead is None else ahead
+    limit = threads
+    if ahead is not None:
+        limit = ahead
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, "ahead")
     try:
@@ -90,8 +96,13 @@ def map_ahead(
 def map_ahead_unless_ready(
     call: Callable[[Item], Result],
     items: Sequence[Item],
-    is_at_hand: Callable[[Item], bool],
+    is_ready: Callable[[Item], bool],
     threads: int = THREADS,
 ) -> Iterator[Result]:
-    """Yield `call(item)` in the items' order, by threads unless all are at hand: where nothing is waited for, they only cost."""
-    return map(call, items) if all(map(is_at_hand, items)) else map_ahead(call, items, threads)
+    """Yield `call(item)` in the items' order; threads prefetch unless all items are ready.
+
+    Where no call has to wait, threads would only add their cost.
+    """
+    if all(map(is_ready, items)):
+        return map(call, items)
+    return map_ahead(call, items, threads)

@@ -7,6 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+PARTS = ("fetch", "wait", "encode", "write", "captions", "audit", "commit", "rest")
+"""Parts of a unit's work, in its order; they add up to the unit's time.
+
+`fetch` opens the image shard, `wait` waits for decoded images, `encode` runs the encoder, `write` waits for
+rows to be written, `commit` is ledger and upload. `rest` is what a receipt does not tell apart, such as in
+datasets from before all of these parts were timed.
+"""
+PARTS_DETAIL = "seconds_by_part"
+"""Key of the seconds by part in a manifest's details."""
+
 Item = TypeVar("Item")
 
 
@@ -40,31 +50,25 @@ class Stopwatch:
         return {name: round(value, 3) for name, value in self._seconds.items()}
 
 
-PARTS = ("fetch", "wait", "encode", "write", "captions", "audit", "commit", "rest")
-"""In the order of a unit's work, which they add up to: opening the image shard, waiting for decoded images, the encoder, waiting for rows
-to be written, captions, the audit, ledger and upload, and what a receipt does not tell apart, as of datasets from before there were all of
-these."""
-
-
-PARTS_DETAIL = "seconds_by_part"
-"""Where a manifest's details have them."""
-
-
 def time_breakdown(facts: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """Return a receipt's seconds by part, with the rest of its unit's `seconds`; nothing where its stage times no parts."""
-    known = facts.get("seconds")
-    if not isinstance(known, Mapping) or "encode" not in known:
+    """Return a receipt's seconds by part, with the rest of its unit's `seconds`.
+
+    Returns nothing for a stage that does not time its parts.
+    """
+    by_part = facts.get("seconds")
+    if not isinstance(by_part, Mapping) or "encode" not in by_part:
         return {}
-    return {**known, "rest": max(0.0, seconds - sum(known.values()))}
+    rest = seconds - sum(by_part.values())
+    return {**by_part, "rest": max(0.0, rest)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeBreakdown:
-    """What the parts of a corpus's units add up to, over all workers."""
+    """Seconds by part of the work, summed over a corpus's units and all workers."""
 
     corpus: str
     seconds: Mapping[str, float]
-    """By part, as in `PARTS`."""
+    """Seconds by part, as in `PARTS`."""
 
     @property
     def total(self) -> float:
@@ -73,11 +77,15 @@ class TimeBreakdown:
 
     @property
     def encoder_waits(self) -> float:
-        """The share of the time that the encoder had nothing to do."""
-        return 1 - self.seconds["encode"] / self.total if self.total else 0.0
+        """Share of the time in which the encoder had nothing to do, 0 to 1."""
+        if not self.total:
+            return 0.0
+        return 1 - self.seconds["encode"] / self.total
 
     @property
     def longest_wait(self) -> str:
-        """The part that the encoder waited for most."""
+        """Part that the encoder waited for most; "" where there is no other part."""
         others = {name: seconds for name, seconds in self.seconds.items() if name != "encode"}
-        return max(others, key=lambda name: others[name], default="")
+        if not others:
+            return ""
+        return max(others, key=others.__getitem__)

@@ -1,13 +1,17 @@
-"""Who asked to be forgotten: a corpus's list of keys, addresses and hosts that no run may fetch again.
+"""Tombstones: a corpus's list of the keys, addresses and hosts that no run may fetch again.
 
-`<root>/<corpus>/tombstones.json`. Addresses stand there as SHA-256, so that the list itself gives nothing away; hosts stand as they are.
-A stage's folder that samples were taken out of holds `forgotten.json`: how often, what its content was known by before, and, while
-that is under way, which units are still to be written.
+The list is `<root>/<corpus>/tombstones.json`. Addresses stand there as SHA-256, so that the list itself gives
+nothing away; hosts stand as they are.
+
+A stage's folder that samples were deleted from holds `forgotten.json`: how often that happened, the root hash
+of its content before, and, while a deletion is under way, the units that are still to be written.
 """
 
 import hashlib
 from functools import lru_cache
 from urllib.parse import urlsplit
+
+from pydantic import field_serializer
 
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.receipts import Record
@@ -16,69 +20,78 @@ from dualtoken.pipelines.errors import UserError
 TOMBSTONES_FILE = "tombstones.json"
 FORGOTTEN_FILE = "forgotten.json"
 FORGOTTEN = "forgotten"
-"""The reason of a sample in shards and ledgers."""
+"""Reason that shards and ledgers give for such a sample."""
 
 
 class Tombstones(Record):
-    """What of a corpus is not to come back."""
+    """Samples of a corpus that must not come back."""
 
     keys: frozenset[str] = frozenset()
-    """Hexadecimal; of every sample that was ever taken out."""
+    """Keys, hexadecimal, of every sample that was ever deleted."""
     urls: frozenset[str] = frozenset()
-    """SHA-256 of each address, hexadecimal."""
+    """Addresses, each as the SHA-256 in hexadecimal."""
     hosts: frozenset[str] = frozenset()
-    """In lower case; those below them count too."""
+    """Hosts in lower case; their subdomains count too."""
 
     def match(self, key: bytes, url: str | None) -> bool:
-        """Tell whether a sample is to be left out."""
+        """Tell whether a sample must be left out."""
         if not (self.keys or self.urls or self.hosts):
+            return False  # the usual case, for every sample: no hash is taken
+        if key.hex() in self.keys:
+            return True
+        if url is None:
             return False
-        return key.hex() in self.keys or (
-            url is not None and (url_hash(url) in self.urls or self._match_host(url))
-        )
+        return url_hash(url) in self.urls or self._match_host(url)
 
     def _match_host(self, url: str) -> bool:
-        parts = host_of(url).split(".")
-        return not self.hosts.isdisjoint(".".join(parts[first:]) for first in range(len(parts)))
+        """Tell whether an address's host, or a domain that it is below, is in the list."""
+        domain = host_of(url)
+        while domain not in self.hosts:
+            _, dot, domain = domain.partition(".")
+            if not dot:
+                return False
+        return True
 
     def __or__(self, other: "Tombstones") -> "Tombstones":
         return Tombstones(
             keys=self.keys | other.keys, urls=self.urls | other.urls, hosts=self.hosts | other.hosts
         )
 
-    def to_bytes(self) -> bytes:
-        """Return the list in order, so that the same one has the same bytes."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+    @field_serializer("keys", "urls", "hosts", when_used="json")
+    def _in_order(self, values: frozenset[str]) -> list[str]:
+        """Sort what is stored, so that an equal list has equal bytes."""
+        return sorted(values)
 
 
 class Forgotten(Record):
-    """What was done to a stage's folder."""
+    """Record of the deletions from a stage's folder."""
 
     version: int
-    """Of its content; 1 was the first."""
+    """Version of its content; 1 was the first."""
     lineage: str | None
-    """The root hash of version 1, which later steps' fingerprints stay on; None where it was unfinished then."""
+    """Root hash of version 1, which later stages' fingerprints keep; None where it was unfinished then."""
     finished: bool
-    """Whether there was a manifest, so that there is to be one again; no more once it is there."""
+    """Whether there was a manifest, so that one must be written again; false once that is done."""
     pending: tuple[str, ...]
-    """Units to write; none where all is done."""
+    """Units that are still to be written; none where all is done."""
 
 
 def url_hash(url: str) -> str:
-    """Return what stands for an address."""
+    """Return the hash that stands for an address in the list."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
 def host_of(url: str) -> str:
     """Return the host of an address in lower case, "" where it has none."""
     try:
-        return (urlsplit(url).hostname or "").lower()
+        host = urlsplit(url).hostname
     except ValueError:
         return ""
+    return (host or "").lower()
 
 
 def read_tombstones(root: Store, corpus: str) -> Tombstones:
-    """Return a corpus's list, empty where nobody was forgotten."""
+    """Return a corpus's tombstones; an empty list where nobody asked to be forgotten."""
     try:
         return _parse(root.read(join(corpus, TOMBSTONES_FILE)))
     except FileNotFoundError:
@@ -91,15 +104,18 @@ def _parse(data: bytes) -> Tombstones:
 
 
 def read_forgotten(store: Store) -> Forgotten | None:
-    """Return what was done to a stage's folder, if anything was."""
-    return Forgotten.from_bytes(store.read(FORGOTTEN_FILE)) if store.exists(FORGOTTEN_FILE) else None
+    """Return the record of deletions from a stage's folder; None where nothing was deleted."""
+    if not store.exists(FORGOTTEN_FILE):
+        return None
+    return Forgotten.from_bytes(store.read(FORGOTTEN_FILE))
 
 
 def require_no_pending_forget(store: Store) -> Forgotten | None:
-    """Return the same; raises `UserError` where a `forget` was cut short."""
+    """Return the record of deletions likewise; raises `UserError` where a `forget` was cut short."""
     forgotten = read_forgotten(store)
     if forgotten and forgotten.pending:
         raise UserError(
-            f"{store.url}: `dualtoken forget` was cut short here: run it again first, with the same or any other samples"
+            f"{store.url}: `dualtoken forget` was cut short here: "
+            "run it again first, with the same or any other samples"
         )
     return forgotten

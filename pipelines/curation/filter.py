@@ -9,6 +9,7 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES, LEDGER_SCHEMA, Status
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
+from dualtoken.pipelines.curation.facts import FilterFacts
 from dualtoken.pipelines.curation.rules import decide
 
 DECISION_SCHEMA = pa.schema(
@@ -49,7 +50,7 @@ class Worker:
             kept[shard] = sum(not reason for reason in mine)
         assert len(scores) == unit.rows
         files = tuple(f"{shard}.parquet" for shard in tables)
-        return UnitOutput(files, _ledger(scores["key"], reasons), {"rows_out_by_shard": kept})
+        return UnitOutput(files, _ledger(scores["key"], reasons), FilterFacts(kept).to_json())
 
 
 def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:

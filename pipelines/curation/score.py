@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.samples import batched, decode_rgb, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.inference.networks import open_teacher
+from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -39,6 +39,8 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -58,10 +60,9 @@ class Worker:
             scratch / f"{unit.id}.parquet",
             compression="zstd",
         )
-        verdicts = [
-            (Status.FAILED, "undecodable", errors[row]) if row in errors else (Status.OK, "", "")
-            for row in range(len(shard.keys))
-        ]
+        verdicts = [OK_VERDICT] * len(shard.keys)
+        for row, error in errors.items():
+            verdicts[row] = Verdict(Status.FAILED, "undecodable", error)
         return UnitOutput((f"{unit.id}.parquet",), ledger_table(shard.keys, verdicts))
 
 

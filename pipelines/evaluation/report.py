@@ -1,6 +1,6 @@
 """Report: measures the tokenizer on held-out samples and writes one page of the whole run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import yaml
 
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.core.timing import PARTS_DETAIL, TimeBreakdown
+from dualtoken.pipelines.core.timing import TimeBreakdown
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
     Funnel,
@@ -22,9 +22,13 @@ from dualtoken.pipelines.evaluation.report_data import (
 )
 from dualtoken.pipelines.evaluation.report_page import render
 from dualtoken.pipelines.evaluation.tokenizer import Evaluation, heldout_batches
-from dualtoken.pipelines.inference.networks import TokenizerRunner, open_teacher, open_tokenizer
-from dualtoken.pipelines.tokens.audit import Alarm
-from dualtoken.pipelines.tokens.shards import STREAMS
+from dualtoken.pipelines.inference.networks import (
+    TokenizerRunner,
+    open_teacher,
+    open_tokenizer,
+    prepare_process,
+)
+from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
 FUNNEL = ("download", "score", "filter", "pretokenize")
@@ -38,6 +42,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        prepare_process(threads=1, exact_float32=True)
         self._tokenizer, self._teacher = open_tokenizer(job), open_teacher(job)
         stores = {name: job.input(name) for name in job.inputs}
         self._manifests = {
@@ -73,12 +78,8 @@ class Worker:
                 for manifest in self._manifests.values()
                 if manifest.stage == step
             ),
-            audits=tuple(_audit(one) for one in self._manifests.values() if "audit" in one.details),
-            parts=tuple(
-                TimeBreakdown(corpus=one.corpus or "", seconds=parts)
-                for one in self._manifests.values()
-                if (parts := one.details.get(PARTS_DETAIL))
-            ),
+            audits=_audits(self._manifests.values()),
+            parts=_times_by_part(self._manifests.values()),
         )
         (scratch / "report.html").write_text(render(data), encoding="utf-8")
         (scratch / "report.json").write_text(to_json(data), encoding="utf-8")
@@ -120,17 +121,41 @@ def _facts(tokenizer: TokenizerRunner, manifest: Manifest) -> TokenizerFacts:
     )
 
 
-def _audit(manifest: Manifest) -> TokenAudit:
-    audit = manifest.details["audit"]
+def _token_datasets(manifests: Iterable[Manifest]) -> Iterator[tuple[str, TokenDetails]]:
+    """Yield the corpus and the details of each token dataset among manifests."""
+    for manifest in manifests:
+        if manifest.stage == "pretokenize":
+            yield manifest.corpus or "", TokenDetails.of(manifest)
+
+
+def _audits(manifests: Iterable[Manifest]) -> tuple[TokenAudit, ...]:
+    """Return the audits of token datasets; those from before there were audits have none."""
+    audits: list[TokenAudit] = []
+    for corpus, details in _token_datasets(manifests):
+        if details.audit is not None:
+            audits.append(_audit(corpus, details.shards, details.audit))
+    return tuple(audits)
+
+
+def _audit(corpus: str, shards: int, audit: AuditSummary) -> TokenAudit:
     return TokenAudit(
-        corpus=manifest.corpus or "",
-        shards=manifest.details["shards"],
-        rows=audit["rows"],
-        psnr_median=audit["psnr_median"],
-        psnr_lowest=audit["psnr_lowest"],
-        perplexity={stream: tuple(audit[f"{stream}_perplexity"]) for stream in STREAMS},
-        alarms=tuple(str(Alarm(**alarm)) for alarm in audit["alarms"]),
+        corpus=corpus,
+        shards=shards,
+        rows=audit.rows,
+        psnr_median=audit.psnr_median,
+        psnr_lowest=audit.psnr_lowest,
+        perplexity={stream: tuple(audit.perplexity[stream]) for stream in STREAMS},
+        alarms=tuple(map(str, audit.alarms)),
     )
+
+
+def _times_by_part(manifests: Iterable[Manifest]) -> tuple[TimeBreakdown, ...]:
+    """Return where the time of token datasets went, for those whose manifests say so."""
+    breakdowns: list[TimeBreakdown] = []
+    for corpus, details in _token_datasets(manifests):
+        if details.seconds_by_part:
+            breakdowns.append(TimeBreakdown(corpus=corpus, seconds=details.seconds_by_part))
+    return tuple(breakdowns)
 
 
 def _time(manifest: Manifest) -> StageTime:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
+from dualtoken.model.metrics.codebook import codebook_use, count_codes
+from dualtoken.model.metrics.reconstruction import psnr_per_image, ssim
+from dualtoken.model.metrics.retrieval import choice_accuracy
 from dualtoken.pipelines.config.corpora import ScenesSource
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.core.receipts import read_manifest
@@ -115,7 +117,7 @@ class Evaluation:
             self._tokenizer.levels(batch.pictures),
             self._tokenizer.decode(batch.pixel.reshape(grid)),
         )
-        values = psnr(reconstructions, originals)
+        values = psnr_per_image(reconstructions, originals)
         self._psnr += values.tolist()
         self._ssim += ssim(reconstructions, originals).reshape(-1).tolist()
         for stream, ids, num_codes in self._streams(batch):

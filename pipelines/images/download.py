@@ -22,7 +22,14 @@ from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFai
 from dualtoken.infra.image_server import serve_images
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource
-from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
+from dualtoken.pipelines.core.ledger import (
+    FORGOTTEN_VERDICT,
+    OK_VERDICT,
+    Status,
+    Verdict,
+    ledger_table,
+    sample_key,
+)
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
 from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
@@ -271,9 +278,9 @@ def _ledger(rows: Sequence[ShardRow]) -> pa.Table:
     return ledger_table([row.sample_key for row in rows], map(_verdict, rows))
 
 
-def _verdict(row: ShardRow) -> tuple[Status, str, str]:
+def _verdict(row: ShardRow) -> Verdict:
     if row.reason == FORGOTTEN:
-        return Status.FORGOTTEN, "", ""
-    return (
-        (Status.OK, "", "") if row.status == SUCCESS else (Status.FAILED, row.reason, row.error_message or "")
-    )
+        return FORGOTTEN_VERDICT
+    if row.status == SUCCESS:
+        return OK_VERDICT
+    return Verdict(Status.FAILED, row.reason, row.error_message or "")

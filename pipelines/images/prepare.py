@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from dualtoken.model.vision.transform import eight_bit, is_clear
+from dualtoken.model.vision.decode import (
+    error_text,
+    is_cut_short,
+    may_be_transparent,
+    open_encoded,
+    to_8_bits,
+    without_pillow_pixel_limit,
+)
 from dualtoken.pipelines.config.download import DownloadConfig
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -84,28 +91,24 @@ class ImagePreparer:
 
 def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
     """Return bytes that OpenCV reads as 8-bit grey, RGB or RGBA, or why not."""
-    Image.MAX_IMAGE_PIXELS = (
-        None  # Pillow's own limit, one per process: the recipe's max_pixels takes its place
-    )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd metadata, which is left behind here.
-            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                if too_many := _too_many_pixels(image.width, image.height, config):
-                    return Rejected(ImageReason.TOO_MANY_PIXELS, too_many)
-                return _decoded(image, body)
+        # The recipe's max_pixels takes the place of Pillow's limit.
+        with without_pillow_pixel_limit(), open_encoded(body, formats=FORMATS, quiet=True) as image:
+            too_many = _too_many_pixels(image.width, image.height, config)
+            if too_many:
+                return Rejected(ImageReason.TOO_MANY_PIXELS, too_many)
+            return _readable_by_opencv(image, body)
     except UnidentifiedImageError:
         return Rejected(ImageReason.NOT_AN_IMAGE, f"{len(body)} bytes, none of {', '.join(FORMATS)}")
     except Exception as error:  # noqa: BLE001  (a decoder of hostile bytes may raise anything; it is this row's reason)
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        # Pillow has no class of its own for an early end, and does not tell it from damage in WebP, whose head has the length.
-        short_riff = body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + 8
-        cut = (
-            short_riff
-            or isinstance(error, EOFError)
-            or any(word in text.lower() for word in ("truncated", "unexpected end"))
-        )
-        return Rejected(ImageReason.TRUNCATED_IMAGE if cut else ImageReason.BROKEN_IMAGE, text)
+        if is_cut_short(error) or _is_short_riff(body):
+            return Rejected(ImageReason.TRUNCATED_IMAGE, error_text(error))
+        return Rejected(ImageReason.BROKEN_IMAGE, error_text(error))
+
+
+def _is_short_riff(body: bytes) -> bool:
+    """Tell whether a WebP ends before the length in its header: Pillow's error does not tell that from damage."""
+    return body.startswith(b"RIFF") and len(body) < int.from_bytes(body[4:8], "little") + 8
 
 
 def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | None:
@@ -122,22 +125,26 @@ def _too_many_pixels(width: int, height: int, config: DownloadConfig) -> str | N
     return f"{width} x {height}, max_pixels={config.max_pixels}" if pixels > config.max_pixels else None
 
 
-def _decoded(image: Image.Image, body: bytes) -> bytes:
+def _readable_by_opencv(image: Image.Image, body: bytes) -> bytes:
     """Decode to the last byte; return the body if OpenCV makes the same of it, else the picture as a plain PNG."""
-    clear = is_clear(image)
-    plain = image.mode == "RGBA" or (image.mode in {"RGB", "L"} and not clear)
-    deep = image.format == "PNG" and body[_PNG_DEPTH] == 16
-    animated = image.format == "GIF" or getattr(image, "is_animated", False)
-    if plain and not deep and not animated:
+    transparent = may_be_transparent(image)
+    is_plain = image.mode == "RGBA" or (image.mode in {"RGB", "L"} and not transparent)
+    is_deep = image.format == "PNG" and body[_PNG_DEPTH] == 16
+    is_animated = image.format == "GIF" or getattr(image, "is_animated", False)
+    if is_plain and not is_deep and not is_animated:
         if image.format == "JPEG":
             image.draft(image.mode, (1, 1))  # Reads all the data at an eighth of the size, which is faster.
         image.load()
         return body
     image.load()
     if image.mode.startswith("I"):
-        picture = eight_bit(image)
+        picture = to_8_bits(image)
+    elif transparent:
+        picture = image.convert("RGBA")
+    elif image.mode in {"1", "L"}:
+        picture = image.convert("L")
     else:
-        picture = image.convert("RGBA" if clear else "L" if image.mode in {"1", "L"} else "RGB")
+        picture = image.convert("RGB")
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=0)
     return stream.getvalue()

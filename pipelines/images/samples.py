@@ -1,6 +1,5 @@
 """Reads samples for the stages after the filter: an image shard, and which of its rows were kept."""
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -9,7 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from dualtoken.infra.storage import Store
-from dualtoken.model.vision.transform import opaque
+from dualtoken.model.vision import decode
 from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import key_fraction
@@ -50,10 +49,11 @@ def kept_samples(shard: ImageShard, decision: pa.Table) -> list[KeptSample]:
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Decode an image to RGB, transparency over white; raises OSError or ValueError when it is damaged."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        return opaque(image)
+    """Decode a stored image of any format to RGB, transparency over white; its EXIF orientation is ignored.
+
+    Raises OSError or ValueError when it is damaged.
+    """
+    return decode.decode_rgb(data)
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.corpora import ScenesSource
-from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
+from dualtoken.pipelines.core.ledger import OK_VERDICT, ledger_table, sample_key
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.scene_generator import Scene, caption, describe, questions, render, scene
 
@@ -51,7 +51,7 @@ class Worker:
         name = f"{unit.id}.parquet"
         pq.write_table(_table(unit.id, scenes), scratch / name)
         keys = [sample_key(self._corpus, first + row) for row in range(unit.rows)]
-        return UnitOutput((name,), ledger_table(keys, [(Status.OK, "", "")] * unit.rows))
+        return UnitOutput((name,), ledger_table(keys, [OK_VERDICT] * unit.rows))
 
 
 def _table(unit: str, scenes: Sequence[Scene]) -> pa.Table:

@@ -4,7 +4,6 @@ B samples of a batch, V variants of each, N = B times V, S pixels a side. A task
 its levels into the sample's place in the batch, so that of an image nothing larger outlives its decoding.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from dualtoken.model.vision.decode import error_text, open_encoded
 from dualtoken.model.vision.transform import Transform
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.images.crops import Crop, views
@@ -140,7 +140,7 @@ class _Filling(NamedTuple):
 def _pixels(data: bytes) -> int:
     """Return an image's pixels as its header says, or 0 where it has none to read."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_encoded(data) as image:
             return image.width * image.height
     except Exception:  # noqa: BLE001  (decoding meets the same error, and names it)
         return 0
@@ -152,4 +152,4 @@ def _decode(data: bytes) -> Image.Image | Undecodable:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  (a decoder of damaged bytes may raise anything; it is this row's reason)
-        return Undecodable(" ".join(str(error).split())[:200] or type(error).__name__)
+        return Undecodable(error_text(error))

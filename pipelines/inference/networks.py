@@ -1,4 +1,8 @@
-"""The networks as stages use them: pictures in, numpy out; opened from an earlier stage's folder, once per process."""
+"""Runs trained networks on a device: pictures in, numpy out.
+
+A stage opens its networks from an earlier stage's folder, once per process. Shapes: B pictures of S by S pixels, H by
+W grid cells of D codes each; embeddings are E wide, a tower's outputs W.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -21,9 +26,31 @@ from dualtoken.pipelines.errors import UserError
 Array = np.ndarray[Any, Any]
 
 
+def prepare_process(*, threads: int | None, exact_float32: bool) -> None:
+    """Set how PyTorch computes in this whole process, so that the bytes it stores repeat.
+
+    Both settings outlive the call and reach every network of the process. So whoever owns the process calls this
+    before it opens one: a stage's worker, or a command. No network does so by itself.
+
+    `threads` is the number of CPU threads; None leaves PyTorch's own. `exact_float32` forbids TF32 on a GPU, also to
+    the networks that are open already.
+    """
+    if threads is not None:
+        set_num_threads(threads)
+    if exact_float32:
+        forbid_tf32()
+
+
+def set_num_threads(count: int) -> None:
+    """Fix this process's CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
+    torch.set_num_threads(count)
+
+
 def best_device() -> torch.device:
     """Return a GPU where there is one, else the CPU: for what is looked at or compared, not stored."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def stage_device(job: StageJob) -> torch.device:
@@ -42,18 +69,11 @@ def stage_device(job: StageJob) -> torch.device:
 
 def describe_device(device: torch.device) -> dict[str, str]:
     """Return what may round in its own way, for a receipt: the GPU's or the CPU's kind, and PyTorch's version."""
-    cuda = device.type == "cuda"
-    name = (
-        torch.cuda.get_device_name(device)
-        if cuda
-        else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-    )
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
     return {"device": name, "torch": str(torch.__version__)}
-
-
-def set_num_threads(count: int) -> None:
-    """Fix the number of CPU threads: sums in another order differ in the last bit, and stored bytes must not."""
-    torch.set_num_threads(count)
 
 
 class StreamCodes(NamedTuple):
@@ -64,102 +84,110 @@ class StreamCodes(NamedTuple):
 
 
 class TeacherRunner:
-    """A teacher that looks at pictures."""
+    """A teacher on a device."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._teacher: Teacher = load_teacher(folder, device)
         self._device = device
         self.embedding_width = int(self._teacher.embed_texts([""]).shape[1])
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit embeddings of pictures, (B, E)."""
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B E"]:
+        """Return unit embeddings of pictures."""
         return self._teacher.embed_images(self._levels(pictures))
 
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        """Return unit embeddings of captions, (B, E)."""
+    def texts(self, captions: Sequence[str]) -> Float[Tensor, "B E"]:
+        """Return unit embeddings of captions."""
         return self._teacher.embed_texts(captions)
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """Return the unit embeddings that pooled outputs (B, W) stand for, (B, E)."""
+    def project(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B E"]:
+        """Return the unit embeddings of a tower's pooled outputs."""
         return self._teacher.project(pooled)
 
     def similarities(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
         """Return the cosine of each picture with its caption."""
-        return (self.images(pictures) * self.texts(captions)).sum(dim=1).tolist()
+        cosines = (self.images(pictures) * self.texts(captions)).sum(dim=1)
+        return cosines.tolist()
 
     def targets(
         self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int
     ) -> dict[str, Array]:
-        """Return what the targets stage stores of each picture; `block` is the tokenizer's semantic one."""
-        said, texts = self._teacher.embed_all(self._levels(pictures), block), self.texts(captions)
-        values = {
-            "similarity": (said.embeddings * texts).sum(dim=1),
-            "image_embedding": said.embeddings,
+        """Return the columns that the targets stage stores, by name; `block` is the tokenizer's semantic one."""
+        outputs = self._teacher.embed_all(self._levels(pictures), block)
+        texts = self.texts(captions)
+        columns = {
+            "similarity": (outputs.embeddings * texts).sum(dim=1),
+            "image_embedding": outputs.embeddings,
             "text_embedding": texts,
-            "pooled": said.pooled,
-            "dense": said.dense,
+            "pooled": outputs.pooled,
+            "dense": outputs.dense,
         }
-        return {name: value.float().cpu().numpy() for name, value in values.items()}
+        return {name: values.float().cpu().numpy() for name, values in columns.items()}
 
-    def _levels(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def _levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
         return to_tensor(pictures, self._teacher.image_size).to(self._device)
 
 
 class TokenizerRunner:
-    """A trained tokenizer that looks at pictures; `precision` is that of encoding, less the code search, which is always float32."""
+    """A trained tokenizer on a device, for stages and for commands on image files.
+
+    `precision` is that of encoding; the code search is in float32 always.
+    """
 
     def __init__(self, folder: Path, device: torch.device, precision: Precision = "float32") -> None:
-        forbid_tf32()
         self.network = DualTokenizer.from_pretrained(folder, device)
+        self.folder = folder
+        """Folder that the weights were read from; gone by now where it was a copy in a stage's scratch."""
         self.device = device
         self.precision: Precision = precision
 
     @property
     def config(self) -> TokenizerConfig:
-        """Its shape."""
+        """The network's shape."""
         return self.network.config
 
     def encode(self, pictures: Sequence[Image.Image]) -> StreamCodes:
         """Return the codes of pictures."""
         return self.encode_levels(self.network.transform.levels(pictures))
 
-    def encode_levels(self, levels: Tensor) -> StreamCodes:
-        """Return the codes of pictures as the network sees them, uint8 (B, 3, S, S), of any device; only codes come back."""
+    def encode_levels(self, levels: UInt8[Tensor, "B 3 S S"]) -> StreamCodes:
+        """Return the codes of pictures as the network sees them, on any device; only the codes come back to the CPU."""
         levels = levels.to(self.device, non_blocking=True)
         with tower_precision(self.device, self.precision):
             codes = self.network.encode(self.network.transform.normalize(levels))
-        return StreamCodes(*(stream.to(torch.uint16).cpu().numpy() for stream in codes))
+        return StreamCodes(semantic=_to_uint16(codes.semantic), pixel=_to_uint16(codes.pixel))
 
-    def decode(self, pixel: Array) -> Tensor:
-        """Return the images that pixel codes (B, H, W, D) say, as uint8 levels (B, 3, S, S)."""
-        return self.network.transform.to_uint8(
-            self.network.decode(torch.from_numpy(pixel.astype(np.int64)).to(self.device))
-        )
+    def decode(self, pixel: Array) -> UInt8[Tensor, "B 3 S S"]:
+        """Return the images that pixel codes (B, H, W, D) stand for."""
+        return self.network.transform.to_uint8(self.network.decode(self._ids(pixel)))
 
-    def embed(self, semantic: Array) -> Tensor:
-        """Return the pooled features that semantic codes (B, H, W, D) say, (B, W)."""
-        return self.network.semantic_features(
-            torch.from_numpy(semantic.astype(np.int64)).to(self.device)
-        ).pooled
+    def embed(self, semantic: Array) -> Float[Tensor, "B W"]:
+        """Return the pooled features that semantic codes (B, H, W, D) stand for."""
+        return self.network.semantic_features(self._ids(semantic)).pooled
 
-    def levels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return pictures as the network sees them, uint8 (B, 3, S, S)."""
+    def levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
+        """Return pictures as the network sees them."""
         return self.network.transform.levels(pictures).to(self.device)
+
+    def _ids(self, codes: Array) -> Tensor:
+        return torch.from_numpy(codes.astype(np.int64)).to(self.device)
+
+
+def _to_uint16(ids: Tensor) -> Array:
+    return ids.to(torch.uint16).cpu().numpy()
 
 
 def open_teacher(job: StageJob) -> TeacherRunner:
-    """Open the teacher that a job reads, on one thread."""
-    set_num_threads(1)
+    """Open the teacher that a job reads, on the stage's device; the caller has prepared the process."""
+    device = stage_device(job)
     with scratch_folder() as scratch:
-        return TeacherRunner(job.input("teacher").local_folder(Path(scratch)), stage_device(job))
+        return TeacherRunner(job.input("teacher").local_folder(Path(scratch)), device)
 
 
 def open_tokenizer(job: StageJob, device: torch.device | None = None) -> TokenizerRunner:
-    """Open the tokenizer that a job reads, on the device given or else the stage's, to encode as its recipe pretokenizes."""
-    set_num_threads(1)
+    """Open the tokenizer that a job reads, to encode as its recipe pretokenizes; the caller has prepared the process.
+
+    It runs on the device given, or else on the stage's.
+    """
     with scratch_folder() as scratch:
-        return TokenizerRunner(
-            job.input("train").local_folder(Path(scratch)),
-            device or stage_device(job),
-            job.recipe.pretokenize.precision,
-        )
+        folder = job.input("train").local_folder(Path(scratch))
+        return TokenizerRunner(folder, device or stage_device(job), job.recipe.pretokenize.precision)

@@ -1,36 +1,33 @@
-"""From a recipe to what a training run reads: its finished token datasets, in the order and under the checks of its `load` keys."""
+"""From a recipe to a load plan: its finished token datasets, in the order and under the checks of its `load` keys."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from dualtoken.pipelines.config.load import LoadConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.loader.load_plan import LoadPlan
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 
 def load_plan(recipe: Recipe) -> LoadPlan:
-    """Open the token datasets of a recipe's corpora, those of its own tokenizer alone.
+    """Open the token datasets of a recipe's corpora; only tokens of the recipe's own tokenizer are accepted.
 
-    Raises `UserError` where one is unfinished, ValueError where it is none that may be trained from.
+    Raises `UserError` where a dataset is unfinished, ValueError where one cannot be trained from.
     """
-    load, planner = recipe.load, Planner(recipe)
+    load = recipe.load
+    planner = Planner(recipe)
     corpora = load.corpora or recipe.training_corpora
-    cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9)) if load.cache else None
-    folders = [_folder(planner, name) for name in corpora]
-    tokenizer = planner.one("train", None).job
-    assert tokenizer is not None, "finished tokens have a finished tokenizer"
-    weights = {
-        first: [shares.get(name, 0) for name in corpora] for first, shares in (load.weights or {}).items()
-    }
+    folders = [_token_folder(planner, corpus) for corpus in corpora]
+    training = planner.get("train", None).job
+    assert training is not None, "finished tokens have a finished tokenizer"
     return LoadPlan(
-        datasets=tuple(
-            TokenDataset(folder, streams=load.streams, check=load.check, cache=cache) for folder in folders
-        ),
-        tokenizer=tokenizer.fingerprint,
-        weights=weights or None,
-        epochs=tuple(load.epochs.get(name, 0) for name in corpora) if load.epochs else None,
+        datasets=_open_datasets(load, folders),
+        tokenizer=training.fingerprint,
+        weights=_weights(load, corpora),
+        epochs=tuple(load.epochs.get(corpus, 0) for corpus in corpora) if load.epochs else None,
         seed=load.seed,
         shuffle=load.shuffle,
         shuffle_shards=load.shuffle_shards,
@@ -40,8 +37,28 @@ def load_plan(recipe: Recipe) -> LoadPlan:
     )
 
 
-def _folder(planner: Planner, corpus: str) -> str:
-    planned = planner.one("pretokenize", corpus)
+def _token_folder(planner: Planner, corpus: str) -> str:
+    planned = planner.get("pretokenize", corpus)
     if planned.job is None or planned.manifest is None:
         raise UserError(f"the tokens of {corpus} are unfinished: run `dualtoken run` first")
     return planned.job.folder
+
+
+def _open_datasets(load: LoadConfig, folders: Sequence[str]) -> tuple[TokenDataset, ...]:
+    """Open datasets that share one cache."""
+    cache = None
+    if load.cache:
+        cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9))
+    return tuple(
+        TokenDataset(folder, streams=load.streams, check=load.check, cache=cache) for folder in folders
+    )
+
+
+def _weights(load: LoadConfig, corpora: Sequence[str]) -> dict[int, list[float]] | None:
+    """Return the schedule with a weight for each corpus, in their order."""
+    if not load.weights:
+        return None
+    schedule: dict[int, list[float]] = {}
+    for first_sample, shares in load.weights.items():
+        schedule[first_sample] = [shares.get(corpus, 0) for corpus in corpora]
+    return schedule

@@ -1,13 +1,13 @@
-"""Which source each sample of a mixture comes from: a pure function of the sample's number, so a run resumes from a count.
+"""Mixture of sources: which source each sample comes from, as a pure function of the sample's index.
 
-Within a phase, a source of weight w has its j-th sample at time (j + 1/2) / w, and samples come in order of time: shares are
-never more than one sample per source away from the weights, at any point and for any weights. Blocks of `BLOCK` samples are then
-shuffled by the seed, so that no pattern is left to learn. How many samples of a source lie before a block follows from its
-number alone, by arithmetic on whole numbers.
+Within a phase, a source of weight w has its j-th sample at time (j + 1/2) / w, and samples come in order of time.
+Shares are never more than one sample per source away from the weights, at any point and for any weights. Blocks of
+`BLOCK` samples are then shuffled by the seed, so that no pattern is left to learn. How many samples of a source lie
+before a block follows from the block's number alone, by arithmetic on whole numbers, so a run resumes from a count.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -17,78 +17,81 @@ import numpy as np
 
 BLOCK = 4096
 """Samples that are shuffled among themselves; phases of a schedule begin at multiples of it."""
-_FINEST = 10**6
-"""Weights are taken as fractions of at most this denominator, of the largest one where any is smaller than the least of these."""
+_MAX_DENOMINATOR = 10**6
+"""Precision of weights: they are rounded to fractions of at most this denominator.
 
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
+They are first divided by the largest weight where the smallest is under 1 / `_MAX_DENOMINATOR`.
+"""
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Phase(NamedTuple):
     """A part of a run in which the weights do not change."""
 
-    first: int
-    """Number of its first sample."""
+    first_sample: int
     weights: tuple[float, ...]
-    """By source; 0 leaves a source out."""
+    """Weight of each source; 0 leaves a source out."""
 
 
-class Chosen(NamedTuple):
+class SourceAssignment(NamedTuple):
     """Where samples come from."""
 
-    source: Numbers
-    number: Numbers
-    """Of the sample within its source, counted on over epochs."""
+    sources: Indices
+    """Number of each sample's source."""
+    indices: Indices
+    """Index of each sample within its source, counted on over epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A sequence over sources, endless or of so many samples."""
+    """A sequence of samples drawn from several sources."""
 
     phases: tuple[Phase, ...]
     seed: int = 0
-    samples: int | None = None
+    num_samples: int | None = None
+    """Length of the sequence; None where it is endless."""
 
     def __post_init__(self) -> None:
-        for one in self.phases:
-            if min(one.weights) < 0 or not any(one.weights):
-                raise ValueError(
-                    f"weights={list(one.weights)} from sample {one.first}: give weights of at least 0, one of them more"
-                )
-            for weight, whole in zip(one.weights, _whole_weights(one.weights), strict=True):
-                if weight and not whole:
-                    raise ValueError(
-                        f"weights={list(one.weights)} from sample {one.first}: {weight} is too small a share beside {max(one.weights)}, "
-                        f"under half of 1/{_FINEST}: raise it, or give 0 to leave its source out"
-                    )
+        for phase in self.phases:
+            _require_usable_weights(phase)
 
-    def choose(self, numbers: Numbers) -> Chosen:
-        """Return where the samples of these numbers come from."""
+    def assign(self, samples: Indices) -> SourceAssignment:
+        """Return where the samples of these indices come from."""
         if len(self.phases[0].weights) == 1:
-            return Chosen(np.zeros_like(numbers), numbers.copy())
-        source, number = np.empty_like(numbers), np.empty_like(numbers)
-        blocks, places = np.divmod(numbers, BLOCK)
-        order = np.argsort(blocks, kind="stable")
-        for here in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1) if len(order) else ():
-            whole = _block(self, int(blocks[here[0]]))
-            source[here], number[here] = (column[places[here]] for column in whole)
-        return Chosen(source, number)
+            return SourceAssignment(np.zeros_like(samples), samples.copy())
 
-    def counts(self, samples: int) -> list[int]:
-        """Return how many of the first `samples` samples each source gives, at the end of a block."""
-        assert samples % BLOCK == 0 or samples == self.samples, samples
-        total = [0] * len(self.phases[0].weights)
-        for one, end in self._spans():
-            if one.first < samples:
-                part = _before(_whole_weights(one.weights), min(samples, end or samples) - one.first)
-                total = [a + b for a, b in zip(total, part, strict=True)]
-        return total
+        sources = np.empty_like(samples)
+        indices = np.empty_like(samples)
+        blocks, offsets = np.divmod(samples, BLOCK)
+        for block, positions in _group_by_block(blocks):
+            assignment = _block_assignment(self, block)
+            offsets_in_block = offsets[positions]
+            sources[positions] = assignment.sources[offsets_in_block]
+            indices[positions] = assignment.indices[offsets_in_block]
+        return SourceAssignment(sources, indices)
 
-    def _spans(self) -> list[tuple[Phase, int | None]]:
-        return [*zip(self.phases, [later.first for later in self.phases[1:]] + [None], strict=True)]
+    def prefix_counts(self, num_samples: int) -> list[int]:
+        """Return how many of the first samples each source gives; `num_samples` must be at the end of a block."""
+        assert num_samples % BLOCK == 0 or num_samples == self.num_samples, num_samples
+        totals = [0] * len(self.phases[0].weights)
+        for phase, end in self._phases_with_ends(num_samples):
+            samples_in_phase = min(num_samples, end) - phase.first_sample
+            if samples_in_phase <= 0:
+                continue
+            counts = _earliest_counts(_whole_weights(phase.weights), samples_in_phase)
+            for source, count in enumerate(counts):
+                totals[source] += count
+        return totals
+
+    def _phases_with_ends(self, run_end: int) -> Iterator[tuple[Phase, int]]:
+        """Yield each phase with the first sample of the next one, or the end of the run."""
+        later_starts = [phase.first_sample for phase in self.phases[1:]]
+        yield from zip(self.phases, [*later_starts, run_end], strict=True)
 
 
-def mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) -> Mixture:
-    """Build a mixture from weights by first sample; later starts are moved up to the next multiple of `BLOCK`.
+def scheduled_mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) -> Mixture:
+    """Build an endless mixture from weights by first sample; later starts move up to the next multiple of `BLOCK`.
 
     Raises ValueError where no weights begin at 0, or lengths differ.
     """
@@ -96,52 +99,106 @@ def mixture(schedule: Mapping[int, Sequence[float]], seed: int = 0) -> Mixture:
         raise ValueError(
             f"the schedule begins at sample {min(schedule, default=None)}: give the weights from 0 on"
         )
-    if len({len(weights) for weights in schedule.values()}) > 1:
-        raise ValueError(
-            "the schedule has weights for different numbers of sources: give one weight per source each time"
-        )
-    return Mixture(
-        tuple(Phase(-(-first // BLOCK) * BLOCK, tuple(schedule[first])) for first in sorted(schedule)), seed
-    )
+    num_sources = len(schedule[0])
+    phases: list[Phase] = []
+    for first_sample, weights in sorted(schedule.items(), key=lambda item: item[0]):
+        if len(weights) != num_sources:
+            raise ValueError(
+                "the schedule has weights for different numbers of sources: give one weight per source each time"
+            )
+        first_block = -(-first_sample // BLOCK)
+        phases.append(Phase(first_block * BLOCK, tuple(weights)))
+    return Mixture(tuple(phases), seed)
 
 
-def whole_epochs(rows: Sequence[int], seed: int = 0) -> Mixture:
+def mixture_of_epochs(samples_per_source: Sequence[int], seed: int = 0) -> Mixture:
     """Mix sources so that each gives exactly so many samples, evenly over the run."""
-    return Mixture((Phase(0, tuple(rows)),), seed, sum(rows))
+    return Mixture((Phase(0, tuple(samples_per_source)),), seed, sum(samples_per_source))
+
+
+def _require_usable_weights(phase: Phase) -> None:
+    weights = phase.weights
+    if min(weights) < 0 or not any(weights):
+        raise ValueError(
+            f"weights={list(weights)} from sample {phase.first_sample}: give weights of at least 0, "
+            "one of them more"
+        )
+    for weight, whole_weight in zip(weights, _whole_weights(weights), strict=True):
+        if weight and not whole_weight:
+            raise ValueError(
+                f"weights={list(weights)} from sample {phase.first_sample}: {weight} is too small a share "
+                f"beside {max(weights)}, under half of 1/{_MAX_DENOMINATOR}: raise it, or give 0 to leave its "
+                "source out"
+            )
+
+
+def _group_by_block(blocks: Indices) -> Iterator[tuple[int, Indices]]:
+    """Yield each block with the positions at which it stands in `blocks`."""
+    if not len(blocks):
+        return
+    order = np.argsort(blocks, kind="stable")
+    group_starts = np.flatnonzero(np.diff(blocks[order])) + 1
+    for positions in np.split(order, group_starts):
+        yield int(blocks[positions[0]]), positions
 
 
 @lru_cache(maxsize=256)
 def _whole_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
-    largest = max(weights) if min(weight for weight in weights if weight) * _FINEST < 1 else 1
-    parts = [(Fraction(weight) / Fraction(largest)).limit_denominator(_FINEST) for weight in weights]
-    common = np.lcm.reduce([part.denominator for part in parts], dtype=object)
-    return tuple(int(part * common) for part in parts)
+    """Return whole numbers in the proportions of the weights."""
+    smallest = min(weight for weight in weights if weight)
+    is_too_fine = smallest * _MAX_DENOMINATOR < 1
+    unit = Fraction(max(weights)) if is_too_fine else Fraction(1)
+
+    fractions = [(Fraction(weight) / unit).limit_denominator(_MAX_DENOMINATOR) for weight in weights]
+    common_denominator = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+    return tuple(int(fraction * common_denominator) for fraction in fractions)
 
 
-def _before(weights: tuple[int, ...], samples: int) -> list[int]:
+def _earliest_counts(weights: tuple[int, ...], num_samples: int) -> list[int]:
     """Return how many of a phase's first samples come from each source."""
-    total = sum(weights)
-    # All that lie before the time at which shares add up to `early` samples: by rounding, at most half of one more per source.
-    early = max(0, samples - len(weights))
-    counts = [max(0, -((total - 2 * weight * early) // (2 * total))) for weight in weights]
-    queue = [(Fraction(2 * counts[i] + 1, weight), i) for i, weight in enumerate(weights) if weight]
+    total_weight = sum(weights)
+    # First all samples before the time at which the sources' shares add up to `num_early`, by a formula. Rounding
+    # gives at most half a sample more per source, so these are never too many.
+    num_early = max(0, num_samples - len(weights))
+    counts: list[int] = []
+    for weight in weights:
+        early = -((total_weight - 2 * weight * num_early) // (2 * total_weight))
+        counts.append(max(0, early))
+
+    # The few that are left come one by one, in order of time.
+    queue: list[tuple[Fraction, int]] = []
+    for source, weight in enumerate(weights):
+        if weight:
+            queue.append((_sample_time(counts[source], weight), source))
     heapq.heapify(queue)
-    for _ in range(samples - sum(counts)):
-        _, i = queue[0]
-        counts[i] += 1
-        heapq.heapreplace(queue, (Fraction(2 * counts[i] + 1, weights[i]), i))
+    for _ in range(num_samples - sum(counts)):
+        _, source = queue[0]
+        counts[source] += 1
+        heapq.heapreplace(queue, (_sample_time(counts[source], weights[source]), source))
     return counts
 
 
+def _sample_time(index: int, weight: int) -> Fraction:
+    """Return twice the time of a source's sample, which orders samples alike."""
+    return Fraction(2 * index + 1, weight)
+
+
 @lru_cache(maxsize=16)
-def _block(mixture: Mixture, block: int) -> tuple[Numbers, Numbers]:
-    first, end = BLOCK * block, min(BLOCK * (block + 1), mixture.samples or BLOCK * (block + 1))
-    before, after = mixture.counts(first), mixture.counts(end)
-    sources = np.repeat(np.arange(len(before)), np.subtract(after, before))
-    order = np.random.Generator(np.random.Philox(key=[mixture.seed, block])).permutation(end - first)
-    shuffled = sources[order]
-    numbers = np.empty(end - first, np.int64)
-    for source, start in enumerate(before):
-        mine = shuffled == source
-        numbers[mine] = start + np.arange(mine.sum())
-    return shuffled, numbers
+def _block_assignment(mixture: Mixture, block: int) -> SourceAssignment:
+    """Return where the samples of a block come from, in the block's shuffled order."""
+    first = BLOCK * block
+    end = first + BLOCK
+    if mixture.num_samples is not None:
+        end = min(end, mixture.num_samples)
+    counts_before = mixture.prefix_counts(first)
+    counts_after = mixture.prefix_counts(end)
+
+    in_order = np.repeat(np.arange(len(counts_before)), np.subtract(counts_after, counts_before))
+    generator = np.random.Generator(np.random.Philox(key=[mixture.seed, block]))
+    sources = in_order[generator.permutation(end - first)]
+
+    indices = np.empty(end - first, np.int64)
+    for source, count_before in enumerate(counts_before):
+        of_source = sources == source
+        indices[of_source] = count_before + np.arange(of_source.sum())
+    return SourceAssignment(sources, indices)

@@ -1,12 +1,16 @@
-"""The packed loader: sequences full of whole documents, exact and elastic like the loader of single samples.
+"""Packed loader: sequences full of whole documents, exact and elastic like the loader of single samples.
 
-All ranks find the same sequences in the same order, since these follow from the captions' lengths in the order of samples; a step
-of R ranks takes the next R * batch_size of them, rank r every R-th, worker w of W every W-th step. Codes are read for a rank's own
-sequences only. A run resumes from the number of the next sample and the documents that wait for their sequence. So what one process
-cannot read changes no sequence: damaged codes leave a hole in one, damaged captions end the run unless the ledger named them at first.
+All ranks find the same sequences in the same order, since these follow from the captions' lengths in the order of
+samples. A step of R ranks takes the next R * batch_size sequences: rank r every R-th of them, worker w of W every W-th
+step. Codes are read for a rank's own sequences only. A run resumes from the index of the next sample and the documents
+that wait for a sequence.
+
+So what one process cannot read changes no sequence. Damaged codes leave a hole in one. Damaged captions end the run,
+unless the ledger named them when it began.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,65 +19,79 @@ import torch
 from torch import Tensor
 
 from dualtoken.pipelines.loader.documents import PackPlan, lay_out_sequences
-from dualtoken.pipelines.loader.load_plan import Places, Samples, by_source, require_same_plan
 from dualtoken.pipelines.loader.packing import Document, Pack, Packer
-from dualtoken.pipelines.loader.quarantine import Flags
+from dualtoken.pipelines.loader.plan import require_same_plan
+from dualtoken.pipelines.loader.quarantine import Mask
+from dualtoken.pipelines.loader.sample_reader import SampleLocations, SampleReader, group_by_source
 from dualtoken.pipelines.loader.token_loader import RankLoader
 from dualtoken.pipelines.tokens.mapped_shards import Rows
+from dualtoken.pipelines.tokens.shards import Ids
 
 STATE_VERSION = 1
-BLOCK = 256
+READ_BLOCK = 256
 """Samples whose captions are read together."""
 
 
 class PackedBatch(NamedTuple):
-    """A step's sequences on one rank: B of T positions, V of these with codes of D depths, N documents in S segments."""
+    """A step's sequences on one rank.
+
+    B sequences of T positions, V of these with codes of D depths, N documents in S segments.
+    """
 
     text: Tensor
     """(B, T), int64: ids of text and markers; padding elsewhere."""
     visual: Tensor
-    """(B, T), bool: positions of images, in the order of `semantic` and `pixel`: `hidden[batch.visual] = embed(batch.semantic)`."""
+    """(B, T), bool: positions of images, in the order of `semantic` and `pixel`.
+
+    Use it as `hidden[batch.visual] = embed(batch.semantic)`.
+    """
     semantic: Tensor | None
     """(V, D), uint16; None where no dataset reads the stream."""
     pixel: Tensor | None
     cu_seqlens: Tensor
-    """(S + 1,), int32: begins of segments, and the end, in B * T positions, as variable-length attention takes them."""
+    """(S + 1,), int32: first position of each segment, and the end, in B * T positions, as variable-length attention
+    takes them."""
     segments: Tensor
-    """(S,), int64: the number of the segment's sample in its run; -1 for the padding of a sequence."""
+    """(S,), int64: index of the segment's sample in its run; -1 for the padding of a sequence."""
     keys: Tensor
-    """(N, 16), uint8, of the documents in order."""
+    """(N, 16), uint8: keys of the documents in order."""
     source: Tensor
-    """(N,), int64: which dataset."""
+    """(N,), int64: number of each document's dataset."""
     image_first: Tensor
     """(N,), bool."""
     lost: int
-    """Samples of this step and rank that are not here, since their shards are in quarantine."""
+    """Samples missing from this step and rank, since their shards are in quarantine."""
     position: int
     """Samples of the whole run that are in sequences, or wait for one, when this step is done."""
     waiting: bytes
-    """Those that wait: (number, length) of each, int64."""
+    """Documents that wait: (sample, length) of each, int64."""
 
 
 class PackedLoader(RankLoader[PackedBatch]):
     """Yields batches of packed sequences.
 
-    Every batch has `batch_size` sequences, the last ones of a run empty where documents do not suffice, so that all ranks take
-    the same number of steps.
+    Every batch has `batch_size` sequences. The last ones of a run are empty where documents do not suffice, so that all
+    ranks take the same number of steps.
     """
 
     def __init__(self, plan: PackPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(plan.load, batch_size, rank, world_size)
         self.packing = plan
         # Here and not where an iteration begins: all workers of this process know of the same damage.
-        self._samples = Samples(plan.load)
+        self._reader = SampleReader(plan.load)
         self.position = 0
         self.waiting: tuple[Document, ...] = ()
 
     def state_dict(self, last: PackedBatch | None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
-        position, waiting = (
-            (self.position, self.waiting) if last is None else (last.position, _unpacked(last.waiting))
-        )
+        """Return what a run needs to go on after the batch `last`, as JSON values; the same on all ranks.
+
+        `last` is None before the first batch.
+        """
+        position = self.position
+        waiting = self.waiting
+        if last is not None:
+            position = last.position
+            waiting = _decode_documents(last.waiting)
         return {
             "version": STATE_VERSION,
             "position": position,
@@ -91,126 +109,220 @@ class PackedLoader(RankLoader[PackedBatch]):
         self.waiting = tuple(Document(*document) for document in state["waiting"])
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        number, every = self.turn
-        desk = _BatchAssembler(self.packing, self._samples, self.position)
-        packer = Packer(self.packing.capacity, self.packing.pool_size, waiting=list(self.waiting))
-        packs = packer.packs(desk.documents())
+        worker = self.worker_info
+        assembler = _BatchAssembler(self.packing, self._reader, self.position, self.waiting)
         for step in itertools.count():
-            taken = list(itertools.islice(packs, self.batch_size * self.world_size))
-            lost = desk.lost[:]
-            desk.lost.clear()
-            if not taken and not lost:
+            step_packs = assembler.next_packs(self.batch_size * self.world_size)
+            step_lost = assembler.take_lost()
+            if not step_packs and not step_lost:
                 return
-            if step % every == number:
-                mine = taken[self.rank :: self.world_size]
-                mine += [()] * (self.batch_size - len(mine))
-                missing = sum(one % self.world_size == self.rank for one in lost)
-                yield desk.batch(mine, missing, packer.waiting)
-            desk.forget(taken)
+            if step % worker.num_workers == worker.id:
+                rank_packs = step_packs[self.rank :: self.world_size]
+                rank_packs += [()] * (self.batch_size - len(rank_packs))
+                # Lost samples are in no sequence, so each counts on the rank of its index.
+                num_lost = sum(sample % self.world_size == self.rank for sample in step_lost)
+                yield assembler.assemble(rank_packs, num_lost)
+            assembler.release(step_packs)
+
+
+class _CaptionLength(NamedTuple):
+    """Length of a sample's caption."""
+
+    sample: int
+    length: int | None
+    """Ids of the caption; None where it is lost."""
 
 
 class _BatchAssembler:
-    """Where samples become documents, and packs become batches."""
+    """Turns samples into documents, packs documents into sequences, and reads packs into batches."""
 
-    def __init__(self, plan: PackPlan, samples: Samples, position: int) -> None:
-        self.plan, self.samples, self.position = plan, samples, position
-        self.lost: list[int] = []
-        """Numbers of samples whose captions are in quarantine, since last cleared."""
-        self._texts: dict[int, Rows] = {}
-        """Of documents that were tokenized here, and wait."""
+    def __init__(
+        self, plan: PackPlan, reader: SampleReader, position: int, waiting: Sequence[Document]
+    ) -> None:
+        self._plan = plan
+        self._reader = reader
+        self._position = position
+        """Index of the next sample that goes into the pool."""
+        self._packer = Packer(plan.capacity, plan.pool_size, waiting=list(waiting))
+        self._lost: list[int] = []
+        """Samples left out since `take_lost`, because their captions are in quarantine."""
+        self._upcoming: deque[_CaptionLength] = deque()
+        """Samples from `_position` on whose captions were measured already."""
+        self._caption_ids: dict[int, Rows] = {}
+        """Token ids by sample, for documents that were tokenized to be measured and are in no finished batch yet."""
 
-    def documents(self) -> Iterator[Document]:
-        """Yield samples as documents from `position` on, which moves along."""
-        end = self.samples.order.samples
-        while end is None or self.position < end:
-            last = self.position + BLOCK if end is None else min(self.position + BLOCK, end)
-            places = self.samples.find(np.arange(self.position, last))
-            lost = self._lost_at_first(places)
-            words = iter(self._words(places.at(~lost)))
-            for number, is_lost in zip(places.numbers.tolist(), lost.tolist(), strict=True):
-                self.position = number + 1
-                if is_lost:
-                    self.lost.append(number)
-                else:
-                    yield Document(number, self.plan.length(next(words)))
+    # From samples to packs: the same on all ranks.
 
-    def _lost_at_first(self, places: Places) -> Flags:
-        """Return which samples are in no sequence: none where lengths were given, and a process may begin when others met damage."""
-        if self.plan.lengths is not None:
-            return np.zeros(len(places.numbers), bool)
-        return self.samples.captions_lost_at_first(places)
+    def next_packs(self, count: int) -> list[Pack]:
+        """Return the next sequences; fewer where the run ends."""
+        packs: list[Pack] = []
+        while len(packs) < count:
+            document = self._next_document()
+            if document is not None:
+                pack = self._packer.add(document)
+                if pack is not None:
+                    packs.append(pack)
+            elif self._packer.waiting:
+                packs.append(self._packer.next_pack())
+            else:
+                break
+        return packs
 
-    def forget(self, packs: Sequence[Pack]) -> None:
-        """Let go of the texts of documents that are done with."""
+    def take_lost(self) -> list[int]:
+        """Return the samples that were left out since the last call."""
+        lost = self._lost
+        self._lost = []
+        return lost
+
+    def release(self, packs: Sequence[Pack]) -> None:
+        """Let go of the captions of packs that are done with."""
         for pack in packs:
             for document in pack:
-                self._texts.pop(document.number, None)
+                self._caption_ids.pop(document.sample, None)
 
-    def batch(self, packs: Sequence[Pack], lost: int, waiting: Sequence[Document]) -> PackedBatch:
-        """Read and lay out the documents of packs."""
+    def _next_document(self) -> Document | None:
+        """Return the next sample that is not lost as a document, and None at the end of the run."""
+        while True:
+            if not self._upcoming:
+                self._upcoming.extend(self._measure_next_block())
+            if not self._upcoming:
+                return None
+            sample, caption_length = self._upcoming.popleft()
+            self._position = sample + 1
+            if caption_length is not None:
+                return Document(sample, self._plan.length(caption_length))
+            self._lost.append(sample)
+
+    def _measure_next_block(self) -> list[_CaptionLength]:
+        """Measure the captions of the next samples, None for a lost one; none at the end of the run."""
+        block_end = self._position + READ_BLOCK
+        run_end = self._reader.mixture.num_samples
+        if run_end is not None:
+            block_end = min(block_end, run_end)
+        if block_end <= self._position:
+            return []
+
+        locations = self._reader.locate(np.arange(self._position, block_end))
+        is_lost = self._captions_lost(locations)
+        lengths = iter(self._caption_lengths(locations.select(~is_lost)))
+        measured: list[_CaptionLength] = []
+        for sample, lost in zip(locations.samples.tolist(), is_lost.tolist(), strict=True):
+            measured.append(_CaptionLength(sample, None if lost else next(lengths)))
+        return measured
+
+    def _captions_lost(self, locations: SampleLocations) -> Mask:
+        """Return which samples are in no sequence.
+
+        None are where lengths were given. Lengths do not depend on damage then, and a process may begin after others
+        met some.
+        """
+        if self._plan.lengths is not None:
+            return np.zeros(len(locations.samples), bool)
+        return self._reader.captions_lost_at_start(locations)
+
+    def _caption_lengths(self, locations: SampleLocations) -> list[int]:
+        """Return the numbers of ids in samples' captions; the ids, unless lengths were given, are kept."""
+        if self._plan.lengths is None:
+            captions = self._reader.captions_or_stop(locations)
+            caption_ids = self._tokenize(locations.samples, captions)
+            self._caption_ids |= caption_ids
+            return [len(ids) for ids in caption_ids.values()]
+
+        lengths = np.zeros(len(locations.samples), np.int64)
+        for source, positions in group_by_source(locations.sources):
+            lengths[positions] = self._plan.lengths(source, locations.rows[positions])
+        is_dropped = self._plan.document_orders(locations.samples).caption_dropped
+        return np.where(is_dropped, 0, lengths).tolist()
+
+    def _tokenize(self, samples: Rows, captions: Sequence[str]) -> dict[int, Rows]:
+        """Return by sample the ids of captions, none where they are dropped."""
+        is_dropped = self._plan.document_orders(samples).caption_dropped
+        caption_ids: dict[int, Rows] = {}
+        for sample, dropped, caption in zip(samples.tolist(), is_dropped.tolist(), captions, strict=True):
+            ids = [] if dropped or not caption else self._plan.tokenize(caption)
+            caption_ids[sample] = np.asarray(ids, np.int64)
+        return caption_ids
+
+    # From packs to a batch: a rank's own only.
+
+    def assemble(self, packs: Sequence[Pack], num_lost: int) -> PackedBatch:
+        """Read and lay out the documents of packs; those in quarantine leave holes and add to `num_lost`."""
         documents = [document for pack in packs for document in pack]
-        texts = self._texts_of(documents)
-        places = self.samples.find(
-            np.array([document.number for document in documents if document.number in texts], np.int64)
-        )
-        places, (keys, *codes) = self.samples.rows_there(places)
-        if len(keys) < len(documents):
-            there = set(places.numbers.tolist())
-            packs = [tuple(document for document in pack if document.number in there) for pack in packs]
-            lost += len(documents) - len(keys)
-        image_first, _ = self.plan.orders(places.numbers)
-        layout = lay_out_sequences(
-            self.plan, packs, [texts[number] for number in places.numbers.tolist()], image_first
-        )
-        semantic, pixel = (
-            None if stream is None else torch.from_numpy(stream.reshape(-1, stream.shape[-1]))
-            for stream in codes
-        )
-        text, visual, cu_seqlens, segments = map(torch.from_numpy, layout)
+        caption_ids = self._read_caption_ids(documents)
+        readable = [document.sample for document in documents if document.sample in caption_ids]
+        locations, rows = self._reader.read_available(self._reader.locate(np.array(readable, np.int64)))
+        samples = locations.samples.tolist()
+        if len(samples) < len(documents):
+            packs = _only_samples(packs, set(samples))
+            num_lost += len(documents) - len(samples)
+
+        image_first = self._plan.document_orders(locations.samples).image_first
+        captions = [caption_ids[sample] for sample in samples]
+        layout = lay_out_sequences(self._plan, packs, captions, image_first)
         return PackedBatch(
-            text, visual, semantic, pixel, cu_seqlens, segments, torch.from_numpy(keys), torch.from_numpy(places.source),
-            torch.from_numpy(image_first), lost, self.position, np.array(waiting, np.int64).tobytes(),
-        )  # fmt: skip
-
-    def _words(self, places: Places) -> list[int]:
-        """Return the numbers of ids of samples' captions; the ids, unless lengths were given, are kept."""
-        if self.plan.lengths is None:
-            self._texts |= (found := self._tokenized(places, self.samples.captions_or_end(places)))
-            return [len(text) for text in found.values()]
-        words, (_, dropped) = np.zeros(len(places.numbers), np.int64), self.plan.orders(places.numbers)
-        for one, mine in by_source(places.source):
-            words[mine] = self.plan.lengths(one, places.rows[mine])
-        return np.where(dropped, 0, words).tolist()
-
-    def _tokenized(self, places: Places, captions: Sequence[str]) -> dict[int, Rows]:
-        """Return by number the ids of samples' captions, none where they are dropped."""
-        _, dropped = self.plan.orders(places.numbers)
-        return {
-            number: np.zeros(0, np.int64)
-            if drop or not caption
-            else np.asarray(self.plan.tokenize(caption), np.int64)
-            for number, drop, caption in zip(places.numbers.tolist(), dropped.tolist(), captions, strict=True)
-        }
-
-    def _texts_of(self, documents: Sequence[Document]) -> dict[int, Rows]:
-        """Return documents' texts by number, tokenized unless they were before; those in quarantine are missing."""
-        texts = {
-            document.number: self._texts[document.number]
-            for document in documents
-            if document.number in self._texts
-        }
-        rest = self.samples.find(
-            np.array([document.number for document in documents if document.number not in texts], np.int64)
+            text=torch.from_numpy(layout.text),
+            visual=torch.from_numpy(layout.visual),
+            semantic=_flat_codes(rows.semantic),
+            pixel=_flat_codes(rows.pixel),
+            cu_seqlens=torch.from_numpy(layout.cu_seqlens),
+            segments=torch.from_numpy(layout.segments),
+            keys=torch.from_numpy(rows.keys),
+            source=torch.from_numpy(locations.sources),
+            image_first=torch.from_numpy(image_first),
+            lost=num_lost,
+            position=self._position,
+            waiting=_encode_documents(self._packer.waiting),
         )
-        texts |= self._tokenized(*self.samples.captions_there(rest))
-        for number, packed in documents:
-            if number in texts and (length := self.plan.length(len(texts[number]))) != packed:
-                raise ValueError(
-                    f"sample {number} takes {length} positions, {packed} when it was packed: resume with the text tokenizer that the "
-                    "run began with, and give the lengths that it makes"
-                )
-        return texts
+
+    def _read_caption_ids(self, documents: Sequence[Document]) -> dict[int, Rows]:
+        """Return captions' ids by sample, tokenized unless they were before; those in quarantine are missing.
+
+        Raises ValueError where a document's length is not that with which it was packed.
+        """
+        caption_ids: dict[int, Rows] = {}
+        not_tokenized: list[int] = []
+        for sample, _ in documents:
+            if sample in self._caption_ids:
+                caption_ids[sample] = self._caption_ids[sample]
+            else:
+                not_tokenized.append(sample)
+        locations = self._reader.locate(np.array(not_tokenized, np.int64))
+        locations, captions = self._reader.captions_available(locations)
+        caption_ids |= self._tokenize(locations.samples, captions)
+
+        for sample, packed_length in documents:
+            if sample in caption_ids:
+                self._require_length(sample, self._plan.length(len(caption_ids[sample])), packed_length)
+        return caption_ids
+
+    def _require_length(self, sample: int, length: int, packed_length: int) -> None:
+        if length != packed_length:
+            raise ValueError(
+                f"sample {sample} takes {length} positions, {packed_length} when it was packed: resume with the "
+                "text tokenizer that the run began with, and give the lengths that it makes"
+            )
 
 
-def _unpacked(waiting: bytes) -> tuple[Document, ...]:
-    return tuple(Document(*row) for row in np.frombuffer(waiting, np.int64).reshape(-1, 2).tolist())
+def _only_samples(packs: Sequence[Pack], samples: set[int]) -> list[Pack]:
+    """Return packs without the documents of other samples."""
+    kept: list[Pack] = []
+    for pack in packs:
+        kept_documents = [document for document in pack if document.sample in samples]
+        kept.append(tuple(kept_documents))
+    return kept
+
+
+def _flat_codes(codes: Ids | None) -> Tensor | None:
+    """Return (N, H, W, D) codes as (V, D)."""
+    if codes is None:
+        return None
+    return torch.from_numpy(codes.reshape(-1, codes.shape[-1]))
+
+
+def _encode_documents(documents: Sequence[Document]) -> bytes:
+    return np.array(documents, np.int64).tobytes()
+
+
+def _decode_documents(encoded: bytes) -> tuple[Document, ...]:
+    rows = np.frombuffer(encoded, np.int64).reshape(-1, 2).tolist()
+    return tuple(Document(*row) for row in rows)

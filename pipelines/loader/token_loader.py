@@ -1,9 +1,10 @@
-"""The loader that the MLLM stage trains from: exact, elastic, and resumed from one integer.
+"""Token loader: the data loader that the MLLM stage trains from. Exact, elastic, and resumed from one integer.
 
-Sample number n of a run is a pure function of (datasets, seed, n): the mixture says which corpus, a permutation which row. A step
-of R ranks takes the next R * batch_size numbers, each rank an R-th of them, side by side, so that a rank's are of few blocks of the
-mixture however many ranks there are; worker w of W makes every W-th step. So a run goes on under another number of ranks or workers,
-or another batch size, with the samples that an uninterrupted one would have taken.
+Sample n of a run is a pure function of (datasets, seed, n): the mixture says which dataset, a permutation which row. A
+step of R ranks takes the next R * batch_size samples. Each rank takes an R-th of them, side by side, so that a rank's
+samples are of few blocks of the mixture however many ranks there are. Worker w of W makes every W-th step. So a run
+goes on under another number of ranks or workers, or another batch size, with the samples that an uninterrupted one
+would have taken.
 """
 
 import itertools
@@ -16,15 +17,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dualtoken.pipelines.loader.load_plan import LoadPlan, Places, Samples, require_same_plan
+from dualtoken.pipelines.loader.plan import LoadPlan, require_same_plan
+from dualtoken.pipelines.loader.sample_reader import SampleLocations, SampleReader
 from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.shards import Ids
 
 __all__ = ["LoadPlan", "RankLoader", "TokenBatch", "TokenLoader", "iterate"]
 Batch = TypeVar("Batch")
 STATE_VERSION = 1
-AHEAD = 4096
-"""Samples whose places are computed together."""
+LOCATED_TOGETHER = 4096
+"""Samples of a rank whose rows are computed together."""
+PREFETCHED_BATCHES = 4
+"""Batches that each worker process makes ahead."""
 _STALLED = "DataLoader timed out after "
 
 
@@ -34,33 +38,53 @@ class TokenBatch(NamedTuple):
     keys: Tensor
     """(B, 16), uint8."""
     source: Tensor
-    """(B,), int64: which dataset."""
+    """(B,), int64: number of each sample's dataset."""
     semantic: Tensor | None
     """(B, H, W, D), uint16; None where no dataset reads the stream."""
     pixel: Tensor | None
     captions: list[str] | None
     lost: int
-    """Samples of this step and rank that are not here, since their shards are in quarantine."""
+    """Samples missing from this step and rank, since their shards are in quarantine."""
     samples: int
-    """Of the whole run, all ranks together, when this step is done: what a resumed run starts from."""
+    """Samples of the whole run, all ranks together, when this step is done: what a resumed run starts from."""
+
+
+class WorkerInfo(NamedTuple):
+    """A worker process of the data loader: it makes steps `id`, `id + num_workers`, `id + 2 * num_workers` and so on."""
+
+    id: int
+    num_workers: int
 
 
 class RankLoader(IterableDataset[Batch]):
-    """Yields one rank's batches from where it stands; give it to `iterate`, or to a DataLoader with batch_size=None."""
+    """Yields one rank's batches; give it to `iterate`, or to a DataLoader with batch_size=None."""
 
     def __init__(self, plan: LoadPlan, batch_size: int, rank: int, world_size: int) -> None:
         super().__init__()
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
-                f"batch_size={batch_size}, rank={rank}, world_size={world_size}: give a batch, and a rank below the size"
+                f"batch_size={batch_size}, rank={rank}, world_size={world_size}: "
+                "give a batch, and a rank below the size"
             )
-        self.plan, self.batch_size, self.rank, self.world_size = plan, batch_size, rank, world_size
+        self.plan = plan
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
 
     @property
-    def turn(self) -> tuple[int, int]:
-        """Return (w, W) where this process makes every W-th step from step w on."""
+    def worker_info(self) -> WorkerInfo:
+        """Which worker this process is; the only one outside a DataLoader's workers."""
         worker = get_worker_info()
-        return (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker is None:
+            return WorkerInfo(id=0, num_workers=1)
+        return WorkerInfo(worker.id, worker.num_workers)
+
+
+class _Step(NamedTuple):
+    """Range of the samples that all ranks take in one step."""
+
+    begin: int
+    end: int
 
 
 class TokenLoader(RankLoader[TokenBatch]):
@@ -68,12 +92,15 @@ class TokenLoader(RankLoader[TokenBatch]):
 
     def __init__(self, plan: LoadPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(plan, batch_size, rank, world_size)
-        self._samples = Samples(plan)
+        self._reader = SampleReader(plan)
         self.samples = 0
-        """Where the next iteration begins."""
+        """First sample of the next iteration."""
 
     def state_dict(self, last: TokenBatch | None) -> dict[str, Any]:
-        """Return what a run that goes on after `last` needs, None before the first batch, as JSON values; the same on all ranks."""
+        """Return what a run needs to go on after the batch `last`, as JSON values; the same on all ranks.
+
+        `last` is None before the first batch.
+        """
         return {
             "version": STATE_VERSION,
             "samples": self.samples if last is None else last.samples,
@@ -89,49 +116,73 @@ class TokenLoader(RankLoader[TokenBatch]):
         self.samples = int(state["samples"])
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        turn, every = self.turn
-        step_size, start, end = self.batch_size * self.world_size, self.samples, self._samples.order.samples
-        ahead = max(1, AHEAD // self.batch_size)
-        for group in itertools.count():
-            firsts = [start + (turn + every * (group * ahead + step)) * step_size for step in range(ahead)]
-            if end is not None:
-                firsts = [first for first in firsts if first < end]
-            if not firsts:
+        # Rows of many small steps are located in one call: its price is that of a call, not of the samples.
+        steps_together = max(1, LOCATED_TOGETHER // self.batch_size)
+        start = self.samples
+        for first in itertools.count(step=steps_together):
+            steps = self._worker_steps(start, range(first, first + steps_together))
+            if not steps:
                 return
-            afters = [first + step_size if end is None else min(first + step_size, end) for first in firsts]
-            numbers = [self._mine(first, after) for first, after in zip(firsts, afters, strict=True)]
-            places, taken = self._samples.find(np.concatenate(numbers)), 0
-            for mine, after in zip(numbers, afters, strict=True):
-                yield self._batch(places.at(slice(taken, taken + len(mine))), after)
-                taken += len(mine)
+            samples = [self._rank_samples(step) for step in steps]
+            locations = self._reader.locate(np.concatenate(samples))
+            begin = 0
+            for step, step_samples in zip(steps, samples, strict=True):
+                end = begin + len(step_samples)
+                yield self._read_batch(locations.select(slice(begin, end)), step)
+                begin = end
 
-    def _mine(self, first: int, after: int) -> Rows:
-        """Return this rank's part of a step; parts of the last step, too, are of one size or one less."""
-        begin, end = (
-            first + (after - first) * rank // self.world_size for rank in (self.rank, self.rank + 1)
-        )
+    def _worker_steps(self, start: int, numbers: range) -> list[_Step]:
+        """Return steps of this worker by number, 0 the first that it makes; those after the run's end are left out."""
+        worker = self.worker_info
+        step_size = self.batch_size * self.world_size
+        run_end = self._reader.mixture.num_samples
+        steps: list[_Step] = []
+        for number in numbers:
+            begin = start + (worker.id + worker.num_workers * number) * step_size
+            end = begin + step_size
+            if run_end is not None:
+                if begin >= run_end:
+                    break
+                end = min(end, run_end)
+            steps.append(_Step(begin, end))
+        return steps
+
+    def _rank_samples(self, step: _Step) -> Rows:
+        """Return this rank's samples of a step; ranks differ by one at most, in the last step too."""
+        size = step.end - step.begin
+        begin = step.begin + size * self.rank // self.world_size
+        end = step.begin + size * (self.rank + 1) // self.world_size
         return np.arange(begin, end)
 
-    def _batch(self, places: Places, after: int) -> TokenBatch:
-        wanted, captions = len(places.numbers), None
+    def _read_batch(self, locations: SampleLocations, step: _Step) -> TokenBatch:
+        num_wanted = len(locations.samples)
+        captions = None
         if self.plan.with_captions:
-            places, captions = self._samples.captions_there(places)
-        numbers = places.numbers
-        places, (keys, semantic, pixel) = self._samples.rows_there(places)
-        if captions is not None and len(keys) < len(captions):
-            captions = list(itertools.compress(captions, np.isin(numbers, places.numbers)))
+            locations, captions = self._reader.captions_available(locations)
+        with_caption = locations.samples
+        locations, rows = self._reader.read_available(locations)
+        if captions is not None and len(locations.samples) < len(captions):
+            captions = list(itertools.compress(captions, np.isin(with_caption, locations.samples)))
         return TokenBatch(
-            torch.from_numpy(keys), torch.from_numpy(places.source), _tensor(semantic), _tensor(pixel),
-            captions, wanted - len(keys), after,
-        )  # fmt: skip
+            keys=torch.from_numpy(rows.keys),
+            source=torch.from_numpy(locations.sources),
+            semantic=_tensor(rows.semantic),
+            pixel=_tensor(rows.pixel),
+            captions=captions,
+            lost=num_wanted - len(locations.samples),
+            samples=step.end,
+        )
 
 
 def _tensor(codes: Ids | None) -> Tensor | None:
     return None if codes is None else torch.from_numpy(codes)
 
 
-class _Piped(IterableDataset[bytes]):
-    """A loader's batches as bytes, which go through a pipe. Tensors would go through shared memory, of which containers have 64 MB."""
+class _PickledBatches(IterableDataset[bytes]):
+    """A loader's batches as bytes, which go through a pipe.
+
+    Tensors would go through shared memory, of which containers have 64 MB.
+    """
 
     def __init__(self, loader: RankLoader[Any]) -> None:
         super().__init__()
@@ -139,12 +190,12 @@ class _Piped(IterableDataset[bytes]):
 
     def __iter__(self) -> Iterator[bytes]:
         for batch in self._loader:
-            fields = (field.numpy() if isinstance(field, Tensor) else field for field in batch)
+            fields = [field.numpy() if isinstance(field, Tensor) else field for field in batch]
             yield pickle.dumps(batch._make(fields), pickle.HIGHEST_PROTOCOL)
 
 
-def _from_pipe(piped: bytes) -> Any:  # noqa: ANN401  (a batch of what the loader yields)
-    batch = pickle.loads(piped)  # noqa: S301  (of our own worker)
+def _unpickle_batch(pickled: bytes) -> Any:  # noqa: ANN401  (a batch of what the loader yields)
+    batch = pickle.loads(pickled)  # noqa: S301  (of our own worker)
     return batch._make(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch)
 
 
@@ -155,24 +206,26 @@ def iterate(
     stall_seconds: float = 300.0,
     start_method: Literal["fork", "forkserver", "spawn"] | None = None,
 ) -> Iterator[Batch]:
-    """Yield a loader's batches, made by worker processes; raises what they raise, and TimeoutError where none comes for `stall_seconds`.
+    """Yield a loader's batches, made by worker processes.
 
-    Workers start by `start_method`, the system's own where none is given; but for fork, what the loader holds must pickle. Without
-    worker processes nobody watches: a store that never answers is waited for.
+    Workers start by `start_method`, by default the system's own. With any other than fork, what the loader holds must
+    pickle. Without worker processes there is no time limit: a store that never answers is waited for.
+
+    Raises what workers raise, and TimeoutError where no batch comes for `stall_seconds`.
     """
     if not num_workers:
         yield from loader
         return
     batches = DataLoader(
-        _Piped(loader),
+        _PickledBatches(loader),
         batch_size=None,
         num_workers=num_workers,
         timeout=stall_seconds,
-        prefetch_factor=4,
+        prefetch_factor=PREFETCHED_BATCHES,
         multiprocessing_context=start_method,
     )
     try:
-        yield from map(_from_pipe, batches)
+        yield from map(_unpickle_batch, batches)
     except RuntimeError as error:
         # What a worker raises begins with other words.
         if not str(error).startswith(_STALLED):

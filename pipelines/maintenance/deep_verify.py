@@ -33,14 +33,13 @@ from dualtoken.pipelines.maintenance.findings import Finding, FindingKind, Probl
 from dualtoken.pipelines.maintenance.reencode import DeepSettings, differences
 from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job
 from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails, rows_of
 from dualtoken.pipelines.tokens.shards import (
     INDEX_FILE,
     SCHEMA_VERSION,
-    STREAMS,
     codes_of,
     data_path,
     read_data_shard,
-    rows_of,
     schema_metadata,
 )
 
@@ -113,11 +112,7 @@ class _Tokens:
 
     def __init__(self, store: Store, manifest: Manifest | None, index: pa.Table | None) -> None:
         self._store, self._index, self._seen = store, index, list[np.ndarray[Any, Any]]()
-        self._details = (
-            manifest.details | {"tokenizer": manifest.details["tokenizer"]["sha256"]}
-            if manifest and index
-            else {}
-        )
+        self._details = TokenDetails.of(manifest) if manifest and index else None
         self._places = {shard: row for row, shard in enumerate(index["shard"].to_pylist())} if index else {}
 
     def check(self, receipt: Receipt) -> Iterator[Finding]:
@@ -127,7 +122,7 @@ class _Tokens:
             table = read_data_shard(self._store.local_copy(name, Path(scratch)))
             shard = _Shard(receipt, table, schema_metadata(table.schema))
             yield from (_wrong(self._store, name, unit, problem) for problem in _problems(self._store, shard))
-            if self._index is not None:
+            if self._index is not None and self._details is not None:
                 row = (
                     self._index.slice(self._places[unit], 1).to_pylist()[0] if unit in self._places else None
                 )
@@ -176,7 +171,7 @@ def _meta_keys(store: Store, receipt: Receipt) -> list[bytes]:
         return []
 
 
-def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str, Any]) -> Iterator[str]:
+def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: TokenDetails) -> Iterator[str]:
     unit = shard.receipt.unit
     if row is None:
         yield f"shard {unit} is not in it"
@@ -197,16 +192,16 @@ def _index_problems(shard: _Shard, row: dict[str, Any] | None, details: dict[str
     )
     depth = int(shard.said["dualtoken.depth"])
     for stream in STREAMS:
-        codes, size = codes_of(shard.table, stream).reshape(-1, depth), details["codes"][stream]
+        codes, size = codes_of(shard.table, stream).reshape(-1, depth), details.num_codes[stream]
         usage = [len(np.unique(codes[:, level])) / size for level in range(depth)]
         if not np.allclose(usage, row[f"{stream}_usage"], atol=1e-5):
             yield f"{stream}_usage of shard {unit} is not that of its codes"
     promised = {
         "schema_version": str(SCHEMA_VERSION),
-        "tokenizer_sha256": details["tokenizer"],
-        "grid": "x".join(map(str, details["grid"])),
-        "depth": str(details["depth"]),
-        **{f"{stream}_codes": str(details["codes"][stream]) for stream in STREAMS},
+        "tokenizer_sha256": details.tokenizer.sha256,
+        "grid": "x".join(map(str, details.grid)),
+        "depth": str(details.depth),
+        **{f"{stream}_codes": str(details.num_codes[stream]) for stream in STREAMS},
     }
     for name, value in promised.items():
         if (found := shard.said[f"dualtoken.{name}"]) != value:

@@ -1,4 +1,4 @@
-"""What a check of datasets comes to: a finding per file that is not as its receipt says."""
+"""Results of `verify`: one finding per file that differs from its receipt."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,21 +16,23 @@ class FindingKind(StrEnum):
     ALTERED = "altered"
     UNREADABLE = "unreadable"
     UNFINISHED = "unfinished"
-    """Not damaged: the stage has not ended."""
+    """The stage has not ended; nothing is damaged."""
     MISDATED = "misdated"
-    """The moment that is noted is all that is wrong."""
+    """Only the recorded time is wrong."""
     WRONG = "wrong"
-    """The file is as its receipt says, and wrong all the same: done again, it may well have other bytes."""
+    """The file agrees with its receipt, and its content is wrong all the same: done again, it may have other bytes."""
 
 
 class Problem(NamedTuple):
     """What is wrong with one file."""
 
     kind: FindingKind
-    seen: str = ""
+    details: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.seen}" if self.seen else str(self.kind)
+        if not self.details:
+            return str(self.kind)
+        return f"{self.kind}: {self.details}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Finding:
     name: str
     problem: Problem
     unit: str | None
-    """Whose work would restore it; None where no unit made it."""
+    """The unit that would restore it when done again; None where no unit made it."""
 
     @property
     def kind(self) -> FindingKind:
@@ -54,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFolder:
-    """What a check of one stage's folder came to."""
+    """Result of checking one stage's folder."""
 
     folder: str
     files: int
@@ -63,5 +65,5 @@ class VerifiedFolder:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong but, at most, that the stage has not ended: running it is its own command's work."""
+        """Whether nothing is wrong, or only that the stage has not ended, which its own command goes on with."""
         return all(finding.kind == FindingKind.UNFINISHED for finding in self.findings)

@@ -1,16 +1,16 @@
-"""Takes samples out of all that was made from them below a root: image shards, scores, decisions, targets, token shards.
+"""Deletes samples from every dataset that was made from them (right to erasure).
 
-Only the shards that hold such a sample are written again, in the bytes that their stage would have written had it been told; the
-other samples' rows, codes and fingerprints stay. The order makes a kill harmless: the corpus's tombstones; then in every affected
-folder `forgotten.json` and no manifest any more, so that nobody reads it; then, folder by folder, the shards, receipts and manifest.
-What a folder's later steps are fingerprinted by stays the root hash of its first version (`Manifest.lineage`).
+Only the shards that hold such a sample are written again, in the bytes that their stage would have written had it been
+told; the other samples' rows, codes and fingerprints stay. The order makes a kill harmless: first the corpus's
+tombstones; then in every affected folder `forgotten.json` and no manifest any more, so that nobody reads it; then, folder
+by folder, the shards, receipts and manifest. Later stages' fingerprints go on being made from the root hash of a folder's
+first version (`Manifest.lineage`).
 
-A unit that is done meanwhile is not committed once the tombstones are there (`pipelines.core.commit`), and those before it are
-looked for after.
+A unit that is done meanwhile is not committed once the tombstones are there (`pipelines.core.commit`); units that were
+committed before are looked for after.
 """
 
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.commit import upload
 from dualtoken.pipelines.core.ledger import count_statuses
+from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import (
     LEDGERS,
     MANIFEST_FILE,
@@ -36,39 +37,43 @@ from dualtoken.pipelines.core.tombstones import (
     read_forgotten,
 )
 from dualtoken.pipelines.errors import TokenAlarm, UserError
-from dualtoken.pipelines.maintenance.forget_plan import AffectedFolder, ForgetPlan, plan_forget
-from dualtoken.pipelines.maintenance.forget_rewrite import Rewritten, rewriter
+from dualtoken.pipelines.maintenance.forget_plan import (
+    AffectedFolder,
+    ForgetPlan,
+    StageFolder,
+    plan_forget,
+    rewriter_of,
+)
+from dualtoken.pipelines.maintenance.forget_rewrite import Rewritten
 from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.stage_folder import input_folders, stage_job
-from dualtoken.pipelines.tokens.captions import shares_captions
-
-PrintLine = Callable[[str], None]
-ALL = "all"
-"""The filter's one unit; its files are one per shard."""
+from dualtoken.pipelines.runtime.stages import command_of
 
 
 def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
-    """Do what a plan says; killed at any point, or ended by an error, it is finished by calling it again, with any samples or none.
+    """Do what a plan says; killed at any point, or ended by an error, it is finished by calling it again.
 
     Raises `TokenAlarm` at the end where a recipe stops at alarms, and a token dataset now has some.
     """
     _require_inputs(plan)
     plan = _write_tombstones(plan)
     _require_inputs(plan)
-    for one in plan.affected:
-        _begin(one)
-    for store in plan.reports:
-        names = [name for name, _ in store.files() if name != STAGE_FILE]
-        for name in sorted(names, key=lambda name: (name != MANIFEST_FILE, not name.startswith(RECEIPTS))):
-            store.remove(name)
-        print_line(f"{store.url}: report taken away; `dualtoken report` makes it anew")
+    for folder in plan.affected:
+        _begin(folder)
+    for folder in plan.removed:
+        _empty(folder)
+        stage = folder.record.stage
+        command = command_of(stage)
+        print_line(f"{folder.store.url}: {stage} taken away; `dualtoken {command}` makes it anew")
     keys = frozenset(bytes.fromhex(key) for key in plan.tombstones.keys)
     alarms: list[TokenAlarm] = []
-    for one in plan.affected:
-        _rewrite(one, keys)
-        print_line(f"{one.store.url}: {one.num_samples} samples taken out of {len(one.shards)} shards")
+    for folder in plan.affected:
+        _rewrite(folder, keys)
+        print_line(
+            f"{folder.store.url}: {folder.num_samples} samples taken out of {len(folder.shards)} shards"
+        )
         try:
-            _finish(one)
+            _finish(folder)
         except TokenAlarm as alarm:
             alarms.append(alarm)
     if alarms:
@@ -86,35 +91,43 @@ def _write_tombstones(plan: ForgetPlan) -> ForgetPlan:
 
 
 def _require_inputs(plan: ForgetPlan) -> None:
-    """Raise `UserError` where a token dataset could not be finished again."""
-    for store, record in (
-        (one.store, one.record) for one in plan.affected if one.record.stage == "pretokenize"
-    ):
-        folders = input_folders(store, record)
-        needed = {"its tokenizer": (folders["train"], MANIFEST_FILE)}
-        if shares_captions(record):
-            needed["its captions"] = folders[f"pretokenize/{record.corpus}"], STAGE_FILE
-        for name, (folder, file) in needed.items():
-            if not Store(folder).exists(file):
+    """Raise `UserError` where a folder could not be finished again."""
+    for affected in plan.affected:
+        folders = input_folders(affected.store, affected.record)
+        for needed in rewriter_of(affected.record).needs(affected.record, folders):
+            if not Store(needed.folder).exists(needed.file):
                 raise UserError(
-                    f"{store.url} cannot be written again without {name}: bring {folder} back, or delete the dataset"
+                    f"{affected.store.url} cannot be written again without {needed.what}: "
+                    f"bring {needed.folder} back, or delete the dataset"
                 )
 
 
-def _begin(one: AffectedFolder) -> None:
+def _empty(folder: StageFolder) -> None:
+    """Remove all files but `stage.json`: the manifest first, then receipts, so that a kill leaves it unfinished."""
+    names = [name for name, _ in folder.store.files() if name != STAGE_FILE]
+    for name in sorted(names, key=_removal_order):
+        folder.store.remove(name)
+
+
+def _removal_order(name: str) -> tuple[bool, bool]:
+    return name != MANIFEST_FILE, not name.startswith(RECEIPTS)
+
+
+def _begin(folder: AffectedFolder) -> None:
     """Note what is about to be done, and take the manifest away, so that nobody reads a folder half done."""
-    begun = one.begun
-    if begun is None:
-        before, manifest = read_forgotten(one.store), read_manifest(one.store)
-        lineage = manifest.lineage_hash if manifest else before.lineage if before else None
-        begun = Forgotten(
-            version=(before.version if before else 1) + 1,
-            lineage=lineage,
-            finished=manifest is not None,
-            pending=(),
-        )
-    _note(one.store, begun, pending=tuple(one.shards))
-    one.store.remove(MANIFEST_FILE)
+    begun = folder.begun or _next_version(folder.store)
+    _note(folder.store, begun, pending=tuple(folder.shards))
+    folder.store.remove(MANIFEST_FILE)
+
+
+def _next_version(store: Store) -> Forgotten:
+    before = read_forgotten(store)
+    manifest = read_manifest(store)
+    version = before.version if before else 1
+    lineage = before.lineage if before else None
+    if manifest:
+        lineage = manifest.lineage_hash
+    return Forgotten(version=version + 1, lineage=lineage, finished=manifest is not None, pending=())
 
 
 def _noted(store: Store) -> Forgotten:
@@ -127,42 +140,43 @@ def _note(store: Store, forgotten: Forgotten, **changed: object) -> None:
     store.put_bytes(forgotten.model_copy(update=changed).to_bytes(), FORGOTTEN_FILE)
 
 
-def _rewrite(one: AffectedFolder, keys: frozenset[bytes]) -> None:
-    units = {ALL: one.shards} if one.record.stage == "filter" else {shard: [shard] for shard in one.shards}
-    job = stage_job(one.store, one.record, ())
-    for unit, shards in units.items():
+def _rewrite(folder: AffectedFolder, keys: frozenset[bytes]) -> None:
+    """Write the folder's pending shards without the samples of these keys, unit by unit."""
+    rewriter = rewriter_of(folder.record)
+    job = stage_job(folder.store, folder.record, ())
+    for unit, shards in rewriter.units(folder.shards).items():
         try:
-            receipt = Receipt.from_bytes(one.store.read(receipt_name(unit)))
+            receipt = Receipt.from_bytes(folder.store.read(receipt_name(unit)))
         except FileNotFoundError:
             continue  # Its run has seen the tombstones too: it is open again.
         with scratch_folder() as name:
             scratch = Path(name)
-            done = rewriter(one.record).rewrite(job, receipt, shards, keys, scratch)
-            _commit(one.store, receipt, done, scratch)
-    _note(one.store, _noted(one.store), pending=())
+            rewritten = rewriter.rewrite(job, receipt, shards, keys, scratch)
+            _commit(folder.store, receipt, rewritten, scratch)
+    _note(folder.store, _noted(folder.store), pending=())
 
 
-def _finish(one: AffectedFolder) -> None:
+def _finish(folder: AffectedFolder) -> None:
     """Write the manifest again where there was one; until that is noted too, the folder counts as begun."""
-    if (forgotten := _noted(one.store)).finished:
-        finish(stage_job(one.store, one.record))
-        _note(one.store, forgotten, finished=False)
+    forgotten = _noted(folder.store)
+    if forgotten.finished:
+        finish(stage_job(folder.store, folder.record))
+        _note(folder.store, forgotten, finished=False)
 
 
-def _commit(store: Store, receipt: Receipt, done: Rewritten, scratch: Path) -> None:
+def _commit(store: Store, receipt: Receipt, rewritten: Rewritten, scratch: Path) -> None:
     """Put a unit's new files, then its new receipt; files that hold no such sample keep their records."""
     ledger = f"{LEDGERS}/{receipt.unit}.parquet"
     (scratch / LEDGERS).mkdir(exist_ok=True)
-    pq.write_table(done.ledger, scratch / ledger, compression="zstd")
+    pq.write_table(rewritten.ledger, scratch / ledger, compression="zstd")
     records = {file.name: file for file in receipt.files}
-    records |= {name: upload(store, scratch, name) for name in (*done.files, ledger)}
-    new = receipt.model_copy(
-        update={
-            "attempt": uuid.uuid4().hex,
-            "rows": len(done.ledger),
-            "counts": count_statuses(done.ledger),
-            "files": tuple(records.values()),
-            "facts": dict(done.facts),
-        }
-    )
-    store.put_bytes(new.to_bytes(), receipt_name(receipt.unit))
+    for name in (*rewritten.files, ledger):
+        records[name] = upload(store, scratch, name)
+    changes = {
+        "attempt": uuid.uuid4().hex,
+        "rows": len(rewritten.ledger),
+        "counts": count_statuses(rewritten.ledger),
+        "files": tuple(records.values()),
+        "facts": dict(rewritten.facts),
+    }
+    store.put_bytes(receipt.model_copy(update=changes).to_bytes(), receipt_name(receipt.unit))

@@ -4,9 +4,11 @@ In an image shard a sample's row stays, emptied, with the reason `forgotten`, so
 stay; everywhere after that its rows are gone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,16 +16,24 @@ import pyarrow.parquet as pq
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.ledger import LEDGER_SCHEMA, Status
-from dualtoken.pipelines.core.receipts import LEDGERS, Receipt, StageRecord
+from dualtoken.pipelines.core.receipts import (
+    LEDGERS,
+    MANIFEST_FILE,
+    STAGE_FILE,
+    Receipt,
+    StageRecord,
+    done_units,
+)
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.tombstones import FORGOTTEN
+from dualtoken.pipelines.curation.facts import FilterFacts
 from dualtoken.pipelines.images.drop_samples import drop_samples
 from dualtoken.pipelines.images.shards import read_metadata, shard_files
 from dualtoken.pipelines.tokens.audit import CodeCounter
 from dualtoken.pipelines.tokens.captions import shares_captions
+from dualtoken.pipelines.tokens.facts import STREAMS, ByDepth, ShardAudit, TokenFacts
 from dualtoken.pipelines.tokens.shards import (
-    STREAMS,
     codes_of,
     data_path,
     read_data_shard,
@@ -42,25 +52,50 @@ class Rewritten(NamedTuple):
     facts: Mapping[str, Any]
 
 
-class Rewriter(Protocol):
-    """How one stage's shards are read and written."""
+class NeededFile(NamedTuple):
+    """A file of another folder, without which a folder cannot be finished again."""
 
+    what: str
+    """Name for people, such as `its tokenizer`."""
+    folder: str
+    file: str
+
+
+class Rewriter(ABC):
+    """Reads and rewrites one stage's shards; by default a unit has one shard, and nothing else is needed."""
+
+    @abstractmethod
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
         """Return the keys of the samples that a shard holds."""
-        ...
 
+    @abstractmethod
     def files(self, shard: str) -> Sequence[str]:
         """Return the names of a shard's files."""
-        ...
 
+    @abstractmethod
     def rewrite(
         self, job: StageJob, receipt: Receipt, shards: Sequence[str], keys: Keys, scratch: Path
     ) -> Rewritten:
         """Write shards of a unit without the samples that have these keys."""
-        ...
+
+    def shards(self, store: Store) -> list[str]:
+        """Return the names of a folder's shards."""
+        return sorted(done_units(store))
+
+    def units(self, shards: Sequence[str]) -> dict[str, list[str]]:
+        """Return shards by the unit that wrote them."""
+        return {shard: [shard] for shard in shards}
+
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:  # noqa: ARG002
+        """Return (key, address) of a shard's samples, where the stage keeps addresses."""
+        return ()
+
+    def needs(self, record: StageRecord, folders: Mapping[str, str]) -> list[NeededFile]:  # noqa: ARG002
+        """Return what must be there for a folder to be finished again; `folders` are its inputs', by name."""
+        return []
 
 
-class ImageShardRewriter:
+class ImageShardRewriter(Rewriter):
     """Image shards: a forgotten sample's row stays, emptied."""
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
@@ -86,13 +121,17 @@ class ImageShardRewriter:
             shard_files(shard), pa.Table.from_pylist(verdicts, schema=LEDGER_SCHEMA), receipt.facts
         )
 
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:
+        """Return each sample's address."""
+        return _addresses(store, f"{shard}.parquet", "sample_key")
+
 
 def forgotten_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ledger's row of a sample that is not there any more."""
     return {"key": row["key"], "status": Status.FORGOTTEN.value, "reason": "", "detail": ""}
 
 
-class TableRewriter:
+class TableRewriter(Rewriter):
     """A stage whose shard is one table that has a column of keys."""
 
     def __init__(self, suffix: str) -> None:
@@ -132,13 +171,27 @@ class TableRewriter:
 
 def _shard_facts(receipt: Receipt, shards: Sequence[str], scratch: Path) -> Mapping[str, Any]:
     """Return a decision's counts by shard anew; other stages have none."""
-    if "rows_out_by_shard" not in receipt.facts:
+    rows_by_shard = FilterFacts.of(receipt).rows_by_shard
+    if rows_by_shard is None:
         return receipt.facts
     kept = {shard: sum(pq.read_table(scratch / f"{shard}.parquet")["keep"].to_pylist()) for shard in shards}
-    return receipt.facts | {"rows_out_by_shard": receipt.facts["rows_out_by_shard"] | kept}
+    return receipt.facts | FilterFacts({**rows_by_shard, **kept}).to_json()
 
 
-class CodesRewriter:
+class DecisionRewriter(TableRewriter):
+    """The filter's decisions: its one unit wrote a file per shard."""
+
+    def shards(self, store: Store) -> list[str]:
+        """Return the names of the decided shards."""
+        names = [name for name, _ in store.files() if "/" not in name and name.endswith(".parquet")]
+        return sorted(name.removesuffix(".parquet") for name in names)
+
+    def units(self, shards: Sequence[str]) -> dict[str, list[str]]:
+        """Return all shards as the filter's one unit."""
+        return {"all": list(shards)}
+
+
+class CodesRewriter(Rewriter):
     """A token dataset whose captions are another one's, which is rewritten before it."""
 
     def keys(self, store: Store, shard: str) -> Iterable[bytes]:
@@ -166,8 +219,15 @@ class CodesRewriter:
         for meta in others:
             (scratch / meta).parent.mkdir()
             pq.write_table(_without(read_table(store, meta), keys), scratch / meta, compression="zstd")
-        facts = _token_facts(receipt, shard, table, stays if same else None)
+        facts = _token_facts(receipt, table, stays if same else None)
         return Rewritten((data, *others), _without(_ledger(store, receipt), keys), facts)
+
+    def needs(self, record: StageRecord, folders: Mapping[str, str]) -> list[NeededFile]:
+        """Return the tokenizer, and the dataset that captions are shared with."""
+        needed = [NeededFile("its tokenizer", folders["train"], MANIFEST_FILE)]
+        if shares_captions(record):
+            needed.append(NeededFile("its captions", folders[f"{record.stage}/{record.corpus}"], STAGE_FILE))
+        return needed
 
 
 class TokenShardRewriter(CodesRewriter):
@@ -184,28 +244,33 @@ class TokenShardRewriter(CodesRewriter):
         """Return the names of a shard's files."""
         return (*super().files(shard), f"meta/{shard}.parquet")
 
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:
+        """Return each row's address, which stands beside its caption."""
+        return _addresses(store, f"meta/{shard}.parquet", "key")
 
-def _token_facts(receipt: Receipt, shard: str, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
+
+def _token_facts(receipt: Receipt, table: pa.Table, stays: list[int] | None) -> dict[str, Any]:
     """Return what a receipt says of a token shard's codes, of the rows that stay; None where it speaks of another file's rows."""
-    said, facts, perplexity = schema_metadata(table.schema), dict(receipt.facts), {}
+    metadata = schema_metadata(table.schema)
+    before = TokenFacts.of(receipt)
+    usage: dict[str, ByDepth] = {}
+    perplexity: dict[str, ByDepth] = {}
     for stream in STREAMS:
-        tally = CodeCounter(int(said["dualtoken.depth"]), int(said[f"dualtoken.{stream}_codes"]))
+        tally = CodeCounter(int(metadata["dualtoken.depth"]), int(metadata[f"dualtoken.{stream}_codes"]))
         tally.add(codes_of(table, stream))
-        facts[f"{stream}_usage"], perplexity[f"{stream}_perplexity"] = tally.usage(), tally.perplexity()
-    if "rows_out_by_shard" in facts:
-        facts["rows_out_by_shard"] = {shard: len(table)}
-    if "audit" in facts:
-        place = {row: at for at, row in enumerate(stays or ())}
-        seen = zip(facts["audit"]["looked_at"], facts["audit"]["psnr"], strict=True)
-        left = [(place[row], ratio) for row, ratio in seen if row in place]
-        audit = {
-            "rows": len(table),
-            "looked_at": [row for row, _ in left],
-            "psnr": [ratio for _, ratio in left],
-            **perplexity,
-        }
-        facts["audit"] = facts["audit"] | audit
-    return facts
+        usage[stream] = tally.usage()
+        perplexity[stream] = tally.perplexity()
+    audit = None
+    if before.audit is not None:
+        places = {row: place for place, row in enumerate(stays or ())}
+        ratios = zip(before.audit.looked_at, before.audit.psnr, strict=True)
+        left = {places[row]: ratio for row, ratio in ratios if row in places}
+        audit = ShardAudit(
+            rows=len(table), looked_at=list(left), psnr=list(left.values()), perplexity=perplexity
+        )
+    rows = None if before.rows is None else len(table)
+    after = replace(before, usage=usage, audit=audit, rows=rows)
+    return dict(receipt.facts) | after.to_json()
 
 
 def _ledger(store: Store, receipt: Receipt) -> pa.Table:
@@ -221,15 +286,36 @@ def _without(table: pa.Table, keys: Keys) -> pa.Table:
     return table.take(pa.array(stays, pa.int64())).combine_chunks()
 
 
-REWRITERS: dict[str, Rewriter] = {
-    "download": ImageShardRewriter(),
-    "score": TableRewriter("parquet"),
-    "filter": TableRewriter("parquet"),
-    "targets": TableRewriter("arrow"),
-    "pretokenize": TokenShardRewriter(),
-}
+def _addresses(store: Store, name: str, key_column: str) -> list[tuple[bytes, str | None]]:
+    """Return (key, address) of a table's rows; other people's shards may have no addresses."""
+    table = read_table(store, name, [key_column, "url"])
+    if "url" not in table.column_names:
+        return []
+    return list(zip(table[key_column].to_pylist(), table["url"].to_pylist(), strict=True))
 
 
-def rewriter(record: StageRecord) -> Rewriter:
-    """Return how a folder's shards are written again."""
-    return CodesRewriter() if shares_captions(record) else REWRITERS[record.stage]
+def image_shards(_: StageRecord) -> Rewriter:
+    """Return the rewriter of image shards."""
+    return ImageShardRewriter()
+
+
+def parquet_rows(_: StageRecord) -> Rewriter:
+    """Return the rewriter of a stage whose shards are Parquet tables with a column `key`."""
+    return TableRewriter("parquet")
+
+
+def arrow_rows(_: StageRecord) -> Rewriter:
+    """Return the rewriter of a stage whose shards are Arrow files with a column `key`."""
+    return TableRewriter("arrow")
+
+
+def decisions(_: StageRecord) -> Rewriter:
+    """Return the rewriter of the filter's decisions."""
+    return DecisionRewriter("parquet")
+
+
+def token_shards(record: StageRecord) -> Rewriter:
+    """Return the rewriter of a token dataset, with captions of its own or another dataset's."""
+    if shares_captions(record):
+        return CodesRewriter()
+    return TokenShardRewriter()

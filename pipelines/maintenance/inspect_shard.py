@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store, join
 from dualtoken.model.hub.model_name import WEIGHTS
+from dualtoken.model.metrics.arrays import perplexity
 from dualtoken.pipelines.core.receipts import Receipt, receipt_name
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
 from dualtoken.pipelines.runtime.stage_folder import input_folders, read_stage
-from dualtoken.pipelines.tokens.audit import perplexity
 from dualtoken.pipelines.tokens.captions import meta_path, resolve_meta_path
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard, schema_metadata
+from dualtoken.pipelines.tokens.facts import STREAMS
+from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard, schema_metadata
 
 
 class ShardView(NamedTuple):
@@ -160,8 +161,13 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
         raise UserError(
             f"{model} holds the weights {found[:12]}, the shard's codes are of {wanted[:12]}: name that tokenizer with --model"
         )
-    from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
+        TokenizerRunner,
+        best_device,
+        prepare_process,
+    )
 
+    prepare_process(threads=None, exact_float32=True)
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
     levels = TokenizerRunner(folder, best_device()).decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

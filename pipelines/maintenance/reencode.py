@@ -17,7 +17,8 @@ from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
-from dualtoken.pipelines.tokens.shards import STREAMS, codes_of, data_path, read_data_shard
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
+from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard
 
 
 class DeepSettings(NamedTuple):
@@ -46,8 +47,13 @@ def differences(
         return
     if not chosen:
         return
-    from dualtoken.pipelines.inference.networks import best_device, open_tokenizer  # noqa: PLC0415  (PyTorch takes seconds)
+    from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
+        best_device,
+        open_tokenizer,
+        prepare_process,
+    )
 
+    prepare_process(threads=1, exact_float32=True)
     tokenizer = open_tokenizer(job, best_device())
     by_unit: dict[str, list[int]] = {}
     for number in chosen:
@@ -69,7 +75,7 @@ def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
         return f"{model.url} has no {WEIGHTS}"
     with scratch_folder() as scratch:
         found = digest(model.local_copy(WEIGHTS, Path(scratch))).sha256
-    if manifest and found != manifest.details["tokenizer"]["sha256"]:
+    if manifest and found != TokenDetails.of(manifest).tokenizer.sha256:
         return f"{model.url} holds other weights than the codes were made with"
     return None
 

@@ -1,4 +1,4 @@
-"""Restores what a check of a stage's folder found damaged, by doing the units that made it again."""
+"""Restores what `verify` found damaged in a stage's folder, by doing again the units that made it."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,55 +29,73 @@ from dualtoken.pipelines.runtime.stage_folder import in_order, read_stage, root_
 
 
 def in_order_of_work(damaged: Iterable[VerifiedFolder]) -> list[VerifiedFolder]:
-    """Sort folders so that what others are made from is restored before them; those that do not say what they are come last."""
-    return sorted(damaged, key=_place)
+    """Sort folders so that inputs are restored before what is made from them; those of an unknown stage come last."""
+    return sorted(damaged, key=_order)
 
 
-def _place(one: VerifiedFolder) -> tuple[bool, tuple[int, bool]]:
+def _order(folder: VerifiedFolder) -> tuple[bool, tuple[int, bool]]:
     try:
-        return False, in_order(read_stage(Store(one.folder)))
+        return False, in_order(read_stage(Store(folder.folder)))
     except UserError:
         return True, (0, False)
 
 
 def repair(damaged: VerifiedFolder, executor: Executor, print_line: PrintLine) -> None:
-    """Do the damaged units of a stage again, put what is missing or altered, and write a finished stage's manifest anew.
+    """Do the damaged units of a stage again, restore missing or altered files, and write a finished stage's manifest anew.
 
-    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the stage's inputs are no longer
-    what it was made from, `UnitsFailed` where a unit failed or gave other bytes.
+    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the stage's inputs
+    are no longer what it was made from, `UnitsFailed` where a unit failed or gave other bytes.
     """
     store = Store(damaged.folder)
     if damaged.is_sound:
         print_line(f"{store.url} is unfinished, not damaged: `dualtoken run` goes on with it")
         return
-    if (STAGE_FILE, FindingKind.MISSING) in {(finding.name, finding.kind) for finding in damaged.findings}:
-        raise UserError(
-            f"{store.url} lost its {STAGE_FILE}: run the stage's command with its recipe, which writes it again"
-        )
-    if elsewhere := sorted({finding.folder for finding in damaged.findings} - {store.url}):
-        raise UserError(
-            f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first"
-        )
+    _require_repairable(store, damaged)
     job = _job_of(store)
-    ended = FindingKind.UNFINISHED not in {finding.kind for finding in damaged.findings}
-    again = {
-        finding.unit for finding in damaged.findings if finding.unit and finding.kind != FindingKind.MISDATED
-    }
-    if ended:
+    is_finished = all(finding.kind != FindingKind.UNFINISHED for finding in damaged.findings)
+    again = _damaged_units(damaged)
+    if is_finished:
         again |= {unit.id for unit in job.units} - done_units(store)
-    restores = {unit: _committed(store, unit, job.fingerprint) for unit in again}
-    if replaced := _units(damaged, FindingKind.WRONG):
+    restores = {unit: _read_receipt(store, unit, job.fingerprint) for unit in again}
+
+    wrong = _units(damaged, FindingKind.WRONG)
+    if wrong:
         store.remove(MANIFEST_FILE)  # first, so that the stage is known to be unfinished if this is cut short
-    for unit in replaced:
+    for unit in wrong:
         store.remove(receipt_name(unit))
-        del restores[unit]
+        del restores[unit]  # its files may have other bytes this time
+
     units = tuple(unit for unit in job.units if unit.id in again)
-    run_units([Work(replace(job, restores=restores), units)] if units else [], executor, print_line)
+    if units:
+        run_units([Work(replace(job, restores=restores), units)], executor, print_line)
     _redate(store, damaged)
-    if ended:
+    if is_finished:
         finish(job)
     for unit in sorted(again):
         print_line(f"restored unit {unit} of {damaged.folder}")
+
+
+def _require_repairable(store: Store, damaged: VerifiedFolder) -> None:
+    """Raise `UserError` for damage that another command restores."""
+    for finding in damaged.findings:
+        if finding.name == STAGE_FILE and finding.kind == FindingKind.MISSING:
+            raise UserError(
+                f"{store.url} lost its {STAGE_FILE}: run the stage's command with its recipe, which writes it again"
+            )
+    elsewhere = sorted({finding.folder for finding in damaged.findings} - {store.url})
+    if elsewhere:
+        raise UserError(
+            f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first"
+        )
+
+
+def _damaged_units(damaged: VerifiedFolder) -> set[str]:
+    """Return the units to do again: those with a finding, but for receipts whose time alone is wrong."""
+    units: set[str] = set()
+    for finding in damaged.findings:
+        if finding.unit and finding.kind != FindingKind.MISDATED:
+            units.add(finding.unit)
+    return units
 
 
 def _units(damaged: VerifiedFolder, kind: FindingKind) -> set[str]:
@@ -87,7 +105,7 @@ def _units(damaged: VerifiedFolder, kind: FindingKind) -> set[str]:
 def _job_of(store: Store) -> StageJob:
     record = read_stage(store)
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
-    job = Planner(recipe).one(record.stage, record.corpus).job
+    job = Planner(recipe).get(record.stage, record.corpus).job
     if job is None or job.fingerprint != record.fingerprint:
         raise UserError(
             f"{store.url} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead"
@@ -96,18 +114,21 @@ def _job_of(store: Store) -> StageJob:
 
 
 def _redate(store: Store, damaged: VerifiedFolder) -> None:
-    """Set receipts that are of times to come to now; what they say of the files stays."""
+    """Set the time of receipts from the future to now; what they say of the files stays."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     for unit in sorted(_units(damaged, FindingKind.MISDATED)):
-        receipt = _committed(store, unit, None)
+        receipt = _read_receipt(store, unit, None)
         if receipt and clock_problem(receipt.finished_at):
-            store.put_bytes(receipt.model_copy(update={"finished_at": now}).to_bytes(), receipt_name(unit))
+            redated = receipt.model_copy(update={"finished_at": now})
+            store.put_bytes(redated.to_bytes(), receipt_name(unit))
 
 
-def _committed(store: Store, unit: str, print_: str | None) -> Receipt | None:
+def _read_receipt(store: Store, unit: str, fingerprint: str | None) -> Receipt | None:
     """Return a unit's receipt; None where it is lost, unreadable, or another one's."""
     try:
         receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
     except (FileNotFoundError, ValidationError):
         return None
-    return None if receipt_mismatch(receipt, unit, print_) else receipt
+    if receipt_mismatch(receipt, unit, fingerprint):
+        return None
+    return receipt

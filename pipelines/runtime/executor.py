@@ -1,10 +1,13 @@
-"""What every executor does alike: opens workers, turns a unit's failure into an outcome, and sums outcomes up."""
+"""What every executor does alike: opens workers, turns a unit's failure into an outcome, and sums outcomes up.
 
-import importlib
+`LocalExecutor` runs units in this process; `ray_executor.py` runs them on a cluster.
+"""
+
+import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
@@ -12,20 +15,8 @@ from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
 
-WORKERS = {
-    "scenes": "dualtoken.pipelines.images.scenes",
-    "download": "dualtoken.pipelines.images.download",
-    "teacher": "dualtoken.pipelines.training.teacher",
-    "score": "dualtoken.pipelines.curation.score",
-    "filter": "dualtoken.pipelines.curation.filter",
-    "targets": "dualtoken.pipelines.training.targets",
-    "train": "dualtoken.pipelines.training.train",
-    "pretokenize": "dualtoken.pipelines.tokens.pretokenize",
-    "report": "dualtoken.pipelines.evaluation.report",
-}
-"""The module of each stage's `Worker`, imported in the process that runs it."""
 GIVE_UP_AFTER = 8
-"""Units that fail one after the other for what may pass: what they need is gone, and the others would fail as slowly."""
+"""Units that fail in a row with a temporary error: what they need is gone, and the others would fail as slowly."""
 
 
 class Executor(Protocol):
@@ -34,6 +25,18 @@ class Executor(Protocol):
     def run(self, work: Sequence[Work]) -> Iterable[UnitOutcome]:
         """Yield an outcome per unit as they end, in any order."""
         ...
+
+
+class LocalExecutor:
+    """Runs units one after another in this process: for tests, debugging, and proof that the executor changes no byte."""
+
+    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
+        """Yield an outcome per unit, in order."""
+        slot = WorkerSlot()
+        for job_units in work:
+            open_worker = partial(slot.open, job_units.job)
+            for unit in job_units.units:
+                yield run_attempt(job_units.job, open_worker, unit)
 
 
 class WorkerSlot:
@@ -46,57 +49,75 @@ class WorkerSlot:
     def open(self, job: StageJob) -> Worker:
         """Return the job's worker, opened on first use."""
         if self._worker is None or self._job is not job:
-            remove_abandoned()  # of processes that were killed, as where machines are taken away: they would fill the disk
+            # Folders of processes that were killed, as where machines are taken away: they would fill the disk.
+            remove_abandoned()
             self._worker = None  # frees the last job's models before the next ones are loaded
-            stage = importlib.import_module(WORKERS[job.stage])
-            self._worker, self._job = cast("Worker", stage.Worker(job)), job
+            worker_class = worker_class_of(job)
+            self._worker = worker_class(job)
+            self._job = job
         return self._worker
 
 
-def run_attempt(job: StageJob, worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
-    """Run a unit on the worker that `worker` opens or has open, and never raise: one bad unit must not stop the others."""
+def worker_class_of(job: StageJob) -> Callable[[StageJob], Worker]:
+    """Import a job's worker class: only the process that runs units loads what it brings, such as PyTorch."""
+    return pkgutil.resolve_name(job.worker)
+
+
+def run_attempt(job: StageJob, open_worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
+    """Run a unit on the worker that `open_worker` returns, and never raise: one bad unit must not stop the others."""
     try:
-        receipt = run_unit(job, worker(), unit)
-    except Exception as error:  # noqa: BLE001  (sorted by exit_code, reported by collect)
-        code = exit_code(error)
-        said = traceback.format_exc() if code == ExitCode.BUG else str(error) or type(error).__name__
-        return UnitOutcome(job.label, unit.id, {}, 0.0, said, code)
+        receipt = run_unit(job, open_worker(), unit)
+    except Exception as error:  # noqa: BLE001  (sorted by exit_code, printed by report_outcomes)
+        return _failure(job, unit, error)
     return UnitOutcome(
         job.label, unit.id, receipt.counts, receipt.seconds, audit=receipt.facts.get("audit", {})
     )
 
 
+def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
+    code = exit_code(error)
+    message = str(error) or type(error).__name__
+    if code == ExitCode.BUG:
+        message = "".join(traceback.format_exception(error))
+    return UnitOutcome(job.label, unit.id, counts={}, seconds=0.0, error=message, code=code)
+
+
 def report_outcomes(outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine) -> None:
-    """Say what each unit gave; raise `UnitsFailed` when any failed, after all have run, or `GIVE_UP_AFTER` of them in a row."""
-    total = sum(len(one.units) for one in work)
+    """Print a line for each unit's outcome.
+
+    Raises `UnitsFailed` when any failed: after all have run, or after `GIVE_UP_AFTER` temporary failures in a row.
+    """
+    total = sum(len(job_units.units) for job_units in work)
     failed: list[UnitOutcome] = []
-    in_a_row = done = 0
-    for done, outcome in enumerate(outcomes, start=1):
-        in_a_row = in_a_row + 1 if outcome.code == ExitCode.TEMPORARY else 0
+    temporary_in_a_row = 0
+    num_ended = 0
+    for outcome in outcomes:
+        num_ended += 1
+        temporary_in_a_row = temporary_in_a_row + 1 if outcome.code == ExitCode.TEMPORARY else 0
+        print_line(_outcome_line(outcome, num_ended, total))
         if outcome.error:
             failed.append(outcome)
-            print_line(f"{outcome.label} {outcome.unit} failed ({done}/{total}): {outcome.error.rstrip()}")
-        else:
-            counts = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
-            print_line(
-                f"{outcome.label} {outcome.unit} done ({done}/{total}){': ' if counts else ''}{counts}, {outcome.seconds:.1f} s"
-            )
-        if in_a_row == GIVE_UP_AFTER:
+        if temporary_in_a_row == GIVE_UP_AFTER:
             break
     if failed:
-        worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
-        failures = {
-            f"{outcome.label} {outcome.unit}": outcome.error.rstrip().splitlines()[-1] for outcome in failed
-        }
-        raise UnitsFailed(failures, total, worst, total - done)
+        raise _units_failed(failed, total, total - num_ended)
 
 
-class LocalExecutor:
-    """An executor without a cluster."""
+def _outcome_line(outcome: UnitOutcome, num_ended: int, total: int) -> str:
+    unit = f"{outcome.label} {outcome.unit}"
+    if outcome.error:
+        return f"{unit} failed ({num_ended}/{total}): {outcome.error.rstrip()}"
+    details = [f"{count} {status}" for status, count in outcome.counts.items()]
+    separator = ": " if details else ", "
+    details.append(f"{outcome.seconds:.1f} s")
+    return f"{unit} done ({num_ended}/{total}){separator}{', '.join(details)}"
 
-    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
-        """Yield an outcome per unit, in order."""
-        slot = WorkerSlot()
-        for one in work:
-            for unit in one.units:
-                yield run_attempt(one.job, partial(slot.open, one.job), unit)
+
+def _units_failed(failed: Sequence[UnitOutcome], total: int, num_left: int) -> UnitsFailed:
+    """Return the error that names the first failure; its exit code is that of the worst."""
+    worst = min((outcome.code for outcome in failed), key=lambda code: code.value)
+    reasons: dict[str, str] = {}
+    for outcome in failed:
+        last_line = outcome.error.rstrip().splitlines()[-1]
+        reasons[f"{outcome.label} {outcome.unit}"] = last_line
+    return UnitsFailed(reasons, total, worst, num_left)

@@ -1,28 +1,36 @@
-"""What a stage adds once every unit has its receipt: a corpus's token index and card, and details for its manifest."""
+"""Finishes a stage once every unit has its receipt: the files of the stage as a whole, then its manifest."""
 
 from collections.abc import Iterator
 
 from dualtoken.pipelines.core.commit import StageContent, commit_manifest
 from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.tokens.finish import finish_tokens
+from dualtoken.pipelines.runtime.stages import get_stage
 
-PRIVATE = "failed:private_address"
+PRIVATE_ADDRESSES = "failed:private_address"
 
 
 def finish(job: StageJob) -> Manifest:
-    """Write what a stage adds to its units' files, then its manifest."""
+    """Write what the stage adds to its units' files, then its manifest; return the manifest."""
     content = StageContent(job)
-    details, files = finish_tokens(content) if job.stage == "pretokenize" else ({}, [])
-    return commit_manifest(content, details, files)
+    add_files = get_stage(job.stage).finish
+    if add_files is None:
+        return commit_manifest(content, {}, [])
+    extras = add_files(content)
+    return commit_manifest(content, extras.details, extras.files)
 
 
 def user_warnings(manifest: Manifest) -> Iterator[str]:
     """Yield what a user should know of a stage that is finished all the same."""
     devices = manifest.details.get("devices", [])
     if len(devices) > 1:
-        said = "its shards were made by devices that may round otherwise, so that equal images may have other codes"
-        yield f"{said}: {'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
-    if private := manifest.counts.get(PRIVATE):
-        said = f"{private} of {manifest.rows_in} URLs lead into a private network, which a table of the web's must not reach"
-        yield f"{said}: if the servers are yours, set download.allow_private_addresses=true and run again"
+        yield (
+            "its shards were made by devices that may round otherwise, so that equal images may have other codes: "
+            f"{'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
+        )
+    private = manifest.counts.get(PRIVATE_ADDRESSES)
+    if private:
+        yield (
+            f"{private} of {manifest.rows_in} URLs lead into a private network, which a table of the web's must not "
+            "reach: if the servers are yours, set download.allow_private_addresses=true and run again"
+        )

@@ -4,7 +4,6 @@ A unit travels as two integers; an actor opens a job's worker when the job's fir
 runs under Ray Train. Nothing here decides what is done: receipts do.
 """
 
-import importlib
 import json
 import logging
 import sys
@@ -15,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import ray
@@ -29,11 +28,11 @@ from dualtoken.infra.ray_session import LOCAL, ray_session
 from dualtoken.infra.ray_train import fit
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.cluster import ClusterConfig
-from dualtoken.pipelines.config.resources import demands, per_worker
 from dualtoken.pipelines.core.receipts import done_units
-from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, UnitOutput, Work
+from dualtoken.pipelines.core.stage import StageJob, TrainingWorker, Unit, UnitOutcome, UnitOutput, Work
 from dualtoken.pipelines.errors import ExitCode, UserError
-from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt
+from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt, worker_class_of
+from dualtoken.pipelines.runtime.stages import get_stage
 
 _log = logging.getLogger(__name__)
 
@@ -61,58 +60,76 @@ class RayExecutor:
         """Yield an outcome per unit as they end, in any order."""
         if not self._connected:
             self._connect()
-        if work[0].job.stage == "train":
-            self._check_room(work[0].job)
-            yield from (
-                run_attempt(one.job, partial(_TrainOnRay, one.job), unit)
-                for one in work
-                for unit in one.units
-            )
+        job = work[0].job
+        self._check_room(job)
+        if get_stage(job.stage).engine == "ray_train":
+            yield from self._train(work)
         else:
             yield from self._map(work)
 
     def _connect(self) -> None:
         cluster = self._cluster
-        # Inside a Ray job, the cluster is the one that the job runs on.
-        address = (current_job_address() or LOCAL) if cluster.address == LOCAL else cluster.address
+        address = cluster.address
+        if address == LOCAL:
+            # Inside a Ray job, the cluster is the one that the job runs on.
+            address = current_job_address() or LOCAL
+        session = ray_session(address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb)
         try:
-            self._session.enter_context(
-                ray_session(address, num_cpus=cluster.num_cpus, object_store_mb=cluster.object_store_mb)
-            )
+            self._session.enter_context(session)
         except ValueError as error:
             raise UserError(f"cluster.{error}") from None
         self._connected = True
-        logging.getLogger("ray.data").setLevel(
-            logging.CRITICAL
-        )  # its errors are raised, or come out as units without an outcome
+        # Errors of Ray Data are raised, or come out as units without an outcome.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     def _check_room(self, job: StageJob) -> None:
-        """Raise `UserError` for what a cluster of our own can never run; another one may grow, so there it is said."""
+        """Raise `UserError` for what a cluster of our own can never run; warn of it on another one, which may grow."""
         room = ray.cluster_resources()
-        for demand in demands(job.recipe, job.stage):
-            if demand.amount <= (there := room.get(demand.kind, 0)):
+        for demand in job.asks.demands:
+            available = room.get(demand.kind, 0)
+            if demand.amount <= available:
                 continue
             wants = f"{job.stage}: {demand.keys} wants {demand.amount:g} {demand.kind}s"
             if self._cluster.address == LOCAL and not current_job_address():
                 raise UserError(
-                    f"{wants}, this machine's cluster has {there:g}: {demand.fix}, or run on another cluster"
+                    f"{wants}, this machine's cluster has {available:g}: {demand.fix}, or run on another cluster"
                 )
             _log.warning(
                 "%s, the cluster has %g: waiting for it to grow; where it cannot, stop and %s",
                 wants,
-                there,
+                available,
                 demand.fix,
             )
 
+    def _train(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
+        for job_units in work:
+            open_worker = partial(_RayTrainWorker, job_units.job)
+            for unit in job_units.units:
+                yield run_attempt(job_units.job, open_worker, unit)
+
     def _map(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
+        places: list[dict[str, int]] = []
+        for job_number, job_units in enumerate(work):
+            for unit_number in range(len(job_units.units)):
+                places.append({"job": job_number, "unit": unit_number})
+        ended: set[tuple[str, str]] = set()
+        reason = f"its process died {TASK_RETRIES + 1} times, as of too little memory or a crash"
+        try:
+            for row in self._outcome_rows(work, places):
+                fields = json.loads(row["outcome"])
+                yield UnitOutcome(**fields | {"code": ExitCode(fields["code"])})
+                ended.add((fields["label"], fields["unit"]))
+        except ray.exceptions.RayError as error:
+            if not is_death(error):
+                raise
+            reason = f"processes died too often, as of too little memory or a crash: {first_line(error)}"
+        yield from _without_outcome(work, ended, reason)
+
+    def _outcome_rows(self, work: Sequence[Work], places: list[dict[str, int]]) -> Iterator[dict[str, Any]]:
+        """Map the pool of actors over units, and return an iterator over rows of one JSON outcome each."""
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
         context.max_errored_blocks = GIVE_UP_AFTER  # the others are done beside a unit that kills its process
-        places = [
-            {"job": job, "unit": unit} for job, one in enumerate(work) for unit in range(len(one.units))
-        ]
-        self._check_room(work[0].job)
-        cpus, gpus = per_worker(work[0].job.recipe, work[0].job.stage)
         largest = min(self._cluster.max_workers, len(places))
         pool = ray.data.ActorPoolStrategy(
             min_size=min(self._cluster.min_workers, largest),
@@ -120,47 +137,37 @@ class RayExecutor:
             initial_size=largest,
             max_tasks_in_flight_per_actor=1,  # a unit that waits in a process that dies would lose a try too
         )
+        resources = work[0].job.asks
+        units = ray.data.from_items(places, override_num_blocks=min(len(places), MAX_BLOCKS))
         with warnings.catch_warnings():
-            # Of the two last options, which have no named parameter yet in this Ray.
+            # For the two last options, which have no named parameter yet in this Ray.
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            outcomes = ray.data.from_items(
-                places, override_num_blocks=min(len(places), MAX_BLOCKS)
-            ).map_batches(
+            outcomes = units.map_batches(
                 _UnitActor,
                 fn_constructor_args=(tuple(work),),
                 batch_size=1,
                 compute=pool,
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
                 max_restarts=-1,
                 max_task_retries=TASK_RETRIES,
             )
-        came: set[tuple[str, str]] = set()
-        said = f"its process died {TASK_RETRIES + 1} times, as of too little memory or a crash"
-        try:
-            for row in outcomes.iter_rows():
-                fields = json.loads(row["outcome"])
-                yield UnitOutcome(**fields | {"code": ExitCode(fields["code"])})
-                came.add((fields["label"], fields["unit"]))
-        except ray.exceptions.RayError as error:
-            if not is_death(error):
-                raise
-            said = f"processes died too often, as of too little memory or a crash: {first_line(error)}"
-        yield from _without_outcome(work, came, said)
+        return iter(outcomes.iter_rows())
 
 
 def _without_outcome(
-    work: Sequence[Work], came: AbstractSet[tuple[str, str]], said: str
+    work: Sequence[Work], ended: AbstractSet[tuple[str, str]], reason: str
 ) -> Iterator[UnitOutcome]:
-    """Yield a failure that may pass for each unit that neither came back nor left a receipt."""
-    for one in work:
-        if missing := [unit for unit in one.units if (one.job.label, unit.id) not in came]:
-            done = done_units(one.job.store())
-            yield from (
-                UnitOutcome(one.job.label, unit.id, {}, 0.0, said, ExitCode.TEMPORARY)
-                for unit in missing
-                if unit.id not in done
-            )
+    """Yield a temporary failure for each unit that neither came back nor left a receipt."""
+    for job_units in work:
+        job = job_units.job
+        missing = [unit for unit in job_units.units if (job.label, unit.id) not in ended]
+        if not missing:
+            continue
+        done = done_units(job.store())
+        for unit in missing:
+            if unit.id not in done:
+                yield UnitOutcome(job.label, unit.id, {}, 0.0, reason, ExitCode.TEMPORARY)
 
 
 class _UnitActor:
@@ -171,37 +178,36 @@ class _UnitActor:
         self._slot = WorkerSlot()
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        outcomes = [
-            self._attempt(int(job), int(unit)) for job, unit in zip(batch["job"], batch["unit"], strict=True)
-        ]
-        return {"outcome": [json.dumps(asdict(outcome)) for outcome in outcomes]}
+        outcomes: list[str] = []
+        for job_number, unit_number in zip(batch["job"], batch["unit"], strict=True):
+            outcome = self._attempt(int(job_number), int(unit_number))
+            outcomes.append(json.dumps(asdict(outcome)))
+        return {"outcome": outcomes}
 
-    def _attempt(self, number: int, unit: int) -> UnitOutcome:
-        one = self._work[number]
-        return run_attempt(one.job, partial(self._slot.open, one.job), one.units[unit])
+    def _attempt(self, job_number: int, unit_number: int) -> UnitOutcome:
+        job, units = self._work[job_number].job, self._work[job_number].units
+        return run_attempt(job, partial(self._slot.open, job), units[unit_number])
 
 
-class _TrainOnRay:
-    """The train stage's worker, its loop run by Ray Train; a run that was cut goes on from its last checkpoint."""
+class _RayTrainWorker:
+    """Runs a stage's training loop in a group of Ray Train; a run that was cut goes on from its last checkpoint."""
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        self._stage = importlib.import_module(
-            "dualtoken.pipelines.training.train"
-        )  # brings torch, which a run with nothing to do spares
+        self._worker = cast("type[TrainingWorker]", worker_class_of(job))
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Train, then take the model out of the last checkpoint."""
         assert unit.rows == 0
-        train = self._job.recipe.train
+        resources = self._job.asks
         checkpoint = fit(
-            self._stage.train_loop,
+            self._worker.loop,
             {"job": self._job},
             name="checkpoints",
             storage_path=self._job.folder,
-            num_workers=train.num_workers,
-            cpus_per_worker=train.cpus_per_worker,
-            use_gpu=train.use_gpu,
-            max_failures=train.max_failures,
+            num_workers=resources.num_workers,
+            cpus_per_worker=int(resources.cpus),
+            use_gpu=bool(resources.gpus),
+            max_failures=resources.max_failures,
         )
-        return self._stage.collect(Store(str(checkpoint)), scratch)
+        return self._worker.output(Store(str(checkpoint)), scratch)

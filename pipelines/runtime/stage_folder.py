@@ -9,7 +9,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import RECEIPTS, STAGE_FILE, StageRecord, iter_receipts
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import get_stage, position
 from dualtoken.pipelines.tokens.captions import shares_captions
 
 
@@ -45,21 +45,25 @@ def read_stage(store: Store) -> StageRecord:
 
 
 def in_order(record: StageRecord) -> tuple[int, bool]:
-    """Sort folders so that each comes after what it is made from, or borrows its captions from."""
-    return list(STEPS).index(record.stage), shares_captions(record)
+    """Return a key that sorts folders so that each comes after those that it is made from or shares files of."""
+    return position(record.stage), shares_captions(record)
 
 
 def root_of(store: Store, record: StageRecord) -> str:
     """Return the root of the run that a stage's folder is in."""
-    return store.url.rsplit("/", STEPS[record.stage].folder.count("/") + 2)[0]
+    folder = get_stage(record.stage).folder
+    levels = folder.count("/") + 2  # the folder's own, and the fingerprint
+    return store.url.rsplit("/", levels)[0]
 
 
 def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
     """Return the folders of a stage's inputs by name; they are looked for beside it, in case the run was moved."""
-    root, folders = root_of(store, record), {}
+    root = root_of(store, record)
+    folders: dict[str, str] = {}
     for name, folder in record.inputs.items():
-        step, _, corpus = name.partition("/")
-        folders[name] = join(root, STEPS[step].folder.format(corpus=corpus), folder.rsplit("/", 1)[1])
+        stage, _, corpus = name.partition("/")
+        below_root = get_stage(stage).folder.format(corpus=corpus)
+        folders[name] = join(root, below_root, folder.rsplit("/", 1)[1])
     return folders
 
 
@@ -68,12 +72,6 @@ def stage_job(store: Store, record: StageRecord, units: tuple[Unit, ...] | None 
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
     if units is None:
         units = tuple(Unit(receipt.unit, receipt.rows) for receipt in iter_receipts(store))
-    return StageJob(
-        record.stage,
-        record.corpus,
-        recipe,
-        store.url,
-        record.fingerprint,
-        input_folders(store, record),
-        units,
-    )
+    inputs = input_folders(store, record)
+    stage = get_stage(record.stage)
+    return stage.job(record.corpus, recipe, store.url, record.fingerprint, inputs, units)

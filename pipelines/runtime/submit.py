@@ -1,5 +1,6 @@
 """A stage as a job on a running Ray cluster: the same entry point, judged by its receipts."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from dualtoken.pipelines.core.receipts import fingerprint
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import require_inputs
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import MODULES_VARIABLE, get_stage
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -39,13 +40,14 @@ def submit_stage(
     command = ["python", "-m", f"jobs.{stage}", f"{store.url}/submitted/{name}.json"]
     for corpus in corpora or ():
         command += ["--corpus", corpus]
+    further_stages = os.environ.get(MODULES_VARIABLE)
     try:
         return submit_and_follow(
             address,
             name=name,
             entrypoint=shlex.join(command),
             working_dir=PROJECT,
-            env={},
+            env={MODULES_VARIABLE: further_stages} if further_stages else {},
             is_done=lambda: all(planned.manifest for planned in Planner(recipe).command(stage, corpora)),
             print_line=print_line,
             max_attempts=attempts,
@@ -56,8 +58,11 @@ def submit_stage(
 
 def submission_name(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> str:
     """Name the work of a stage by all that decides its output, as far as it is known before it runs."""
-    work = [
-        planned.job.fingerprint if planned.job else STEPS[planned.step].settings(recipe, planned.corpus)
-        for planned in Planner(recipe).command(stage, corpora)
-    ]
-    return f"dualtoken-{stage}-{recipe.name}-{fingerprint({'root': recipe.root, 'work': work})[:8]}"
+    work: list[object] = []
+    for planned in Planner(recipe).command(stage, corpora):
+        if planned.job:
+            work.append(planned.job.fingerprint)
+        else:
+            work.append(get_stage(planned.stage).settings(recipe, planned.corpus))
+    content = fingerprint({"root": recipe.root, "work": work})
+    return f"dualtoken-{stage}-{recipe.name}-{content[:8]}"

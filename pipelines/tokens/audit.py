@@ -9,21 +9,20 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from dualtoken.model.metrics.arrays import perplexity
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import Receipt
 from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import TokenAlarm
-from dualtoken.pipelines.tokens.shards import STREAMS, Ids
+from dualtoken.pipelines.tokens.facts import STREAMS, Alarm, AuditSummary, ByDepth, ShardAudit, TokenFacts
+from dualtoken.pipelines.tokens.shards import Ids
 
-Levels = np.ndarray[Any, np.dtype[np.uint8]]
-MAX_PSNR = 100.0
-"""dB, for an image that comes back exactly, whose ratio has no bound."""
 PSNR_DROP = 6.0
 """dB under the median that a shard's mean may be: twice the error. The codes of other images give 10 dB less or worse."""
 OUTLIER = 6 * 1.4826
@@ -60,38 +59,10 @@ class CodeCounter:
         return [round(perplexity(counts), 3) for counts in self._counts]
 
 
-def perplexity(counts: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Return 2 to the entropy in bits of how often each code occurs: 1 to the number of codes, and 1 of no codes at all."""
-    shares = counts / max(counts.sum(), 1)
-    return float(np.exp(-(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares))).sum()))
-
-
 def sample_rows(seed: str, rows: int, count: int) -> frozenset[int]:
     """Choose rows of a shard to look at again; the same seed chooses the same."""
     chance = random.Random(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big"))
     return frozenset(chance.sample(range(rows), min(count, rows)))
-
-
-def psnr(shown: Levels, seen: Levels) -> float:
-    """Return the peak signal-to-noise ratio of an image of levels 0 to 255, dB, at most `MAX_PSNR`.
-
-    `model.metrics` has one too, whose library takes seconds to import: more than all audits of a short run.
-    """
-    error = float(np.square(shown.astype(np.float64) - seen).mean())
-    return min(MAX_PSNR, 10 * float(np.log10(255**2 / error))) if error else MAX_PSNR
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """A shard that is unlike its dataset."""
-
-    shard: str
-    kind: Literal["collapse", "drift", "low"]
-    problem: str
-    """What was found, beside what the others have."""
-
-    def __str__(self) -> str:
-        return f"shard {self.shard}: {self.kind}: {self.problem}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +77,11 @@ class ShardFigures:
     """Per depth, by stream."""
 
     @classmethod
-    def of(cls, shard: str, audit: Mapping[str, Any]) -> "ShardFigures":
-        """Read them off a receipt's `audit`."""
-        ratios = audit["psnr"]
-        perplexity = {stream: audit[f"{stream}_perplexity"] for stream in STREAMS}
-        return cls(shard, audit["rows"], sum(ratios) / len(ratios) if ratios else None, perplexity)
+    def of(cls, shard: str, audit: ShardAudit) -> "ShardFigures":
+        """Read them off a receipt's audit."""
+        ratios = audit.psnr
+        mean = sum(ratios) / len(ratios) if ratios else None
+        return cls(shard, audit.rows, mean, audit.perplexity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,56 +168,77 @@ def _depths(perplexity: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, in
 
 
 class DatasetAudit:
-    """What a finished dataset's shards are like, taken from their receipts as these pass."""
+    """Health of a finished dataset: adds up its shards' audits, then judges each shard against their median."""
 
     def __init__(self, min_psnr: float | None = None) -> None:
         self._min_psnr = min_psnr
         self._shards: list[ShardFigures] = []
         self._ratios: list[float] = []
 
-    def seen(self, receipts: Iterable[Receipt]) -> Iterator[Receipt]:
-        """Pass receipts on."""
-        for receipt in receipts:
-            if audit := receipt.facts.get("audit"):
-                self._shards.append(ShardFigures.of(receipt.unit, audit))
-                self._ratios += audit["psnr"]
-            yield receipt
+    def add(self, receipt: Receipt) -> None:
+        """Count one more shard; a receipt from before there were audits adds nothing."""
+        audit = TokenFacts.of(receipt).audit
+        if audit is None:
+            return
+        self._shards.append(ShardFigures.of(receipt.unit, audit))
+        self._ratios += audit.psnr
 
-    def summary(self) -> dict[str, Any]:
-        """Return what the dataset's manifest says of them."""
-        norm = ReferenceFigures.of(self._shards) if self._shards else None
-        alarms = [alarm for one in self._shards if norm and (alarm := check_shard(one, norm, self._min_psnr))]
-        return {
-            "rows": len(self._ratios),
-            "psnr_median": round(median(self._ratios), 2) if self._ratios else None,
-            "psnr_lowest": min(self._ratios, default=None),
-            **{
-                f"{stream}_perplexity": [round(value, 3) for value in norm.perplexity[stream]] if norm else []
-                for stream in STREAMS
-            },
-            "alarms": [asdict(alarm) for alarm in alarms],
-        }
+    def summary(self) -> AuditSummary:
+        """Return what the dataset's manifest says of its shards."""
+        perplexity: dict[str, ByDepth] = {stream: [] for stream in STREAMS}
+        alarms: list[Alarm] = []
+        if self._shards:
+            norm = ReferenceFigures.of(self._shards)
+            for stream in STREAMS:
+                perplexity[stream] = [round(value, 3) for value in norm.perplexity[stream]]
+            for shard in self._shards:
+                alarm = check_shard(shard, norm, self._min_psnr)
+                if alarm is not None:
+                    alarms.append(alarm)
+        return AuditSummary(
+            rows=len(self._ratios),
+            psnr_median=round(median(self._ratios), 2) if self._ratios else None,
+            psnr_lowest=min(self._ratios, default=None),
+            perplexity=perplexity,
+            alarms=alarms,
+        )
+
+
+class RunningAudit:
+    """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW` shards."""
+
+    def __init__(self, work: Sequence[Work], print_line: PrintLine) -> None:
+        """Watch units of one command; `print_line` is told of every alarm."""
+        self._config = work[0].job.recipe.pretokenize
+        self._print_line = print_line
+        self._recent: dict[str, deque[ShardFigures]] = {}
+        """The last shards, by the job's label."""
+
+    def add(self, outcome: UnitOutcome) -> None:
+        """Judge one more shard, if it is one; raises `TokenAlarm` where the recipe stops at alarms."""
+        if not outcome.audit:
+            return
+        shard = ShardFigures.of(outcome.unit, ShardAudit.of_json(outcome.audit))
+        recent = self._recent.setdefault(outcome.label, deque(maxlen=WINDOW))
+        recent.append(shard)
+        # A median of few shards says little, so that each of them is only compared with itself.
+        norm = ReferenceFigures.of(recent if len(recent) >= MANY else [shard])
+        alarm = check_shard(shard, norm, self._config.min_psnr)
+        if alarm is None:
+            return
+        self._print_line(f"{outcome.label} {alarm}")
+        if self._config.on_alarm == "stop":
+            raise stopped(outcome.label, alarm)
 
 
 def watched(
     outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine
 ) -> Iterator[UnitOutcome]:
-    """Pass outcomes on, and say which shards are unlike those before them; raises `TokenAlarm` where the recipe stops at that."""
-    config = work[0].job.recipe.pretokenize
-    before: dict[str, deque[ShardFigures]] = {}
+    """Pass outcomes on, adding each to a `RunningAudit` after its taker is done with it; raises as `RunningAudit.add`."""
+    audit = RunningAudit(work, print_line)
     for outcome in outcomes:
         yield outcome
-        if not outcome.audit:
-            continue
-        seen = before.setdefault(outcome.label, deque(maxlen=WINDOW))
-        one = ShardFigures.of(outcome.unit, outcome.audit)
-        seen.append(one)
-        if alarm := check_shard(
-            one, ReferenceFigures.of(seen if len(seen) >= MANY else [one]), config.min_psnr
-        ):
-            print_line(f"{outcome.label} {alarm}")
-            if config.on_alarm == "stop":
-                raise stopped(outcome.label, alarm)
+        audit.add(outcome)
 
 
 def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:

@@ -25,14 +25,12 @@ from dualtoken.pipelines.core.receipts import (
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.core.tombstones import require_no_pending_forget
 from dualtoken.pipelines.errors import UserError
-
-CAPTIONS_OF = "captions_of"
-"""A receipt's fact, and a setting of the fingerprint: the lender's own, of a folder beside this one."""
+from dualtoken.pipelines.tokens.facts import CAPTIONS_OF, TokenFacts
 
 
 def meta_path(receipt: Receipt) -> str:
     """Return where a shard's captions are, relative to the dataset's folder."""
-    lender = receipt.facts.get(CAPTIONS_OF)
+    lender = TokenFacts.of(receipt).captions_of
     return f"{f'../{lender}/' if lender else ''}meta/{receipt.unit}.parquet"
 
 

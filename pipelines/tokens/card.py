@@ -6,7 +6,6 @@ A function of the dataset and of what it was made from, so that the same recipe 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -18,6 +17,7 @@ from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.core.totals import Totals
 from dualtoken.pipelines.tokens.captions import caption_source_of
+from dualtoken.pipelines.tokens.facts import TokenDetails
 
 CARD_FILE = "README.md"
 LICENSE_COLUMNS = ("license", "licence", "license_url")
@@ -47,9 +47,9 @@ Other formats: `dualtoken export-tokens . --format webdataset --out DIR`, or `pa
 """
 
 
-def card(job: StageJob, details: Mapping[str, Any], totals: Totals) -> str:
+def card(job: StageJob, details: TokenDetails, totals: Totals) -> str:
     """Return the card of a dataset whose every unit has its receipt; `details` are its manifest's, `totals` its receipts'."""
-    head = _HEAD.format(corpus=job.corpus, rows=details["rows"], shards=details["shards"], bytes=totals.bytes)
+    head = _HEAD.format(corpus=job.corpus, rows=details.rows, shards=details.shards, bytes=totals.bytes)
     captions = caption_source_of(job) or job.store()
     parts = [head, *_borrowed(captions, job), *_tokenizer(details), *_funnel(job, totals)]
     parts += _licenses(
@@ -64,11 +64,13 @@ def _borrowed(captions: Store, job: StageJob) -> Iterator[str]:
         yield f"Its captions lie in the folder `../{lender}`, beside another tokenizer's codes of the same images.\n"
 
 
-def _tokenizer(details: Mapping[str, Any]) -> Iterator[str]:
-    (rows, columns), depth, tokenizer = details["grid"], details["depth"], details["tokenizer"]
-    yield f"## Tokenizer\n\nTraining run `{tokenizer['fingerprint']}`, weights with the SHA-256 `{tokenizer['sha256']}`.\n"
+def _tokenizer(details: TokenDetails) -> Iterator[str]:
+    rows, columns = details.grid
+    depth = details.depth
+    tokenizer = details.tokenizer
+    yield f"## Tokenizer\n\nTraining run `{tokenizer.fingerprint}`, weights with the SHA-256 `{tokenizer.sha256}`.\n"
     yield "| stream | codes of an image | codebook | bits of an image |\n|---|---|---|---|"
-    for stream, size in details["codes"].items():
+    for stream, size in details.num_codes.items():
         bits = rows * columns * depth * math.log2(size)
         yield f"| {stream} | {rows} x {columns} x {depth} | {size:,} | {bits:,.0f} |"
 

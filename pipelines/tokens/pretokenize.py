@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.metrics.arrays import Levels, psnr
 from dualtoken.pipelines.config.crops import WHOLE_IMAGE
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.receipts import LEDGERS
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
@@ -24,9 +24,15 @@ from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_im
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
-from dualtoken.pipelines.inference.networks import TokenizerRunner, describe_device, open_tokenizer
-from dualtoken.pipelines.tokens.audit import CodeCounter, Levels, psnr, sample_rows
-from dualtoken.pipelines.tokens.captions import CAPTIONS_OF, caption_source_of, require_same_rows
+from dualtoken.pipelines.inference.networks import (
+    TokenizerRunner,
+    describe_device,
+    open_tokenizer,
+    prepare_process,
+)
+from dualtoken.pipelines.tokens.audit import CodeCounter, sample_rows
+from dualtoken.pipelines.tokens.captions import caption_source_of, require_same_rows
+from dualtoken.pipelines.tokens.facts import ShardAudit, TokenFacts
 from dualtoken.pipelines.tokens.finish import tokenizer_identity
 from dualtoken.pipelines.tokens.shards import (
     STREAMS,
@@ -52,6 +58,7 @@ class Worker:
     def __init__(self, job: StageJob, *, write_beside: bool | None = None) -> None:
         """Open the tokenizer; by default one batch is written beside the next ones' encoding where that is a GPU's work."""
         self._job, self._lender, config = job, caption_source_of(job), job.recipe.pretokenize
+        prepare_process(threads=1, exact_float32=True)
         self._tokenizer = open_tokenizer(job)
         self._encoder = AdaptiveBatchEncoder(self._tokenizer, config.batch_size)
         beside_gpu = self._tokenizer.device.type == "cuda"
@@ -71,14 +78,20 @@ class Worker:
         with watch.timed("audit"):
             ratios = done.ratios(scratch / data, self._tokenizer)
         with watch.timed("captions"):
-            meta, borrowed = self._captions(unit, shard, done, scratch)
-        facts = (
-            done.facts(ratios)
-            | {"rows_out_by_shard": {unit.id: writer.rows}}
-            | describe_device(self._tokenizer.device)
+            meta = self._captions(unit, shard, done, scratch)
+        captions_of = None if self._lender is None else self._lender.url.rsplit("/", 1)[1]
+        made_by = describe_device(self._tokenizer.device)
+        facts = TokenFacts(
+            shard=unit.id,
+            usage=done.usage(),
+            audit=done.audit(ratios),
+            rows=writer.rows,
+            captions_of=captions_of,
+            device=made_by["device"],
+            torch=made_by["torch"],
         )
         ledger = ledger_table([row.key for row in rows], [_verdict(found) for found in done.found])
-        return UnitOutput((data, *meta), ledger, facts | borrowed, {data: writer.digest}, watch.seconds())
+        return UnitOutput((data, *meta), ledger, facts.to_json(), {data: writer.digest}, watch.seconds())
 
     def _open(self, unit: Unit, scratch: Path) -> tuple[ImageShard, list[KeptSample]]:
         """Open the unit's image shard, and see before the work that its rows can be written."""
@@ -130,20 +143,18 @@ class Worker:
         config = self._job.recipe.pretokenize
         return sample_rows(f"{self._job.corpus}/{unit.id}", rows * config.num_variants, config.audit_rows)
 
-    def _captions(
-        self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, or the receipt's fact."""
+    def _captions(self, unit: Unit, shard: ImageShard, done: "_Done", scratch: Path) -> tuple[str, ...]:
+        """Write the rows' captions, or see that those to be borrowed are theirs; return the file, if there is one."""
         name = f"meta/{unit.id}.parquet"
         crops = [found for found in done.found if not isinstance(found, Undecodable)]
         rows = [row for row, found in zip(done.rows, crops, strict=True) for _ in found]
         cut = {} if self._job.recipe.pretokenize.crops == WHOLE_IMAGE else crop_columns(crops)
         if self._lender is not None:
             self._require_same(name, rows, scratch, **cut)
-            return (), {CAPTIONS_OF: self._lender.url.rsplit("/", 1)[1]}
+            return ()
         (scratch / "meta").mkdir()
         pq.write_table(self._meta(unit, shard, rows, cut), scratch / name, compression="zstd")
-        return (name,), {}
+        return (name,)
 
     def _meta(
         self, unit: Unit, shard: ImageShard, rows: Sequence[KeptSample], cut: Mapping[str, pa.Array]
@@ -216,20 +227,21 @@ class _Done:
             for image, (row, seen) in zip(shown, self._seen.items(), strict=True)
         }
 
-    def facts(self, ratios: dict[int, float]) -> dict[str, Any]:
-        """Return what the receipt says of the shard's codes."""
-        audit: dict[str, Any] = {
-            "rows": self._rows_out,
-            "looked_at": list(ratios),
-            "psnr": list(ratios.values()),
-        }
-        audit |= {f"{stream}_perplexity": tally.perplexity() for stream, tally in self._tallies.items()}
-        return {f"{stream}_usage": tally.usage() for stream, tally in self._tallies.items()} | {
-            "audit": audit
-        }
+    def usage(self) -> dict[str, list[float]]:
+        """Return, by stream, the share of codes that the shard uses, per depth."""
+        return {stream: tally.usage() for stream, tally in self._tallies.items()}
+
+    def audit(self, ratios: dict[int, float]) -> ShardAudit:
+        """Return the audit of the shard; `ratios` are the PSNR of the rows looked at."""
+        return ShardAudit(
+            rows=self._rows_out,
+            looked_at=list(ratios),
+            psnr=list(ratios.values()),
+            perplexity={stream: tally.perplexity() for stream, tally in self._tallies.items()},
+        )
 
 
-def _verdict(found: tuple[Crop, ...] | Undecodable) -> tuple[Status, str, str]:
-    return (
-        (Status.FAILED, UNDECODABLE, found.detail) if isinstance(found, Undecodable) else (Status.OK, "", "")
-    )
+def _verdict(found: tuple[Crop, ...] | Undecodable) -> Verdict:
+    if isinstance(found, Undecodable):
+        return Verdict(Status.FAILED, UNDECODABLE, found.detail)
+    return OK_VERDICT

@@ -24,10 +24,11 @@ from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
 from dualtoken.pipelines.tokens.caption_cache import CaptionCache
 from dualtoken.pipelines.tokens.captions import meta_record, resolve_meta_path
 from dualtoken.pipelines.tokens.checked_files import Check, CheckedFiles, DamagedShardError
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, Words, copy_rows, map_shard
 from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from dualtoken.pipelines.tokens.shards import INDEX_FILE, ROWS_PER_BATCH, STREAMS, Ids, require_finished
+from dualtoken.pipelines.tokens.shards import INDEX_FILE, ROWS_PER_BATCH, Ids, require_finished
 
 _INDEX_COLUMNS = ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
 
@@ -61,18 +62,16 @@ class TokenDataset:
         """
         store = Store(url)
         manifest = require_finished(store)
-        details = manifest.details
+        details = TokenDetails.of(manifest)
         if unknown := [stream for stream in streams if stream not in STREAMS]:
             raise ValueError(f"streams has {unknown[0]!r}: use some of {', '.join(STREAMS)}")
         self.url, self.streams = store.url, tuple(streams)
-        self.tokenizer_fingerprint, self.tokenizer_sha256 = (
-            details["tokenizer"]["fingerprint"],
-            details["tokenizer"]["sha256"],
-        )
+        self.tokenizer_fingerprint = details.tokenizer.fingerprint
+        self.tokenizer_sha256 = details.tokenizer.sha256
         self.fingerprint = manifest.root_hash
-        self.shape: tuple[int, int, int] = (*details["grid"], details["depth"])
+        self.shape: tuple[int, int, int] = (*details.grid, details.depth)
         self._width = math.prod(self.shape)
-        self.num_codes: dict[str, int] = dict(details["codes"])
+        self.num_codes: dict[str, int] = dict(details.num_codes)
         self._files = CheckedFiles(self.url, check, cache)
         self._others: dict[str, CheckedFiles] = {}
         """Of datasets that captions are borrowed from."""

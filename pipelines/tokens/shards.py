@@ -10,8 +10,7 @@ contiguous read or a view of a memory map. Neither notices a flipped byte, hence
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,12 +26,12 @@ from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
 from dualtoken.pipelines.tokens.captions import meta_path
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts, TokenizerIdentity, rows_of
 
 SCHEMA_VERSION, SHARED_CAPTIONS_VERSION = 1, 2
 """Of shards and of datasets; of datasets whose captions are another one's, which older readers do not look for there."""
 ROWS_PER_BATCH = 256
 INDEX_FILE = "index.parquet"
-STREAMS = ("semantic", "pixel")
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -54,18 +53,17 @@ Ids = np.ndarray[Any, np.dtype[np.uint16]]
 
 
 def token_schema(
-    config: TokenizerConfig, tokenizer: Mapping[str, str], preprocessing: str, precision: str = "float32"
+    config: TokenizerConfig, tokenizer: TokenizerIdentity, preprocessing: str, precision: str = "float32"
 ) -> pa.Schema:
     """Return the schema of a data shard.
 
-    `tokenizer` holds its fingerprint and its weights' SHA-256; `preprocessing` says what was done to pictures, `precision` how they
-    were encoded.
+    `preprocessing` says what was done to pictures, `precision` how they were encoded.
     """
     codes = pa.list_(pa.field("item", pa.uint16(), nullable=False), config.grid_size**2 * config.pixel.depth)
     metadata = {
         "dualtoken.schema_version": str(SCHEMA_VERSION),
-        "dualtoken.tokenizer_fingerprint": tokenizer["fingerprint"],
-        "dualtoken.tokenizer_sha256": tokenizer["sha256"],
+        "dualtoken.tokenizer_fingerprint": tokenizer.fingerprint,
+        "dualtoken.tokenizer_sha256": tokenizer.sha256,
         "dualtoken.preprocessing": preprocessing,
         "dualtoken.grid": f"{config.grid_size}x{config.grid_size}",
         "dualtoken.depth": str(config.pixel.depth),
@@ -169,14 +167,43 @@ def codes_of(table: pa.Table, stream: str) -> Ids:
     return column.flatten().to_numpy().reshape(-1, width) if len(column) else np.zeros((0, width), np.uint16)
 
 
+class IndexBuilder:
+    """Builds a corpus's index from its receipts, one at a time.
+
+    Rows become columns `ROWS_AT_ONCE` at a time, which takes less memory than a Python object for every row.
+    """
+
+    ROWS_AT_ONCE = 4096
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._parts = [INDEX_SCHEMA.empty_table()]
+
+    def add(self, receipt: Receipt) -> None:
+        """Add a unit's row; units come in their order."""
+        self._rows.append(_index_row(receipt))
+        if len(self._rows) == self.ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._parts.append(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
+        self._rows.clear()
+
+    def write(self, path: Path) -> pa.Table:
+        """Write the index, and return it."""
+        if self._rows:
+            self._flush()
+        index = pa.concat_tables(self._parts).combine_chunks()
+        pq.write_table(index, path)
+        return index
+
+
 def write_index(path: Path, receipts: Iterable[Receipt]) -> pa.Table:
-    """Write the index from the receipts of a finished corpus, and return it; rows become columns some at a time, which takes less room."""
-    rows, parts = map(_index_row, receipts), [INDEX_SCHEMA.empty_table()]
-    while some := list(islice(rows, 4096)):
-        parts.append(pa.Table.from_pylist(some, schema=INDEX_SCHEMA))
-    index = pa.concat_tables(parts).combine_chunks()
-    pq.write_table(index, path)
-    return index
+    """Write the index from the receipts of a finished corpus, and return it."""
+    index = IndexBuilder()
+    for receipt in receipts:
+        index.add(receipt)
+    return index.write(path)
 
 
 def data_path(unit: str) -> str:
@@ -184,14 +211,10 @@ def data_path(unit: str) -> str:
     return f"data/{unit}.arrow"
 
 
-def rows_of(receipt: Receipt) -> int:
-    """Return the rows of a unit's shard: of a sample there are as many as the recipe has crops."""
-    return int(receipt.facts.get("rows_out_by_shard", {}).get(receipt.unit, receipt.rows_out))
-
-
 def _index_row(receipt: Receipt) -> dict[str, Any]:
     files = {file.name: file for file in receipt.files}
     data = files[data_path(receipt.unit)]
+    usage = TokenFacts.of(receipt).usage
     return {
         "shard": receipt.unit,
         "path": data.name,
@@ -200,8 +223,8 @@ def _index_row(receipt: Receipt) -> dict[str, Any]:
         "bytes": data.bytes,
         "sha256": data.sha256,
         "xxh3_128": data.xxh3_128,
-        "semantic_usage": receipt.facts["semantic_usage"],
-        "pixel_usage": receipt.facts["pixel_usage"],
+        "semantic_usage": usage["semantic"],
+        "pixel_usage": usage["pixel"],
         "statuses": list(receipt.counts.items()),
     }
 

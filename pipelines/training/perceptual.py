@@ -1,4 +1,4 @@
-"""The perceptual network that a recipe names, brought to this machine."""
+"""Perceptual network of a recipe: its weights fetched to this machine, and opened."""
 
 from pathlib import Path
 
@@ -10,20 +10,25 @@ from dualtoken.pipelines.errors import UserError
 
 
 def open_perceptual(config: NoPerceptual | LpipsConfig, scratch: Path) -> Lpips | None:
-    """Return LPIPS with the recipe's weights, or None where it asks for none."""
+    """Return LPIPS with the recipe's weights, or None where it asks for none.
+
+    Raises `UserError` where there are no weights.
+    """
     if isinstance(config, NoPerceptual):
         return None
     try:
-        return load_lpips(*(_fetch(location, scratch) for location in (config.backbone, config.heads)))
+        return load_lpips(_fetch(config.backbone, scratch), _fetch(config.heads, scratch))
     except MissingWeightsError as error:
         raise UserError(f"train.perceptual: {error}") from None
 
 
 def _fetch(location: str | None, scratch: Path) -> Path | None:
+    """Return a local path to a file; a remote one is copied to `scratch`."""
     if location is None:
         return None
     fs, path = fsspec.url_to_fs(location)
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "file" in protocols:
         return Path(path)
     copy = scratch / "perceptual" / Path(path).name
     copy.parent.mkdir(exist_ok=True)

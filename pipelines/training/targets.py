@@ -1,6 +1,6 @@
-"""Targets: what the teacher says of each kept sample, once, for every later epoch.
+"""Targets stage: the teacher's outputs for each kept sample, computed once for every later epoch.
 
-One Arrow IPC file per image shard, its rows the kept samples in the shard's order.
+One Arrow IPC file per image shard; its rows are the kept samples in the shard's order.
 """
 
 from pathlib import Path
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, Status, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
-from dualtoken.pipelines.inference.networks import open_teacher
+from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
 
 
 class Worker:
@@ -21,44 +21,42 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
+        # On a GPU a teacher's convolutions keep PyTorch's default, TF32: stored scores and targets were made with it.
+        prepare_process(threads=1, exact_float32=False)
         self._teacher = open_teacher(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `<shard>.arrow`: embeddings, similarity, pooled output and, by recipe, dense features."""
         recipe = self._job.recipe
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
-        rows = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
+        samples = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
-        with (
-            pa.OSFile(str(scratch / f"{unit.id}.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
-        ):
-            for batch in batched(rows, recipe.targets.batch_size):
-                pictures = [decode_rgb(shard.image(row.row)) for row in batch]
-                captions = [shard.captions[row.row] for row in batch]
-                said = self._teacher.targets(pictures, captions, recipe.tokenizer.semantic_block)
-                columns = [pa.array([row.key for row in batch], pa.binary(KEY_BYTES))]
-                columns += [_column(said[name], schema.field(name).type) for name in schema.names[1:]]
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-        keys = [row.key for row in rows]
-        return UnitOutput((f"{unit.id}.arrow",), ledger_table(keys, [(Status.OK, "", "")] * len(keys)))
+        file = f"{unit.id}.arrow"
+        with pa.OSFile(str(scratch / file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in batched(samples, recipe.targets.batch_size):
+                images = [decode_rgb(shard.image(sample.row)) for sample in batch]
+                captions = [shard.captions[sample.row] for sample in batch]
+                outputs = self._teacher.targets(images, captions, recipe.tokenizer.semantic_block)
+                keys = pa.array([sample.key for sample in batch], pa.binary(KEY_BYTES))
+                values = [_column(outputs[name], schema.field(name).type) for name in schema.names[1:]]
+                writer.write_batch(pa.RecordBatch.from_arrays([keys, *values], schema=schema))
+        keys = [sample.key for sample in samples]
+        return UnitOutput((file,), ledger_table(keys, [OK_VERDICT] * len(keys)))
 
 
 def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Schema:  # noqa: ANN401
     """Return the columns of a target file; `tokenizer` is a `TokenizerConfig`."""
+    embedding = _vector(pa.float32(), embedding_width)
     fields = [
         pa.field("key", pa.binary(KEY_BYTES), nullable=False),
         pa.field("similarity", pa.float32(), nullable=False),
-        pa.field("image_embedding", _vector(pa.float32(), embedding_width), nullable=False),
-        pa.field("text_embedding", _vector(pa.float32(), embedding_width), nullable=False),
+        pa.field("image_embedding", embedding, nullable=False),
+        pa.field("text_embedding", embedding, nullable=False),
         pa.field("pooled", _vector(pa.float32(), tokenizer.tower.width), nullable=False),
     ]
     if dense:
-        fields.append(
-            pa.field(
-                "dense", _vector(pa.float16(), tokenizer.grid_size**2 * tokenizer.tower.width), nullable=False
-            )
-        )
+        num_values = tokenizer.grid_size**2 * tokenizer.tower.width
+        fields.append(pa.field("dense", _vector(pa.float16(), num_values), nullable=False))
     return pa.schema(fields)
 
 

@@ -1,4 +1,4 @@
-"""Teacher: trains a small SigLIP-style model on the corpora's captions, or brings a pretrained one into storage."""
+"""Teacher stage: trains a small SigLIP-style model on the corpora's captions, or copies a pretrained one into storage."""
 
 import shutil
 import time
@@ -24,17 +24,19 @@ from dualtoken.model.vision.towers import activation_of, tower_depth, tower_diff
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.teacher import OpenClipTeacher, TrainedTeacher
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
+from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
 from dualtoken.pipelines.inference.networks import set_num_threads, stage_device
-from dualtoken.pipelines.training.dataset import TrainingSet, ahead, batch_numbers
+from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 
 LOG_EVERY = 10
-"""Steps."""
+"""Steps between two lines of the metrics log."""
+PREFETCHED_BATCHES = 2
 
 
 class Worker:
-    """Makes the teacher's folder, in open_clip's own format, whatever it comes from."""
+    """Writes the teacher's folder in open_clip's own format, whatever it is made from."""
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
@@ -46,59 +48,91 @@ class Worker:
         if isinstance(teacher, TrainedTeacher):
             train_teacher(self._job, teacher, scratch)
         elif isinstance(teacher, OpenClipTeacher):
-            _fetch(teacher, self._job.recipe.tokenizer, scratch)
+            _fetch_open_clip(teacher, self._job.recipe.tokenizer, scratch)
         else:
-            shutil.copytree(
-                Store(teacher.folder).local_folder(scratch / "given"), scratch, dirs_exist_ok=True
-            )
+            given = Store(teacher.folder).local_folder(scratch / "given")
+            shutil.copytree(given, scratch, dirs_exist_ok=True)
         check_teacher(scratch, self._job.recipe.tokenizer)
-        return UnitOutput(tuple(sorted(path.name for path in scratch.iterdir() if path.is_file())), None)
+        names = sorted(path.name for path in scratch.iterdir() if path.is_file())
+        return UnitOutput(tuple(names), None)
 
 
 def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
     """Raise `UserError` where the tokenizer cannot start from this teacher."""
-    if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        raise UserError(f"teacher.folder has no {missing[0]}: give an open_clip checkpoint folder")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"teacher.folder has no {name}: give an open_clip checkpoint folder")
     try:
         teacher = load_teacher(folder)
     except ValueError as error:
         raise UserError(f"teacher: {error}") from None
+    _require_same_architecture(teacher, tokenizer)
+    _require_same_activation(teacher, tokenizer.tower)
+    _require_same_statistics(teacher, tokenizer.tower)
+
+
+def _require_same_architecture(teacher: Teacher, tokenizer: TokenizerConfig) -> None:
     wanted = (tokenizer.tower.depth, tokenizer.tower.width, tokenizer.image_size)
-    if wanted != (found := (tower_depth(teacher.trunk), tower_width(teacher.trunk), teacher.image_size)):
+    found = (tower_depth(teacher.trunk), tower_width(teacher.trunk), teacher.image_size)
+    if wanted != found:
         raise UserError(
             f"tokenizer.tower has (depth, width, image_size) {wanted}, the teacher {found}: make them equal"
         )
-    if differ := tower_differs(teacher.trunk, tokenizer.tower, tokenizer.image_size):
+    different_weights = tower_differs(teacher.trunk, tokenizer.tower, tokenizer.image_size)
+    if different_weights:
         raise UserError(
-            f"tokenizer.tower and the teacher's differ in {len(differ)} weights, such as {differ[0]}: name the same model"
-        )
-    if isinstance(tower := tokenizer.tower, TowerConfig) and tower.activation != (
-        found := activation_of(teacher.trunk)
-    ):
-        raise UserError(
-            f"tokenizer.tower.activation={tower.activation}, the teacher computes {found}: make them equal"
-        )
-    if isinstance(tower, NamedTower) and not _same_statistics(tower, teacher):
-        mean, std = (part.flatten().tolist() for part in (teacher.mean, teacher.std))
-        raise UserError(
-            f"tokenizer.tower expects images of mean and std {tower.statistics}: set tower.mean={mean} and tower.std={std}"
+            f"tokenizer.tower and the teacher's differ in {len(different_weights)} weights, "
+            f"such as {different_weights[0]}: name the same model"
         )
 
 
-def _same_statistics(tower: NamedTower, teacher: Teacher) -> bool:
-    ours, theirs = (
-        torch.tensor(tower.statistics),
-        torch.stack((teacher.mean.flatten().cpu(), teacher.std.flatten().cpu())),
-    )
-    return torch.allclose(ours, theirs, atol=1e-4)
+def _require_same_activation(teacher: Teacher, tower: TowerConfig | NamedTower) -> None:
+    """Compare activations; a named tower has its model's own."""
+    if not isinstance(tower, TowerConfig):
+        return
+    activation = activation_of(teacher.trunk)
+    if tower.activation != activation:
+        raise UserError(
+            f"tokenizer.tower.activation={tower.activation}, the teacher computes {activation}: make them equal"
+        )
 
 
-def _fetch(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folder: Path) -> None:
+def _require_same_statistics(teacher: Teacher, tower: TowerConfig | NamedTower) -> None:
+    """Compare the mean and standard deviation that images are normalised with; only a named tower sets them."""
+    if not isinstance(tower, NamedTower):
+        return
+    mean = teacher.mean.flatten()
+    std = teacher.std.flatten()
+    teacher_statistics = torch.stack((mean.cpu(), std.cpu()))
+    if not torch.allclose(torch.tensor(tower.statistics), teacher_statistics, atol=1e-4):
+        raise UserError(
+            f"tokenizer.tower expects images of mean and std {tower.statistics}: "
+            f"set tower.mean={mean.tolist()} and tower.std={std.tolist()}"
+        )
+
+
+def _fetch_open_clip(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folder: Path) -> None:
     tower = tokenizer.tower if isinstance(tokenizer.tower, TowerConfig) else None
     try:
         export_open_clip(teacher.model, teacher.pretrained, folder, tower)
     except ValueError as error:
         raise UserError(f"teacher.{error}") from None
+
+
+class TeacherDataLoader:
+    """Loads batches of images and captions."""
+
+    def __init__(self, samples: TrainingSet, settings: TrainedTeacher) -> None:
+        self._samples = samples
+        self._settings = settings
+
+    def load(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return a step's images and caption tokens; runs in a thread, ahead of the training."""
+        settings = self._settings
+        numbers = batch_numbers(len(self._samples), settings.batch_size, settings.seed, step)
+        pictures = [self._samples.image(number) for number in numbers]
+        captions = [self._samples.caption(number) for number in numbers]
+        return to_tensor(pictures, settings.image_size), tokenize(captions, settings.text)
 
 
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
@@ -115,17 +149,15 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
                 f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: lower it"
             )
         trainer = TeacherTrainer(settings, device)
-
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            numbers = batch_numbers(len(samples), settings.batch_size, settings.seed, step)
-            images = to_tensor([samples.image(number) for number in numbers], settings.image_size)
-            return images, tokenize([samples.caption(number) for number in numbers], settings.text)
-
+        steps = range(settings.steps)
+        data_loader = TeacherDataLoader(samples, settings)
+        batches = map_ahead(data_loader.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
         started = time.monotonic()
-        for step, (images, tokens) in ahead(batch, range(settings.steps)):
+        for step, (images, tokens) in zip(steps, batches, strict=True):
             with user_error_on_divergence():
                 metrics = trainer.train_step(images.to(device), tokens.to(device))
             if step % LOG_EVERY == 0 or step == settings.steps - 1:
-                rate = (step + 1) * settings.batch_size / (time.monotonic() - started)
-                log.write(step, {**metrics._asdict(), "images_per_second": round(rate, 1)})
+                num_images = (step + 1) * settings.batch_size
+                images_per_second = num_images / (time.monotonic() - started)
+                log.write(step, {**metrics._asdict(), "images_per_second": round(images_per_second, 1)})
     save_teacher(trainer.model, settings, folder)

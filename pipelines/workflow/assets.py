@@ -10,9 +10,9 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.errors import StageFailed
 from dualtoken.pipelines.runtime.executor import Executor
-from dualtoken.pipelines.runtime.plan import Planned, Planner
+from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS, STEPS
+from dualtoken.pipelines.runtime.stages import command_of, commands
 
 JOB = "everything"
 
@@ -28,29 +28,33 @@ class OpenExecutor(Protocol):
 def recipe_definitions(recipe: Recipe, open_executor: OpenExecutor, print_line: PrintLine) -> dg.Definitions:
     """Return the assets of a recipe and the job that makes all of them."""
     corpora = dg.StaticPartitionsDefinition(list(recipe.corpora))
-    commands = [name for name, steps in COMMANDS.items() if STEPS[steps[0]].corpora(recipe)]
+    names = asset_names(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", dg.BetaWarning
-        )  # of backfill_policy, which lets one run take all corpora
-        assets = [_asset(name, recipe, corpora, commands, open_executor, print_line) for name in commands]
-    job = dg.define_asset_job(JOB, selection=dg.AssetSelection.assets(*commands))
+        )  # backfill_policy, which lets one run take all corpora
+        assets = [_asset(name, recipe, corpora, open_executor, print_line) for name in names]
+    job = dg.define_asset_job(JOB, selection=dg.AssetSelection.assets(*names))
     return dg.Definitions(assets=assets, jobs=[job], executor=dg.in_process_executor)
+
+
+def asset_names(recipe: Recipe) -> list[str]:
+    """Return the commands that have something to do for a recipe, in the order of a run."""
+    return [name for name, stages in commands().items() if stages[0].runs_on(recipe)]
 
 
 def _asset(
     command: str,
     recipe: Recipe,
     corpora: dg.PartitionsDefinition[str],
-    commands: list[str],
     open_executor: OpenExecutor,
     print_line: PrintLine,
 ) -> dg.AssetsDefinition:
-    per_corpus = STEPS[COMMANDS[command][0]].per_corpus
+    per_corpus = commands()[command][0].per_corpus
 
     @dg.asset(
         name=command,
-        deps=_upstream(command, recipe, commands),
+        deps=_upstream(command, recipe),
         partitions_def=corpora if per_corpus else None,
         backfill_policy=dg.BackfillPolicy.single_run() if per_corpus else None,
         group_name=recipe.name.replace("-", "_").replace(".", "_"),
@@ -71,9 +75,10 @@ def _run(
     open_executor: OpenExecutor,
     print_line: PrintLine,
     corpora: list[str] | None,
-) -> list[Planned]:
+) -> list[PlannedStage]:
     if recipe.cluster.dashboard:
-        from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415  (brings Ray, which a local run with nothing to do spares)
+        # Brings Ray, which a local run with nothing to do spares.
+        from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415
 
         outcome = submit_stage(command, recipe, recipe.cluster.dashboard, print_line, corpora=corpora)
         if not outcome.done:
@@ -85,25 +90,24 @@ def _run(
         return run_command(command, recipe, executor, print_line, corpora)
 
 
-def _upstream(command: str, recipe: Recipe, commands: list[str]) -> list[str]:
-    """Return the commands whose steps this one's read."""
-    reads = {
-        name
-        for step in COMMANDS[command]
-        for corpus in STEPS[step].corpora(recipe)
-        for name, _ in STEPS[step].reads(recipe, corpus)
-    }
-    return [other for other in commands if other != command and reads & set(COMMANDS[other])]
+def _upstream(command: str, recipe: Recipe) -> list[str]:
+    """Return the commands whose stages this one's read."""
+    upstream: set[str] = set()
+    for stage in commands()[command]:
+        for corpus in stage.runs_on(recipe):
+            for name, _ in stage.reads(recipe, corpus):
+                upstream.add(command_of(name))
+    return [name for name in asset_names(recipe) if name in upstream and name != command]
 
 
-def _metadata(finished: list[Planned]) -> dict[str, str]:
-    """Say where the outputs are and what they count."""
-    return {
-        one.label: f"{one.job.folder} {dict(one.manifest.counts)}"
-        for one in finished
-        if one.job and one.manifest
-    }
+def _metadata(finished: list[PlannedStage]) -> dict[str, str]:
+    """Return where the outputs are and what they count, by label."""
+    metadata: dict[str, str] = {}
+    for planned in finished:
+        if planned.job and planned.manifest:
+            metadata[planned.label] = f"{planned.job.folder} {dict(planned.manifest.counts)}"
+    return metadata
 
 
-def _version(finished: list[Planned]) -> str:
-    return "-".join(sorted(one.job.fingerprint for one in finished if one.job))
+def _version(finished: list[PlannedStage]) -> str:
+    return "-".join(sorted(planned.job.fingerprint for planned in finished if planned.job))

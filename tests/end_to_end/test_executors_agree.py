@@ -15,11 +15,10 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, UnitOutcome
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
-from dualtoken.pipelines.runtime import ray_executor
+from dualtoken.pipelines.runtime import ray_executor, stages
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
 from tests.helpers.damage import cut_short
 from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned_job
 
@@ -32,26 +31,26 @@ ON_RAY = ("--set", ONE_WORKER)
 def checksums(recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
     """Return the name and checksum of every output file of a run, by stage."""
     found: dict[str, list[tuple[str, str]]] = {}
-    for stage in Planner(recipe).plan():
-        if stage.job is None:
+    for planned in Planner(recipe).plan():
+        if planned.job is None:
             continue
-        files = found.setdefault(stage.label, [])
-        for receipt in read_receipts(stage.job.store()).values():
+        files = found.setdefault(planned.label, [])
+        for receipt in read_receipts(planned.job.store()).values():
             files += [(file.name, file.sha256) for file in receipt.files]
     return found
 
 
 @pytest.mark.parametrize(
-    "commands", [("download", "pretokenize"), pytest.param(tuple(COMMANDS), marks=pytest.mark.slow)]
+    "commands", [("download", "pretokenize"), pytest.param(tuple(stages.commands()), marks=pytest.mark.slow)]
 )
 def test_ray_and_this_process_give_identical_bytes(
     commands: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     root = Path(shutil.copytree(finished.root, tmp_path / "ray"))
     recipe = load_tiny(root, ONE_WORKER)
-    for stage in list(Planner(recipe).plan()):
-        if stage.job and any(stage.step in COMMANDS[command] for command in commands):
-            shutil.rmtree(stage.job.folder)
+    for planned in list(Planner(recipe).plan()):
+        if planned.job and stages.command_of(planned.stage) in commands:
+            shutil.rmtree(planned.job.folder)
     with RayExecutor(recipe.cluster) as executor:
         for command in commands:
             run_command(command, recipe, executor, lambda _: None)
@@ -66,14 +65,14 @@ def test_ray_and_this_process_give_identical_bytes(
 class _Killer(ray_executor._UnitActor):
     """An actor whose process ends in unit 00002 each time, and in unit 00003 the first time."""
 
-    def _attempt(self, number: int, unit: int) -> UnitOutcome:
-        job = self._work[number].job
-        tries = Path(job.recipe.root) / f"tries-{unit}"
+    def _attempt(self, job_number: int, unit_number: int) -> UnitOutcome:
+        recipe = self._work[job_number].job.recipe
+        tries = Path(recipe.root) / f"tries-{unit_number}"
         with tries.open("a") as file:
             file.write("x")
-        if unit == 2 or (unit == 3 and tries.stat().st_size == 1):
+        if unit_number == 2 or (unit_number == 3 and tries.stat().st_size == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._attempt(number, unit)
+        return super()._attempt(job_number, unit_number)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from tests.helpers.damage import findings_below
 from tests.helpers.s3_servers import s3_server
@@ -22,7 +22,7 @@ def test_a_run_on_s3_gives_the_bytes_of_one_on_disk(tmp_path: Path, finished: Re
     messages: list[str] = []
     with s3_server("rclone", tmp_path) as bucket:
         recipe = load_recipe(TINY, [f"root={bucket}/run"])
-        for command in COMMANDS:
+        for command in commands():
             run_command(command, recipe, LocalExecutor(), messages.append)
         hashes_on_s3 = root_hashes(recipe)
         assert findings_below(recipe.root) == []

@@ -50,9 +50,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load
 def token_jobs(recipe: Recipe) -> list[StageJob]:
     """Return the jobs of both corpora."""
     jobs: list[StageJob] = []
-    for stage in Planner(recipe).step("pretokenize"):
-        assert stage.job is not None
-        jobs.append(stage.job)
+    for planned in Planner(recipe).on_corpora("pretokenize"):
+        assert planned.job is not None
+        jobs.append(planned.job)
     assert len(jobs) == 2
     return jobs
 
@@ -61,10 +61,10 @@ def assert_same_dataset(recipe: Recipe, undisturbed: Recipe) -> None:
     """The root hashes are those of the undisturbed run, and every variant of every kept image is there once."""
     assert len(root_hashes(recipe, "pretokenize")) == 2
     assert root_hashes(recipe, "pretokenize") == root_hashes(undisturbed, "pretokenize")
-    for stage in Planner(recipe).step("pretokenize"):
-        assert stage.job is not None
-        assert stage.manifest is not None
-        assert_every_variant_is_there_once(stage.job, num_kept=stage.manifest.counts["ok"])
+    for planned in Planner(recipe).on_corpora("pretokenize"):
+        assert planned.job is not None
+        assert planned.manifest is not None
+        assert_every_variant_is_there_once(planned.job, num_kept=planned.manifest.counts["ok"])
     assert findings_below(recipe.root) == []
 
 

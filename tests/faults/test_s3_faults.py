@@ -50,9 +50,9 @@ def broken_connections(faults: Faults) -> Iterator[None]:
 def begun(request: pytest.FixtureRequest, tmp_path: Path, finished: Recipe) -> Iterator[Recipe]:
     """The finished run on S3 without its downloads, tokens and report."""
     left_out: set[Path] = set()
-    for stage in Planner(finished).plan():
-        if stage.job and stage.step in DONE_AGAIN:
-            left_out.add(Path(stage.job.folder))
+    for planned in Planner(finished).plan():
+        if planned.job and planned.stage in DONE_AGAIN:
+            left_out.add(Path(planned.job.folder))
     with s3_server(request.param, tmp_path) as bucket:
         root = Store(f"{bucket}/run")
         for name, _ in Store(finished.root).files():
@@ -108,16 +108,16 @@ def code_of(error: Exception) -> int:
 
 def assert_nothing_half_written(recipe: Recipe) -> None:
     """What a receipt names is there and whole; only finished stages have a manifest."""
-    for stage in Planner(recipe).plan():
-        if stage.job is None or (stage.manifest is None and not stage.done):
+    for planned in Planner(recipe).plan():
+        if planned.job is None or (planned.manifest is None and not planned.done):
             continue
-        store = stage.job.store()
+        store = planned.job.store()
         sizes = dict(store.files())
         for receipt in iter_receipts(store):
             for file in receipt.files:
                 assert sizes.get(file.name) == file.bytes
         if MANIFEST_FILE in sizes:
-            assert len(stage.done) == stage.num_units
+            assert len(planned.done) == planned.num_units
 
 
 @pytest.mark.parametrize("kind", ["rclone", "moto"])

@@ -26,9 +26,10 @@ from dualtoken.pipelines.core.receipts import (
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import RankLoader, TokenBatch, TokenLoader, iterate
+from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shards import SCHEMA_VERSION, Ids, token_schema, write_data_shard, write_index
 
@@ -82,7 +83,7 @@ def write_tokens(
 ) -> str:
     """Write a finished dataset and return its folder."""
     config = tokenizer_config(grid, depth)
-    schema = token_schema(config, {"fingerprint": tokenizer, "sha256": tokenizer * 5}, "none")
+    schema = token_schema(config, TokenizerIdentity(tokenizer, tokenizer * 5), "none")
     width = grid * grid * depth
     (folder / "meta").mkdir(parents=True)
     receipts: list[Receipt] = []
@@ -178,7 +179,7 @@ def _write_manifest(
     index = _record(folder, "index.parquet")
     details = {
         "schema_version": SCHEMA_VERSION,
-        "tokenizer": {"fingerprint": tokenizer, "sha256": tokenizer * 5},
+        "tokenizer": TokenizerIdentity(tokenizer, tokenizer * 5),
         "grid": [config.grid_size, config.grid_size],
         "depth": config.pixel.depth,
         "codes": {"semantic": NUM_CODES, "pixel": NUM_CODES},

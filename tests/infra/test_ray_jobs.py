@@ -25,7 +25,7 @@ from tests.helpers.waiting import free_ports
 CLIENT = """
 import sys
 from pathlib import Path
-from infra.ray_jobs import submit_and_follow
+from dualtoken.infra.ray_jobs import submit_and_follow
 address, name, entrypoint, folder, receipt = sys.argv[1:]
 submit_and_follow(address, name=name, entrypoint=entrypoint, working_dir=folder, env={}, is_done=Path(receipt).exists)
 """

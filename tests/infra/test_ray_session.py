@@ -26,7 +26,7 @@ DRIVER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; a background job inherits that it is ignored
 import ray
-from infra.ray_session import ray_session
+from dualtoken.infra.ray_session import ray_session
 with ray_session("local", num_cpus=1, object_store_mb=100):
     address = ray.get_runtime_context().gcs_address
     @ray.remote
@@ -40,7 +40,7 @@ with ray_session("local", num_cpus=1, object_store_mb=100):
 STRANGER = """
 import sys
 import ray
-from infra.ray_session import ray_session
+from dualtoken.infra.ray_session import ray_session
 try:
     with ray_session(sys.argv[1]):
         print("joined", ray.get(ray.remote(lambda: 5).remote()))

@@ -15,7 +15,7 @@ from dualtoken.infra.storage import Store
 KILLED = """
 import os, signal
 from pathlib import Path
-from infra.scratch import scratch_folder
+from dualtoken.infra.scratch import scratch_folder
 with scratch_folder() as folder:
     (Path(folder) / "half.arrow").write_bytes(b"rows")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -152,7 +152,7 @@ def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
         cwd=PROJECT,
     )
     assert run.stdout is not None
-    assert run.stdout.readline() == "scenes (step 1 of 9): 13 units to do\n"
+    assert run.stdout.readline() == "scenes (stage 1 of 9): 13 units to do\n"
     assert "done" in run.stdout.readline()
     run.terminate()
     _, errors = run.communicate(timeout=60)

@@ -32,7 +32,7 @@ def tower_first():
     import dualtoken.model.vision.siglip_tower
 
 def metrics_first():
-    import model.metrics
+    import dualtoken.model.metrics.reconstruction
 
 def declared_twice():
     imports.declare_missing_ops(); imports.declare_missing_ops()
@@ -61,7 +61,7 @@ print("fine")
 def test_the_compiler_loads_at_its_first_use() -> None:
     code = """
 import sys
-import dualtoken.model.tokenizer, dualtoken.model.metrics, dualtoken.model.training.lpips, dualtoken.model.teacher
+import dualtoken.model.tokenizer, dualtoken.model.metrics.reconstruction, dualtoken.model.training.lpips, dualtoken.model.teacher
 assert "torch._dynamo" not in sys.modules
 import torch
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.convert.reference import from_reference, to_reference
-from dualtoken.model.convert.reference_config import reference_config
+from dualtoken.model.convert.reference_config import config_from_reference
 from dualtoken.model.quantize import ResidualQuantizer
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.towers import forward_taps
@@ -45,7 +45,7 @@ def official(folder: Path) -> dict[str, Tensor]:
 def tokenizer(folder: Path, official: dict[str, Tensor]) -> DualTokenizer:
     saved = json.loads((folder / "config.json").read_text())
     config = (
-        reference_config(saved, official)
+        config_from_reference(saved, official)
         if "config" in saved
         else TokenizerConfig.model_validate(saved["tokenizer"])
     )

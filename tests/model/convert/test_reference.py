@@ -12,7 +12,7 @@ from torch import Tensor
 from dualtoken.model.config.quantizer import QuantizerConfig, ScalarQuantizerConfig
 from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig
 from dualtoken.model.convert.reference import from_reference, to_reference
-from dualtoken.model.convert.reference_config import reference_config
+from dualtoken.model.convert.reference_config import config_from_reference
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from tests.model.vectors.make import CONFIG, VECTORS
 
@@ -59,7 +59,7 @@ def test_every_key_of_the_released_models_is_accounted_for(
 ) -> None:
     lines = [line.split("\t") for line in (DOCS / f"state_dict_{image_size}.txt").read_text().splitlines()]
     official = {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in lines}
-    config = reference_config(released_config(image_size, latent, depth), official)
+    config = config_from_reference(released_config(image_size, latent, depth), official)
     assert (config.grid_size, config.tower.depth, config.pixel.depth) == (grid, 27, depth)
     with torch.device("meta"):
         ours = DualTokenizer(config).state_dict()
@@ -135,7 +135,7 @@ def test_a_configuration_that_cannot_be_ours_is_refused(
         else:
             values[key] = values[key] | part if part else {}
     with pytest.raises(ValueError, match=message):
-        reference_config({"config": values}, official)
+        config_from_reference({"config": values}, official)
 
 
 def tiny_reference_config() -> dict:

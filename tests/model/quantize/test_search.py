@@ -91,7 +91,7 @@ def test_several_nearest_codes_come_in_order_equal_ones_once(hard: tuple[Tensor,
     distances = (vectors.double()[:, None] - codes.double()).square().sum(-1)
     once = [code for code in range(len(codes)) if not (codes[:code] == codes[code]).all(1).any()]
     expected = torch.tensor(once)[distances[:, once].sort(dim=1, stable=True).indices[:, :5]]
-    assert torch.equal(nearest.CodeSearch(codes).several(vectors, 5).ids, expected)
+    assert torch.equal(nearest.CodebookIndex(codes).k_nearest(vectors, 5).ids, expected)
 
 
 def crowds() -> dict[str, tuple[Tensor, Tensor]]:

@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.teacher.teacher import (
     CONFIG_FILE,
@@ -30,22 +30,22 @@ from open_clip.model import set_model_preprocess_cfg  # isort: skip
 from open_clip.tokenizer import SimpleTokenizer  # isort: skip
 
 
-class Shape(NamedTuple):
-    image_size: int = 16
-    tower: TowerConfig = TowerConfig(patch_size=5, width=32, depth=3, num_heads=2, mlp_width=48)
-    text: TextConfig = TextConfig(context_length=8, width=16, depth=1, num_heads=2)
-    steps: int = 30
-    learning_rate: float = 2e-3
-    warmup_steps: int = 2
-    weight_decay: float = 0.01
-    seed: int = 0
+TRAINING = TeacherTrainingConfig(
+    image_size=16,
+    tower=TowerConfig(patch_size=5, width=32, depth=3, num_heads=2, mlp_width=48),
+    text=TextConfig(context_length=8, width=16, depth=1, num_heads=2),
+    steps=30,
+    learning_rate=2e-3,
+    warmup_steps=2,
+    weight_decay=0.01,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    save_teacher(build_teacher(Shape()), Shape(), folder)
+    save_teacher(build_teacher(TRAINING), TRAINING, folder)
     return folder
 
 
@@ -62,7 +62,7 @@ def pictures() -> Tensor:
 
 
 def test_a_fresh_teacher_thinks_no_pair_belongs_together_and_knows_places_apart() -> None:
-    model = build_teacher(Shape())
+    model = build_teacher(TRAINING)
     assert model.logit_bias is not None
     assert (round(model.logit_scale.exp().item(), 3), model.logit_bias.item()) == (5, -4.5)
     places = model.get_parameter("visual.trunk.pos_embed")[0]
@@ -73,7 +73,7 @@ def test_a_fresh_teacher_thinks_no_pair_belongs_together_and_knows_places_apart(
 
 def test_saving_and_loading_keeps_every_bit(folder: Path, teacher: Teacher) -> None:
     torch.manual_seed(0)
-    built = build_teacher(Shape()).state_dict()
+    built = build_teacher(TRAINING).state_dict()
     assert all(torch.equal(tensor, built[name]) for name, tensor in teacher.model.state_dict().items())
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
@@ -143,8 +143,8 @@ def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
     folder: Path, pictures: Tensor, teacher: Teacher, tmp_path: Path
 ) -> None:
     model_config = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
-    tower = Shape().tower.model_copy(update={"activation": "gelu"})
-    register_tower(name := tower_name(tower, Shape().image_size))
+    tower = TRAINING.tower.model_copy(update={"activation": "gelu"})
+    register_tower(name := tower_name(tower, TRAINING.image_size))
     exact = {"timm_model_name": name}
     (tmp_path / "tiny-exact-siglip.json").write_text(
         json.dumps(model_config | {"vision_cfg": model_config["vision_cfg"] | exact})
@@ -152,8 +152,8 @@ def test_an_exported_tower_computes_as_it_was_trained_where_timm_s_does_not(
     open_clip.add_model_config(tmp_path / "tiny-exact-siglip.json")
     for wanted, activation in (
         (None, "gelu"),
-        (Shape().tower, "gelu_tanh"),
-        (Shape().tower.model_copy(update={"depth": 9}), "gelu"),
+        (TRAINING.tower, "gelu_tanh"),
+        (TRAINING.tower.model_copy(update={"depth": 9}), "gelu"),
     ):
         export_open_clip("tiny-exact-siglip", str(folder / WEIGHTS_FILE), tmp_path / "exported", wanted)
         exported = load_teacher(tmp_path / "exported")
@@ -207,25 +207,25 @@ def test_images_of_another_size_are_refused(teacher: Teacher) -> None:
 
 
 def test_training_learns_which_caption_belongs_to_which_picture() -> None:
-    trainer, texts = TeacherTrainer(Shape()), ["red", "green", "blue", "white"]
+    trainer, texts = TeacherTrainer(TRAINING), ["red", "green", "blue", "white"]
     pictures = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     for index, channels in enumerate(([0], [1], [2], [0, 1, 2])):
         pictures[index, channels] = 255
-    metrics = [trainer.train_step(pictures, tokenize(texts, Shape().text)) for _ in range(30)]
+    metrics = [trainer.train_step(pictures, tokenize(texts, TRAINING.text)) for _ in range(30)]
     assert metrics[-1].accuracy == 1
     assert metrics[-1].loss < metrics[0].loss
     assert (metrics[0].learning_rate, trainer.step) == (1e-3, 30)
 
 
-def weight(shape: Shape) -> Tensor:
-    return TeacherTrainer(shape).model.get_parameter("text.token_embedding.weight")
+def weight(config: TeacherTrainingConfig) -> Tensor:
+    return TeacherTrainer(config).model.get_parameter("text.token_embedding.weight")
 
 
 def test_a_trainer_s_seed_decides_its_weights_and_leaves_the_global_one_alone() -> None:
     torch.manual_seed(5)
-    first = weight(Shape())
+    first = weight(TRAINING)
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), after)
-    assert torch.equal(first, weight(Shape()))
-    assert not torch.equal(first, weight(Shape(seed=1)))
+    assert torch.equal(first, weight(TRAINING))
+    assert not torch.equal(first, weight(TRAINING.model_copy(update={"seed": 1})))

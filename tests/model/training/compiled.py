@@ -1,4 +1,7 @@
-"""Compiles encoding, and a training step's forward, loss and backward, as one graph each, but among workers; test_compile.py runs it."""
+"""Compiles encoding, and a training step's forward, loss and backward, each as one graph, or a few among workers.
+
+test_compile.py runs it.
+"""
 
 import sys
 import tempfile
@@ -8,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 sys.path[:0] = [str(Path(__file__).parents[3])]
 
@@ -19,11 +21,10 @@ from dualtoken.model.config.training import GanConfig, LpipsConfig  # noqa: E402
 from dualtoken.model.quantize import build_quantizer  # noqa: E402
 from dualtoken.model.training import state as training_state  # noqa: E402
 from dualtoken.model.training.lpips import Lpips  # noqa: E402
-from dualtoken.model.training.state import TrainState  # noqa: E402
 from dualtoken.model.training.step import forward_losses  # noqa: E402
 from dualtoken.model.vision.towers import checkpoint_gradients  # noqa: E402
 from tests.helpers.tiny_tokenizer import tiny_tokenizer_config  # noqa: E402
-from tests.model.training.steps import Settings, assert_same_steps, batch, fresh_state, fresh_tokenizer, run  # noqa: E402
+from tests.model.training.steps import assert_same_steps, batch, data_parallel, fresh_state, run, training  # noqa: E402
 
 CONFIG = tiny_tokenizer_config()
 
@@ -34,8 +35,10 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def encode() -> None:
-    tokenizer, (images, _) = fresh_state(CONFIG).tokenizer, batch(0, CONFIG)
-    expected, found = tokenizer.encode(images), whole(tokenizer.encode)(images)
+    tokenizer = fresh_state(CONFIG).tokenizer
+    images, _ = batch(0, CONFIG)
+    expected = tokenizer.encode(images)
+    found = whole(tokenizer.encode)(images)
     assert torch.equal(found.pixel, expected.pixel)
     assert torch.equal(found.semantic, expected.semantic)
     print("encode")
@@ -44,14 +47,14 @@ def encode() -> None:
 def autocast(perceptual: Lpips) -> None:
     losses = []
     for compiled in (True, False):
-        state = fresh_state(
-            CONFIG, Settings(precision="bfloat16", perceptual=LpipsConfig(kind="lpips")), perceptual
-        )
+        config = training(precision="bfloat16", perceptual=LpipsConfig(kind="lpips"))
+        state = fresh_state(CONFIG, config, perceptual)
 
         def loss(*inputs: Any) -> torch.Tensor:
             return forward_losses(state, *inputs)[1].total  # noqa: B023  (called in this turn)
 
-        total = (whole(loss) if compiled else loss)(*batch(0, CONFIG))
+        function = whole(loss) if compiled else loss
+        total = function(*batch(0, CONFIG))
         total.backward()
         losses.append(total.item())
         assert all(parameter.grad is not None for parameter in state.tokenizer.parameters())
@@ -67,30 +70,28 @@ def quantisers() -> None:
         SplitQuantizerConfig(kind="split", num_codes=40, depth=4, width=8),
         ScalarQuantizerConfig(kind="scalar", levels=(8, 5), depth=4),
     ):
-        quantizer, found, expected = (
-            build_quantizer(config),
-            tokens.clone().requires_grad_(),
-            tokens.clone().requires_grad_(),
-        )
-        ours, theirs = whole(quantizer.forward)(found), quantizer(expected)
-        assert torch.equal(ours.ids, theirs.ids)
+        quantizer = build_quantizer(config)
+        found_tokens = tokens.clone().requires_grad_()
+        expected_tokens = tokens.clone().requires_grad_()
+        found = whole(quantizer.forward)(found_tokens)
+        expected = quantizer(expected_tokens)
+        assert torch.equal(found.ids, expected.ids)
         assert torch.equal(whole(quantizer.encode)(tokens), quantizer.encode(tokens))
-        for one in (ours, theirs):
-            (one.vectors.square().sum() + one.commitment).backward()
-        assert found.grad is not None
-        torch.testing.assert_close(found.grad, expected.grad)
+        for quantized in (found, expected):
+            (quantized.vectors.square().sum() + quantized.commitment).backward()
+        assert found_tokens.grad is not None
+        torch.testing.assert_close(found_tokens.grad, expected_tokens.grad)
         print(config.kind)
 
 
 def switch(perceptual: Lpips) -> None:
-    """The setting compiles a step once, LPIPS, GAN, a checkpointed tower and all, and its steps are those of a run without it."""
+    """`compile` compiles a step once, LPIPS, GAN, a checkpointed tower and all, and the steps stay the same."""
     training_state.COMPILER = "aot_eager"
-    plain = Settings(
+    plain = training(
         perceptual=LpipsConfig(kind="lpips"), gan=GanConfig(width=32, learning_rate=1e-3), learning_rate=1e-4
     )
-    expected, found = (
-        fresh_state(CONFIG, settings, perceptual) for settings in (plain, plain._replace(compile=True))
-    )
+    expected = fresh_state(CONFIG, plain, perceptual)
+    found = fresh_state(CONFIG, plain.model_copy(update={"compile": True}), perceptual)
     checkpoint_gradients(found.tokenizer.tower)
     run(found, 1)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
@@ -103,20 +104,16 @@ def switch(perceptual: Lpips) -> None:
 
 def wrapped() -> None:
     """One worker of several compiles the parts of a step, and its steps are those of a run without it."""
-    settings = Settings(learning_rate=1e-4)
+    plain = training(learning_rate=1e-4)
     with tempfile.NamedTemporaryFile() as meeting:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{meeting.name}", rank=0, world_size=1
         )
         try:
-            expected, found = (
-                TrainState(
-                    DistributedDataParallel(fresh_tokenizer(CONFIG, one), forward_sync_buffers=False), one
-                )
-                for one in (settings, settings._replace(compile=True))
-            )
-            for state in (expected, found):
-                run(state, 2)
+            expected = fresh_state(CONFIG, plain, wrap=data_parallel)
+            found = fresh_state(CONFIG, plain.model_copy(update={"compile": True}), wrap=data_parallel)
+            run(expected, 2)
+            run(found, 2)
             assert_same_steps(found, expected)
         finally:
             torch.distributed.destroy_process_group()

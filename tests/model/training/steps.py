@@ -1,57 +1,40 @@
 """Steps of a tiny tokenizer, for the tests of training."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import GanConfig, LpipsConfig, NoPerceptual, Phase, WeightEmaConfig
+from dualtoken.model.config.training import TrainingConfig
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import TrainMetrics, train_step
-from dualtoken.model.training.trainable import freeze
+
+TRAINING = TrainingConfig(steps=20, learning_rate=3e-3, betas=(0.9, 0.95), warmup_steps=3)
 
 
-class Weights(NamedTuple):
-    reconstruction: float = 5.0
-    semantic: float = 5.0
-    pooled: float = 1.0
-    commitment: float = 5.0
-
-
-class Settings(NamedTuple):
-    steps: int = 20
-    learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    warmup_steps: int = 3
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    stage: Phase = 1
-    freeze_tower: bool = False
-    losses: Weights = Weights()
-    perceptual: NoPerceptual | LpipsConfig = NoPerceptual(kind="none")
-    gan: GanConfig | None = None
-    weight_ema: WeightEmaConfig | None = None
-    accumulate_steps: int = 1
-    max_gradient_norm: float | None = None
-    seed: int = 0
-
-
-def fresh_tokenizer(config: TokenizerConfig, settings: Settings) -> DualTokenizer:
-    torch.manual_seed(0)
-    tokenizer = DualTokenizer(config)
-    freeze(tokenizer, settings)
-    return tokenizer
+def training(**changes: Any) -> TrainingConfig:
+    """Return the tests' training with some of its fields changed; they are validated."""
+    return TrainingConfig.model_validate(TRAINING.model_dump(exclude_unset=True) | changes)
 
 
 def fresh_state(
-    config: TokenizerConfig, settings: Settings | None = None, perceptual: nn.Module | None = None
+    config: TokenizerConfig,
+    training_config: TrainingConfig = TRAINING,
+    perceptual: nn.Module | None = None,
+    *,
+    wrap: Callable[[DualTokenizer], nn.Module] | None = None,
 ) -> TrainState:
-    settings = settings or Settings()
-    return TrainState(fresh_tokenizer(config, settings), settings, perceptual)
+    torch.manual_seed(0)
+    return TrainState(DualTokenizer(config), training_config, perceptual, wrap=wrap)
+
+
+def data_parallel(tokenizer: DualTokenizer) -> DistributedDataParallel:
+    return DistributedDataParallel(tokenizer, forward_sync_buffers=False)
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -64,7 +47,8 @@ def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 def batch(step: int, config: TokenizerConfig) -> tuple[Tensor, TeacherTargets]:
     generator = torch.Generator().manual_seed(100 + step)
-    size, width = config.image_size, config.tower.width
+    size = config.image_size
+    width = config.tower.width
     # Smooth pictures, which a tiny model can learn in a few steps.
     images = torch.nn.functional.interpolate(
         torch.rand(4, 3, 3, 3, generator=generator) * 2 - 1, size=(size, size), mode="bilinear"
@@ -78,30 +62,31 @@ def run(state: TrainState, steps: int) -> list[TrainMetrics]:
     return [train_step(state, *batch(state.step, state.tokenizer.config)) for _ in range(steps)]
 
 
-def assert_same_steps(ours: TrainState, theirs: TrainState) -> None:
+def assert_same_steps(found: TrainState, expected: TrainState) -> None:
     """Both took the same steps but for the order of sums: codebooks chose alike, gradients and weights are close."""
-    for codebook in ("quantize_pixel", "quantize_semantic"):
-        one, other = (getattr(state.tokenizer, codebook) for state in (ours, theirs))
-        assert torch.equal(one.counts, other.counts), codebook
-        torch.testing.assert_close(one.codes, other.codes, atol=2e-4, rtol=1e-3)
-    for one, other in _learners(ours, theirs):
-        # Adam divides a gradient by its size: where it is 0 but for rounding, as a key's bias has it, weights say nothing.
-        for index, moments in other.state_dict()["state"].items():
-            found, expected = one.state_dict()["state"][index]["exp_avg"], moments["exp_avg"]
-            torch.testing.assert_close(
-                found, expected, rtol=2e-3, atol=2e-3 * expected.abs().max().item() + 1e-6
-            )
-        found, expected = (
-            torch.cat([p.flatten() for group in learner.param_groups for p in group["params"]])
-            for learner in (one, other)
-        )
-        assert (found - expected).norm() < 1e-3 * expected.norm()
+    for name in ("quantize_pixel", "quantize_semantic"):
+        codebook = getattr(found.tokenizer, name)
+        expected_codebook = getattr(expected.tokenizer, name)
+        assert torch.equal(codebook.counts, expected_codebook.counts), name
+        torch.testing.assert_close(codebook.codes, expected_codebook.codes, atol=2e-4, rtol=1e-3)
+    assert_same_weights(found.optimizer, expected.optimizer)
+    if found.adversary and expected.adversary:
+        assert_same_weights(found.adversary.optimizer, expected.adversary.optimizer)
 
 
-def _learners(
-    ours: TrainState, theirs: TrainState
-) -> list[tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
-    pairs: list[tuple[torch.optim.Optimizer, torch.optim.Optimizer]] = [(ours.optimizer, theirs.optimizer)]
-    if ours.adversary and theirs.adversary:
-        pairs.append((ours.adversary.optimizer, theirs.adversary.optimizer))
-    return pairs
+def assert_same_weights(found: torch.optim.Optimizer, expected: torch.optim.Optimizer) -> None:
+    # Adam divides a gradient by its size: where it is 0 but for rounding, as a key's bias has it, weights say nothing.
+    for index, moments in expected.state_dict()["state"].items():
+        average = moments["exp_avg"]
+        tolerance = 2e-3 * average.abs().max().item() + 1e-6
+        found_average = found.state_dict()["state"][index]["exp_avg"]
+        torch.testing.assert_close(found_average, average, rtol=2e-3, atol=tolerance)
+    difference = all_weights(found) - all_weights(expected)
+    assert difference.norm() < 1e-3 * all_weights(expected).norm()
+
+
+def all_weights(optimizer: torch.optim.Optimizer) -> Tensor:
+    flat = []
+    for group in optimizer.param_groups:
+        flat += [parameter.flatten() for parameter in group["params"]]
+    return torch.cat(flat)

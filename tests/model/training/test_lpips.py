@@ -10,7 +10,7 @@ from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.config.training import LpipsConfig
 from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
 from dualtoken.model.vision.imports import vision_imports
-from tests.model.training.steps import Settings, fresh_state, run
+from tests.model.training.steps import changed, fresh_state, run, snapshot, training
 
 with vision_imports():
     from torchmetrics.functional.image.lpips import _LPIPS
@@ -35,19 +35,26 @@ def lpips(backbone: Path) -> Lpips:
 @pytest.fixture
 def pictures() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return tuple(torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))  # pyright: ignore[reportReturnType]
+    first = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    second = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    return first, second
 
 
 def test_distances_are_those_of_torchmetrics(
     lpips: Lpips, backbone: Path, pictures: tuple[Tensor, Tensor]
 ) -> None:
-    theirs = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
+    expected_lpips = _LPIPS(pretrained=True, net="vgg", pnet_rand=True)
     weights = torch.load(backbone, weights_only=True)
-    layers = [layer for block in range(1, 6) for layer in getattr(theirs.net, f"slice{block}")]
+    layers: list[torch.nn.Module] = []
+    for block in range(1, 6):
+        layers += getattr(expected_lpips.net, f"slice{block}")
     for index, layer in enumerate(layers):
         if isinstance(layer, torch.nn.Conv2d):
-            layer.load_state_dict({kind: weights[f"features.{index}.{kind}"] for kind in ("weight", "bias")})
-    found, expected = lpips(*pictures), theirs(*pictures).mean()
+            weight = weights[f"features.{index}.weight"]
+            bias = weights[f"features.{index}.bias"]
+            layer.load_state_dict({"weight": weight, "bias": bias})
+    found = lpips(*pictures)
+    expected = expected_lpips(*pictures).mean()
     assert expected > 1e-4
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
@@ -58,21 +65,24 @@ def test_a_picture_is_at_no_distance_from_itself(lpips: Lpips, pictures: tuple[T
 
 
 def test_only_the_pictures_get_a_gradient(lpips: Lpips, pictures: tuple[Tensor, Tensor]) -> None:
-    ours, original = (picture.clone().requires_grad_() for picture in pictures)
-    lpips(ours, original).backward()
-    assert ours.grad is not None
+    picture, original = (image.clone().requires_grad_() for image in pictures)
+    lpips(picture, original).backward()
+    assert picture.grad is not None
     assert original.grad is None
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in lpips.parameters())
+    for parameter in lpips.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
 
 
 def test_a_step_counts_it_by_its_weight_and_leaves_it_as_it_is(lpips: Lpips, config: TokenizerConfig) -> None:
-    before = {name: tensor.clone() for name, tensor in lpips.state_dict().items()}
-    with_it = fresh_state(config, Settings(perceptual=LpipsConfig(kind="lpips", weight=3.0)), lpips)
-    ours, plain = run(with_it, 1)[0], run(fresh_state(config), 1)[0]
-    assert ours.perceptual is not None
-    assert ours.perceptual > 0
-    assert ours.loss == pytest.approx(plain.loss + 3 * ours.perceptual, rel=1e-6)
-    assert all(torch.equal(before[name], tensor) for name, tensor in lpips.state_dict().items())
+    before = snapshot(lpips)
+    with_it = fresh_state(config, training(perceptual=LpipsConfig(kind="lpips", weight=3.0)), lpips)
+    metrics = run(with_it, 1)[0]
+    plain = run(fresh_state(config), 1)[0]
+    assert metrics.perceptual is not None
+    assert metrics.perceptual > 0
+    assert metrics.loss == pytest.approx(plain.loss + 3 * metrics.perceptual, rel=1e-6)
+    assert changed(lpips, before) == set()
     assert not [name for name in with_it.state_dict()["model"] if "features" in name]
 
 

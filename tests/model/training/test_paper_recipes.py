@@ -55,7 +55,7 @@ def test_a_published_model_builds_and_takes_a_step(name: str, grid: int, depth: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.learning_rate, betas=recipe.train.betas)
     perceptual = Perceptual(network, 1.0) if network else None
     tokenizer_loss(
-        output, images, targets, recipe.train.losses, stage=recipe.train.stage, perceptual=perceptual
+        output, images, targets, recipe.train.losses, phase=recipe.train.stage, perceptual=perceptual
     ).total.backward()
     optimizer.step()
     assert [parameter.requires_grad for parameter in model.parameters()] == [
@@ -121,8 +121,8 @@ def test_the_search_in_a_shared_codebook_counts_once() -> None:
     assert searched - encoding(pixel=levels, semantic=levels, **shared) == pytest.approx(SEARCH, rel=1e-6)
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_the_other_stages_train_alike_at_both_sizes(stage: int) -> None:
-    small, large = (load_recipe(f"paper-{size}-stage-{stage}").train for size in (256, 384))
+@pytest.mark.parametrize("phase", [0, 2])
+def test_the_other_phases_train_alike_at_both_sizes(phase: int) -> None:
+    small, large = (load_recipe(f"paper-{size}-stage-{phase}").train for size in (256, 384))
     assert small == large
-    assert small.stage == stage
+    assert small.stage == phase

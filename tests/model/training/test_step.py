@@ -6,13 +6,22 @@ import pytest
 import torch
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.config.training import WeightEmaConfig
+from dualtoken.model.config.training import LossConfig, WeightEmaConfig
 from dualtoken.model.optimizer import build_optimizer, learning_rate_at
 from dualtoken.model.quantize import ResidualQuantizer
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from tests.model.training.steps import Settings, Weights, assert_same_steps, batch, fresh_state, run, snapshot
+from tests.model.training.steps import (
+    TRAINING,
+    assert_same_steps,
+    batch,
+    changed,
+    fresh_state,
+    run,
+    snapshot,
+    training,
+)
 
 
 def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
@@ -30,11 +39,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     expected = run(whole, 3)
     torch.manual_seed(99)
-    resumed = TrainState(DualTokenizer(config), Settings())
+    resumed = TrainState(DualTokenizer(config), TRAINING)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert run(resumed, 3) == expected
-    ours, theirs = resumed.tokenizer.state_dict(), whole.tokenizer.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert changed(resumed.tokenizer, whole.tokenizer.state_dict()) == set()
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(config: TokenizerConfig) -> None:
@@ -43,11 +51,11 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(config: Token
     images, targets = batch(0, config)
     with pytest.raises(FloatingPointError, match=r"step 0 has loss nan .*: lower train\.learning_rate"):
         train_step(state, images, targets._replace(pooled=targets.pooled * torch.nan))
-    assert all(torch.equal(before[name], tensor) for name, tensor in state.tokenizer.state_dict().items())
+    assert changed(state.tokenizer, before) == set()
 
 
 def test_bfloat16_trains_the_trunk_and_keeps_codebooks_in_float32(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(precision="bfloat16"))
+    state = fresh_state(config, training(precision="bfloat16"))
     metrics = run(state, 3)
     assert metrics[0].loss == pytest.approx(run(fresh_state(config), 1)[0].loss, rel=0.02)
     assert metrics[0].loss != run(fresh_state(config), 1)[0].loss
@@ -66,8 +74,10 @@ def test_each_term_counts_by_its_weight(config: TokenizerConfig) -> None:
         "gradient_norm",
         "learning_rate",
     }
-    weights = Weights()._asdict()
-    assert metrics.loss == pytest.approx(sum(weight * figures[name] for name, weight in weights.items()))
+    total = 0.0
+    for name, weight in LossConfig().model_dump().items():
+        total += weight * figures[name]
+    assert metrics.loss == pytest.approx(total)
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
@@ -79,9 +89,8 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerConfig) -> None:
     tokenizer = DualTokenizer(config)
-    tokenizer.prefix = torch.nn.Parameter(
-        torch.zeros(1, 1, config.tower.width)
-    )  # as beside a tower with a class token
+    # As beside a tower with a class token.
+    tokenizer.prefix = torch.nn.Parameter(torch.zeros(1, 1, config.tower.width))
     optimizer = build_optimizer(tokenizer, learning_rate=1.0, betas=(0.9, 0.9), weight_decay=0.1)
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     spared = {name for name, parameter in tokenizer.named_parameters() if id(parameter) not in decayed}
@@ -98,58 +107,55 @@ def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerCo
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_step_of_the_whole(config: TokenizerConfig, parts: int) -> None:
-    whole, parted = fresh_state(config), fresh_state(config, Settings(accumulate_steps=parts))
-    expected, found = run(whole, 2), run(parted, 2)
+    whole = fresh_state(config)
+    parted = fresh_state(config, training(accumulate_steps=parts))
+    expected = run(whole, 2)
+    found = run(parted, 2)
     assert found[0].present() == pytest.approx(expected[0].present(), rel=1e-4)
     assert_same_steps(parted, whole)
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused(config: TokenizerConfig) -> None:
     with pytest.raises(ValueError, match="accumulate_steps=3 does not divide the 4 images of a rank"):
-        run(fresh_state(config, Settings(accumulate_steps=3)), 1)
+        run(fresh_state(config, training(accumulate_steps=3)), 1)
 
 
 def test_a_codebook_moves_once_per_step_however_many_parts(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(accumulate_steps=4))
+    state = fresh_state(config, training(accumulate_steps=4))
     codebook = state.tokenizer.quantize_pixel
     assert isinstance(codebook, ResidualQuantizer)
     run(state, 1)
     # From 0 uses: a step adds a hundredth of its 108 codes, and unused codes restart at 1.
-    assert (
-        codebook.counts.max()
-        <= (1 - codebook.config.decay) * 4 * config.grid_size**2 * config.pixel.depth + 1
-    )
+    uses = 4 * config.grid_size**2 * config.pixel.depth
+    assert codebook.counts.max() <= (1 - codebook.config.decay) * uses + 1
 
 
 def test_long_gradients_are_shortened_and_short_ones_are_not(config: TokenizerConfig) -> None:
-    free, clipped, loose = (
-        fresh_state(config, Settings(max_gradient_norm=limit)) for limit in (None, 0.5, 1e6)
-    )
-    lengths = []
-    for state in (free, clipped, loose):
+    norms = []
+    for limit in (None, 0.5, 1e6):
+        state = fresh_state(config, training(max_gradient_norm=limit))
         assert run(state, 1)[0].gradient_norm > 10
-        lengths.append(
-            torch.nn.utils.get_total_norm(
-                [p.grad for p in state.model.parameters() if p.grad is not None]
-            ).item()
-        )
-    assert lengths[1] == pytest.approx(0.5, rel=1e-4)
-    assert lengths[0] == lengths[2] > 10
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+    free, clipped, loose = norms
+    assert clipped == pytest.approx(0.5, rel=1e-4)
+    assert free == loose > 10
 
 
 def test_the_average_follows_the_weights_and_takes_the_codebooks_as_they_are(config: TokenizerConfig) -> None:
-    state = fresh_state(config, Settings(weight_ema=WeightEmaConfig(decay=0.9)))
-    seen = []
+    state = fresh_state(config, training(weight_ema=WeightEmaConfig(decay=0.9)))
+    steps = []
     for _ in range(3):
         run(state, 1)
-        seen.append(snapshot(state.tokenizer))
+        steps.append(snapshot(state.tokenizer))
     assert state.result is not state.tokenizer
     averaged = state.result.state_dict()
     for name in ("decoder.conv_out.weight", "tower.blocks.0.attn.qkv.weight"):
         # The first step's weights are where the average starts.
-        expected = 0.9 * (0.9 * seen[0][name] + 0.1 * seen[1][name]) + 0.1 * seen[2][name]
+        first, second, third = (step[name] for step in steps)
+        expected = 0.9 * (0.9 * first + 0.1 * second) + 0.1 * third
         torch.testing.assert_close(averaged[name], expected)
-    assert torch.equal(averaged["quantize_pixel.codes"], seen[-1]["quantize_pixel.codes"])
+    assert torch.equal(averaged["quantize_pixel.codes"], steps[-1]["quantize_pixel.codes"])
 
 
 def test_without_an_average_the_result_is_the_model(config: TokenizerConfig) -> None:

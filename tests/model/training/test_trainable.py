@@ -1,15 +1,16 @@
-"""What the stages train, and what they leave as it was."""
+"""What the phases of training train, and what they leave as it was."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from dualtoken.model.config.tokenizer import ShortcutConfig, TokenizerConfig
+from dualtoken.model.config.training import LossConfig, TrainingConfig
 from dualtoken.model.training.step import train_step
-from tests.model.training.steps import Settings, Weights, batch, changed, fresh_state, run, snapshot
+from tests.model.training.steps import TRAINING, batch, changed, fresh_state, run, snapshot, training
 
-STAGE_0 = Settings(stage=0, losses=Weights(semantic=0.0, pooled=5.0))
-STAGE_2 = Settings(stage=2, losses=Weights(reconstruction=0.0, semantic=1.0, pooled=5.0))
+PHASE_0 = training(stage=0)
+PHASE_2 = training(stage=2, start_from="a trained tokenizer")
 
 
 @pytest.fixture
@@ -21,15 +22,18 @@ def deeper(config: TokenizerConfig) -> TokenizerConfig:
     )
 
 
-def moved_by(settings: Settings, config: TokenizerConfig) -> set[str]:
-    state = fresh_state(config, settings)
+def moved_by(training_config: TrainingConfig, config: TokenizerConfig) -> set[str]:
+    state = fresh_state(config, training_config)
     before = snapshot(state.tokenizer)
     run(state, 2)
-    assert all(
-        (parameter.grad is not None) == parameter.requires_grad for parameter in state.tokenizer.parameters()
-    )
-    held = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad}
+    for parameter in state.tokenizer.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+    optimized = set()
+    for group in state.optimizer.param_groups:
+        optimized |= {id(parameter) for parameter in group["params"]}
+    assert optimized == {
+        id(parameter) for parameter in state.tokenizer.parameters() if parameter.requires_grad
+    }
     return changed(state.tokenizer, before)
 
 
@@ -38,7 +42,8 @@ def blocks(names: set[str]) -> set[int]:
 
 
 def starts(names: set[str]) -> set[str]:
-    return {name.split(".")[1] if name.startswith("tower.") else name.split(".")[0] for name in names}
+    """Return the parts that names begin with; the tower's own parts in its place."""
+    return {name.removeprefix("tower.").split(".")[0] for name in names}
 
 
 NEW_PARTS = {
@@ -53,14 +58,14 @@ NEW_PARTS = {
 CODEBOOKS = {"quantize_pixel", "quantize_semantic"}
 
 
-def test_stage_0_trains_new_parts_and_what_follows_the_semantic_block(deeper: TokenizerConfig) -> None:
-    moved = moved_by(STAGE_0, deeper)
+def test_phase_0_trains_new_parts_and_what_follows_the_semantic_block(deeper: TokenizerConfig) -> None:
+    moved = moved_by(PHASE_0, deeper)
     assert blocks(moved) == {6}
     assert starts(moved) == NEW_PARTS | CODEBOOKS | {"blocks", "norm", "attn_pool"}
 
 
-def test_stage_1_trains_everything(deeper: TokenizerConfig) -> None:
-    moved = moved_by(Settings(), deeper)
+def test_phase_1_trains_everything(deeper: TokenizerConfig) -> None:
+    moved = moved_by(TRAINING, deeper)
     assert blocks(moved) == {1, 2, 3, 4, 5, 6}
     assert starts(moved) == NEW_PARTS | CODEBOOKS | {
         "blocks",
@@ -71,8 +76,8 @@ def test_stage_1_trains_everything(deeper: TokenizerConfig) -> None:
     }
 
 
-def test_stage_2_trains_the_semantic_stream_and_blocks_after_the_pixel_tap(deeper: TokenizerConfig) -> None:
-    moved = moved_by(STAGE_2, deeper)
+def test_phase_2_trains_the_semantic_stream_and_blocks_after_the_pixel_tap(deeper: TokenizerConfig) -> None:
+    moved = moved_by(PHASE_2, deeper)
     assert blocks(moved) == {4, 5, 6}
     assert starts(moved) == {
         "reduce_semantic",
@@ -84,8 +89,8 @@ def test_stage_2_trains_the_semantic_stream_and_blocks_after_the_pixel_tap(deepe
     }
 
 
-def test_stage_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerConfig) -> None:
-    state = fresh_state(deeper, STAGE_2)
+def test_phase_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerConfig) -> None:
+    state = fresh_state(deeper, PHASE_2)
     images, _ = batch(0, deeper)
     before = state.tokenizer.encode(images)
     picture = state.tokenizer.decode(before.pixel)
@@ -96,55 +101,51 @@ def test_stage_2_leaves_pixel_codes_and_pictures_to_the_bit(deeper: TokenizerCon
     assert not torch.equal(after.semantic, before.semantic)
 
 
-def test_stage_2_runs_no_decoder_and_compares_tokens_by_angle(deeper: TokenizerConfig) -> None:
-    state, ran = fresh_state(deeper, STAGE_2), []
+def test_phase_2_runs_no_decoder_and_compares_tokens_by_angle(deeper: TokenizerConfig) -> None:
+    state = fresh_state(deeper, PHASE_2)
+    ran = []
     state.tokenizer.decoder.register_forward_hook(lambda *_: ran.append("decoder"))
     images, targets = batch(0, deeper)
     longer = targets._replace(dense=targets.dense * 7)
-    figures, same = (
-        train_step(state, images, targets),
-        train_step(fresh_state(deeper, STAGE_2), images, longer),
-    )
+    metrics = train_step(state, images, targets)
+    same_angles = train_step(fresh_state(deeper, PHASE_2), images, longer)
     assert ran == []
-    assert figures.reconstruction is None
-    assert figures.semantic == pytest.approx(same.semantic, rel=1e-5)
-    present = figures.present()
-    assert figures.loss == pytest.approx(
-        present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"]
-    )
+    assert metrics.reconstruction is None
+    assert metrics.semantic == pytest.approx(same_angles.semantic, rel=1e-5)
+    present = metrics.present()
+    expected = present["semantic"] + 5 * present["pooled"] + 5 * present["commitment"]
+    assert metrics.loss == pytest.approx(expected)
 
 
-def test_a_frozen_tower_stays_in_every_stage(deeper: TokenizerConfig) -> None:
-    for settings in (STAGE_0, Settings(), STAGE_2):
-        assert starts(moved_by(settings._replace(freeze_tower=True), deeper)).isdisjoint(
-            {"blocks", "norm", "attn_pool", "patch_embed"}
-        )
+def test_a_frozen_tower_stays_in_every_phase(deeper: TokenizerConfig) -> None:
+    for phase in (PHASE_0, TRAINING, PHASE_2):
+        moved = moved_by(phase.model_copy(update={"freeze_tower": True}), deeper)
+        assert starts(moved).isdisjoint({"blocks", "norm", "attn_pool", "patch_embed"})
 
 
 def test_what_no_loss_reaches_is_frozen(deeper: TokenizerConfig) -> None:
-    without_pool = moved_by(Settings(losses=Weights(pooled=0.0)), deeper)
+    without_pool = moved_by(training(losses=LossConfig(pooled=0.0)), deeper)
     assert blocks(without_pool) == {1, 2, 3, 4, 5}
     assert starts(without_pool).isdisjoint({"norm", "attn_pool"})
 
 
-def test_stage_2_of_one_shared_codebook_is_refused(config: TokenizerConfig) -> None:
+def test_phase_2_of_one_shared_codebook_is_refused(config: TokenizerConfig) -> None:
     shared = config.model_copy(update={"pixel_block": 3, "shortcut": None, "shared_codebook": True})
     with pytest.raises(ValueError, match=r"train\.stage=2 .* shared_codebook=true"):
-        fresh_state(shared, STAGE_2)
+        fresh_state(shared, PHASE_2)
 
 
 def test_a_run_without_losses_is_refused(config: TokenizerConfig) -> None:
+    nothing = LossConfig(reconstruction=0.0, semantic=0.0, pooled=0.0)
     with pytest.raises(ValueError, match="no weight above 0"):
-        fresh_state(config, Settings(losses=Weights(reconstruction=0.0, semantic=0.0, pooled=0.0)))
+        fresh_state(config, TRAINING.model_copy(update={"losses": nothing}))
 
 
 def test_a_stream_not_asked_for_is_not_computed(config: TokenizerConfig, images: Tensor) -> None:
     tokenizer = fresh_state(config).tokenizer
-    both, pixel, semantic = (
-        tokenizer(images),
-        tokenizer(images, semantic=False),
-        tokenizer(images, pixel=False),
-    )
+    both = tokenizer(images)
+    pixel = tokenizer(images, semantic=False)
+    semantic = tokenizer(images, pixel=False)
     assert torch.equal(pixel.reconstruction, both.reconstruction)
     assert (pixel.semantic, pixel.semantic_tokens, pixel.pooled) == (None, None, None)
     assert torch.equal(semantic.pooled, both.pooled)

@@ -17,7 +17,7 @@ from dualtoken.model.config.tokenizer import (
     TowerConfig,
     default_pixel_block,
 )
-from dualtoken.model.config.training import Phase
+from dualtoken.model.config.training import LossConfig, Phase
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.trainable import freeze
 from dualtoken.model.vision.towers import (
@@ -28,7 +28,7 @@ from dualtoken.model.vision.towers import (
     num_prefix_tokens,
     tower_depth,
 )
-from tests.model.training.steps import Settings, Weights
+from tests.model.training.steps import training
 
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained, list_pretrained_tags_by_model  # isort: skip  (after model.vision.towers)
 
@@ -220,15 +220,13 @@ def test_a_tokenizer_on_a_tower_with_a_class_token_works_from_codes_alone(model:
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_every_stage_knows_the_parts_of_every_tower(model: str) -> None:
+def test_every_phase_knows_the_parts_of_every_tower(model: str) -> None:
     with torch.device("meta"):
         tokenizer = DualTokenizer(config := tokenizer_config(model))
     expected: tuple[tuple[Phase, int], ...] = ((0, config.semantic_block), (1, 0), (2, config.pixel_block))
-    for stage, lowest in expected:
-        freeze(
-            tokenizer,
-            Settings(stage=stage, losses=Weights(reconstruction=5.0 if stage < 2 else 0.0, pooled=1.0)),
-        )
+    for phase, lowest in expected:
+        losses = LossConfig(reconstruction=0.0 if phase == 2 else 5.0, pooled=1.0)
+        freeze(tokenizer, training(stage=phase, start_from="a trained tokenizer", losses=losses))
         trained = {name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad}
         blocks = {
             name.split("blocks.")[1].split(".")[0]
@@ -240,7 +238,7 @@ def test_every_stage_knows_the_parts_of_every_tower(model: str) -> None:
         assert ("prefix" in trained) == bool(KINDS[model]), (
             "what stands for the class token is trained with what is pooled"
         )
-    freeze(tokenizer, Settings(losses=Weights(pooled=0.0)))
+    freeze(tokenizer, training(losses=LossConfig(pooled=0.0)))
     assert not [
         name
         for name, parameter in tokenizer.named_parameters()

@@ -1,6 +1,8 @@
 """Recipes: shipped ones load, overrides apply, and each mistake is one line naming key, value and fix."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,15 +13,22 @@ import pytest
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.parse import load_recipe, shipped_recipes
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.config.resources import demands
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import get_stage
 from tests.helpers.tiny_run import LoadTiny
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+def test_shipped_recipes_are_found_from_any_folder(tmp_path: Path) -> None:
+    code = "from dualtoken.pipelines.config.parse import load_recipe; print(load_recipe('scenes').name)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert shown.stdout == "scenes\n"
 
 
 def test_an_override_reaches_mappings_lists_and_new_keys() -> None:
@@ -125,7 +134,10 @@ def test_a_cluster_too_small_for_its_training_is_refused_by_key(
 
 def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny, tmp_path: Path) -> None:
     recipe = load_tiny(tmp_path, "train.use_gpu=true", "cluster.gpus_per_worker=0.5")
-    asked = {stage: demands(recipe, stage) for stage in ("train", "teacher", "score", "download")}
+    asked = {
+        stage: get_stage(stage).resources(recipe).demands
+        for stage in ("train", "teacher", "score", "download")
+    }
     assert [(cpu.amount, gpu.amount, gpu.keys) for cpu, gpu in asked.values()] == [
         (1, 1, "train.use_gpu=true"),
         (1, 1, "train.use_gpu=true"),
@@ -178,8 +190,8 @@ def test_each_local_place_is_absolute_and_counts_by_its_content(
         assert Counter(places) == {str(folder): 3, str(folder / "t.csv"): 1, str(folder / "vgg.pth"): 2}
         decided.append(
             [
-                STEPS[step].settings(recipe, corpus)
-                for step in ("download", "teacher", "train")
+                get_stage(stage).settings(recipe, corpus)
+                for stage in ("download", "teacher", "train")
                 for corpus in recipe.corpora
             ]
         )

@@ -7,8 +7,9 @@ import yaml
 
 from dualtoken.model.config.training import LpipsConfig, NoPerceptual
 from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training.perceptual import open_perceptual
 
 
@@ -76,21 +77,21 @@ def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) ->
     for name, content in (("one.pth", b"a"), ("other.pth", b"a"), ("changed.pth", b"b")):
         (tmp_path / name).write_bytes(content)
     one, other, changed = (
-        STEPS["train"].settings(
+        get_stage("train").settings(
             load_recipe("scenes", [f"train.perceptual={{kind: lpips, backbone: {tmp_path / name}}}"]), None
         )
         for name in ("one.pth", "other.pth", "changed.pth")
     )
     assert one == other != changed
     with pytest.raises(UserError, match=r"train\.perceptual\.heads='.*gone\.pth' is no file"):
-        STEPS["train"].settings(
+        get_stage("train").settings(
             load_recipe("scenes", [f"train.perceptual={{kind: lpips, heads: {tmp_path / 'gone.pth'}}}"]), None
         )
 
 
 def test_a_start_enters_the_fingerprint_by_content(tmp_path: Path) -> None:
     def settings(folder: Path) -> object:
-        return STEPS["train"].settings(load_recipe("scenes", [f"train.start_from={folder}"]), None)
+        return get_stage("train").settings(load_recipe("scenes", [f"train.start_from={folder}"]), None)
 
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
@@ -139,3 +140,20 @@ def test_a_base_that_is_not_shipped_is_refused(tmp_path: Path) -> None:
         UserError, match=r"mine\.yaml: base='scene' is no shipped recipe: set it to one of .*scenes"
     ):
         load_recipe(str(file))
+
+
+def test_the_keys_of_the_fingerprint_and_of_the_report_keep_their_order() -> None:
+    assert [*TrainConfig().identity()] == [
+        *("num_workers", "use_gpu", "cpus_per_worker"),
+        *("steps", "batch_size", "learning_rate", "betas", "weight_decay", "warmup_steps", "precision"),
+        *("stage", "freeze_tower", "losses", "perceptual", "gan", "weight_ema"),
+        *("accumulate_steps", "max_gradient_norm", "seed"),
+    ]
+    later = {"compile": True, "random_crop": {}, "memory_format": "channels_last", "use_gpu": True}
+    keys = [*TrainConfig.model_validate(later).identity()]
+    assert keys[9:14] == ["precision", "compile", "memory_format", "random_crop", "stage"]
+    teacher = load_recipe("scenes").teacher
+    assert [*teacher.identity()] == [
+        *("kind", "image_size", "tower", "text", "steps", "batch_size"),
+        *("learning_rate", "warmup_steps", "weight_decay", "seed"),
+    ]

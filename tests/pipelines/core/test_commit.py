@@ -9,7 +9,7 @@ import pytest
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.commit import run_unit
-from dualtoken.pipelines.core.ledger import Status, ledger_table, sample_key
+from dualtoken.pipelines.core.ledger import OK_VERDICT, ledger_table, sample_key
 from dualtoken.pipelines.core.receipts import Receipt, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
@@ -29,13 +29,15 @@ class Letters:
         (scratch / f"{unit.id}.txt").write_text(self.text)
         keys = [sample_key("letters", row) for row in range(self.rows)]
         return UnitOutput(
-            (f"{unit.id}.txt",), ledger_table(keys, [(Status.OK, "", "")] * self.rows), {"text": self.text}
+            (f"{unit.id}.txt",), ledger_table(keys, [OK_VERDICT] * self.rows), {"text": self.text}
         )
 
 
 @pytest.fixture
 def job(tmp_path: Path, load_tiny: LoadTiny) -> StageJob:
-    return StageJob("letters", "letters", load_tiny(tmp_path), str(tmp_path / "out"), "f" * 12, {}, (UNIT,))
+    recipe = load_tiny(tmp_path)
+    folder = str(tmp_path / "out")
+    return StageJob("letters", "letters", recipe, folder, "f" * 12, {}, (UNIT,), shown_corpora=("letters",))
 
 
 def test_a_receipt_names_every_file_with_its_checksum(job: StageJob) -> None:
@@ -75,7 +77,7 @@ def test_a_key_twice_leaves_no_receipt(job: StageJob) -> None:
         def run(self, unit: Unit, scratch: Path) -> UnitOutput:
             output = super().run(unit, scratch)
             keys = [sample_key("letters", 0)] * 3
-            return UnitOutput(output.files, ledger_table(keys, [(Status.OK, "", "")] * 3))
+            return UnitOutput(output.files, ledger_table(keys, [OK_VERDICT] * 3))
 
     with pytest.raises(AssertionError, match="a key twice"):
         run_unit(job, Twice(), UNIT)
@@ -113,7 +115,7 @@ def test_a_unit_that_names_a_forgotten_sample_is_open_whenever_that_was_asked(
 def test_a_source_is_written_again_whoever_was_forgotten(job: StageJob) -> None:
     asked = Tombstones(keys=frozenset({sample_key("letters", 1).hex()}))
     Store(job.recipe.root).put_bytes(asked.to_bytes(), "letters/tombstones.json")
-    assert run_unit(replace(job, stage="scenes"), Letters(), UNIT).counts == {"ok": 3}
+    assert run_unit(replace(job, shown_corpora=()), Letters(), UNIT).counts == {"ok": 3}
 
 
 def test_a_unit_is_open_again_where_an_address_was_forgotten_that_only_its_download_knows(

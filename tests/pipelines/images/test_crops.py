@@ -83,7 +83,7 @@ def test_the_default_said_in_words_is_the_default(tmp_path: Path, load_tiny: Loa
 
 def test_a_plan_expects_a_row_per_variant(tmp_path: Path, load_tiny: LoadTiny) -> None:
     sizes = [
-        Planner(load_tiny(tmp_path, *crops)).one("pretokenize", "tiny-train").output_bytes
+        Planner(load_tiny(tmp_path, *crops)).get("pretokenize", "tiny-train").output_bytes
         for crops in ((), ("pretokenize.crops=[{kind: grid, flip: true}]",))
     ]
     assert sizes[0] is not None

@@ -1,6 +1,6 @@
 """A stage runs on the device that its recipe gives it, whatever else the machine has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,14 @@ import torch
 
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.inference.networks import open_teacher, open_tokenizer, stage_device
+from dualtoken.pipelines.inference.image_files import open_model
+from dualtoken.pipelines.inference.networks import (
+    open_teacher,
+    open_tokenizer,
+    prepare_process,
+    stage_device,
+)
+from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training import teacher, train
 from tests.helpers.tiny_run import LoadTiny
 
@@ -24,9 +31,8 @@ def job_of(tmp_path: Path, load_tiny: LoadTiny) -> JobOf:
 
     def job_of(stage: str, *settings: str) -> StageJob:
         inputs = {"teacher": str(tmp_path), "train": str(tmp_path)}
-        return StageJob(
-            stage, None, load_tiny(tmp_path, *settings), str(tmp_path), "0", inputs, (Unit("model", 0),)
-        )
+        recipe = load_tiny(tmp_path, *settings)
+        return get_stage(stage).job(None, recipe, str(tmp_path), "0", inputs, (Unit("model", 0),))
 
     return job_of
 
@@ -74,3 +80,35 @@ def test_a_gpu_that_is_not_there_is_told_in_one_line_by_what_opens_the_networks(
     with pytest.raises(UserError) as error:
         openers.get(stage, lambda: open_teacher(job))()
     assert str(error.value) == f"{job.label}: {ASKED[stage]} {NONE_HERE}"
+
+
+@pytest.fixture
+def tf32_is_allowed() -> Iterator[None]:
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32_is_allowed")
+def test_a_process_is_prepared_as_its_owner_asks() -> None:
+    threads = torch.get_num_threads()
+    prepare_process(threads=None, exact_float32=False)
+    assert torch.get_num_threads() == threads
+    assert torch.backends.cudnn.allow_tf32
+    try:
+        prepare_process(threads=threads + 1, exact_float32=True)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures("tf32_is_allowed")
+def test_a_command_on_image_files_leaves_no_tf32_to_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_model(str(tmp_path))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -7,7 +7,7 @@ import pytest
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.loader.from_recipe import load_plan
-from dualtoken.pipelines.loader.load_plan import LoadPlan
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.tiny_run import LoadTiny, tokens_job

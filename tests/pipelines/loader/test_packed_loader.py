@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.load_plan import LoadPlan, Samples
 from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.plan import LoadPlan
+from dualtoken.pipelines.loader.sample_reader import SampleReader
 from dualtoken.pipelines.loader.token_loader import iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.loader_workers import by_workers
@@ -105,8 +106,8 @@ def spread(
 
 def expected(plan: PackPlan, numbers: range) -> Counter[Any]:
     """Return the documents of samples, each made by hand from what the corpora hold."""
-    places, found = Samples(plan.load).find(np.array(numbers)), Counter[Any]()
-    first, dropped = plan.orders(places.numbers)
+    places, found = SampleReader(plan.load).locate(np.array(numbers)), Counter[Any]()
+    first, dropped = plan.document_orders(places.samples)
     for number, source, row, image_first, drop in zip(*places, first, dropped, strict=True):
         name = "ab"[source]
         words = [] if drop else tokenize(f"{name} {row}")
@@ -214,9 +215,9 @@ def test_worker_processes_change_no_sequence(datasets: tuple[TokenDataset, ...],
 
 
 def test_orders_and_dropped_captions_come_in_the_shares_asked_for(datasets: tuple[TokenDataset, ...]) -> None:
-    first, dropped = plan_of(LoadPlan(datasets=datasets), image_first=0.25, caption_dropout=0.1).orders(
-        np.arange(40_000)
-    )
+    first, dropped = plan_of(
+        LoadPlan(datasets=datasets), image_first=0.25, caption_dropout=0.1
+    ).document_orders(np.arange(40_000))
     assert abs(first.mean() - 0.25) < 0.01
     assert abs(dropped[~first].mean() - 0.1) < 0.01
     assert not dropped[first].any(), "an image with nothing to say of it"

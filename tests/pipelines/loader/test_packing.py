@@ -5,13 +5,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualtoken.pipelines.loader.packing import Document, Packer, fill
+from dualtoken.pipelines.loader.packing import Document, Pack, Packer, best_fit, best_fit_by_enumeration
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=120)
 
 
 def documents(lengths: list[int], first: int = 0) -> list[Document]:
     return [Document(number, length) for number, length in enumerate(lengths, start=first)]
+
+
+def used_share(packs: list[Pack], capacity: int) -> float:
+    used = sum(document.length for pack in packs for document in pack)
+    return used / (capacity * len(packs))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), max_size=10), st.integers(0, 80))
+def test_the_fit_by_bit_sets_is_that_of_trying_every_choice(lengths: list[int], room: int) -> None:
+    assert best_fit(documents(lengths), room) == best_fit_by_enumeration(documents(lengths), room)
 
 
 @settings(deadline=None)
@@ -51,7 +62,7 @@ def test_at_least_98_of_100_positions_are_used(visual: int, capacity: int, text_
     )
     lengths = texts + (visual + 2) * images
     packs = list(Packer(capacity).packs(documents(lengths.tolist())))
-    assert fill(packs, capacity) > 0.98
+    assert used_share(packs, capacity) > 0.98
 
 
 def test_a_document_that_fits_nowhere_is_named() -> None:

@@ -3,24 +3,26 @@
 import numpy as np
 import pytest
 
-from dualtoken.pipelines.loader.permutation import Permutation
+from dualtoken.pipelines.loader.permutation import FeistelPermutation
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4096, 65_537])
 def test_every_row_comes_once(size: int) -> None:
     for epoch in range(3):
-        assert sorted(Permutation(size, seed=7, epoch=epoch)(np.arange(size)).tolist()) == list(range(size))
+        assert sorted(FeistelPermutation(size, seed=7, epoch=epoch)(np.arange(size)).tolist()) == list(
+            range(size)
+        )
 
 
 def test_any_part_of_an_order_is_that_part_of_the_whole() -> None:
-    order = Permutation(1000, seed=1)
+    order = FeistelPermutation(1000, seed=1)
     whole = order(np.arange(1000))
     picked = np.array([999, 0, 500, 0])
     assert order(picked).tolist() == whole[picked].tolist()
 
 
 def test_an_order_is_the_same_on_every_machine() -> None:
-    assert Permutation(10, seed=0)(np.arange(10)).tolist() == PINNED
+    assert FeistelPermutation(10, seed=0)(np.arange(10)).tolist() == PINNED
 
 
 PINNED = [8, 6, 0, 3, 1, 2, 7, 5, 9, 4]
@@ -30,17 +32,17 @@ def test_seed_epoch_and_name_each_give_another_order() -> None:
     orders = {
         tuple(order(np.arange(100)).tolist())
         for order in (
-            Permutation(100, 0),
-            Permutation(100, 1),
-            Permutation(100, 0, epoch=1),
-            Permutation(100, 0, name="b"),
+            FeistelPermutation(100, 0),
+            FeistelPermutation(100, 1),
+            FeistelPermutation(100, 0, epoch=1),
+            FeistelPermutation(100, 0, name="b"),
         )
     }
     assert len(orders) == 4
 
 
 def test_neighbours_are_scattered() -> None:
-    rows = Permutation(100_000, seed=3)(np.arange(100_000))
+    rows = FeistelPermutation(100_000, seed=3)(np.arange(100_000))
     steps = np.abs(np.diff(rows))
     # Of a uniform random order: a third of the size on average, and about one pair of neighbours in fifty thousand.
     assert 0.32 < steps.mean() / 100_000 < 0.345
@@ -49,7 +51,7 @@ def test_neighbours_are_scattered() -> None:
 
 
 def test_a_billion_rows_need_no_table() -> None:
-    rows = Permutation(10**9, seed=0)(np.arange(10**9 - 1000, 10**9))
+    rows = FeistelPermutation(10**9, seed=0)(np.arange(10**9 - 1000, 10**9))
     assert len(set(rows.tolist())) == 1000
     assert rows.min() >= 0
     assert rows.max() < 10**9

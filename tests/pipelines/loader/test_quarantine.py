@@ -13,8 +13,8 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.load_plan import LoadPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
+from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import read_quarantine
 from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens import caption_cache, open_shards

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dualtoken.pipelines.loader.load_plan import Samples
+from dualtoken.pipelines.loader.sample_reader import SampleReader
 from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenBatch, TokenLoader, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.loader_workers import by_workers
@@ -105,9 +105,9 @@ def test_a_run_resumes_under_other_ranks_and_batches_with_the_samples_of_an_unin
     )
     total = end["samples"]
     assert isinstance(total, int)
-    samples = Samples(plan)
+    samples = SampleReader(plan)
     assert count_keys(first) + count_keys(second) == Counter(
-        key.tobytes() for key in samples.read(samples.find(np.arange(total))).keys
+        key.tobytes() for key in samples.read(samples.locate(np.arange(total))).keys
     )
 
 

@@ -15,7 +15,7 @@ PIXELS = Change("filter tiny-train", "rules.0.pixels", "16", "8")
 
 
 def explained(recipe: Recipe, other: Recipe | None = None) -> dict[str, Explanation]:
-    return {one.step: one for one in explain(Planner(recipe), Planner(other) if other else None)}
+    return {one.stage: one for one in explain(Planner(recipe), Planner(other) if other else None)}
 
 
 def test_a_run_as_it_was_made_has_no_changes(finished: Recipe) -> None:

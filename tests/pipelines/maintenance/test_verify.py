@@ -16,7 +16,7 @@ from dualtoken.pipelines.maintenance.repair import in_order_of_work, repair
 from dualtoken.pipelines.maintenance.verify import verify
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.steps import STEPS
+from dualtoken.pipelines.runtime.stages import position
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.damage import findings_below, flip_byte
 from tests.helpers.tiny_run import LoadTiny
@@ -85,7 +85,7 @@ def test_folders_are_repaired_before_what_is_made_from_them(finished: Recipe) ->
         StageRecord.from_bytes((Path(one.folder) / "stage.json").read_bytes()).stage
         for one in in_order_of_work(verify(finished.root))
     ]
-    assert order == sorted(order, key=list(STEPS).index)
+    assert order == sorted(order, key=position)
     assert order[0] == "scenes"
 
 

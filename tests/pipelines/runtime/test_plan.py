@@ -17,12 +17,12 @@ def fingerprints(recipe: Recipe) -> dict[str, str | None]:
     return {one.label: one.job.fingerprint if one.job else None for one in Planner(recipe).plan()}
 
 
-def test_a_new_run_can_do_its_first_step_and_knows_the_size_of_the_rest(
+def test_a_new_run_can_do_its_first_stage_and_knows_the_size_of_the_rest(
     tmp_path: Path, load_tiny: LoadTiny
 ) -> None:
     plan = {one.label: one for one in Planner(load_tiny(tmp_path)).plan()}
     assert [label for label, one in plan.items() if one.job] == ["scenes tiny-train", "scenes tiny-heldout"]
-    assert plan["pretokenize tiny-train"].waits_for[0] == "download tiny-train"
+    assert plan["pretokenize tiny-train"].waits_for[0].label == "download tiny-train"
     assert (plan["pretokenize tiny-train"].num_units, plan["pretokenize tiny-train"].num_rows) == (10, 40)
     assert not any(tmp_path.iterdir())
 

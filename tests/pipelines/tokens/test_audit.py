@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.metrics.arrays import psnr
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import UnitOutcome, Work
@@ -24,7 +25,6 @@ from dualtoken.pipelines.tokens.audit import (
     ReferenceFigures,
     ShardFigures,
     check_shard,
-    psnr,
     sample_rows,
     watched,
 )

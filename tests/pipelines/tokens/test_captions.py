@@ -301,5 +301,5 @@ def test_exports_cards_single_rows_and_explanations_know_of_the_captions(
     caption = pq.read_table(made.lender / SHARD)["caption"][2].as_py()
     assert f"caption: {caption}" in list(describe_row(shard, 2))
     planner = Planner(made.recipe)
-    (said,) = (one for one in explain(planner) if one.step == f"pretokenize {CORPUS}")
+    (said,) = (one for one in explain(planner) if one.stage == f"pretokenize {CORPUS}")
     assert (said.new, said.changes) == (made.borrower.name, ())

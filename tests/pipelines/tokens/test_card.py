@@ -13,6 +13,7 @@ from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.totals import sum_receipts
 from dualtoken.pipelines.tokens.card import card
+from dualtoken.pipelines.tokens.facts import TokenDetails
 from tests.helpers.tiny_run import LoadTiny, tokens_job
 
 
@@ -55,7 +56,7 @@ def test_licenses_are_counted_over_all_shards_once_for_each_image_the_most_frequ
     moved = StageJob(job.stage, job.corpus, recipe, str(tmp_path), job.fingerprint, job.inputs, job.units)
     found = re.findall(
         r"^\| (cc-by|none given) \| (\d+) \|$",
-        card(moved, manifest.details, sum_receipts(job.store(), receipts)),
+        card(moved, TokenDetails.of(manifest), sum_receipts(job.store(), receipts)),
         re.MULTILINE,
     )
     assert found == [(name, str(count)) for name, count in expected.items()]

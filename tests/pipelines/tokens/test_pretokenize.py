@@ -404,7 +404,10 @@ def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(
     assert 0.8 < agreement < 1
 
 
-def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(tokenizer: TokenizerRunner) -> None:
+def test_an_open_tokenizer_leaves_no_tf32_to_a_gpu(finished: Recipe, tokenizer: TokenizerRunner) -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    Worker(tokens_job(finished))
     assert tokenizer.precision == "float32"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -16,6 +16,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
 from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
+from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.shards import (
     ROWS_PER_BATCH,
     TokenShardWriter,
@@ -30,7 +31,7 @@ from tests.helpers.token_datasets import loaded_keys, ok_keys
 
 CORPUS = "tiny-train"
 
-TOKENIZER = {"fingerprint": "f", "sha256": "s"}
+TOKENIZER = TokenizerIdentity("f", "s")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dualtoken.model.vision.transform import normalize
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.teacher import TrainedTeacher
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.runtime.step_settings import teacher_settings
+from dualtoken.pipelines.runtime.stage_settings import teacher_settings
 from dualtoken.pipelines.training.teacher import check_teacher
 
 import open_clip  # isort: skip  (after model.teacher.teacher, which makes it importable)

@@ -15,7 +15,7 @@ from dualtoken.model.training.lpips import Lpips
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.training.train import Batches
+from dualtoken.pipelines.training.train import TrainDataLoader
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
@@ -68,11 +68,11 @@ def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_worker
     job = planned_job(recipe, "train")
 
     alone, first, second = (
-        Batches(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2))
+        TrainDataLoader(job, rank, tmp_path / str(rank)) for rank in (Rank(0, 1), Rank(0, 2), Rank(1, 2))
     )
-    images = alone.make(2).images
-    assert torch.equal(first.make(2).images, images[0::2])
-    assert torch.equal(second.make(2).images, images[1::2])
+    images = alone.load(2).images
+    assert torch.equal(first.load(2).images, images[0::2])
+    assert torch.equal(second.load(2).images, images[1::2])
     picture = Image.linear_gradient("L").rotate(45)
     crops = [alone.crop(picture, step, place) for step, place in ((0, 0), (0, 0), (1, 0), (0, 1))]
     assert [crop == crops[0] for crop in crops] == [True, True, False, False]
@@ -86,8 +86,8 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
         recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
         run_command("targets", recipe, LocalExecutor(), lambda _: None)
         job = planned_job(recipe, "train")
-        batches = Batches(job, Rank(0, 1), tmp_path / precision)
-        batch = batches.make(0)
+        batches = TrainDataLoader(job, Rank(0, 1), tmp_path / precision)
+        batch = batches.load(0)
         said.append(batches.targets(batch, batch.images))
     assert not torch.equal(said[1].dense, said[0].dense)
     torch.testing.assert_close(said[1].dense.float(), said[0].dense, rtol=0.1, atol=0.1)

@@ -12,7 +12,7 @@ from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
-from dualtoken.pipelines.runtime.steps import COMMANDS
+from dualtoken.pipelines.runtime.stages import commands
 from dualtoken.pipelines.workflow.assets import JOB, recipe_definitions
 from dualtoken.pipelines.workflow.run import run_workflow
 from tests.helpers.tiny_run import LoadTiny
@@ -27,7 +27,7 @@ class Unwanted:
 
 def test_every_command_is_an_asset_and_every_corpus_a_partition(load_tiny: LoadTiny, tmp_path: Path) -> None:
     job = recipe_definitions(load_tiny(tmp_path), lambda: nullcontext(Unwanted()), print).resolve_job_def(JOB)
-    assert {key.path[-1] for key in job.asset_layer.executable_asset_keys} == set(COMMANDS)
+    assert {key.path[-1] for key in job.asset_layer.executable_asset_keys} == set(commands())
     assert job.partitions_def is not None
     assert list(job.partitions_def.get_partition_keys()) == ["tiny-train", "tiny-heldout"]
 

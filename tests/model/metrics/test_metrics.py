@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from dualtoken.model.metrics import choice_accuracy, codebook_use, count_codes, psnr, ssim
+from dualtoken.model.metrics import MAX_PSNR, perplexity, psnr
+from dualtoken.model.metrics.codebook import codebook_use, count_codes
+from dualtoken.model.metrics.reconstruction import psnr_per_image, ssim
+from dualtoken.model.metrics.retrieval import choice_accuracy
 
 
 def test_psnr_is_that_of_the_formula_per_image() -> None:
@@ -13,7 +16,7 @@ def test_psnr_is_that_of_the_formula_per_image() -> None:
     images = reference.clone()
     images[0] += 10
     images[1] += 51
-    assert psnr(images, reference).tolist() == pytest.approx(
+    assert psnr_per_image(images, reference).tolist() == pytest.approx(
         [20 * math.log10(25.5), 20 * math.log10(5), math.inf]
     )
 
@@ -67,3 +70,24 @@ def test_choices_are_by_angle_and_not_by_length() -> None:
     candidates = torch.tensor([[[0.1, 0.0], [5.0, 5.0]], [[9.0, 1.0], [0.0, 0.1]]])
     assert choice_accuracy(images, candidates, torch.tensor([0, 1])).item() == 1
     assert choice_accuracy(images, candidates, torch.tensor([1, 1])).item() == 0.5
+
+
+def test_arrays_and_tensors_have_the_same_psnr_but_for_its_bound() -> None:
+    references = torch.randint(
+        0, 256, (5, 3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    images = references.clone()
+    images[:4, :, :12] //= 2
+    by_tensor = psnr_per_image(images, references).tolist()
+    by_array = [
+        psnr(image.numpy(), reference.numpy()) for image, reference in zip(images, references, strict=True)
+    ]
+    assert by_array[:4] == pytest.approx(by_tensor[:4], rel=1e-6)
+    assert (by_array[4], by_tensor[4]) == (MAX_PSNR, math.inf)
+
+
+def test_arrays_and_tensors_have_the_same_perplexity() -> None:
+    counts = torch.randint(0, 9, (4, 300), generator=torch.Generator().manual_seed(0))
+    counts[3] = 0
+    by_array = [perplexity(depth.numpy()) for depth in counts]
+    assert by_array == pytest.approx(codebook_use(counts).perplexity_per_depth.tolist(), rel=1e-12)

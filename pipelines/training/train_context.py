@@ -1,4 +1,8 @@
-"""What the training loop needs of the process it runs in: rank, device, checkpoints, gradient averaging."""
+"""Train context: what the training loop needs of the process it runs in.
+
+That is its rank and device, checkpoints, and the averaging of gradients. `infra/ray_train.py` has the context of a worker
+of Ray Train.
+"""
 
 import shutil
 from collections.abc import Mapping
@@ -9,8 +13,8 @@ from typing import Protocol
 import torch
 
 
-class WorkerRank(Protocol):
-    """Which worker of how many takes its part of each batch."""
+class RankContext(Protocol):
+    """The rank of a worker, which takes its part of each batch."""
 
     @property
     def rank(self) -> int:
@@ -24,19 +28,19 @@ class WorkerRank(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model goes."""
+        """Device of the model."""
         ...
 
 
-class TrainingRun(WorkerRank, Protocol):
-    """What the loop needs to know of the worker that it runs in."""
+class TrainContext(RankContext, Protocol):
+    """A worker that trains."""
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """Open the folder of the last committed checkpoint."""
+        """Open the folder of the last committed checkpoint; None where there is none."""
         ...
 
     def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
-        """Tell of a step that is done; all ranks call it, rank 0 may hand over a checkpoint."""
+        """Report a finished step; all ranks call it, and rank 0 may hand over a checkpoint."""
         ...
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -44,21 +48,23 @@ class TrainingRun(WorkerRank, Protocol):
         ...
 
 
-class OwnRun:
-    """A group of one worker."""
+class SingleProcessContext:
+    """The context of training in this process, without other workers."""
 
-    rank, world_size = 0, 1
+    rank = 0
+    world_size = 1
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        """Keep the last checkpoint in `folder`."""
         self.folder = folder
         self.device = device
 
     def latest_checkpoint(self) -> AbstractContextManager[Path | None]:
-        """There is none: a run in this process begins anew."""
+        """Open nothing: a run in this process starts anew."""
         return nullcontext(None)
 
     def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
-        """Keep the last checkpoint that is handed over."""
+        """Keep the checkpoint, in place of the last one."""
         assert metrics["learning_rate"] >= 0, f"step {step} has no metrics"
         if checkpoint_dir is not None:
             shutil.copytree(checkpoint_dir, self.folder, dirs_exist_ok=True)

@@ -1,0 +1,36 @@
+"""A small teacher of our own: its shape and its training, as frozen pydantic models; imports neither torch nor ray."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
+
+
+class TeacherConfig(Config):
+    """Shape of a SigLIP-style image and text model (arXiv 2303.15343)."""
+
+    image_size: PositiveInt
+    """Side of the square input, pixels."""
+    tower: TowerConfig
+    """Shape of the image tower."""
+    text: TextConfig = TextConfig()
+    """Shape of the text transformer."""
+
+
+class TeacherTrainingConfig(TeacherConfig):
+    """A teacher's shape and what decides the steps of its training."""
+
+    steps: PositiveInt = 700
+    """Number of optimiser steps."""
+    batch_size: PositiveInt = 96
+    """Pairs of an image and a text per step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up; the rate then falls along a cosine to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay of matrices and kernels."""
+    seed: int = 0
+    """Seed of fresh weights and of the order of samples."""

@@ -1,0 +1,188 @@
+"""Random access to the samples of a load plan, by their index in the run.
+
+B samples. Everything here is arithmetic and copying on whole batches in NumPy: the loader's speed is decided here.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from dualtoken.pipelines.loader.permutation import FeistelPermutation
+from dualtoken.pipelines.loader.plan import LoadPlan
+from dualtoken.pipelines.loader.quarantine import Mask, Quarantine
+from dualtoken.pipelines.loader.windowed_order import WindowedOrder
+from dualtoken.pipelines.tokens.checked_files import DamagedShardError
+from dualtoken.pipelines.tokens.mapped_shards import Buffers, Rows, Words, copy_rows
+from dualtoken.pipelines.tokens.reader import TokenRows
+
+Values = TypeVar("Values")
+
+
+class SampleLocations(NamedTuple):
+    """Samples of a run, and the rows that they are."""
+
+    samples: Rows
+    """(B,), index of each sample in the run."""
+    sources: Rows
+    """(B,), number of its dataset in the plan."""
+    rows: Rows
+    """(B,), row of that dataset."""
+
+    def select(self, which: Mask | slice) -> "SampleLocations":
+        """Return some of them."""
+        return SampleLocations(self.samples[which], self.sources[which], self.rows[which])
+
+
+class SampleReader:
+    """Reads a plan's samples by their index in the run."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self.plan = plan
+        self.mixture = plan.mixture()
+        self._buffers = Buffers()
+        self._windowed_orders: dict[tuple[int, int], WindowedOrder] = {}
+        """Windowed orders by (source, epoch): the last few, since each holds a table of its shards."""
+        self._quarantine: Quarantine | None = None
+        if plan.on_damage == "quarantine" and plan.damage_ledger:
+            self._quarantine = Quarantine(plan.damage_ledger, plan.datasets)
+
+    # From the index of a sample to its row.
+
+    def locate(self, samples: Rows) -> SampleLocations:
+        """Return which rows the samples are."""
+        assignment = self.mixture.assign(samples)
+        rows = np.empty_like(samples)
+        for source, positions in group_by_source(assignment.sources):
+            rows[positions] = self._rows_of_source(source, assignment.indices[positions])
+        return SampleLocations(samples, assignment.sources, rows)
+
+    def _rows_of_source(self, source: int, indices: Rows) -> Rows:
+        """Return the rows of a source's samples, which are counted on over its epochs."""
+        epochs, positions = np.divmod(indices, len(self.plan.datasets[source]))
+        if not self.plan.shuffle:
+            return positions
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            in_epoch = epochs == epoch
+            order = self._epoch_order(source, epoch)
+            rows[in_epoch] = order(positions[in_epoch])
+        return rows
+
+    def _epoch_order(self, source: int, epoch: int) -> Callable[[Rows], Rows]:
+        """Return the function from positions of a source's epoch to rows."""
+        seed = self.plan.seed
+        window = self.plan.shuffle_shards
+        dataset = self.plan.datasets[source]
+        if window is None:
+            return _permutation(len(dataset), seed, epoch, dataset.fingerprint)
+
+        if (source, epoch) not in self._windowed_orders:
+            if len(self._windowed_orders) >= 2 * len(self.plan.datasets):
+                oldest = next(iter(self._windowed_orders))
+                del self._windowed_orders[oldest]
+            order = WindowedOrder(dataset.bounds(), window, seed, epoch, dataset.fingerprint)
+            self._windowed_orders[source, epoch] = order
+        return self._windowed_orders[source, epoch]
+
+    # From rows to what they hold.
+
+    def read(self, locations: SampleLocations) -> TokenRows:
+        """Return keys and codes; raises `DamagedShardError`."""
+        datasets = self.plan.datasets
+        if len(datasets) == 1:
+            column_addresses = datasets[0].addresses(locations.rows)
+        else:
+            names = ("key", *datasets[0].streams)
+            column_addresses = {name: np.empty_like(locations.rows) for name in names}
+            for source, positions in group_by_source(locations.sources):
+                source_addresses = datasets[source].addresses(locations.rows[positions])
+                for name, addresses in source_addresses.items():
+                    column_addresses[name][positions] = addresses
+
+        columns: dict[str, Words] = {}
+        for name, addresses in column_addresses.items():
+            columns[name] = self._buffers.take(len(locations.rows), datasets[0].width(name))
+            copy_rows(addresses, columns[name])
+        return datasets[0].shaped(columns)
+
+    def captions(self, locations: SampleLocations) -> list[str]:
+        """Return captions; raises `DamagedShardError`."""
+        captions = [""] * len(locations.samples)
+        for source, positions in group_by_source(locations.sources):
+            source_captions = self.plan.datasets[source].captions(locations.rows[positions])
+            for position, caption in zip(positions.tolist(), source_captions, strict=True):
+                captions[position] = caption
+        return captions
+
+    # The same under quarantine.
+
+    def read_available(self, locations: SampleLocations) -> tuple[SampleLocations, TokenRows]:
+        """Read as `read`; under quarantine, samples of damaged shards are left out."""
+        return self._read_available(self.read, locations, captions=False)
+
+    def captions_available(self, locations: SampleLocations) -> tuple[SampleLocations, list[str]]:
+        """Read as `captions`; under quarantine, samples of damaged shards are left out."""
+        return self._read_available(self.captions, locations, captions=True)
+
+    def _read_available(
+        self, read: Callable[[SampleLocations], Values], locations: SampleLocations, *, captions: bool
+    ) -> tuple[SampleLocations, Values]:
+        if self._quarantine is None:
+            return locations, read(locations)
+        while True:
+            is_lost = self._lost(self._quarantine, locations, captions=captions)
+            locations = locations.select(~is_lost)
+            try:
+                return locations, read(locations)
+            except DamagedShardError as error:
+                # Each try finds one damaged shard at least, so this ends.
+                self._quarantine.add(error, captions=captions)
+
+    def captions_or_stop(self, locations: SampleLocations) -> list[str]:
+        """Read as `captions`; under quarantine, a damaged shard is recorded in the ledger.
+
+        Raises `DamagedShardError` in either case.
+        """
+        try:
+            return self.captions(locations)
+        except DamagedShardError as error:
+            if self._quarantine:
+                self._quarantine.add(error, captions=True)
+                error.add_note(
+                    f"{self._quarantine.ledger} names it now: repair it and take the line out, or go on without "
+                    "it from the last state. "
+                    "The captions' lengths decide the sequences of all ranks, which must be the same ones."
+                )
+            raise
+
+    def captions_lost_at_start(self, locations: SampleLocations) -> Mask:
+        """Return which captions the ledger named as lost when the run began.
+
+        The answer is the same on all ranks that began together.
+        """
+        if self._quarantine is None:
+            return np.zeros(len(locations.samples), bool)
+        return self._lost(self._quarantine, locations, captions=True, at_start=True)
+
+    def _lost(
+        self, quarantine: Quarantine, locations: SampleLocations, *, captions: bool, at_start: bool = False
+    ) -> Mask:
+        is_lost = np.zeros(len(locations.samples), bool)
+        for source, positions in group_by_source(locations.sources):
+            dataset = self.plan.datasets[source]
+            rows = locations.rows[positions]
+            is_lost[positions] = quarantine.lost(dataset, rows, captions=captions, at_start=at_start)
+        return is_lost
+
+
+def group_by_source(sources: Rows) -> Iterator[tuple[int, Rows]]:
+    """Yield each source with the positions at which it stands in `sources`."""
+    for source in np.unique(sources).tolist():
+        yield source, np.flatnonzero(sources == source)
+
+
+@lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, epoch: int, name: str) -> FeistelPermutation:
+    return FeistelPermutation(size, seed, epoch, name)

@@ -1,0 +1,372 @@
+"""The catalogue of stages: the declaration of each, in the order that a run takes them.
+
+A further stage is declared by `declare`, in a module that `DUALTOKEN_STAGES` names where its stages are to be known to
+the commands and to submitted jobs. Imports neither torch nor Ray.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource, UrlsSource
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.config.resources import (
+    encoding_worker,
+    inference_worker,
+    teacher_training,
+    tokenizer_training,
+)
+from dualtoken.pipelines.core.stage import Unit, input_name
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.url_table import source_identity
+from dualtoken.pipelines.runtime.stage import (
+    Budget,
+    Inputs,
+    Manifests,
+    SharedFiles,
+    Stage,
+    single_unit,
+    source_units,
+    units_of,
+)
+from dualtoken.pipelines.runtime.stage_settings import (
+    caption_source,
+    score_settings,
+    teacher_settings,
+    token_settings,
+    train_settings,
+)
+from dualtoken.pipelines.tokens.captions import require_caption_source, require_same_samples
+from dualtoken.pipelines.tokens.finish import finish_tokens
+
+MODULES_VARIABLE = "DUALTOKEN_STAGES"
+"""Environment variable with modules that declare further stages, separated by commas."""
+
+_STAGES: dict[str, Stage] = {}
+
+
+def declare(stage: Stage) -> Stage:
+    """Add a stage to the catalogue, after those that are there; raises ValueError for a name that is taken."""
+    if stage.name in _STAGES:
+        raise ValueError(f"the stage {stage.name} is declared already")
+    _STAGES[stage.name] = stage
+    return stage
+
+
+@cache
+def _import_further_modules() -> None:
+    """Import the modules that `DUALTOKEN_STAGES` names, at the first look into the catalogue: they import this one."""
+    for module in os.environ.get(MODULES_VARIABLE, "").split(","):
+        if module.strip():
+            _import_module(module.strip())
+
+
+def _import_module(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{MODULES_VARIABLE}={module} cannot be imported: {error}") from error
+
+
+def stages() -> list[Stage]:
+    """Return the stages in the order that a run takes them; those that read all others come last."""
+    _import_further_modules()
+    return sorted(_STAGES.values(), key=lambda stage: stage.reads_all)
+
+
+def get_stage(name: str) -> Stage:
+    """Return a stage by name; raises `UserError` for one that is not declared."""
+    _import_further_modules()
+    if name not in _STAGES:
+        known = ", ".join(stage.name for stage in stages())
+        raise UserError(f"no stage {name} is declared ({known}): name its module in {MODULES_VARIABLE}")
+    return _STAGES[name]
+
+
+def position(name: str) -> int:
+    """Return a stage's place in the order that a run takes them."""
+    return stages().index(get_stage(name))
+
+
+def commands() -> dict[str, list[Stage]]:
+    """Return the stages of each command, in the order that a run takes them."""
+    found: dict[str, list[Stage]] = {}
+    for stage in stages():
+        found.setdefault(stage.command or stage.name, []).append(stage)
+    return found
+
+
+def command_of(stage: str) -> str:
+    """Return the command that runs a stage."""
+    return get_stage(stage).command or stage
+
+
+def _source(recipe: Recipe, corpus: str | None) -> ScenesSource | UrlsSource | ShardsSource:
+    assert corpus is not None
+    return recipe.corpora[corpus].source
+
+
+def _scenes_corpora(recipe: Recipe) -> list[str]:
+    return [name for name in recipe.corpora if isinstance(_source(recipe, name), ScenesSource)]
+
+
+def _scenes_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
+    source = _source(recipe, corpus).identity()
+    return {"source": source, "rows_per_shard": recipe.download.rows_per_shard}
+
+
+def _units_of_source(recipe: Recipe, corpus: str | None, _: Manifests) -> list[Unit]:
+    return source_units(recipe, corpus)
+
+
+def _download_reads(recipe: Recipe, corpus: str | None) -> Inputs:
+    if isinstance(_source(recipe, corpus), ScenesSource):
+        return [("scenes", corpus)]
+    return []
+
+
+def _download_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
+    return {"source": source_identity(recipe, corpus or ""), "download": recipe.download.identity()}
+
+
+def _image_bytes(recipe: Recipe) -> float:
+    bytes_per_pixel = {"png": 2.0, "jpg": 0.4, "webp": 0.25}[recipe.download.encode_format]
+    return recipe.download.image_size**2 * bytes_per_pixel
+
+
+def _of_training_corpora(recipe: Recipe, *names: str) -> Inputs:
+    return [(name, corpus) for corpus in recipe.training_corpora for name in names]
+
+
+def _teacher_reads(recipe: Recipe, _: str | None) -> Inputs:
+    if recipe.teacher.kind == "train":
+        return _of_training_corpora(recipe, "download")
+    return []
+
+
+def _whole_corpus(_: Recipe, corpus: str | None, manifests: Manifests) -> list[Unit]:
+    scored = manifests[input_name("score", corpus)]
+    return [Unit("all", sum(scored.units.values()))]
+
+
+def _expected_whole_corpus(recipe: Recipe, corpus: str | None) -> list[Unit]:
+    return [Unit("all", sum(unit.rows for unit in source_units(recipe, corpus)))]
+
+
+def _filter_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    return {"rules": [rule.identity() for rule in recipe.filter.rules]}
+
+
+def _target_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    tokenizer = recipe.tokenizer
+    return {
+        **recipe.targets.identity(),
+        "block": tokenizer.semantic_block,
+        "image_size": tokenizer.image_size,
+    }
+
+
+def _target_bytes(recipe: Recipe) -> float:
+    config = recipe.tokenizer
+    pooled_and_embeddings = 3 * config.tower.width * 4 + 20
+    if not recipe.targets.dense:
+        return pooled_and_embeddings
+    return config.grid_size**2 * config.tower.width * 2 + pooled_and_embeddings
+
+
+def _target_budget(recipe: Recipe) -> Budget | None:
+    if not recipe.targets.dense:
+        return None
+    fix = "or set targets.dense=false, and training runs the teacher itself"
+    return Budget(recipe.targets.dense_budget_gb, "targets.dense_budget_gb", fix)
+
+
+def _train_reads(recipe: Recipe, _: str | None) -> Inputs:
+    return [*_of_training_corpora(recipe, "download", "filter", "targets"), ("teacher", None)]
+
+
+def _token_bytes(recipe: Recipe) -> float:
+    config = recipe.tokenizer
+    codes = config.grid_size**2 * config.pixel.depth * 2
+    return (codes * 2 + 16) * recipe.pretokenize.num_variants
+
+
+def _require_same_crops(folder: Store, corpus: str | None, settings: Mapping[str, Any]) -> None:
+    require_caption_source(folder, corpus, settings.get("crops"))
+
+
+def _every_other_stage(recipe: Recipe, _: str | None) -> Inputs:
+    others = [stage for stage in stages() if not stage.reads_all]
+    once: Inputs = [(stage.name, None) for stage in others if not stage.per_corpus]
+    for stage in others:
+        if stage.per_corpus:
+            once += [(stage.name, corpus) for corpus in stage.runs_on(recipe)]
+    return once
+
+
+def _report_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "report": recipe.report.identity(),
+        "heldout": recipe.heldout.identity(),
+    }
+
+
+declare(
+    Stage(
+        name="scenes",
+        version=1,
+        folder="{corpus}/scenes",
+        worker="dualtoken.pipelines.images.scenes:Worker",
+        reads=lambda _recipe, _corpus: [],
+        settings=_scenes_settings,
+        units=_units_of_source,
+        corpora=_scenes_corpora,
+        row_bytes=lambda _recipe: 9000,
+        shown_corpora=lambda _recipe, _corpus: (),  # a source stays as it is
+        passed_on="Generated",
+        help="Make the embedded corpus of synthetic scenes, for recipes that name it.",
+    )
+)
+declare(
+    Stage(
+        name="download",
+        version=1,
+        folder="{corpus}/shards",
+        worker="dualtoken.pipelines.images.download:Worker",
+        reads=_download_reads,
+        settings=_download_settings,
+        units=_units_of_source,
+        row_bytes=_image_bytes,
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:image_shards",
+        names_folders=("corpora.{corpus}.source.folder",),
+        passed_on="Downloaded",
+        help="URL tables to image shards, with a ledger row per input row.",
+    )
+)
+declare(
+    Stage(
+        name="teacher",
+        version=1,
+        folder="models/teacher",
+        worker="dualtoken.pipelines.training.teacher:Worker",
+        reads=_teacher_reads,
+        settings=teacher_settings,
+        units=single_unit("model"),
+        resources=teacher_training,
+        per_corpus=False,
+        names_folders=("teacher.folder",),
+        trains="Teacher",
+        help="Train, fetch or adopt the language-aligned teacher.",
+    )
+)
+declare(
+    Stage(
+        name="score",
+        version=1,
+        folder="{corpus}/scores",
+        worker="dualtoken.pipelines.curation.score:Worker",
+        command="filter",
+        reads=lambda _recipe, corpus: [("download", corpus), ("teacher", None)],
+        settings=score_settings,
+        units=units_of("download"),
+        resources=inference_worker,
+        row_bytes=lambda _recipe: 90,
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:parquet_rows",
+        passed_on="Decodable",
+        help="Score every sample.",
+    )
+)
+declare(
+    Stage(
+        name="filter",
+        version=1,
+        folder="{corpus}/decision",
+        worker="dualtoken.pipelines.curation.filter:Worker",
+        reads=lambda _recipe, corpus: [("score", corpus)],
+        settings=_filter_settings,
+        units=_whole_corpus,
+        expected_units=_expected_whole_corpus,
+        row_bytes=lambda _recipe: 30,
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:decisions",
+        passed_on="Kept",
+        help="Score every sample, then decide by the recipe's rules.",
+    )
+)
+declare(
+    Stage(
+        name="targets",
+        version=1,
+        folder="{corpus}/targets",
+        worker="dualtoken.pipelines.training.targets:Worker",
+        reads=lambda _recipe, corpus: [("download", corpus), ("filter", corpus), ("teacher", None)],
+        settings=_target_settings,
+        units=units_of("filter"),
+        resources=inference_worker,
+        row_bytes=_target_bytes,
+        budget=_target_budget,
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:arrow_rows",
+        help="Compute what the teacher says of each kept sample.",
+    )
+)
+declare(
+    Stage(
+        name="train",
+        version=1,
+        folder="models/tokenizer",
+        worker="dualtoken.pipelines.training.train:Worker",
+        engine="ray_train",
+        reads=_train_reads,
+        settings=train_settings,
+        units=single_unit("model"),
+        resources=tokenizer_training,
+        per_corpus=False,
+        names_folders=("train.start_from",),
+        trains="Tokenizer",
+        help="Train the dual tokenizer.",
+    )
+)
+declare(
+    Stage(
+        name="pretokenize",
+        version=1,
+        folder="{corpus}/tokens",
+        worker="dualtoken.pipelines.tokens.pretokenize:Worker",
+        reads=lambda _recipe, corpus: [
+            ("download", corpus),
+            ("score", corpus),
+            ("filter", corpus),
+            ("train", None),
+        ],
+        settings=token_settings,
+        shared_files=SharedFiles(caption_source, _require_same_crops, require_same_samples),
+        units=units_of("filter"),
+        resources=encoding_worker,
+        row_bytes=_token_bytes,
+        finish=finish_tokens,
+        rewrite="dualtoken.pipelines.maintenance.forget_rewrite:token_shards",
+        deep_verify="dualtoken.pipelines.maintenance.deep_verify:TOKEN_CHECKS",
+        passed_on="Tokens",
+        help="Turn corpora into token shards, index and manifest.",
+    )
+)
+declare(
+    Stage(
+        name="report",
+        version=1,
+        folder="reports",
+        worker="dualtoken.pipelines.evaluation.report:Worker",
+        reads=_every_other_stage,
+        reads_all=True,
+        settings=_report_settings,
+        units=single_unit("report"),
+        resources=inference_worker,
+        per_corpus=False,
+        shown_corpora=lambda recipe, _corpus: tuple(recipe.corpora),
+        page="report.html",
+        help="Make one HTML page of the whole run.",
+    )
+)
