@@ -8,6 +8,7 @@ changes most of the later ones.
 import sys
 
 import torch
+from PIL import Image
 
 from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
 from dualtoken.model.tokenizer.dual_tokenizer import Codes, DualTokenizer
@@ -19,20 +20,39 @@ def encode(
 ) -> Codes:
     """Return the codes of images on the CPU, computed where the tokenizer is."""
     device = next(tokenizer.parameters()).device
+    pixel: list[torch.Tensor] = []
+    semantic: list[torch.Tensor] = []
     with tower_precision(device, precision):
-        parts = [tokenizer.encode(batch.to(device)) for batch in images.split(batch_size)]
-    return Codes(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in Codes._fields))
+        for batch in images.split(batch_size):
+            codes = tokenizer.encode(batch.to(device))
+            pixel.append(codes.pixel.cpu())
+            semantic.append(codes.semantic.cpu())
+    return Codes(pixel=torch.cat(pixel), semantic=torch.cat(semantic))
 
 
 def row(name: str, codes: Codes, reference: Codes) -> str:
-    """Return a line of the table: semantic depths, then pixel depths, in percent."""
-    shares = [
-        (ours == theirs).double().flatten(0, 2).mean(dim=0)
-        for ours, theirs in zip(codes, reference, strict=True)
-    ]
-    return f"{name:24}" + " |".join(
-        "".join(f"{100 * share:7.2f}" for share in stream.tolist()) for stream in shares
-    )
+    """Return a line of the table: the streams in the order of `Codes`, with a percentage for each depth."""
+    streams = [agreeing_percent(found, expected) for found, expected in zip(codes, reference, strict=True)]
+    return f"{name:24}" + " |".join(streams)
+
+
+def agreeing_percent(codes: torch.Tensor, reference: torch.Tensor) -> str:
+    """Return how many codes of (B, H, W, D) agree, for each depth in percent."""
+    shares = (codes == reference).double().flatten(0, 2).mean(dim=0)
+    return "".join(f"{100 * share:7.2f}" for share in shares.tolist())
+
+
+def open_all(paths: list[str]) -> list[Image.Image]:
+    """Open images; say on standard error which cannot be opened."""
+    opened: list[Image.Image] = []
+    for found in find_images(paths):
+        try:
+            if isinstance(found, ImageFileError):
+                raise found
+            opened.append(open_image(found))
+        except ImageFileError as problem:
+            print(problem, file=sys.stderr)
+    return opened
 
 
 def main(arguments: list[str]) -> int:
@@ -40,14 +60,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) < 2:
         print("usage: python -m benchmarks.agreement MODEL IMAGE...", file=sys.stderr)
         return 2
-    tokenizer, pictures = DualTokenizer.from_pretrained(arguments[0]), []
-    for found in find_images(arguments[1:]):
-        try:
-            if isinstance(found, ImageFileError):
-                raise found
-            pictures.append(open_image(found))
-        except ImageFileError as problem:
-            print(problem, file=sys.stderr)
+    tokenizer = DualTokenizer.from_pretrained(arguments[0])
+    pictures = open_all(arguments[1:])
     if not pictures:
         return 2
     images = tokenizer.transform(pictures)

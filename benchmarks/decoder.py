@@ -4,7 +4,6 @@ Both are PyTorch's convolutions in one process, taking turns; a number is a medi
 """
 
 import argparse
-import datetime as dt
 import statistics
 from collections.abc import Callable
 
@@ -13,36 +12,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import hardware, seconds
+from benchmarks.models import default_device, hardware, seconds_in_turn, today
 from dualtoken.model.config.tokenizer import DecoderConfig
 from dualtoken.model.precision import forbid_tf32
-from dualtoken.model.tokenizer import decoder as decoders
+from dualtoken.model.tokenizer import decoder as decoder_module
 from dualtoken.model.tokenizer.upsample import upsample_conv
 
 SHAPES = ((64, 16, 32), (64, 32, 16), (64, 64, 8), (4, 128, 96), (1, 512, 48), (1, 1024, 24))
 """Images, channels and side; the first three are of a 64-pixel decoder, the others of the paper's."""
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Function of a grid, a weight and a bias."""
 
 
 def directly(grid: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve the doubled grid."""
-    return F.conv2d(F.interpolate(grid, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    doubled = F.interpolate(grid, scale_factor=2.0, mode="nearest")
+    return F.conv2d(doubled, weight, bias, padding=1)
 
 
 FORMS: dict[str, Form] = {"phases": upsample_conv, "direct": directly}
 
 
 def count() -> dict[str, float]:
-    """Return GFLOP of a forward and backward pass of the paper's decoder, per image."""
+    """Return GFLOP of a forward and backward pass of the paper's decoder, per image, by form."""
     with torch.device("meta"):
-        decoder, latent = decoders.Decoder(DecoderConfig()), torch.empty(1, 1024, 24, 24, requires_grad=True)
-    gflop = {}
+        decoder = decoder_module.Decoder(DecoderConfig())
+        latent = torch.empty(1, 1024, 24, 24, requires_grad=True)
+    gflop: dict[str, float] = {}
     for name, form in FORMS.items():
-        decoders.upsample_conv = form
+        decoder_module.upsample_conv = form
         with FlopCounterMode(display=False) as counter:
             decoder(latent).sum().backward()
         gflop[name] = counter.get_total_flops() / 1e9
-    decoders.upsample_conv = upsample_conv
+    decoder_module.upsample_conv = upsample_conv
     return gflop
 
 
@@ -50,43 +52,42 @@ def compare(shape: tuple[int, int, int], device: torch.device, rounds: int) -> s
     """Return a row: milliseconds forward, and forward and backward, of both forms."""
     images, channels, side = shape
     torch.manual_seed(0)
-    grid, weight = (
-        torch.randn(*size, device=device, requires_grad=True)
-        for size in ((images, channels, side, side), (channels, channels, 3, 3))
-    )
+    grid = torch.randn(images, channels, side, side, device=device, requires_grad=True)
+    weight = torch.randn(channels, channels, 3, 3, device=device, requires_grad=True)
     bias = torch.randn(channels, device=device, requires_grad=True)
-    taken: dict[tuple[str, str], list[float]] = {}
-    for _ in range(rounds + 1):
-        for name, form in FORMS.items():
-            with torch.no_grad():
-                taken.setdefault((name, "forward"), []).append(
-                    seconds(lambda form=form: form(grid, weight, bias), device)
-                )
-            taken.setdefault((name, "both"), []).append(
-                seconds(lambda form=form: form(grid, weight, bias).sum().backward(), device)
-            )
-    middle = {key: 1e3 * statistics.median(times[1:]) for key, times in taken.items()}
-    cells = [f"{images} x {channels} x {side} x {side}"]
-    for pass_ in ("forward", "both"):
-        ours, theirs = middle["phases", pass_], middle["direct", pass_]
-        cells.append(f"{ours:9.1f}{theirs:9.1f}{theirs / ours:7.2f}x")
-    return f"{cells[0]:>20}{cells[1]}{cells[2]}"
+    runs: dict[str, Callable[[], object]] = {}
+    for name, form in FORMS.items():
+        runs[f"{name}, forward"] = _forward(form, grid, weight, bias)
+        runs[f"{name}, both"] = _forward_and_backward(form, grid, weight, bias)
+    times = seconds_in_turn(runs, device, rounds)
+    row = f"{f'{images} x {channels} x {side} x {side}':>20}"
+    for passes in ("forward", "both"):
+        by_phases = 1e3 * statistics.median(times[f"phases, {passes}"])
+        direct = 1e3 * statistics.median(times[f"direct, {passes}"])
+        row += f"{by_phases:9.1f}{direct:9.1f}{direct / by_phases:7.2f}x"
+    return row
+
+
+def _forward(form: Form, grid: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], object]:
+    return torch.no_grad()(lambda: form(grid, weight, bias))
+
+
+def _forward_and_backward(form: Form, grid: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], object]:
+    return lambda: form(grid, weight, bias).sum().backward()
 
 
 def main() -> None:
     """Count, then measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    gflop, device = count(), torch.device(arguments.device)
+    device = torch.device(arguments.device)
+    gflop = count()
     forbid_tf32()
-    print(
-        f"the paper's decoder, forward and backward: {gflop['direct']:.0f} GFLOP an image directly, {gflop['phases']:.0f} by phases"
-    )
-    print(
-        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, float32; ms by phases, directly, ratio"
-    )
+    print("the paper's decoder, forward and backward: ", end="")
+    print(f"{gflop['direct']:.0f} GFLOP an image directly, {gflop['phases']:.0f} by phases")
+    print(f"{today()}, {hardware(device)}, float32; ms by phases, directly, ratio")
     print(f"{'':20}{'forward':>26}{'with backward':>26}")
     for shape in SHAPES:
         print(compare(shape, device, arguments.rounds))

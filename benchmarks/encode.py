@@ -5,15 +5,14 @@ Floating-point operations, code searches included, are counted without running a
 """
 
 import argparse
-import datetime as dt
 import resource
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import PAPER_384, SMALL_192, hardware, seconds
+from benchmarks.models import PAPER_384, SMALL_192, default_device, hardware, seconds_in_turn, today
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.precision import forbid_tf32
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -22,13 +21,14 @@ MODELS = {"paper": PAPER_384, "small": SMALL_192}
 
 
 def count(config: TokenizerConfig) -> dict[str, float]:
-    """Return GFLOP an image of encoding and of a full forward, without running them: matrix products, convolutions, code searches."""
+    """Return GFLOP an image of encoding and of a full forward, without running them.
+
+    Counted are matrix products, convolutions and code searches.
+    """
     with torch.device("meta"):
-        tokenizer, images = (
-            DualTokenizer(config).eval().requires_grad_(False),
-            torch.empty(1, 3, config.image_size, config.image_size),
-        )
-    gflop = {}
+        tokenizer = DualTokenizer(config).eval().requires_grad_(False)
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+    gflop: dict[str, float] = {}
     for name, run in {"encode": tokenizer.encode, "full": tokenizer}.items():
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=SEARCHES) as counter:
             run(images)
@@ -37,9 +37,14 @@ def count(config: TokenizerConfig) -> dict[str, float]:
 
 
 def _residual_flop(vectors: Sequence[int], codes: Sequence[int], depth: int, beam: int, **_: object) -> int:
-    """Return the operations of each depth's products of all codes with the sums kept: one at first, at most a beam after."""
-    (streams, num_vectors, width), num_codes = vectors, codes[2]
-    kept, searched = 1, 0
+    """Return the operations of a residual search, from the shapes of its arguments.
+
+    Each depth takes the product of all codes with every sum that is kept: one sum at first, at most a beam of them after.
+    """
+    streams, num_vectors, width = vectors
+    num_codes = codes[2]
+    kept = 1
+    searched = 0
     for _depth in range(depth):
         searched += kept
         kept = min(beam, kept * min(beam, num_codes))
@@ -47,13 +52,13 @@ def _residual_flop(vectors: Sequence[int], codes: Sequence[int], depth: int, bea
 
 
 def _part_flop(vectors: Sequence[int], codes: Sequence[int], **_: object) -> int:
-    """Return the operations of the products of each part's vectors with its codes."""
+    """Return the operations of a search in parts: the products of each part's vectors with its codes."""
     parts, num_vectors, width = vectors
     return 2 * parts * num_vectors * codes[1] * width
 
 
 SEARCHES = {torch.ops.dualtoken.residual_codes: _residual_flop, torch.ops.dualtoken.part_codes: _part_flop}
-"""What the counter is told of the operators that search for codes; scalar quantisers have none."""
+"""Operation counts of the operators that search for codes, for the counter; scalar quantisers have no search."""
 
 
 def measure(config: TokenizerConfig, device: torch.device, batch_size: int, rounds: int) -> None:
@@ -61,34 +66,32 @@ def measure(config: TokenizerConfig, device: torch.device, batch_size: int, roun
     torch.manual_seed(0)
     tokenizer = DualTokenizer(config).eval().to(device)
     images = torch.rand(batch_size, 3, config.image_size, config.image_size, device=device) * 2 - 1
-    work = {"encode": lambda: tokenizer.encode(images), "full": lambda: tokenizer(images)}
-    taken: dict[str, list[float]] = {name: [] for name in work}
+    runs: dict[str, Callable[[], object]] = {
+        "encode": lambda: tokenizer.encode(images),
+        "full": lambda: tokenizer(images),
+    }
     peaks: dict[str, float] = {}
     with torch.no_grad():
-        for name, run in work.items():  # once each before they are timed; encoding first, for its peak
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            run()
-            peaks[name] = _peak(device)
-        for _ in range(rounds):
-            for name, run in work.items():
-                taken[name].append(seconds(run, device))
-    print(
-        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}, {config.image_size} px, batch {batch_size}, float32"
-    )
+        # Encoding first: the process's peak only grows. These calls warm up, too.
+        for name, run in runs.items():
+            peaks[name] = _peak_of(run, device)
+        times = seconds_in_turn(runs, device, rounds, warm_up=False)
+    print(f"{today()}, {hardware(device)}, {config.image_size} px, batch {batch_size}, float32")
     print(f"{'':8}{'images/s':>10}{'peak MB':>10}")
-    for name, times in taken.items():
-        print(f"{name:8}{batch_size / statistics.median(times):10.2f}{peaks[name]:10.0f}")
-    ratios = [full / encode for encode, full in zip(taken["encode"], taken["full"], strict=True)]
-    print(
-        f"a full forward takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
+    for name, taken in times.items():
+        print(f"{name:8}{batch_size / statistics.median(taken):10.2f}{peaks[name]:10.0f}")
+    ratios = [full / encode for encode, full in zip(times["encode"], times["full"], strict=True)]
+    print(f"a full forward takes {statistics.median(ratios):.2f} times as long ", end="")
+    print(f"({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def _peak(device: torch.device) -> float:
-    """Return the most memory so far, MB: of the GPU since it was reset, else of the process."""
+def _peak_of(run: Callable[[], object], device: torch.device) -> float:
+    """Call; return the most memory of a GPU meanwhile, or of the process until then, MB."""
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
         return torch.cuda.max_memory_allocated(device) / 1e6
+    run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -96,18 +99,19 @@ def main() -> None:
     """Count, then measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, help="which to time: paper on a GPU, small on a CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     for name, config in MODELS.items():
         gflop = count(config)
-        print(
-            f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, {gflop['full'] / gflop['encode']:.2f} times"
-        )
+        print(f"{name}: encode {gflop['encode']:.1f} GFLOP an image, full {gflop['full']:.1f}, ", end="")
+        print(f"{gflop['full'] / gflop['encode']:.2f} times")
     device = torch.device(arguments.device)
     forbid_tf32()
-    model = arguments.model or ("paper" if device.type == "cuda" else "small")
+    model = arguments.model
+    if model is None:
+        model = "paper" if device.type == "cuda" else "small"
     measure(MODELS[model], device, arguments.batch_size, arguments.rounds)
 
 

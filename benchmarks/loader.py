@@ -11,6 +11,7 @@ Then: seconds to resume at a random point, of few shards and of 1,024, and the s
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks import loader_peers
-from benchmarks.loader_data import captioned, write_codes, write_dataset, write_links
+from benchmarks.loader_data import write_captioned, write_codes, write_dataset, write_links
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
@@ -33,9 +35,12 @@ from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
 MODES = ("sequential", "shuffled")
+CLOCKS = ("cpu", "wall")
 BATCH = loader_peers.BATCH
-MANY = 1024
-"""Shards of the larger dataset that a run is resumed on: a batch shuffled over them is of about as many as it has rows."""
+NUM_SHARDS = 1024
+"""Shards of the larger dataset that a run is resumed on: a shuffled batch has rows of nearly as many shards as it has rows."""
+PACKINGS = ((16, 4096), (16, 8192), (27, 16_384), (27, 32_768))
+"""Sides of an image's grid and capacities of a sequence that are packed."""
 
 
 def main() -> None:
@@ -49,44 +54,38 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=12_288)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0, help="that all run on")
+    parser.add_argument("--peers-python", help="of an environment with the peers that this one lacks")
     parser.add_argument(
-        "--peers-python", default=None, help="of an environment with the peers that this one lacks"
+        "--folder", type=Path, help="for the data of all contestants, about 25 kB a row and peer; kept"
     )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=None,
-        help="for the data of all contestants, about 25 kB a row and peer; kept",
-    )
-    given = parser.parse_args()
-    os.sched_setaffinity(0, {given.core})
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {arguments.core})
     torch.set_num_threads(1)
-    with contextlib.ExitStack() as stack:
-        folder = given.folder or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-benchmark-"))
-        )
-        expected = write_codes(folder, given.rows)
-        write_dataset(folder, given.rows)
-        compare(folder, given.rounds, given.peers_python, (given.rows, expected), stack)
+    with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        check_sum = write_codes(folder, arguments.rows)
+        write_dataset(folder, arguments.rows)
+        expected = {"samples": arguments.rows, "total": check_sum}
+        compare(folder, arguments.rounds, arguments.peers_python, expected)
         resume(folder)
         packing(folder)
 
 
 def ours(folder: Path) -> loader_peers.Epoch:
-    """Read our own format, checksums looked at on first touch."""
+    """Read our own format; checksums are checked when a shard is first touched."""
     dataset = TokenDataset(str(folder / "ours"))
 
     def epoch(shuffled: bool) -> loader_peers.Batches:
         for batch in TokenLoader(LoadPlan(datasets=(dataset,), shuffle=shuffled), BATCH):
             assert batch.semantic is not None
             assert batch.pixel is not None
-            yield _Both(batch.semantic.numpy(), batch.pixel.numpy())
+            yield _TwoStreams(batch.semantic.numpy(), batch.pixel.numpy())
 
     return epoch
 
 
-class _Both:
-    """Two streams as the peers' one array, as far as the count of samples and the check need it."""
+class _TwoStreams:
+    """Two arrays that can be indexed like the peers' one, as far as the count of samples and the check sum need it."""
 
     def __init__(self, *streams: Any) -> None:  # noqa: ANN401
         self.streams = [stream.reshape(-1, *loader_peers.SHAPE[1:]) for stream in streams]
@@ -94,73 +93,87 @@ class _Both:
     def __len__(self) -> int:
         return len(self.streams[0])
 
-    def __getitem__(self, at: tuple[Any, ...]) -> Any:  # noqa: ANN401
-        rows, stream, *rest = at
+    def __getitem__(self, index: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        rows, stream, *rest = index
         return self.streams[stream][(rows, *rest)]
 
 
-def compare(
-    folder: Path,
-    rounds: int,
-    peers_python: str | None,
-    expected: tuple[int, int],
-    stack: contextlib.ExitStack,
-) -> None:
-    """Time all contestants, and print medians and ratios."""
-    running = {
-        "ours": stack.enter_context(Contestant([sys.executable, "-m", "benchmarks.loader"], "ours", folder))
-    }
-    for name in loader_peers.PEERS:
-        pythons = [
-            python
-            for python in (sys.executable, peers_python)
-            if python and _has(python, name.partition("_")[0])
-        ]
-        if not pythons:
-            print(f"{name}: left out, neither this Python nor --peers-python has it")
-            continue
-        running[name] = stack.enter_context(
-            Contestant([pythons[0], "-P", loader_peers.__file__], name, folder)
-        )
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for number in range(rounds + 1):  # the first one warms up
+def compare(folder: Path, rounds: int, peers_python: str | None, expected: dict[str, int]) -> None:
+    """Time all contestants, and print medians and ratios; `expected` are the samples and check sum of an epoch."""
+    with contextlib.ExitStack() as stack:
+        contestants: dict[str, Contestant] = {}
+        for name, command in _commands(peers_python).items():
+            contestants[name] = stack.enter_context(Contestant(command, name, folder))
+        rates = _measure(contestants, rounds, expected)
+    print(f"{expected['samples']} samples of 729 x 8 x 2 codes, batches of {BATCH}, one core, warm, ", end="")
+    print(f"{rounds} rounds; samples a second, medians")
+    header = f"{'':12}"
+    for mode, clock in itertools.product(MODES, CLOCKS):
+        header += f"{f'{mode}, {clock}':>20}"
+    print(header + f"{'ours is, by cpu':>24}")
+    for name in contestants:
+        line = f"{name:12}"
+        for mode, clock in itertools.product(MODES, CLOCKS):
+            line += f"{rates[name, mode, clock]:20,.0f}"
         for mode in MODES:
-            for name, contestant in running.items():
-                epoch = contestant.epoch(mode)
-                assert (epoch["samples"], epoch["total"]) == expected, (
-                    f"{name} does not give each sample once: {epoch}, {expected}"
-                )
-                if number:
-                    found.setdefault((name, mode), []).append(epoch)
-    print(
-        f"{expected[0]} samples of 729 x 8 x 2 codes, batches of {BATCH}, one core, warm, {rounds} rounds; samples a second, medians"
-    )
-    print(
-        f"{'':12}"
-        + "".join(f"{mode + ', ' + clock:>20}" for mode in MODES for clock in ("cpu", "wall"))
-        + f"{'ours is, by cpu':>24}"
-    )
-    rates = {
-        (name, mode, clock): statistics.median(epoch["samples"] / epoch[clock] for epoch in epochs)
-        for (name, mode), epochs in found.items()
-        for clock in ("cpu", "wall")
-    }
-    for name in running:
-        line = "".join(f"{rates[name, mode, clock]:20,.0f}" for mode in MODES for clock in ("cpu", "wall"))
-        print(
-            f"{name:12}{line}"
-            + "".join(f"{rates['ours', mode, 'cpu'] / rates[name, mode, 'cpu']:11.1f} x" for mode in MODES)
-        )
+            line += f"{rates['ours', mode, 'cpu'] / rates[name, mode, 'cpu']:11.1f} x"
+        print(line)
+    _print_ratios_to_best_peer(rates, [name for name in contestants if name in loader_peers.DOCUMENTED])
+
+
+def _commands(peers_python: str | None) -> dict[str, list[str]]:
+    """Return the start of the command of each contestant that a Python has; name those that are left out."""
+    commands = {"ours": [sys.executable, "-m", "benchmarks.loader"]}
+    for name in loader_peers.PEERS:
+        package = name.partition("_")[0]
+        if _has_package(sys.executable, package):
+            commands[name] = [sys.executable, "-P", loader_peers.__file__]
+        elif peers_python and _has_package(peers_python, package):
+            commands[name] = [peers_python, "-P", loader_peers.__file__]
+        else:
+            print(f"{name}: left out, neither this Python nor --peers-python has it")
+    return commands
+
+
+def _has_package(python: str, name: str) -> bool:
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+    return subprocess.run([python, "-c", look], check=False, cwd="/").returncode == 0  # noqa: S603
+
+
+Rates = dict[tuple[str, str, str], float]
+"""Samples a second by contestant, mode and clock."""
+
+
+def _measure(contestants: Mapping[str, "Contestant"], rounds: int, expected: dict[str, int]) -> Rates:
+    """Let the contestants read epochs in turn; return medians. The first round warms up."""
+    measured: dict[tuple[str, str, str], list[float]] = {}
+    for number in range(rounds + 1):
+        for mode, (name, contestant) in itertools.product(MODES, contestants.items()):
+            epoch = contestant.epoch(mode)
+            found = {"samples": epoch["samples"], "total": epoch["total"]}
+            assert found == expected, f"{name} does not give each sample once: {epoch}, {expected}"
+            if number == 0:
+                continue
+            for clock in CLOCKS:
+                rate = epoch["samples"] / epoch[clock]
+                measured.setdefault((name, mode, clock), []).append(rate)
+    return {key: statistics.median(rates) for key, rates in measured.items()}
+
+
+def _print_ratios_to_best_peer(rates: Rates, peers: list[str]) -> None:
+    if not peers:
+        return
     for mode in MODES:
-        peers = [(rates[name, mode, "cpu"], name) for name in running if name in loader_peers.DOCUMENTED]
-        if peers:
-            print(
-                f"{mode}: {rates['ours', mode, 'cpu'] / max(peers)[0]:.1f} times the best peer at its documented best, {max(peers)[1]}"
-            )
+        best = peers[0]
+        for peer in peers:
+            if rates[peer, mode, "cpu"] > rates[best, mode, "cpu"]:
+                best = peer
+        ratio = rates["ours", mode, "cpu"] / rates[best, mode, "cpu"]
+        print(f"{mode}: {ratio:.1f} times the best peer at its documented best, {best}")
 
 
 class Contestant:
-    """A process that reads epochs when told."""
+    """A process that reads an epoch when told."""
 
     def __init__(self, command: list[str], name: str, folder: Path) -> None:
         quiet = {
@@ -198,10 +211,12 @@ class Contestant:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        for line in _pipe(self._process.stdout):  # a peer may print lines of its own
+        """Return the next JSON object that the process prints; a peer may print lines of its own."""
+        for line in _pipe(self._process.stdout):
             with contextlib.suppress(json.JSONDecodeError):
-                if isinstance(found := json.loads(line), dict):
-                    return found
+                answer = json.loads(line)
+                if isinstance(answer, dict):
+                    return answer
         raise RuntimeError(f"{self._name} ended: see {self._log.name}")
 
 
@@ -210,58 +225,66 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def _has(python: str, name: str) -> bool:
-    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
-    return subprocess.run([python, "-c", look], check=False, cwd="/").returncode == 0  # noqa: S603
-
-
 def resume(folder: Path) -> None:
-    """Print the seconds from a state to its first batch, everything opened anew, checksums included, of few shards and of many."""
-    for url in (str(folder / "ours"), write_links(folder, MANY)):
-        random, seconds, num_shards = np.random.default_rng(0), [], 0
-        for _ in range(5):
-            plan = LoadPlan(datasets=(TokenDataset(url),), weights={0: [1]}, seed=1)
-            state = {**TokenLoader(plan, BATCH).state_dict(None), "samples": int(random.integers(10**9))}
-            start = time.perf_counter()
-            dataset = TokenDataset(url)
-            loader = TokenLoader(LoadPlan(datasets=(dataset,), weights={0: [1]}, seed=1), BATCH)
-            loader.load_state_dict(state)
-            next(iter(loader))
-            seconds.append(time.perf_counter() - start)
-            num_shards = len(dataset.shards())
+    """Print the seconds from a state to its first batch, of few shards and of many.
+
+    Everything is opened anew, and checksums are checked.
+    """
+    for url in (str(folder / "ours"), write_links(folder, NUM_SHARDS)):
+        random = np.random.default_rng(0)
+        seconds = [_seconds_to_resume(url, int(random.integers(10**9))) for _ in range(5)]
+        num_shards = len(TokenDataset(url).shards())
         size = (Path(url) / "data/00000.arrow").stat().st_size
         print(
             f"resume at a random one of 10^9 samples of {num_shards:,} shards of {size / 1e6:.0f} MB, "
-            f"in the page cache, checksums of those that the first batch is of included: median {statistics.median(seconds):.3f} s, "
-            f"at most {max(seconds):.3f} s"
+            f"in the page cache, checksums of those that the first batch is of included: "
+            f"median {statistics.median(seconds):.3f} s, at most {max(seconds):.3f} s"
         )
+
+
+def _seconds_to_resume(url: str, samples: int) -> float:
+    """Measure from the state of a run that has read so many samples to its next batch."""
+    plan = LoadPlan(datasets=(TokenDataset(url),), weights={0: [1]}, seed=1)
+    state = {**TokenLoader(plan, BATCH).state_dict(None), "samples": samples}
+    start = time.perf_counter()
+    fresh_plan = LoadPlan(datasets=(TokenDataset(url),), weights={0: [1]}, seed=1)
+    loader = TokenLoader(fresh_plan, BATCH)
+    loader.load_state_dict(state)
+    next(iter(loader))
+    return time.perf_counter() - start
 
 
 def packing(folder: Path) -> None:
     """Print the share of positions used, the packed loader's rate and the time to resume it."""
-    for grid, capacity in ((16, 4096), (16, 8192), (27, 16_384), (27, 32_768)):
-        dataset = TokenDataset(captioned(folder, grid, 8192))
-        load = LoadPlan(datasets=(dataset,), seed=1)
-        markers = Markers(image_start=1, image_end=2, start=3, end=4)
+    for grid, capacity in PACKINGS:
+        dataset = TokenDataset(write_captioned(folder, grid, 8192))
         plan = PackPlan(
-            load=load,
+            load=LoadPlan(datasets=(dataset,), seed=1),
             capacity=capacity,
             tokenize=lambda text: np.frombuffer(text.encode(), np.uint8),
-            markers=markers,
+            markers=Markers(image_start=1, image_end=2, start=3, end=4),
         )
-        used, sequences, state, start = 0, 0, None, time.process_time()
+        num_used = 0
+        num_sequences = 0
+        state = None
+        start = time.process_time()
         for number, batch in enumerate(PackedLoader(plan, 4)):
-            lengths, documents = batch.cu_seqlens.diff(), batch.segments >= 0
-            used, sequences = used + int(lengths[documents].sum()), sequences + len(batch.text)
-            state = PackedLoader(plan, 4).state_dict(batch) if number == 20 else state
-        rate, start = len(dataset) / (time.process_time() - start), time.perf_counter()
+            lengths = batch.cu_seqlens.diff()
+            num_used += int(lengths[batch.segments >= 0].sum())
+            num_sequences += len(batch.text)
+            if number == 20:
+                state = PackedLoader(plan, 4).state_dict(batch)
+        rate = len(dataset) / (time.process_time() - start)
         assert state is not None
+        start = time.perf_counter()
         loader = PackedLoader(plan, 4)
         loader.load_state_dict(state)
         next(iter(loader))
+        seconds = time.perf_counter() - start
+        share = num_used / (num_sequences * capacity)
         print(
-            f"packed, images of {grid * grid} positions, {capacity} a sequence: {used / (sequences * capacity):.2%} of positions used, "
-            f"{rate:,.0f} samples a second by cpu, resumed in {time.perf_counter() - start:.3f} s"
+            f"packed, images of {grid * grid} positions, {capacity} a sequence: {share:.2%} of positions used, "
+            f"{rate:,.0f} samples a second by cpu, resumed in {seconds:.3f} s"
         )
 
 

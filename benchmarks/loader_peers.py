@@ -1,8 +1,8 @@
 """One contestant of `benchmarks/loader.py` in a process of its own: writes its format, then reads epochs as told on standard input.
 
 Run by that command as: PYTHON loader_peers.py NAME FOLDER. Needs numpy and the peer, nothing of ours. FOLDER holds codes.npy, (rows,
-2, 729, 8) of uint16. Answers a JSON line for each line read: `sequential` or `shuffled`. A batch is memory of its own, as training
-needs it (what is only a view of a file is copied). Each peer has one record per sample, raw where its format has a raw type.
+2, 729, 8) of uint16. Each line read, `sequential` or `shuffled`, is answered by a line of JSON. A batch is memory of its own, as
+training needs it (what is only a view of a file is copied). Each peer has one record per sample, raw where its format has a raw type.
 """
 
 import importlib
@@ -19,41 +19,56 @@ from typing import Any
 
 import numpy as np
 
-BATCH, SHARD = 64, 4096
+BATCH = 64
+"""Samples of a batch."""
+SHARD = 4096
+"""Samples of a shard."""
 SHAPE = (2, 729, 8)
+"""Streams, image tokens and depth of a sample."""
 Batches = Iterator[Any]
-"""(B, 2, 729, 8) of uint16."""
+"""Arrays of uint16, (B, 2, 729, 8)."""
 Epoch = Callable[[bool], Batches]
-"""Gives an epoch, shuffled or not."""
+"""Returns the batches of an epoch, shuffled if its argument is true."""
 
 
 def main(make: Callable[[str, Path], Epoch]) -> None:
-    """Serve epochs until standard input ends."""
-    name, folder = sys.argv[1], Path(sys.argv[2])
+    """Serve epochs until standard input ends; `make` returns the epochs of a contestant for a folder."""
+    name = sys.argv[1]
+    folder = Path(sys.argv[2])
     epoch = make(name, folder)
     print(json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:
-        samples, total, cpu, wall = 0, 0, _cpu(), time.perf_counter()
-        for batch in epoch(line.strip() == "shuffled"):
-            samples += len(batch)
-            total += sum(
-                int(np.asarray(corner).sum(dtype=np.int64))
-                for corner in (batch[:, 0, 0, 0], batch[:, 1, -1, -1])
-            )
-        print(
-            json.dumps(
-                {"samples": samples, "total": total, "cpu": _cpu() - cpu, "wall": time.perf_counter() - wall}
-            ),
-            flush=True,
-        )
+        print(json.dumps(_read(epoch(line.strip() == "shuffled"))), flush=True)
 
 
-def _cpu() -> float:
+def _read(batches: Batches) -> dict[str, float]:
+    """Read an epoch; return its samples, a check sum of two corners of each, and the seconds it took."""
+    samples = 0
+    total = 0
+    cpu = _cpu_seconds()
+    wall = time.perf_counter()
+    for batch in batches:
+        samples += len(batch)
+        total += _sum(batch[:, 0, 0, 0]) + _sum(batch[:, 1, -1, -1])
+    return {
+        "samples": samples,
+        "total": total,
+        "cpu": _cpu_seconds() - cpu,
+        "wall": time.perf_counter() - wall,
+    }
+
+
+def _sum(ids: Any) -> int:  # noqa: ANN401
+    return int(np.asarray(ids).sum(dtype=np.int64))
+
+
+def _cpu_seconds() -> float:
     """Return the processor seconds of this process, all its threads, and of its children that ended."""
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        total += usage.ru_utime + usage.ru_stime
+    return total
 
 
 def codes(folder: Path) -> Any:  # noqa: ANN401
@@ -63,14 +78,14 @@ def codes(folder: Path) -> Any:  # noqa: ANN401
 
 def stacked(samples: Iterator[Any]) -> Batches:
     """Stack raw samples into batches."""
-    held = []
+    batch = []
     for sample in samples:
-        held.append(np.frombuffer(sample, np.uint16))
-        if len(held) == BATCH:
-            yield np.stack(held).reshape(-1, *SHAPE)
-            held = []
-    if held:
-        yield np.stack(held).reshape(-1, *SHAPE)
+        batch.append(np.frombuffer(sample, np.uint16))
+        if len(batch) == BATCH:
+            yield np.stack(batch).reshape(-1, *SHAPE)
+            batch = []
+    if batch:
+        yield np.stack(batch).reshape(-1, *SHAPE)
 
 
 def webdataset(folder: Path) -> Epoch:
@@ -87,10 +102,12 @@ def webdataset(folder: Path) -> Epoch:
     shards = sorted(map(str, out.glob("*.tar")))
 
     def epoch(shuffled: bool) -> Batches:
-        dataset: Any = wds.WebDataset(
-            shards, shardshuffle=len(shards) if shuffled else False, empty_check=False
-        )
-        return stacked(sample["codes"] for sample in (dataset.shuffle(1000) if shuffled else dataset))
+        dataset: Any
+        if shuffled:
+            dataset = wds.WebDataset(shards, shardshuffle=len(shards), empty_check=False).shuffle(1000)
+        else:
+            dataset = wds.WebDataset(shards, shardshuffle=False, empty_check=False)
+        return stacked(sample["codes"] for sample in dataset)
 
     return epoch
 
@@ -123,11 +140,14 @@ def streaming(folder: Path) -> Epoch:
 
     out = written(folder / "streaming", write)
     importlib.import_module("streaming.base.util").clean_stale_shared_memory()
-    datasets = {
-        shuffled: mosaic.StreamingDataset(local=str(out), shuffle=shuffled, batch_size=BATCH)
-        for shuffled in (False, True)
-    }
-    return lambda shuffled: stacked(sample["codes"] for sample in datasets[shuffled])
+    in_order = mosaic.StreamingDataset(local=str(out), shuffle=False, batch_size=BATCH)
+    in_random_order = mosaic.StreamingDataset(local=str(out), shuffle=True, batch_size=BATCH)
+
+    def epoch(shuffled: bool) -> Batches:
+        dataset = in_random_order if shuffled else in_order
+        return stacked(sample["codes"] for sample in dataset)
+
+    return epoch
 
 
 def datasets(folder: Path, kind: str = "torch", take: Callable[[Any], Any] = itemgetter("codes")) -> Epoch:
@@ -142,23 +162,30 @@ def datasets(folder: Path, kind: str = "torch", take: Callable[[Any], Any] = ite
         rows.save_to_disk(str(out), max_shard_size="100MB")
 
     out = written(folder / "datasets", write)
-    whole: Any = peer.load_from_disk(str(out)).with_format(kind)
-    orders = {False: whole, True: whole.shuffle(seed=0)}
-    return lambda shuffled: (take(batch).reshape(-1, *SHAPE) for batch in orders[shuffled].iter(BATCH))
+    in_order: Any = peer.load_from_disk(str(out)).with_format(kind)
+    in_random_order = in_order.shuffle(seed=0)
+
+    def epoch(shuffled: bool) -> Batches:
+        dataset = in_random_order if shuffled else in_order
+        for batch in dataset.iter(BATCH):
+            yield take(batch).reshape(-1, *SHAPE)
+
+    return epoch
 
 
 def datasets_arrow(folder: Path) -> Epoch:
     """The same files, read as Arrow tables that are made into arrays by hand: more than its documentation does for training."""
     epoch = datasets(folder, "arrow", lambda table: table["codes"].combine_chunks().flatten().to_numpy())
 
-    def own(shuffled: bool) -> Batches:
-        return (found if found.flags.writeable else found.copy() for found in epoch(shuffled))
+    def epoch_of_own_memory(shuffled: bool) -> Batches:
+        for batch in epoch(shuffled):
+            yield batch if batch.flags.writeable else batch.copy()
 
-    return own
+    return epoch_of_own_memory
 
 
 def written(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder unless it is there whole."""
+    """Write a folder unless it is there, by way of another name, so that only a whole one has its own; return it."""
     part = out.with_name(f"{out.name}.part")
     if not out.exists():
         shutil.rmtree(part, ignore_errors=True)
@@ -183,16 +210,19 @@ def _define_missing_operators() -> None:
     try:
         import torchvision  # noqa: F401, PLC0415
     except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
+        for name in list(sys.modules):
+            if name.partition(".")[0] == "torchvision":
+                del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _held.append(library)
+        _libraries.append(library)
 
 
-_held: list[Any] = []
+_libraries: list[Any] = []
+"""Definitions of operators, which end with their object."""
 DOCUMENTED = {"webdataset": webdataset, "litdata": litdata, "streaming": streaming, "datasets": datasets}
+"""Peers read as their documentation says."""
 PEERS = {**DOCUMENTED, "datasets_arrow": datasets_arrow}
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ while others use it. Then the writer alone, in a process of its own, and its mem
 """
 
 import argparse
-import datetime as dt
-import multiprocessing as mp
+import multiprocessing
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -30,27 +28,34 @@ from dualtoken.pipelines.tokens.shards import TokenShardWriter, token_schema
 
 MEGABYTE = 1e6
 TINY_SHARDS = 12
-"""Of one image, to see what a shard costs beside its rows."""
-WRITER_ROWS, WRITER_BATCH = 4096, 64
-"""A full shard of the paper's 729 positions, in batches as they come from the encoder."""
+"""Number of shards of one image, which show what a shard costs beside its rows."""
+WRITER_ROWS = 4096
+"""Rows of a full shard of the paper's 729 positions."""
+WRITER_BATCH = 64
+"""Rows of a batch as it comes from the encoder."""
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Taken(NamedTuple):
-    """What a piece of work took, seconds."""
+    """Time that a piece of work took, seconds."""
 
     wall: float
     cpu: float
-    """Of the processes that did it, all threads."""
+    """Processor time of the processes that did it, all threads."""
 
 
 def taken(work: Callable[[], float | None]) -> Taken:
-    """Run once and measure; work of other processes says itself what they took."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    others = work()
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu if others is None else others)
+    """Run once and measure; work that other processes do returns their processor time."""
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    cpu_of_others = work()
+    wall_seconds = time.perf_counter() - wall
+    if cpu_of_others is not None:
+        return Taken(wall_seconds, cpu_of_others)
+    return Taken(wall_seconds, time.process_time() - cpu)
 
 
-def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401  (imports torch late)
+def plain_loop(job: StageJob, tokenizer: Any, units: Sequence[Unit]) -> None:  # noqa: ANN401  (imports torch late)
     """Read, decode and encode, one after the other."""
     from dualtoken.pipelines.core.tables import read_table  # noqa: PLC0415
     from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard  # noqa: PLC0415
@@ -62,7 +67,7 @@ def plain_loop(job: StageJob, tokenizer: Any, units: tuple[Unit, ...]) -> None: 
             tokenizer.encode([decode_rgb(shard.image(row.row)) for row in batch])
 
 
-def do_units(job: StageJob, worker: Any, units: tuple[Unit, ...]) -> None:  # noqa: ANN401
+def do_units(job: StageJob, worker: Any, units: Sequence[Unit]) -> None:  # noqa: ANN401
     """Do units anew, committed as on any executor."""
     from benchmarks.token_inputs import forget_outputs  # noqa: PLC0415
 
@@ -71,15 +76,19 @@ def do_units(job: StageJob, worker: Any, units: tuple[Unit, ...]) -> None:  # no
         run_unit(job, worker, unit)
 
 
-def _work(pipe: Connection, job: StageJob) -> None:
-    """Do what comes through the pipe, on one thread of PyTorch, and say what it took of this process's time."""
+def _serve(pipe: Connection, job: StageJob) -> None:
+    """Do the work that comes through the pipe, on one thread of PyTorch, and answer with this process's time for it."""
     from dualtoken.pipelines.inference.networks import open_tokenizer  # noqa: PLC0415
     from dualtoken.pipelines.tokens.pretokenize import Worker  # noqa: PLC0415
 
-    worker, tokenizer = Worker(job), open_tokenizer(job)
-    pipe.send(0.0)
-    while said := pipe.recv():
-        kind, units = said
+    worker = Worker(job)
+    tokenizer = open_tokenizer(job)
+    pipe.send("ready")
+    while True:
+        order = pipe.recv()
+        if order is None:
+            return
+        kind, units = order
         started = time.process_time()
         if kind == "loop":
             plain_loop(job, tokenizer, units)
@@ -93,39 +102,64 @@ class _Pair:
     """Two processes that share a job's units."""
 
     def __init__(self, job: StageJob) -> None:
-        self._job, context = job, mp.get_context("spawn")
+        self._job = job
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         for _ in range(2):
-            ours, theirs = context.Pipe()
-            self._processes.append(context.Process(target=_work, args=(theirs, job), daemon=True))
-            self._processes[-1].start()
-            ours.recv()
-            self._pipes.append(ours)
+            own_end, other_end = SPAWN.Pipe()
+            process = SPAWN.Process(target=_serve, args=(other_end, job), daemon=True)
+            process.start()
+            assert own_end.recv() == "ready"
+            self._processes.append(process)
+            self._pipes.append(own_end)
 
-    def run(self, kind: str, units: tuple[Unit, ...]) -> float:
-        """Return the time that both processes worked, seconds."""
+    def run(self, kind: str, units: Sequence[Unit]) -> float:
+        """Do units as "loop" or "stage"; return the time that both processes worked, seconds."""
         from benchmarks.token_inputs import forget_outputs  # noqa: PLC0415
 
         forget_outputs(self._job)
-        for pipe, share in zip(self._pipes, (units[::2], units[1::2]), strict=True):
-            pipe.send((kind, share))
+        self._pipes[0].send((kind, units[::2]))
+        self._pipes[1].send((kind, units[1::2]))
         return sum(pipe.recv() for pipe in self._pipes)
 
     def close(self) -> None:
+        """End both processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
             process.join()
 
 
+Times = dict[str, list[Taken]]
+"""Times of each round by kind of work."""
+
+
 def stage(job: StageJob, rounds: int) -> None:
     """Print images a second of loops and workers, one and two of them, and the ratios."""
+    large = [unit for unit in job.units if unit.rows > 1]
+    small = [unit for unit in job.units if unit.rows == 1]
+    times = _measure(job, large, small, rounds)
+    print(f"{len(large)} shards of {large[0].rows}, {job.recipe.tokenizer.image_size} px, ", end="")
+    print(f"{rounds} rounds; images a second, median")
+    num_images = sum(unit.rows for unit in large)
+    for name in ("plain loop", "one worker", "two loops", "two workers"):
+        median = statistics.median(round_time.wall for round_time in times[name])
+        print(f"  {name:12}{num_images / median:8.0f}")
+    _print_ratios(times)
+    costs: list[float] = []
+    for loop, worker in zip(times["loop, shards of 1"], times["worker, shards of 1"], strict=True):
+        costs.append(1e3 * (worker.wall - loop.wall) / len(small))
+    print(f"  fixed cost per shard {statistics.median(costs):.0f} ms ", end="")
+    print(f"({min(costs):.0f} to {max(costs):.0f}; bar: under 150)")
+
+
+def _measure(job: StageJob, large: Sequence[Unit], small: Sequence[Unit], rounds: int) -> Times:
+    """Let all kinds of work take turns; the first round warms up."""
     from dualtoken.pipelines.inference.networks import open_tokenizer  # noqa: PLC0415
     from dualtoken.pipelines.tokens.pretokenize import Worker  # noqa: PLC0415
 
-    large = tuple(unit for unit in job.units if unit.rows > 1)
-    small = tuple(unit for unit in job.units if unit.rows == 1)
-    tokenizer, worker, pair = open_tokenizer(job), Worker(job), _Pair(job)
+    tokenizer = open_tokenizer(job)
+    worker = Worker(job)
+    pair = _Pair(job)
     work: dict[str, Callable[[], float | None]] = {
         "plain loop": lambda: plain_loop(job, tokenizer, large),
         "one worker": lambda: do_units(job, worker, large),
@@ -134,102 +168,111 @@ def stage(job: StageJob, rounds: int) -> None:
         "loop, shards of 1": lambda: plain_loop(job, tokenizer, small),
         "worker, shards of 1": lambda: do_units(job, worker, small),
     }
-    times: dict[str, list[Taken]] = {name: [] for name in work}
-    for number in range(rounds + 1):  # the first round warms up
+    times: Times = {name: [] for name in work}
+    for number in range(rounds + 1):
         for name, run in work.items():
-            if (found := taken(run)) and number:
-                times[name].append(found)
+            round_time = taken(run)
+            if number > 0:
+                times[name].append(round_time)
     pair.close()
-    print(
-        f"{len(large)} shards of {large[0].rows}, {job.recipe.tokenizer.image_size} px, {rounds} rounds; images a second, median"
-    )
-    for name in ("plain loop", "one worker", "two loops", "two workers"):
-        print(
-            f"  {name:12}{sum(unit.rows for unit in large) / statistics.median(one.wall for one in times[name]):8.0f}"
-        )
-    loop, one, loops, two = (times[name] for name in list(work)[:4])
-    _ratio("one worker over the loop", [a.wall / b.wall for a, b in zip(loop, one, strict=True)], 0.90)
-    _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loop, one, strict=True)], 0.90)
-    _ratio(
-        "two workers over twice the loop", [a.wall / b.wall / 2 for a, b in zip(loop, two, strict=True)], 0.85
-    )
-    _ratio(
-        "two workers over two loops at once", [a.wall / b.wall for a, b in zip(loops, two, strict=True)], 0.85
-    )
-    _ratio("the same by CPU time", [a.cpu / b.cpu for a, b in zip(loops, two, strict=True)], 0.85)
-    alone, fixed = times["loop, shards of 1"], times["worker, shards of 1"]
-    costs = [1e3 * (b.wall - a.wall) / len(small) for a, b in zip(alone, fixed, strict=True)]
-    print(
-        f"  fixed cost per shard {statistics.median(costs):.0f} ms ({min(costs):.0f} to {max(costs):.0f}; bar: under 150)"
-    )
+    return times
 
 
-def _ratio(name: str, values: list[float], bar: float) -> None:
-    print(
-        f"  {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}; bar: {bar:.2f})"
-    )
+def _print_ratios(times: Times) -> None:
+    loop = times["plain loop"]
+    two_loops = times["two loops"]
+    worker = times["one worker"]
+    two_workers = times["two workers"]
+    _print_ratio("one worker over the loop", _wall_ratios(loop, worker), 0.90)
+    _print_ratio("the same by CPU time", _cpu_ratios(loop, worker), 0.90)
+    halves = [ratio / 2 for ratio in _wall_ratios(loop, two_workers)]
+    _print_ratio("two workers over twice the loop", halves, 0.85)
+    _print_ratio("two workers over two loops at once", _wall_ratios(two_loops, two_workers), 0.85)
+    _print_ratio("the same by CPU time", _cpu_ratios(two_loops, two_workers), 0.85)
 
 
-def _write(pipe: Connection, folder: str, rounds: int) -> None:
+def _wall_ratios(one: list[Taken], other: list[Taken]) -> list[float]:
+    """Return by what factor the other is faster by the clock, in each round."""
+    return [first.wall / second.wall for first, second in zip(one, other, strict=True)]
+
+
+def _cpu_ratios(one: list[Taken], other: list[Taken]) -> list[float]:
+    """Return by what factor the other takes less processor time, in each round."""
+    return [first.cpu / second.cpu for first, second in zip(one, other, strict=True)]
+
+
+def _print_ratio(name: str, values: list[float], bar: float) -> None:
+    median = statistics.median(values)
+    print(f"  {name}: {median:.2f} ({min(values):.2f} to {max(values):.2f}; bar: {bar:.2f})")
+
+
+class WriterFigures(NamedTuple):
+    """Figures of the writer, from a process of its own."""
+
+    rates: dict[str, list[float]]
+    """MB/s of each round by what is counted."""
+    memory_before: float
+    memory_peak: float
+    """Resident memory of the process, MB."""
+
+
+def _measure_writer(pipe: Connection, folder: str, rounds: int) -> None:
     """Measure the writer in this process, which has never held a model."""
     config = load_recipe("paper-384").tokenizer
     schema = token_schema(config, TokenizerIdentity("0" * 12, "0" * 64), "none")
     width = config.grid_size**2 * config.pixel.depth
-    codes = (
-        np.random.default_rng(0)
-        .integers(0, config.pixel.num_codes, (2, WRITER_BATCH, width))
-        .astype(np.uint16)
-    )
-    keys = [
-        [row.to_bytes(16, "big") for row in range(first, first + WRITER_BATCH)]
-        for first in range(0, WRITER_ROWS, WRITER_BATCH)
-    ]
-    store, scratch = Store(f"{folder}/store"), Path(folder) / "scratch"
-    before = _resident()
+    random = np.random.default_rng(0)
+    codes = random.integers(0, config.pixel.num_codes, (2, WRITER_BATCH, width)).astype(np.uint16)
+    batches: list[list[bytes]] = []
+    for first in range(0, WRITER_ROWS, WRITER_BATCH):
+        batches.append([row.to_bytes(16, "big") for row in range(first, first + WRITER_BATCH)])
+    store = Store(f"{folder}/store")
+    scratch = Path(folder) / "scratch"
+    memory_before = _resident_memory()
     rates: dict[str, list[float]] = {"to scratch": [], "the same by CPU time": [], "committed": []}
-    for number in range(rounds + 1):
+    for number in range(rounds + 1):  # the first round warms up
         path = scratch / f"{number}.arrow"
-        started, busy = time.perf_counter(), time.process_time()
-        with TokenShardWriter(path, schema) as writer:
-            for batch in keys:
-                writer.append(batch, codes[0], codes[1])
-        written, worked = time.perf_counter() - started, time.process_time() - busy
-        upload(store, scratch, path.name, writer.digest)
-        for name, seconds in zip(rates, (written, worked, time.perf_counter() - started), strict=True):
-            if number:  # the first round warms up
-                rates[name].append(writer.digest.bytes / MEGABYTE / seconds)
+        wall = time.perf_counter()
+        cpu = time.process_time()
+        with TokenShardWriter(path, schema) as shard:
+            for keys in batches:
+                shard.append(keys, codes[0], codes[1])
+        written = time.perf_counter() - wall
+        worked = time.process_time() - cpu
+        upload(store, scratch, path.name, shard.digest)
+        committed = time.perf_counter() - wall
+        if number > 0:
+            megabytes = shard.digest.bytes / MEGABYTE
+            rates["to scratch"].append(megabytes / written)
+            rates["the same by CPU time"].append(megabytes / worked)
+            rates["committed"].append(megabytes / committed)
         store.remove(path.name)
-    pipe.send((rates, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+    memory_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    pipe.send(WriterFigures(rates, memory_before, memory_peak))
 
 
-@contextmanager
-def _child(target: Callable[..., None], *arguments: Any) -> Any:  # noqa: ANN401
-    ours, theirs = mp.get_context("spawn").Pipe()
-    process = mp.get_context("spawn").Process(target=target, args=(theirs, *arguments))
-    process.start()
-    yield ours
-    process.join()
-
-
-def _resident() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
+def _resident_memory() -> float:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1e3
+    raise ValueError("/proc/self/status has no VmRSS")
 
 
 def writer(folder: Path, rounds: int) -> None:
     """Print megabytes a second of codes written with their checksums, and the memory that it takes."""
-    with _child(_write, str(folder), rounds) as pipe:
-        rates, before, peak = pipe.recv()
-    print(
-        f"writer, {WRITER_ROWS} rows of 729 x 8 x 2 codes in batches of {WRITER_BATCH}, SHA-256 and xxh3 included, MB/s"
-    )
-    for name, values in rates.items():
-        print(
-            f"  {name:22}{statistics.median(values):6.0f} ({min(values):.0f} to {max(values):.0f}; bar: 500)"
-        )
-    print(
-        f"  peak memory {peak:.0f} MB of the whole process, {peak - before:.0f} MB over what it held before (bar: under 300)"
-    )
+    own_end, other_end = SPAWN.Pipe()
+    process = SPAWN.Process(target=_measure_writer, args=(other_end, str(folder), rounds))
+    process.start()
+    figures: WriterFigures = own_end.recv()
+    process.join()
+    print(f"writer, {WRITER_ROWS} rows of 729 x 8 x 2 codes in batches of {WRITER_BATCH}, ", end="")
+    print("SHA-256 and xxh3 included, MB/s")
+    for name, values in figures.rates.items():
+        median = statistics.median(values)
+        print(f"  {name:22}{median:6.0f} ({min(values):.0f} to {max(values):.0f}; bar: 500)")
+    added = figures.memory_peak - figures.memory_before
+    print(f"  peak memory {figures.memory_peak:.0f} MB of the whole process, ", end="")
+    print(f"{added:.0f} MB over what it held before (bar: under 300)")
 
 
 def main() -> None:
@@ -246,21 +289,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dualtoken-bench-") as folder:
         if arguments.only != "stage":
             writer(Path(folder), 3 * arguments.rounds)
-        if arguments.only == "writer":
-            return
-        import torch  # noqa: PLC0415  (the writer's process must not have it)
+        if arguments.only != "writer":
+            _prepare_and_run_stage(Path(folder) / "run", arguments)
 
-        from benchmarks.models import hardware  # noqa: PLC0415
-        from benchmarks.token_inputs import make_job  # noqa: PLC0415
 
-        torch.set_num_threads(1)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}")
-        shards = (arguments.rows,) * arguments.shards + (1,) * TINY_SHARDS
-        recipe = load_recipe(arguments.recipe, [f"cluster.gpus_per_worker={int(device.type == 'cuda')}"])
-        stage(
-            make_job(recipe, Path(folder) / "run", shards, arguments.side, arguments.format), arguments.rounds
-        )
+def _prepare_and_run_stage(folder: Path, arguments: argparse.Namespace) -> None:
+    import torch  # noqa: PLC0415  (the writer's process must not have it)
+
+    from benchmarks.models import default_device, hardware, today  # noqa: PLC0415
+    from benchmarks.token_inputs import make_job  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    device = torch.device(default_device())
+    print(f"{today()}, {hardware(device)}")
+    shard_rows = (arguments.rows,) * arguments.shards + (1,) * TINY_SHARDS
+    recipe = load_recipe(arguments.recipe, [f"cluster.gpus_per_worker={int(device.type == 'cuda')}"])
+    job = make_job(recipe, folder, shard_rows, arguments.side, arguments.format)
+    stage(job, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ card used meanwhile, where that can be read.
 """
 
 import argparse
-import datetime as dt
 import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.encode import count
 from benchmarks.energy import energy_counter
 from benchmarks.memory import peak_memory
-from benchmarks.models import hardware, seconds
+from benchmarks.models import default_device, hardware, seconds, today
 from dualtoken.model.config.training import LpipsConfig
 from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
 from dualtoken.model.teacher.targets import TeacherTargets
@@ -39,26 +38,24 @@ SHARE = "of the matrix products' rate"
 
 
 class Row(NamedTuple):
-    """One thing that is timed."""
+    """A row of the table: something that is timed."""
 
     name: str
     precision: Precision
     run: Callable[[], object]
     gflop: float | None = None
-    """An image, where it is counted."""
+    """Operations of an image, where they are counted."""
 
 
 def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]:
-    """Yield what is timed, each when those before it are done: training changes the tokenizer."""
+    """Yield the rows, each when those before it are done: training changes the tokenizer."""
     torch.manual_seed(0)
     config = recipe.tokenizer
+    grid_size = config.grid_size
     tokenizer = DualTokenizer(config).to(device)
     images = torch.rand(batch_size, 3, config.image_size, config.image_size, device=device) * 2 - 1
-    codes = torch.randint(
-        config.pixel.num_codes,
-        (batch_size, config.grid_size, config.grid_size, config.pixel.depth),
-        device=device,
-    )
+    shape = (batch_size, grid_size, grid_size, config.pixel.depth)
+    codes = torch.randint(config.pixel.num_codes, shape, device=device)
 
     def encode(precision: Precision) -> object:
         with tower_precision(device, precision):
@@ -73,11 +70,11 @@ def work(recipe: Recipe, device: torch.device, batch_size: int) -> Iterator[Row]
 
 def training_step(recipe: Recipe, tokenizer: DualTokenizer, images: Tensor) -> Callable[[], object]:
     """Return what the train stage does with a batch once the GAN, if there is one, has started."""
-    config, train = recipe.tokenizer, recipe.train
+    config = recipe.tokenizer
+    train = recipe.train
     apply_memory_layout(tokenizer, train)
-    state = TrainState(
-        tokenizer, train, _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None
-    )
+    lpips = _random_lpips(images.device) if isinstance(train.perceptual, LpipsConfig) else None
+    state = TrainState(tokenizer, train, lpips)
     state.step = train.gan.start_step if train.gan else 0
     if recipe.targets.dense:
         dense = torch.randn(len(images), config.grid_size**2, config.tower.width, device=images.device)
@@ -103,47 +100,48 @@ def _random_lpips(device: torch.device) -> Lpips:
 def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> float:
     """Return the GFLOP/s of a square matrix product, the most that a device gives in a precision; float32 is never TF32."""
     size = 8192 if device.type == "cuda" else 1024
-    one = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-    torch.mm(one, one)
-    return (
-        2e-9 * size**3 / statistics.median(seconds(lambda: torch.mm(one, one), device) for _ in range(rounds))
-    )
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    torch.mm(matrix, matrix)
+    times = [seconds(lambda: torch.mm(matrix, matrix), device) for _ in range(rounds)]
+    return 2e-9 * size**3 / statistics.median(times)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", default="scenes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    recipe, device = load_recipe(arguments.recipe), torch.device(arguments.device)
-    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {hardware(device)}; {recipe.name}, ", end="")
+    recipe = load_recipe(arguments.recipe)
+    device = torch.device(arguments.device)
+    print(f"{today()}, {hardware(device)}; {recipe.name}, ", end="")
     print(f"{recipe.tokenizer.image_size} px, batch {arguments.batch_size}")
     forbid_tf32()
     energy = energy_counter(device)
     print(f"{'':16}{'precision':>10}{'images/s':>10}{'J/image':>10}{'peak MB':>10}{SHARE:>32}")
     for row in work(recipe, device, arguments.batch_size):
-        peak = _peak(row.run, device)
-        before = energy() if energy else 0.0
-        rate = arguments.batch_size / statistics.median(
-            seconds(row.run, device) for _ in range(arguments.rounds)
-        )
-        joules = (
-            f"{(energy() - before) / (arguments.batch_size * arguments.rounds):.2f}" if energy else "unread"
-        )
-        # A CPU without bfloat16 products has no rate of them to speak of.
-        compared = row.gflop and (device.type == "cuda" or row.precision == "float32")
-        share = (
-            f"{row.gflop * rate / matmul_rate(row.precision, device, arguments.rounds):.1%}"
-            if compared
-            else ""
-        )
-        print(
-            f"{row.name:16}{row.precision:>10}{rate:10.{1 if rate >= 10 else 3}f}{joules:>10}{peak:10.0f}{share:>32}",
-            flush=True,
-        )
+        print(measure(row, device, arguments.batch_size, arguments.rounds, energy), flush=True)
+
+
+def measure(
+    row: Row, device: torch.device, batch_size: int, rounds: int, energy: Callable[[], float] | None
+) -> str:
+    """Time a row and return its line of the table."""
+    peak = _peak(row.run, device)
+    joules = "unread"
+    before = energy() if energy else 0.0
+    times = [seconds(row.run, device) for _ in range(rounds)]
+    if energy:
+        joules = f"{(energy() - before) / (batch_size * rounds):.2f}"
+    rate = batch_size / statistics.median(times)
+    digits = 1 if rate >= 10 else 3
+    share = ""
+    # A CPU without bfloat16 products has no rate of them to speak of.
+    if row.gflop and (device.type == "cuda" or row.precision == "float32"):
+        share = f"{row.gflop * rate / matmul_rate(row.precision, device, rounds):.1%}"
+    return f"{row.name:16}{row.precision:>10}{rate:10.{digits}f}{joules:>10}{peak:10.0f}{share:>32}"
 
 
 def _peak(run: Callable[[], object], device: torch.device) -> float:

@@ -18,44 +18,53 @@ from dualtoken.pipelines.images.scene_generator import caption, render, scene
 from dualtoken.pipelines.images.shards import SUCCESS, ImageShardWriter, ShardRow
 
 CORPUS = "scenes-train"
+PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG"}
 
 
 def make_job(
     recipe: Recipe, root: Path, shard_rows: tuple[int, ...], side: int, encode_format: str
 ) -> StageJob:
     """Write the inputs below `root` and return the job; a unit per shard, of as many rows as asked for."""
-    inputs = {f"{step}/{CORPUS}": str(root / step) for step in ("download", "filter", "score")} | {
-        "train": str(root / "train")
-    }
+    inputs = {f"{stage}/{CORPUS}": str(root / stage) for stage in ("download", "filter", "score")}
+    inputs["train"] = str(root / "train")
     for folder in inputs.values():
         Path(folder).mkdir(parents=True)
+    units: list[Unit] = []
     first = 0
     for number, rows in enumerate(shard_rows):
-        _write_shard(root, f"{number:05d}", first, rows, side, encode_format)
+        unit = Unit(f"{number:05d}", rows)
+        _write_shard(root, unit, first, side, encode_format)
+        units.append(unit)
         first += rows
     _write_tokenizer(recipe, root / "train")
-    units = tuple(Unit(f"{number:05d}", rows) for number, rows in enumerate(shard_rows))
-    return StageJob("pretokenize", CORPUS, recipe, str(root / "tokens"), "0" * 12, inputs, units)
+    return StageJob("pretokenize", CORPUS, recipe, str(root / "tokens"), "0" * 12, inputs, tuple(units))
 
 
-def _write_shard(root: Path, name: str, first: int, rows: int, side: int, encode_format: str) -> None:
-    keys = [sample_key(CORPUS, row) for row in range(first, first + rows)]
-    with ImageShardWriter(root / "download", name, encode_format) as shard:
+def _write_shard(root: Path, unit: Unit, first: int, side: int, encode_format: str) -> None:
+    """Write a unit's image shard, its decision, which keeps all rows, and its scores."""
+    keys = [sample_key(CORPUS, row) for row in range(first, first + unit.rows)]
+    with ImageShardWriter(root / "download", unit.id, encode_format) as shard:
         for row, key in enumerate(keys, start=first):
-            drawn, file = scene("train", 0, row), io.BytesIO()
-            render(drawn).resize((side, side)).save(
-                file, {"jpg": "JPEG", "png": "PNG"}[encode_format], quality=95
+            drawn = scene("train", 0, row)
+            file = io.BytesIO()
+            image = render(drawn).resize((side, side))
+            image.save(file, PILLOW_FORMATS[encode_format], quality=95)
+            metadata = ShardRow(
+                f"http://127.0.0.1/{row}",
+                caption(drawn),
+                key,
+                SUCCESS,
+                width=side,
+                height=side,
+                original_width=side,
+                original_height=side,
             )
-            said = ShardRow(f"http://127.0.0.1/{row}", caption(drawn), key, SUCCESS, width=side, height=side)
-            shard.write(said._replace(original_width=side, original_height=side), file.getvalue())
-    columns = {"key": pa.array(keys, pa.binary(16))}
-    pq.write_table(
-        pa.table(columns | {"keep": [True] * rows, "reason": [""] * rows}), root / f"filter/{name}.parquet"
-    )
-    pq.write_table(
-        pa.table(columns | {"similarity": pa.array([0.5] * rows, pa.float32())}),
-        root / f"score/{name}.parquet",
-    )
+            shard.write(metadata, file.getvalue())
+    key_column = pa.array(keys, pa.binary(16))
+    decision = {"key": key_column, "keep": [True] * unit.rows, "reason": [""] * unit.rows}
+    scores = {"key": key_column, "similarity": pa.array([0.5] * unit.rows, pa.float32())}
+    pq.write_table(pa.table(decision), root / f"filter/{unit.id}.parquet")
+    pq.write_table(pa.table(scores), root / f"score/{unit.id}.parquet")
 
 
 def _write_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -68,7 +77,7 @@ def _write_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 
 def forget_outputs(job: StageJob) -> None:
-    """Take a job's outputs away, so that its units can be done again."""
+    """Remove the outputs of a job, so that its units can be done again."""
     store = Store(job.folder)
     for name, _ in list(store.files()):
         store.remove(name)

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.conftest import TINY
+from tests.helpers.tiny_run import PROJECT, TINY
 
-PROJECT = Path(TINY).parents[1]
 STAGE = {"DUALTOKEN_STAGES": "tests.helpers.brightness_stage"}
 CORPUS = "tiny-train"
 

@@ -1,7 +1,7 @@
-"""An HTTP proxy that spoils requests on purpose: it drops, delays, cuts replies short, and loses the reply to what took effect.
+"""An HTTP proxy that injects faults: it drops and delays requests, cuts replies short, and loses replies to requests that took effect.
 
-Which request is spoiled follows from a seed, the method and the path, not from when it comes; a spoiled request that is made
-again goes through. What was spoiled is counted by kind.
+Which request gets a fault follows from a seed, the method and the path, never from the clock. A request that is made again goes
+through. Faults are counted by kind.
 """
 
 import hashlib
@@ -17,46 +17,55 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 Fault = Literal["drop", "delay", "cut", "lose"]
-"""Before the server has it; late; after half of the reply's body; after it took effect."""
+"""A fault: before the server has the request; a late request; after half of the reply's body; after the request took effect."""
+FAULTS: tuple[Fault, ...] = ("drop", "delay", "cut", "lose")
+DELAY_SECONDS = 0.3
+NOT_FORWARDED = {"expect", "connection"}
+NOT_RETURNED = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
 class Faults:
-    """Decides what happens to a request, and says what did."""
+    """Decides which request gets which fault, and counts them."""
 
-    def __init__(
-        self, seed: int, share: float, kinds: Sequence[Fault] = ("drop", "delay", "cut", "lose")
-    ) -> None:
-        self.seed, self.share, self.kinds = seed, share, kinds
+    def __init__(self, seed: int, share: float, kinds: Sequence[Fault] = FAULTS) -> None:
+        self.seed = seed
+        self.share = share
+        """Share of requests that get a fault, in [0, 1]."""
+        self.kinds = kinds
         self.counts: Counter[str] = Counter()
+        """Number of faults by kind and method, such as "lose PUT"."""
         self.requests = 0
         self.dead_after: int | None = None
-        """From this request on, every one is dropped."""
-        self._seen: set[str] = set()
+        """Number of requests after which every one is dropped."""
+        self._drawn: set[str] = set()
         self._lock = threading.Lock()
 
-    def of(self, method: str, path: str) -> Fault | None:
+    def draw(self, method: str, path: str) -> Fault | None:
+        """Return the fault of a request, or None."""
         with self._lock:
             self.requests += 1
             if self.dead_after is not None and self.requests > self.dead_after:
                 return "drop"
             name = f"{self.seed} {method} {path}"
-            if name in self._seen:
+            if name in self._drawn:
                 return None
-            self._seen.add(name)
-            draw = hashlib.sha256(name.encode()).digest()
-            if int.from_bytes(draw[:4], "big") / 2**32 >= self.share:
+            self._drawn.add(name)
+            random_bytes = hashlib.sha256(name.encode()).digest()
+            uniform = int.from_bytes(random_bytes[:4], "big") / 2**32
+            if uniform >= self.share:
                 return None
-            fault = self.kinds[draw[4] % len(self.kinds)]
+            fault = self.kinds[random_bytes[4] % len(self.kinds)]
             self.counts[f"{fault} {method}"] += 1
             return fault
 
 
 @contextmanager
 def fault_proxy(server: str, faults: Faults) -> Iterator[str]:
-    """Yield the address of a proxy before the HTTP server at an address."""
+    """Run a proxy in front of the HTTP server at an address; yield the proxy's address."""
 
     class Handler(_Handler):
-        upstream, plan = urlsplit(server).netloc, faults
+        upstream = urlsplit(server).netloc
+        plan = faults
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
         proxy.daemon_threads = True
@@ -77,37 +86,48 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.plan.of(self.command, self.path)
+        fault = self.plan.draw(self.command, self.path)
         if fault == "drop":
-            return self._hang_up()
+            self._hang_up()
+            return
         if fault == "delay":
-            time.sleep(0.3)
+            time.sleep(DELAY_SECONDS)
+        reply, content = self._forward(body)
+        if fault == "lose":
+            self._hang_up()
+            return
+        self._return_head(reply, len(content))
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self._hang_up()
+        else:
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
+
+    def _forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """Make the request of the real server; return its reply and the body of that."""
+        headers = dict(self.headers.items())
+        for name in self.headers:
+            if name.lower() in NOT_FORWARDED:
+                headers.pop(name, None)
         server = http.client.HTTPConnection(self.upstream, timeout=60)
-        headers = {
-            name: value
-            for name, value in self.headers.items()
-            if name.lower() not in {"expect", "connection"}
-        }
         server.request(self.command, self.path, body, headers)
         reply = server.getresponse()
         content = reply.read()
         server.close()
-        if fault == "lose":
-            return self._hang_up()
+        return reply, content
+
+    def _return_head(self, reply: http.client.HTTPResponse, content_length: int) -> None:
         self.send_response(reply.status)
         for name, value in reply.getheaders():
-            if name.lower() not in {"connection", "transfer-encoding", "content-length", "date", "server"}:
+            if name.lower() not in NOT_RETURNED:
                 self.send_header(name, value)
-        length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+        length: str | None = str(content_length)
+        if self.command == "HEAD":
+            length = reply.getheader("Content-Length")
         self.send_header("Content-Length", length or "0")
         self.end_headers()
-        if fault == "cut":
-            self.wfile.write(content[: len(content) // 2])
-            return self._hang_up()
-        self.wfile.write(content)
-        return None
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
 
     def _hang_up(self) -> None:
         self.close_connection = True
@@ -115,4 +135,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing."""
+        """Log nothing."""

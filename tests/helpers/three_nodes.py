@@ -1,7 +1,7 @@
-"""A Ray cluster of three nodes on this machine, as a fixture: `three_nodes` has its address and knows its processes.
+"""A Ray cluster of three nodes on this machine, as the fixture `three_nodes`: its address and its processes.
 
-`ray.cluster_utils.Cluster` runs in a process of its own, `python -m tests.three_nodes`: what it starts dies with it, and it ends
-with its standard input.
+`ray.cluster_utils.Cluster` runs in a process of its own, `python -m tests.helpers.three_nodes`. What it starts dies with it, and it
+ends when its standard input ends.
 """
 
 import json
@@ -21,40 +21,47 @@ from pathlib import Path
 import pytest
 
 CPUS = (1, 2, 2)
-"""Of each node, the head first."""
+"""Number of CPUs of each node, the head first."""
 OPTIONS = {"object_store_memory": 100_000_000, "include_dashboard": False}
 
 
 @dataclass
 class ThreeNodes:
-    """What a test may know of the cluster, and do to it."""
+    """A running cluster and its processes."""
 
     address: str
     raylets: list[int]
-    """Process ids of those alive, the head's first: a driver hangs on that one."""
+    """Process ids of the raylets that are alive, the head's first: a driver hangs on that one."""
 
     def actors(self) -> list[int]:
-        """Return the processes that do units, in order of id."""
-        return sorted(pid for raylet in self.raylets for pid in _children(raylet) if _is_actor(pid))
+        """Return the ids of the processes that run units, in order."""
+        found: list[int] = []
+        for raylet in self.raylets:
+            found += [pid for pid in _children(raylet) if _is_actor(pid)]
+        return sorted(found)
 
     def kill_actor(self, chance: random.Random, limit_seconds: float = 120) -> None:
-        """Kill a process that does units, as soon as there is one: a new driver's may be starting."""
-        until = time.monotonic() + limit_seconds
-        while not (actors := self.actors()):
-            assert time.monotonic() < until, "no actor was started in time"
+        """Kill a process that runs units, as soon as there is one: those of a new driver may be starting."""
+        deadline = time.monotonic() + limit_seconds
+        actors = self.actors()
+        while not actors:
+            assert time.monotonic() < deadline, "no actor was started in time"
             time.sleep(0.01)
+            actors = self.actors()
         os.kill(chance.choice(actors), signal.SIGKILL)
 
     def kill_raylet(self, chance: random.Random) -> None:
-        """Kill the raylet of a node that is not the head, which its workers go with."""
-        os.kill(victim := chance.choice(self.raylets[1:]), signal.SIGKILL)
+        """Kill the raylet of a node that is not the head, and with it the node's workers."""
+        victim = chance.choice(self.raylets[1:])
+        os.kill(victim, signal.SIGKILL)
         self.raylets.remove(victim)
 
 
 def _children(pid: int) -> list[int]:
-    return [
-        int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(tasks).split()
-    ]
+    found: list[int] = []
+    for thread_children in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in _read(thread_children).split()]
+    return found
 
 
 def _is_actor(pid: int) -> bool:
@@ -62,26 +69,28 @@ def _is_actor(pid: int) -> bool:
 
 
 def _read(file: Path) -> bytes:
+    """Read a file of /proc; return nothing if its process, or its thread, ended."""
     try:
         return file.read_bytes()
-    except OSError:  # the process, or its thread, ended
+    except OSError:
         return b""
 
 
 @pytest.fixture(scope="module")
 def three_nodes() -> Iterator[ThreeNodes]:
-    """A cluster with token authentication on; this process and those that it starts have its token."""
-    from dualtoken.infra.ray_session import reread_authentication  # noqa: PLC0415  (Ray takes a second that most tests do not need)
+    """A cluster with token authentication; this process and those that it starts have its token."""
+    # Here, not above: Ray takes a second that most tests do not need.
+    from dualtoken.infra.ray_session import reread_authentication  # noqa: PLC0415
 
     folder = tempfile.mkdtemp(prefix="dt-", dir="/tmp")  # short: Ray's socket paths have a limit
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"MODE": "token", "TOKEN": secrets.token_hex(32)}.items():
-            patch.setenv(f"RAY_AUTH_{name}", value)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         reread_authentication()
-        cluster, said = _start(folder)
+        cluster, description = _start(folder)
         try:
-            yield ThreeNodes(**json.loads(said))
+            yield ThreeNodes(**json.loads(description))
         finally:
             _stop(cluster)
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,8 +98,11 @@ def three_nodes() -> Iterator[ThreeNodes]:
 
 
 def _start(folder: str, tries: int = 3) -> tuple["subprocess.Popen[bytes]", bytes]:
-    """Start the cluster and return what it says of itself; Ray gives a node 30 seconds, which a busy machine may exceed."""
-    # Ray also writes the address to a file of its temporary folder, for others to find: to be found by nobody, it has its own.
+    """Start the cluster and return the line that it prints.
+
+    Ray gives a node 30 seconds, which a busy machine may exceed: then the cluster is started again.
+    """
+    # Ray writes the address to a file of its temporary folder, for others to find. Nobody shall find this one.
     environment = {**os.environ, "RAY_TMPDIR": folder}
     for _ in range(tries):
         cluster = subprocess.Popen(
@@ -100,8 +112,9 @@ def _start(folder: str, tries: int = 3) -> tuple["subprocess.Popen[bytes]", byte
             env=environment,
         )
         assert cluster.stdout is not None
-        if said := cluster.stdout.readline():
-            return cluster, said
+        description = cluster.stdout.readline()
+        if description:
+            return cluster, description
         _stop(cluster)
     raise AssertionError(f"no cluster in {tries} tries: what Ray says of it is above")
 
@@ -114,7 +127,7 @@ def _stop(cluster: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """Start the cluster, tell of it, and stop it when standard input ends."""
+    """Start the cluster, print what it is, and stop it when standard input ends."""
     from ray._private.ray_constants import PROCESS_TYPE_RAYLET  # noqa: PLC0415
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 

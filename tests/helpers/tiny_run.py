@@ -30,3 +30,16 @@ def planned_job(recipe: Recipe, stage: str, corpus: str | None = None) -> StageJ
 def tokens_job(recipe: Recipe, corpus: str = "tiny-train") -> StageJob:
     """Return the job that writes the token shards of a corpus."""
     return planned_job(recipe, "pretokenize", corpus)
+
+
+def root_hashes(recipe: Recipe, *stages: str) -> dict[str, str]:
+    """Return the root hashes of finished stages by label: those of some stages, or of all but the report.
+
+    The report is another one in each run: it names times and folders.
+    """
+    hashes: dict[str, str] = {}
+    for one_stage in Planner(recipe).plan():
+        wanted = one_stage.stage in stages or (not stages and one_stage.stage != "report")
+        if wanted and one_stage.manifest:
+            hashes[one_stage.label] = one_stage.manifest.root_hash
+    return hashes

@@ -1,5 +1,6 @@
 """The command line as a user meets it: processes of its own, exit codes, one-line errors."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,14 +14,9 @@ from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.helpers.tiny_run import TINY, LoadTiny, tokens_job
-
-PROJECT = Path(TINY).parents[1]
-
-
-def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "dualtoken.jobs.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False, timeout=120)
+from tests.helpers.command_line import dualtoken_command, run_dualtoken
+from tests.helpers.damage import flip_byte
+from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, tokens_job
 
 
 @pytest.mark.parametrize(
@@ -57,24 +53,46 @@ def dualtoken(*arguments: object) -> "subprocess.CompletedProcess[str]":
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_exit_code_2(arguments: tuple[str, ...], line: str) -> None:
-    ended = dualtoken(*arguments)
+    ended = run_dualtoken(*arguments)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert line in ended.stderr.splitlines()[0]
     assert "Traceback" not in ended.stderr
 
 
 def test_a_mistake_is_told_without_loading_torch_ray_or_dagster() -> None:
-    script = "import sys; sys.argv[1:] = ['run', 'scenes', '--set', 'a=1']; import jobs.cli\ntry: jobs.cli.main()\nexcept SystemExit: pass\n"
-    script += "print(sorted({'torch', 'ray', 'dagster'} & set(sys.modules)))"
+    script = [
+        "import sys",
+        "from dualtoken.jobs.cli import main",
+        "sys.argv[1:] = ['run', 'scenes', '--set', 'a=1']",
+        "try: main()",
+        "except SystemExit: pass",
+        "print(sorted({'torch', 'ray', 'dagster'} & set(sys.modules)))",
+    ]
     ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, check=True
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, cwd=PROJECT, check=True
     )
     assert ended.stdout.strip() == "[]"
+    assert "a=1 is no key of a recipe" in ended.stderr
+
+
+def test_shipped_recipes_are_found_from_any_folder(tmp_path: Path) -> None:
+    # The installed script: `python -m` would put the current folder on the import path.
+    script = Path(sys.executable).with_name("dualtoken")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [script, "plan", "scenes", "--root", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_finished_run_says_so_and_names_its_report(finished: Recipe) -> None:
     started = time.monotonic()
-    ended = dualtoken("run", TINY, "--root", finished.root)
+    ended = run_dualtoken("run", TINY, "--root", finished.root)
     assert ended.returncode == 0
     assert ended.stdout.splitlines()[0] == "nothing to do: every stage is done"
     report = Path(ended.stdout.splitlines()[-1].removeprefix("report: "))
@@ -84,7 +102,7 @@ def test_a_finished_run_says_so_and_names_its_report(finished: Recipe) -> None:
 
 def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
     for command in ("plan", "status"):
-        lines = dualtoken(command, TINY, "--root", finished.root).stdout.splitlines()
+        lines = run_dualtoken(command, TINY, "--root", finished.root).stdout.splitlines()
         assert [line.split()[0] for line in lines[1:16]] == [
             *("scenes", "scenes", "download", "download", "teacher", "score", "score", "filter", "filter"),
             *("targets", "targets", "train", "pretokenize", "pretokenize", "report"),
@@ -98,7 +116,7 @@ def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
 
 
 def test_a_table_too_small_for_a_batch_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    ended = dualtoken("run", TINY, "--root", tmp_path / "run", "--set", "teacher.batch_size=1000")
+    ended = run_dualtoken("run", TINY, "--root", tmp_path / "run", "--set", "teacher.batch_size=1000")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("dualtoken: teacher.batch_size=1000 is over the ")
     assert ended.stderr.endswith(" rows of corpora.tiny-train: lower it, or give more rows\n")
@@ -109,49 +127,42 @@ def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job = tokens_job(load_tiny(tmp_path / "copy"))
     shutil.rmtree(tmp_path / "copy/reports")  # made from all the others
-    Path(job.folder, "manifest.json").unlink()
-    Path(job.folder, "index.parquet").unlink()
-    Path(job.folder, "README.md").unlink()
+    job = tokens_job(load_tiny(tmp_path / "copy"))
+    for file in ("manifest.json", "index.parquet", "README.md"):
+        Path(job.folder, file).unlink()
     for path, code in ((tmp_path / "copy/tiny-train", 0), (job.folder, 1)):
-        ended = dualtoken("verify", path)
+        ended = run_dualtoken("verify", path)
         assert ended.returncode == code
         assert f"{job.folder}/manifest.json: unfinished: no manifest yet" in ended.stdout.splitlines()
 
 
 def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
-    ended = dualtoken("pretokenize", TINY, "--in-process", "--root", tmp_path)
+    ended = run_dualtoken("pretokenize", TINY, "--in-process", "--root", tmp_path)
     assert ended.returncode == 2
     assert "run `dualtoken download` first" in ended.stderr
 
 
 def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "dualtoken.jobs.cli",
-        "run",
-        TINY,
-        "--root",
-        str(tmp_path),
-        "--in-process",
-    ]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+    run = subprocess.Popen(
+        dualtoken_command("run", TINY, "--root", tmp_path, "--in-process"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
     assert run.stdout is not None
     assert run.stdout.readline() == "scenes (stage 1 of 9): 13 units to do\n"
     assert "done" in run.stdout.readline()
     run.terminate()
-    _, said = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=60)
     assert run.returncode == 143
-    assert said.splitlines()[-1] == "dualtoken: stopped; run the same command again to go on"
+    assert errors.splitlines()[-1] == "dualtoken: stopped; run the same command again to go on"
 
 
 def test_one_corpus_alone_can_be_done(tmp_path: Path) -> None:
-    assert (
-        dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout").returncode
-        == 0
-    )
+    ended = run_dualtoken("scenes", TINY, "--in-process", "--root", tmp_path, "--corpus", "tiny-heldout")
+    assert ended.returncode == 0
     assert [folder.name for folder in tmp_path.iterdir()] == ["tiny-heldout"]
 
 
@@ -159,20 +170,22 @@ def test_verify_exits_1_on_damage_and_repair_mends_it(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "copy")
-    job = tokens_job(load_tiny(tmp_path / "copy"))
-    shard = Path(job.folder) / "data/00001.arrow"
+    folder = tokens_job(load_tiny(tmp_path / "copy")).folder
+    shard = Path(folder) / "data/00001.arrow"
     original = shard.read_bytes()
-    shard.write_bytes(original[:900] + bytes([original[900] ^ 1]) + original[901:])
-    damaged = dualtoken("verify", job.folder)
+    flip_byte(shard, 900)
+    damaged = run_dualtoken("verify", folder)
     assert damaged.returncode == 1
     assert re.match(rf"{re.escape(str(shard))}: altered", damaged.stdout)
     # In this process, which has PyTorch already.
-    assert CliRunner().invoke(app, ["verify", job.folder, "--repair", "--in-process"]).exit_code == 0
+    assert CliRunner().invoke(app, ["verify", folder, "--repair", "--in-process"]).exit_code == 0
     assert shard.read_bytes() == original
-    assert dualtoken("verify", job.folder).returncode == 0
+    assert run_dualtoken("verify", folder).returncode == 0
 
 
 def test_the_readme_names_every_command() -> None:
-    readme, commands = (PROJECT / "README.md").read_text(), typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    readme = (PROJECT / "README.md").read_text()
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert len(commands) > 20
-    assert [command for command in commands if not re.search(rf"`(dualtoken )?{command}\b", readme)] == []
+    missing = [command for command in commands if not re.search(rf"`(dualtoken )?{command}\b", readme)]
+    assert missing == []

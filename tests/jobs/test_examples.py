@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.helpers.tiny_run import TINY, tokens_job
+from tests.helpers.tiny_run import PROJECT, TINY, tokens_job
 
-README = (Path(TINY).parents[1] / "jobs/README.md").read_text(encoding="utf-8")
+README = (PROJECT / "jobs/README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^dualtoken (.+?)(?: +#.*)?$", README, re.MULTILINE)
-SAID = {
+PRINTED = {
     "plan": "pretokenize",
     "inspect": "perplexity",
     "card": "## Licenses",
@@ -26,8 +26,9 @@ SAID = {
     "forget": "nothing is changed without --delete",
     "gc": "nothing that is older than",
 }
-"""A piece of what each prints."""
+"""A piece of what each command prints."""
 Translate = Callable[[str], list[str]]
+"""Returns the arguments of an example."""
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def translate(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch)
     }
 
     def arguments(example: str) -> list[str]:
-        for ours, theirs in names.items():
-            example = example.replace(ours, theirs)
+        for in_readme, here in names.items():
+            example = example.replace(in_readme, here)
         return ["tiny-train" if word == "web" else word for word in shlex.split(example)]
 
     return arguments
@@ -54,8 +55,9 @@ def translate(tmp_path: Path, finished: Recipe, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_of_the_readme_runs(example: str, translate: Translate) -> None:
     ended = CliRunner().invoke(app, translate(example))
-    assert SAID[example.split(maxsplit=1)[0]] in f"{ended.output}{ended.exception}"
+    command = example.split(maxsplit=1)[0]
+    assert PRINTED[command] in f"{ended.output}{ended.exception}"
 
 
 def test_each_command_on_what_is_there_has_an_example() -> None:
-    assert {example.split()[0] for example in EXAMPLES} == set(SAID)
+    assert {example.split()[0] for example in EXAMPLES} == set(PRINTED)

@@ -1,4 +1,4 @@
-"""The upkeep commands as a user calls them: what they say, and what is a mistake."""
+"""The maintenance commands as a user calls them: what they print, and what is a mistake."""
 
 import shutil
 from pathlib import Path
@@ -12,14 +12,8 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance import garbage
+from tests.helpers.command_line import printed_lines
 from tests.helpers.tiny_run import TINY
-
-
-def said(*arguments: object) -> list[str]:
-    ended = CliRunner().invoke(app, [str(one) for one in arguments])
-    if ended.exception:
-        raise ended.exception
-    return ended.output.splitlines()
 
 
 @pytest.fixture
@@ -33,19 +27,20 @@ def test_forgetting_names_what_is_deleted_and_what_learnt_of_it_and_is_done_once
 ) -> None:
     (tmp_path / "keys").write_text(sample_key("tiny-train", 1).hex())
     forget = ("forget", TINY, "--root", root, "--corpus", "tiny-train", "--keys", tmp_path / "keys")
-    listed = said(*forget)
+    listed = printed_lines(*forget)
     assert sum(line.endswith("1 samples in 1 shards") for line in listed) == 5
     (model,) = [line for line in listed if "models/tokenizer" in line]
     assert model.endswith("to be rid of that, delete this folder and run `dualtoken run`")
     assert Path(model.split(": ")[0]).is_dir()
     assert listed[-1] == "nothing is changed without --delete"
-    assert said(*forget) == listed
-    assert sum("1 samples taken out of 1 shards" in line for line in said(*forget, "--delete")) == 5
-    assert said(*forget)[0] == "tiny-train: no such sample"
+    assert printed_lines(*forget) == listed
+    deleted = printed_lines(*forget, "--delete")
+    assert sum("1 samples taken out of 1 shards" in line for line in deleted) == 5
+    assert printed_lines(*forget)[0] == "tiny-train: no such sample"
 
 
 def test_forgetting_without_a_selection_says_what_it_does(root: Path) -> None:
-    assert said("forget", TINY, "--root", root)[0].startswith(
+    assert printed_lines("forget", TINY, "--root", root)[0].startswith(
         "without --keys, --url and --url-host nothing new is forgotten"
     )
 
@@ -53,30 +48,26 @@ def test_forgetting_without_a_selection_says_what_it_does(root: Path) -> None:
 def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stray = root / ".probe-0123"
     stray.write_text("1")
-    listed = garbage.find_garbage
+    find_garbage = garbage.find_garbage
 
-    def list_and_go_on(*given: object) -> list[garbage.Garbage]:
-        found = list(listed(*given))  # type: ignore[arg-type]
+    def list_and_go_on(*arguments: object) -> list[garbage.Garbage]:
+        found = list(find_garbage(*arguments))  # type: ignore[arg-type]
         Store(str(root)).put_bytes(b"22", stray.name)
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(garbage, "find_garbage", list_and_go_on)
-        assert (
-            said("gc", root, "--older-than", 0, "--delete")[1]
-            == f"{stray}: kept, it changed since it was listed"
-        )
-    assert (
-        said("gc", root, "--older-than", 0, "--delete")[-2]
-        == "left over by a killed write: 1 file, 2 bytes deleted"
-    )
+        lines = printed_lines("gc", root, "--older-than", 0, "--delete")
+        assert lines[1] == f"{stray}: kept, it changed since it was listed"
+    lines = printed_lines("gc", root, "--older-than", 0, "--delete")
+    assert lines[-2] == "left over by a killed write: 1 file, 2 bytes deleted"
     assert not stray.exists()
 
 
 def test_gc_of_a_root_takes_no_settings(tmp_path: Path) -> None:
     for option in (("--set", "train.steps=3"), ("--root", tmp_path)):
         with pytest.raises(UserError, match="is a run's root, which takes no --set and no --root"):
-            said("gc", tmp_path, *option)
+            printed_lines("gc", tmp_path, *option)
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,18 @@
 """`dualtoken submit` against a real cluster with token authentication on."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
+from tests.helpers.command_line import run_dualtoken
 from tests.helpers.tiny_run import TINY, LoadTiny, planned
-
-PROJECT = Path(TINY).parents[1]
 
 
 def submit(stage: str, root: Path, address: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [
-        sys.executable,
-        "-m",
-        "dualtoken.jobs.cli",
-        "submit",
-        stage,
-        TINY,
-        "--root",
-        str(root),
-        "--address",
-        address,
-    ]
-    command += ["--set", "cluster.max_workers=1"]  # a worker's imports are what takes time
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        check=False,
-        timeout=280,
-        env={**os.environ, **environment},
-    )
+    arguments = ["submit", stage, TINY, "--root", root, "--address", address]
+    arguments += ["--set", "cluster.max_workers=1"]  # a worker's imports are what takes time
+    return run_dualtoken(*arguments, timeout_seconds=280, environment=environment)
 
 
 def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(
@@ -49,12 +27,8 @@ def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(
     again = submit("scenes", tmp_path, dashboard)
     assert again.returncode == 0
     assert again.stdout.splitlines() == ["scenes: done (nothing to submit)"]
-    jobs = [
-        job
-        for job in JobSubmissionClient(dashboard).list_jobs()
-        if (job.submission_id or "").startswith("dualtoken-scenes-tiny-")
-    ]
-    assert len(jobs) == 1
+    submitted = [job.submission_id or "" for job in JobSubmissionClient(dashboard).list_jobs()]
+    assert sum(name.startswith("dualtoken-scenes-tiny-") for name in submitted) == 1
 
 
 def test_a_wrong_token_is_told_in_one_line(dashboard: str, tmp_path: Path) -> None:
