@@ -87,7 +87,7 @@ def status(
     root: RootOption = None,
     exact: ExactOption = False,
 ) -> None:
-    """Print what each stage has done: units, samples by status and reason, bytes, seconds of work, waits of the encoder."""
+    """Print what each stage has done: units, samples by status, bytes, seconds, and the encoder's waits."""
     planner = Planner(open_recipe(recipe, overrides, root))
     most = None if exact else SAMPLED_RECEIPTS
     for table in status_tables(planner.plan(), most):

@@ -1,4 +1,4 @@
-"""`dualtoken convert`: others' weights into our folders, and our tokenizer's into the released code's checkpoint."""
+"""`dualtoken convert`: other projects' weights into our folders, and ours into the released code's."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A checkpoint of the released DualToken code (.pt or .safetensors), a Hugging Face SigLIP folder, "
-            "or with --to-reference a folder of ours.",
+            help="A checkpoint of the released DualToken code (.pt or .safetensors), "
+            "a Hugging Face SigLIP folder, or with --to-reference a folder of ours.",
         ),
     ],
     out: Annotated[
@@ -30,7 +30,7 @@ def convert(
         bool, typer.Option("--to-reference", help="From ours to the released code's names.")
     ] = False,
 ) -> None:
-    """Convert weights: the released DualToken code's to ours and back, or Hugging Face's SigLIP to a teacher."""
+    """Convert weights: the released DualToken code's to ours and back, or a Hugging Face SigLIP to a teacher."""
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint or a folder")
     if to_reference:
@@ -52,19 +52,22 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
         raise UserError(
             "--config is missing: name the JSON file beside the checkpoint, such as siglip_384_rvq8.json"
         )
-    from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415  (torch takes seconds to import)
+    # PyTorch takes seconds to import.
+    from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415
     from dualtoken.model.convert.reference_config import config_from_reference  # noqa: PLC0415
     from dualtoken.model.convert.siglip import read_json, read_weights  # noqa: PLC0415
     from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
-    values, state = read_json(config), read_weights(source)
+    values = read_json(config)
+    state = read_weights(source)
     refuse_older_layouts(state)
     settings = config_from_reference(values, state)
     tokenizer = DualTokenizer.from_weights(settings, from_reference(state, settings))
     tokenizer.save_pretrained(out)
     num_text = sum(name.startswith("siglip_model.text_model.") for name in state)
     print_line(
-        f"{out}: a tokenizer of {settings.grid_size}x{settings.grid_size} tokens, {settings.pixel.depth} codes deep in each stream"
+        f"{out}: a tokenizer of {settings.grid_size}x{settings.grid_size} tokens, "
+        f"{settings.pixel.depth} codes deep in each stream"
     )
     print_line(f"left out: {num_text} tensors of the text tower, which a tokenizer does not have")
 
@@ -79,7 +82,8 @@ def _to_reference(source: Path, out: Path) -> None:
     write_safetensors(weights, out)
     print_line(f"{out}: {len(weights)} tensors under the released code's names")
     print_line(
-        "absent: siglip_model.text_model.*, logit_scale and logit_bias; load with strict=False, or take them from SigLIP"
+        "absent: siglip_model.text_model.*, logit_scale and logit_bias; "
+        "load with strict=False, or take them from SigLIP"
     )
 
 

@@ -1,4 +1,4 @@
-"""How every command runs and ends: one line for the user's mistakes, a typed exit code, a traceback for our bugs only."""
+"""How every command ends: one line for a user's mistake, a typed exit code, a traceback for our bugs only."""
 
 import os
 import signal

@@ -52,12 +52,13 @@ def gc(
     older_than: AgeOption = 24.0,
     delete: DeleteOption = False,
 ) -> None:
-    """List what nothing needs: left-overs, files without a receipt and, given recipes, fingerprints that none refers to."""
+    """List what nothing needs: left-overs, files without a receipt, and with recipes unused fingerprints."""
     is_root = len(where) == 1 and Store(where[0]).fs.isdir(Store(where[0]).path())
     if is_root:
         if overrides or root:
             raise UserError(
-                f"gc {where[0]} is a run's root, which takes no --set and no --root: leave them out, or give recipes"
+                f"gc {where[0]} is a run's root, which takes no --set and no --root: "
+                "leave them out, or give recipes"
             )
         recipes = []
         store = Store(where[0])
@@ -95,7 +96,7 @@ def explain(
     overrides: SetOption = None,
     root: RootOption = None,
 ) -> None:
-    """Say which key changed the fingerprint of each stage, here or in a stage that it reads; `--set` is of RECIPE alone."""
+    """Say which key changed each stage's fingerprint, in it or in an input; `--set` is for RECIPE."""
     planner = Planner(open_recipe(recipe, overrides, root))
     other_planner = Planner(open_recipe(other, None, root)) if other else None
     for explanation in explain_stages(planner, other_planner):

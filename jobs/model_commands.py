@@ -46,13 +46,15 @@ def tokenize(
     if Path(model).is_dir() and out.resolve().parent == Path(model).resolve():
         raise UserError(f"--out {out} is in the model's own folder: name another place")
     require_writable(out.parent)
-    from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415  (PyTorch takes seconds)
+    # PyTorch takes seconds.
+    from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415
 
-    done = tokenize_files(open_model(model), images, out, batch_size, _complain)
-    _end(
-        f"{pluralized(done.images, 'image')}, {out}" if done.images else f"no image, so {out} is not written",
-        done.bad,
-    )
+    counts = tokenize_files(open_model(model), images, out, batch_size, _print_error)
+    if counts.images:
+        print_line(f"{pluralized(counts.images, 'image')}, {out}")
+    else:
+        print_line(f"no image, so {out} is not written")
+    _exit_after(counts.bad)
 
 
 def reconstruct(
@@ -67,8 +69,10 @@ def reconstruct(
     require_writable(out)
     from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
 
-    done = reconstruct_files(open_model(model), images, out, batch_size, print_line, _complain)
-    _end(None if done.images else "no image", done.bad)
+    counts = reconstruct_files(open_model(model), images, out, batch_size, print_line, _print_error)
+    if not counts.images:
+        print_line("no image")
+    _exit_after(counts.bad)
 
 
 def export(
@@ -92,26 +96,26 @@ def export(
 
 
 def _check_places(model: str, images: Sequence[str] = ()) -> None:
-    """Raise `UserError` at once for what is surely not there: bringing PyTorch to find out takes seconds."""
-    from dualtoken.model.hub.model_name import local_folder, require_files  # noqa: PLC0415  (the hub's client takes a moment that other commands need not)
+    """Raise `UserError` for a missing model or image at once: importing PyTorch takes seconds."""
+    # The hub's client takes a moment that other commands need not.
+    from dualtoken.model.hub.model_name import local_folder, require_files  # noqa: PLC0415
 
     try:
-        if (folder := local_folder(model)) is not None:
+        folder = local_folder(model)
+        if folder is not None:
             require_files(folder)
     except ValueError as error:
         raise UserError(str(error)) from None
     if images and not any(Path(image).exists() for image in images):
-        raise UserError(
-            f"{images[0]}: there is no such file{f', nor any of the other {len(images) - 1}' if len(images) > 1 else ''}"
-        )
+        others = f", nor any of the other {len(images) - 1}" if len(images) > 1 else ""
+        raise UserError(f"{images[0]}: there is no such file{others}")
 
 
-def _complain(line: str) -> None:
+def _print_error(line: str) -> None:
     print(f"dualtoken: {line}", file=sys.stderr, flush=True)
 
 
-def _end(line: str | None, bad: int) -> None:
-    if line:
-        print_line(line)
-    if bad:
+def _exit_after(num_bad: int) -> None:
+    """End with an error where some files were no images."""
+    if num_bad:
         raise typer.Exit(ExitCode.CONFIGURATION)

@@ -25,7 +25,7 @@ def open_recipe(
 
 
 def _check_root(root: str) -> None:
-    """Raise `UserError` for a local root that no folder can be made of; one that does not exist yet is made by a run."""
+    """Raise `UserError` for a local root where no folder can be; a run makes one that does not exist yet."""
     for place in (Path(root), *Path(root).parents):
         if place.is_dir():
             return

@@ -15,7 +15,8 @@ PIPE_WIDTH = 200
 """Columns where the output is no terminal, so that a log keeps a row on a line."""
 
 SAMPLED_RECEIPTS = 10_000
-"""Most receipts read for the status of a stage under way; of more, an even sample is read, and sums get a ≈."""
+"""Most receipts read for the status of a stage under way; of more, an even sample is read, and sums get a
+≈."""
 
 
 class _Status(NamedTuple):
@@ -71,7 +72,7 @@ def _state(planned: PlannedStage) -> str:
 
 
 def status_tables(plan: Iterable[PlannedStage], most: int | None = None) -> list[Table]:
-    """Tabulate what the receipts of unfinished stages say, `most` of each read, and the manifests of finished ones.
+    """Tabulate the receipts of unfinished stages, `most` of each read, and the manifests of finished ones.
 
     A second table tells where the time of encoding went, once a receipt does.
     """

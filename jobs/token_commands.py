@@ -7,9 +7,18 @@ from typing import Annotated
 import typer
 
 from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.storage import Store
 from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.pipelines.core.messages import pluralized
+from dualtoken.pipelines.core.receipts import done_units
+from dualtoken.pipelines.core.totals import sum_receipts
 from dualtoken.pipelines.errors import ExitCode, UserError
+from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job
+from dualtoken.pipelines.tokens.card import CARD_FILE
+from dualtoken.pipelines.tokens.card import card as compose_card
+from dualtoken.pipelines.tokens.checked_files import DamagedShardError
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
+from dualtoken.pipelines.tokens.shards import TOKEN_STAGE, require_finished
 
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")
@@ -86,9 +95,8 @@ def export_tokens(
         typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint."),
     ] = None,
 ) -> None:
-    """Write a token dataset as WebDataset, Parquet, a Hugging Face dataset or Megatron's .bin and .idx, with checksums."""
-    from dualtoken.pipelines.tokens.checked_files import DamagedShardError  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.export import STREAMS  # noqa: PLC0415
+    """Write a token dataset as WebDataset, Parquet, Hugging Face or Megatron files, with checksums."""
+    # Its formats' libraries take a second.
     from dualtoken.pipelines.tokens.export import export_tokens as write  # noqa: PLC0415
 
     chosen = STREAMS if streams == Streams.BOTH else (streams.value,)
@@ -98,9 +106,9 @@ def export_tokens(
         typer.echo(f"dualtoken: {error}", err=True)
         raise typer.Exit(ExitCode.BUG) from None
     size = sum(file.bytes for file in done.files)
-    print_line(
-        f"{out}: {pluralized(done.rows, 'row')} in {pluralized(len(done.files), 'file')}, {size:,} bytes, as {done.format}"
-    )
+    rows = pluralized(done.rows, "row")
+    files = pluralized(len(done.files), "file")
+    print_line(f"{out}: {rows} in {files}, {size:,} bytes, as {done.format}")
 
 
 def card(
@@ -110,31 +118,21 @@ def card(
     ] = None,
 ) -> None:
     """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
-    from dualtoken.infra.storage import Store  # noqa: PLC0415
-    from dualtoken.pipelines.core.receipts import done_units  # noqa: PLC0415
-    from dualtoken.pipelines.core.totals import sum_receipts  # noqa: PLC0415
-    from dualtoken.pipelines.runtime.stage_folder import read_stage, stage_job  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.card import CARD_FILE  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.card import card as compose  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.facts import TokenDetails  # noqa: PLC0415
-    from dualtoken.pipelines.tokens.shards import TOKEN_STAGE, require_finished  # noqa: PLC0415
-
     store = Store(dataset)
     record = read_stage(store)
     if record.stage != TOKEN_STAGE:
         raise UserError(
-            f"{dataset} is a folder of the stage {record.stage}: give one of pretokenize, <corpus>/tokens/<fingerprint>"
+            f"{dataset} is a folder of the stage {record.stage}: "
+            f"give one of {TOKEN_STAGE}, <corpus>/tokens/<fingerprint>"
         )
     try:
         details = TokenDetails.of(require_finished(store))
     except ValueError as error:
         raise UserError(str(error)) from error
-    # Datasets from before cards were written have none.
-    text = (
-        store.read(CARD_FILE).decode()
-        if store.exists(CARD_FILE)
-        else compose(stage_job(store, record), details, sum_receipts(store, done_units(store)))
-    )
+    if store.exists(CARD_FILE):
+        text = store.read(CARD_FILE).decode()
+    else:  # a dataset from before cards were written
+        text = compose_card(stage_job(store, record), details, sum_receipts(store, done_units(store)))
     if out is None:
         print_line(text.rstrip())
     else:

@@ -1,8 +1,9 @@
 """The contract between a stage's plan, its work and the executors that run it.
 
-A plan is data: which units, into which folder, from which inputs. A stage's work is a `Worker` class, named by the
-stage's declaration (`pipelines.runtime.stage`), opened once per process and called once per unit. It writes files to
-local scratch and never commits: `pipelines.core.commit` does, in the same way for every executor.
+A plan is data: which units, into which folder, from which inputs. A stage's work is a `Worker` class, named
+by the stage's declaration (`pipelines.runtime.stage`), opened once per process and called once per unit. It
+writes files to local scratch and never commits: `pipelines.core.commit` does, in the same way for every
+executor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,13 @@ from dualtoken.pipelines.errors import ExitCode
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One stage's work on one input shard, giving one output shard; independent of all others and idempotent."""
+    """One stage's work on one input shard, giving one output shard; independent of others and idempotent."""
 
     id: str
     """Name of the output: 00000, 00001, ..."""
     rows: int
-    """Samples in; the ledger must account for each. Zero where a unit has no samples, such as a training run."""
+    """Samples in; the ledger must account for each. Zero where a unit has no samples, such as a training
+    run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class StageJob:
     shown_corpora: tuple[str, ...] = ()
     """Corpora whose samples the outputs show: a unit is not committed once one of them was forgotten."""
     restores: Mapping[str, Receipt | None] = field(default_factory=dict)
-    """For each unit that is done again to restore its files: the receipt that the files must agree with, or None
-    where it is lost or unreadable."""
+    """For each unit that is done again to restore its files: the receipt that the files must agree with, or
+    None where it is lost or unreadable."""
 
     @property
     def label(self) -> str:
@@ -79,7 +81,7 @@ class StageJob:
         return Store(self.folder)
 
     def input(self, stage: str, corpus: str | None = None) -> Store:
-        """Open an earlier stage's folder: of the corpus named, by default this job's, or the one without a corpus."""
+        """Open an earlier stage's folder: a corpus's, by default this job's, or the one without a corpus."""
         name = input_name(stage, corpus or self.corpus)
         return Store(self.inputs[name if name in self.inputs else stage])
 
@@ -107,7 +109,8 @@ class UnitOutput:
     digests: Mapping[str, FileDigest] = field(default_factory=dict)
     """Checksums of those files that were hashed while they were written; the others are read once more."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by part of the work, where it is timed; with `commit` they become the receipt's fact `seconds`."""
+    """Seconds by part of the work, where it is timed; with `commit` they become the receipt's fact
+    `seconds`."""
 
 
 class StageExtras(NamedTuple):
@@ -128,10 +131,11 @@ class Worker(Protocol):
 
 
 class TrainingWorker(Worker, Protocol):
-    """The worker of a stage whose engine is `ray_train`: `run` trains in this process, `loop` in each of a group."""
+    """The worker of a stage whose engine is `ray_train`: `run` trains in this process, `loop` in a group."""
 
     loop: ClassVar[Callable[[dict[str, Any], Any], None]]
-    """The training loop that every process of the group runs, given `{"job": StageJob}` and its `TrainingRun`."""
+    """The training loop that every process of the group runs, given `{"job": StageJob}` and its
+    `TrainingRun`."""
 
     @staticmethod
     def output(checkpoint: Store, scratch: Path) -> UnitOutput:

@@ -1,7 +1,8 @@
-"""Explains why a stage has another fingerprint than before: which key of the recipe changed, here or in an input.
+"""Explains why a fingerprint changed: which key of the recipe, in the stage itself or in an input.
 
-A fingerprint is the hash of a stage's version, its settings and the root hashes of its inputs (`pipelines.runtime.plan`).
-Two such identities are compared key by key; an input that differs is followed to the stage whose own settings differ.
+A fingerprint is the hash of a stage's version, its settings and the root hashes of its inputs
+(`pipelines.runtime.plan`). Two such identities are compared key by key; an input that differs is followed
+to the stage whose own settings differ.
 """
 
 import json
@@ -72,7 +73,7 @@ class Explanation(NamedTuple):
 
 
 def explain(planner: Planner, other: Planner | None = None) -> Iterator[Explanation]:
-    """Compare every stage of a recipe with another recipe's, or with the most alike of its folders below the root."""
+    """Compare every stage with another recipe's, or with the most alike of its folders below the root."""
     comparison = _Comparison()
     other_labels = {planned.label for planned in other.plan()} if other else set[str]()
     for planned in planner.plan():
@@ -156,7 +157,7 @@ class _Comparison:
         return Identity(name, record.fingerprint, own, inputs, record.identity["inputs"])
 
     def changes(self, old: Identity, new: Identity) -> tuple[Change, ...]:
-        """Return what differs between two identities of a stage: its own keys first, then those of the inputs."""
+        """Return what differs between two identities of a stage: own keys first, then those of the inputs."""
         key = (id(old), id(new))  # both are held by this object
         if key not in self._changes:
             self._changes[key] = tuple(dict.fromkeys(self._find_changes(old, new)))

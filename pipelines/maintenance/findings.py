@@ -20,7 +20,8 @@ class FindingKind(StrEnum):
     MISDATED = "misdated"
     """Only the recorded time is wrong."""
     WRONG = "wrong"
-    """The file agrees with its receipt, and its content is wrong all the same: done again, it may have other bytes."""
+    """The file agrees with its receipt, and its content is wrong all the same: done again, it may have
+    other bytes."""
 
 
 class Problem(NamedTuple):
@@ -65,5 +66,5 @@ class VerifiedFolder:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong, or only that the stage has not ended, which its own command goes on with."""
+        """Whether nothing is wrong, or only that the stage has not ended."""
         return all(finding.kind == FindingKind.UNFINISHED for finding in self.findings)

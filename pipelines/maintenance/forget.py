@@ -1,13 +1,13 @@
 """Deletes samples from every dataset that was made from them (right to erasure).
 
-Only the shards that hold such a sample are written again, in the bytes that their stage would have written had it been
-told; the other samples' rows, codes and fingerprints stay. The order makes a kill harmless: first the corpus's
-tombstones; then in every affected folder `forgotten.json` and no manifest any more, so that nobody reads it; then, folder
-by folder, the shards, receipts and manifest. Later stages' fingerprints go on being made from the root hash of a folder's
-first version (`Manifest.lineage`).
+Only the shards that hold such a sample are written again, in the bytes that their stage would have written
+had it been told; the other samples' rows, codes and fingerprints stay. The order makes a kill harmless:
+first the corpus's tombstones; then in every affected folder `forgotten.json` and no manifest any more, so
+that nobody reads it; then, folder by folder, the shards, receipts and manifest. Later stages' fingerprints
+go on being made from the root hash of a folder's first version (`Manifest.lineage`).
 
-A unit that is done meanwhile is not committed once the tombstones are there (`pipelines.core.commit`); units that were
-committed before are looked for after.
+A unit that is done meanwhile is not committed once the tombstones are there (`pipelines.core.commit`);
+units that were committed before are looked for after.
 """
 
 import uuid
@@ -81,7 +81,7 @@ def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
 
 
 def _write_tombstones(plan: ForgetPlan) -> ForgetPlan:
-    """Write the tombstones, and look again for what was committed before they were there, until there is nothing new."""
+    """Write the tombstones, and look again for what was committed meanwhile, until there is nothing new."""
     while True:
         plan.root.put_bytes(plan.tombstones.to_bytes(), join(plan.corpus, TOMBSTONES_FILE))
         again = plan_forget(plan.root, plan.corpus, Tombstones())
@@ -103,7 +103,7 @@ def _require_inputs(plan: ForgetPlan) -> None:
 
 
 def _empty(folder: StageFolder) -> None:
-    """Remove all files but `stage.json`: the manifest first, then receipts, so that a kill leaves it unfinished."""
+    """Remove all files but `stage.json`, the manifest first, so that a kill leaves the stage unfinished."""
     names = [name for name, _ in folder.store.files() if name != STAGE_FILE]
     for name in sorted(names, key=_removal_order):
         folder.store.remove(name)

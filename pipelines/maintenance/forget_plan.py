@@ -51,7 +51,8 @@ class ForgetPlan(NamedTuple):
     affected: tuple[AffectedFolder, ...]
     """Folders to rewrite, in the order of work."""
     removed: tuple[StageFolder, ...]
-    """Folders that may show such a sample and are not rewritten, such as a report: they are emptied and made anew."""
+    """Folders that may show such a sample and are not rewritten, such as a report: they are emptied and
+    made anew."""
     models: tuple[Store, ...]
     """Models that learnt from the corpus and stay as they are."""
 

@@ -1,8 +1,9 @@
-"""Finds what nothing below a run's root needs: left-overs of killed writes, files without a receipt, old fingerprints.
+"""Finds what nothing below a root needs: left-overs of killed writes, unnamed files, old fingerprints.
 
-Only what this project wrote is considered: left-overs by their names, and folders with a `stage.json`. What is younger
-than an age limit may be in the making and stays. So does all that a needed folder was made from, or that its recipe
-names. A listing takes minutes, in which a run may go on, so each file is compared once more just before it is deleted.
+Only what this project wrote is considered: left-overs by their names, and folders with a `stage.json`. What
+is younger than an age limit may be in the making and stays. So does all that a needed folder was made from,
+or that its recipe names. A listing takes minutes, in which a run may go on, so each file is compared once
+more just before it is deleted.
 """
 
 import time
@@ -65,7 +66,8 @@ def find_garbage(
 ) -> Iterator[Garbage]:
     """Yield what is not needed below a root, all of it older than the limit.
 
-    Old fingerprints are found only where recipes are given. Raises `UserError` where nothing below the root is a stage's.
+    Old fingerprints are found only where recipes are given. Raises `UserError` where nothing below the root
+    is a stage's.
     """
     if now is None:
         now = time.time()
@@ -167,7 +169,7 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
 
 
 def _folders_of(root: Store, planned: PlannedStage, records: Mapping[str, StageRecord]) -> set[str]:
-    """Return a planned stage's folder; while its inputs are unfinished, each of the stage's folders may be it."""
+    """Return a planned stage's folder; while its inputs are unfinished, all folders of the stage."""
     if planned.job is not None:
         return {folder for folder in records if planned.job.folder == join(root.url, folder)}
     wanted = (planned.stage, planned.corpus)
@@ -190,7 +192,7 @@ def _named_folders(
 
 
 def _value(recipe: Mapping[str, Any], key: str, corpus: str) -> str | None:
-    """Return the value of a key such as `train.start_from`, or None where there is none; `{corpus}` stands for a name."""
+    """Return the value of a key such as `train.start_from`, or None; `{corpus}` stands for a name."""
     value: Any = recipe
     for part in key.split("."):
         if not isinstance(value, Mapping):
@@ -227,7 +229,7 @@ def delete(root: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
 
 
 def _is_as_listed(root: Store, garbage: Garbage) -> bool:
-    """Tell whether garbage is what it was; a resumed run may have written a file of the same name, and its receipt."""
+    """Tell whether garbage is what it was: a resumed run may have written the file anew, and its receipt."""
     if garbage.kind == GarbageKind.OLD:
         return tuple(root.entries(garbage.name.rstrip("/"))) == garbage.files
     (listed,) = garbage.files

@@ -29,7 +29,7 @@ from dualtoken.pipelines.runtime.stage_folder import in_order, read_stage, root_
 
 
 def in_order_of_work(damaged: Iterable[VerifiedFolder]) -> list[VerifiedFolder]:
-    """Sort folders so that inputs are restored before what is made from them; those of an unknown stage come last."""
+    """Sort folders so that inputs are restored before what is made from them; unknown stages come last."""
     return sorted(damaged, key=_order)
 
 
@@ -41,10 +41,11 @@ def _order(folder: VerifiedFolder) -> tuple[bool, tuple[int, bool]]:
 
 
 def repair(damaged: VerifiedFolder, executor: Executor, print_line: PrintLine) -> None:
-    """Do the damaged units of a stage again, restore missing or altered files, and write a finished stage's manifest anew.
+    """Do a stage's damaged units again, restore their files, and write a finished stage's manifest anew.
 
-    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the stage's inputs
-    are no longer what it was made from, `UnitsFailed` where a unit failed or gave other bytes.
+    Nothing stored is replaced before the same bytes as at first are made. Raises `UserError` where the
+    stage's inputs are no longer what it was made from, `UnitsFailed` where a unit failed or gave other
+    bytes.
     """
     store = Store(damaged.folder)
     if damaged.is_sound:
@@ -80,12 +81,14 @@ def _require_repairable(store: Store, damaged: VerifiedFolder) -> None:
     for finding in damaged.findings:
         if finding.name == STAGE_FILE and finding.kind == FindingKind.MISSING:
             raise UserError(
-                f"{store.url} lost its {STAGE_FILE}: run the stage's command with its recipe, which writes it again"
+                f"{store.url} lost its {STAGE_FILE}: "
+                "run the stage's command with its recipe, which writes it again"
             )
     elsewhere = sorted({finding.folder for finding in damaged.findings} - {store.url})
     if elsewhere:
         raise UserError(
-            f"{store.url} has its captions in {elsewhere[0]}: run `dualtoken verify {elsewhere[0]} --repair` first"
+            f"{store.url} has its captions in {elsewhere[0]}: "
+            f"run `dualtoken verify {elsewhere[0]} --repair` first"
         )
 
 
@@ -108,7 +111,8 @@ def _job_of(store: Store) -> StageJob:
     job = Planner(recipe).get(record.stage, record.corpus).job
     if job is None or job.fingerprint != record.fingerprint:
         raise UserError(
-            f"{store.url} cannot be repaired: its inputs have changed or are unfinished; run `dualtoken run` instead"
+            f"{store.url} cannot be repaired: its inputs have changed or are unfinished; "
+            "run `dualtoken run` instead"
         )
     return job
 

@@ -51,7 +51,7 @@ def verify(location: str) -> Iterator[VerifiedFolder]:
 
 
 def _input_urls(store: Store) -> Iterable[str]:
-    """Return the folders that a stage's was made from, as far as it says so: all of them were finished once."""
+    """Return the folders that a stage was made from, as far as it says so: all were finished once."""
     try:
         return input_folders(store, read_stage(store)).values()
     except UserError:
@@ -59,10 +59,11 @@ def _input_urls(store: Store) -> Iterable[str]:
 
 
 def verify_stage(store: Store, apart: Collection[str] = (), *, was_finished: bool = False) -> VerifiedFolder:
-    """Check one stage's folder; what a billion images need is a name and a size per file, and a line per checksum.
+    """Check one stage's folder; memory holds a name and a size per file, and a line per checksum.
 
-    Captions that it shares with another folder are checked with it, unless that is one of those `apart`, which are
-    verified on their own. Without a manifest it is unfinished, unless it is known to have been finished.
+    Captions that it shares with another folder are checked with it, unless that is one of those `apart`,
+    which are verified on their own. Without a manifest it is unfinished, unless it is known to have been
+    finished.
     """
     present: dict[str, int] = {}
     for name, size in store.files():
@@ -101,7 +102,7 @@ class _StageCheck:
         self._receipt_findings: list[Finding] = []
 
     def findings(self) -> list[Finding]:
-        """Return what is wrong: first records that cannot be read, then records, then the files that they name."""
+        """Return what is wrong: unreadable records first, then records, then the files that they name."""
         manifest = self._manifest()
         stage_findings = [self._finding(STAGE_FILE, problem) for problem in self._stage_problems()]
         named = {STAGE_FILE, MANIFEST_FILE, FORGOTTEN_FILE}

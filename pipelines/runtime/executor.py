@@ -1,4 +1,4 @@
-"""What every executor does alike: opens workers, turns a unit's failure into an outcome, and sums outcomes up.
+"""What executors share: opening workers, turning a unit's failure into an outcome, summing outcomes up.
 
 `LocalExecutor` runs units in this process; `ray_executor.py` runs them on a cluster.
 """
@@ -16,7 +16,8 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Wo
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
 
 GIVE_UP_AFTER = 8
-"""Units that fail in a row with a temporary error: what they need is gone, and the others would fail as slowly."""
+"""Units that fail in a row with a temporary error: what they need is gone, and the others would fail as
+slowly."""
 
 
 class Executor(Protocol):
@@ -28,7 +29,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs units one after another in this process: for tests, debugging, and proof that the executor changes no byte."""
+    """Runs units one after another in this process, for tests and debugging."""
 
     def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         """Yield an outcome per unit, in order."""
@@ -49,7 +50,7 @@ class WorkerSlot:
     def open(self, job: StageJob) -> Worker:
         """Return the job's worker, opened on first use."""
         if self._worker is None or self._job is not job:
-            # Folders of processes that were killed, as where machines are taken away: they would fill the disk.
+            # Left by processes that were killed, such as on spot machines: they would fill the disk.
             remove_abandoned()
             self._worker = None  # frees the last job's models before the next ones are loaded
             worker_class = worker_class_of(job)
@@ -64,7 +65,7 @@ def worker_class_of(job: StageJob) -> Callable[[StageJob], Worker]:
 
 
 def run_attempt(job: StageJob, open_worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
-    """Run a unit on the worker that `open_worker` returns, and never raise: one bad unit must not stop the others."""
+    """Run a unit on the worker that `open_worker` returns; never raises, so that others go on."""
     try:
         receipt = run_unit(job, open_worker(), unit)
     except Exception as error:  # noqa: BLE001  (sorted by exit_code, printed by report_outcomes)
@@ -82,10 +83,16 @@ def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
     return UnitOutcome(job.label, unit.id, counts={}, seconds=0.0, error=message, code=code)
 
 
-def report_outcomes(outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine) -> None:
-    """Print a line for each unit's outcome.
+def report_outcomes(
+    outcomes: Iterable[UnitOutcome],
+    work: Sequence[Work],
+    print_line: PrintLine,
+    observe: Callable[[UnitOutcome], None],
+) -> None:
+    """Print a line for each unit's outcome, and hand it to `observe`, which may end the run by an error.
 
-    Raises `UnitsFailed` when any failed: after all have run, or after `GIVE_UP_AFTER` temporary failures in a row.
+    Raises `UnitsFailed` when any failed: after all have run, or after `GIVE_UP_AFTER` temporary failures in
+    a row.
     """
     total = sum(len(job_units.units) for job_units in work)
     failed: list[UnitOutcome] = []
@@ -99,6 +106,7 @@ def report_outcomes(outcomes: Iterable[UnitOutcome], work: Sequence[Work], print
             failed.append(outcome)
         if temporary_in_a_row == GIVE_UP_AFTER:
             break
+        observe(outcome)
     if failed:
         raise _units_failed(failed, total, total - num_ended)
 

@@ -25,12 +25,13 @@ def user_warnings(manifest: Manifest) -> Iterator[str]:
     devices = manifest.details.get("devices", [])
     if len(devices) > 1:
         yield (
-            "its shards were made by devices that may round otherwise, so that equal images may have other codes: "
+            "its shards were made by devices that may round otherwise, "
+            "so that equal images may have other codes: "
             f"{'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
         )
     private = manifest.counts.get(PRIVATE_ADDRESSES)
     if private:
         yield (
-            f"{private} of {manifest.rows_in} URLs lead into a private network, which a table of the web's must not "
-            "reach: if the servers are yours, set download.allow_private_addresses=true and run again"
+            f"{private} of {manifest.rows_in} URLs lead into a private network, "
+            "which a table of the web's must not reach: if the servers are yours, set download.allow_private_addresses=true and run again"
         )

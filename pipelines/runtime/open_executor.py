@@ -9,7 +9,7 @@ from dualtoken.pipelines.runtime.executor import Executor, LocalExecutor
 
 
 class _RayWhenNeeded:
-    """Imports Ray, and starts or joins its cluster, when the first unit is to run: a run with nothing to do takes seconds."""
+    """Imports Ray and joins its cluster when the first unit is to run: with nothing to do, that is spared."""
 
     def __init__(self, cluster: ClusterConfig, session: ExitStack) -> None:
         self._cluster = cluster

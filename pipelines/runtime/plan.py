@@ -1,4 +1,4 @@
-"""Plans a recipe: which units of which stage, into which folder, which are done, and what each stage waits for."""
+"""Plans a recipe: each stage's units, its folder, what of it is done, and what it waits for."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Planner:
         return self._known[key]
 
     def require_enough_rows(self) -> None:
-        """Raise `UserError` where the sources have too few rows to train a teacher on, before any is downloaded."""
+        """Raise `UserError` where sources have too few rows to train a teacher, before any is downloaded."""
         teacher = self.recipe.teacher
         if not isinstance(teacher, TrainedTeacher):
             return
@@ -130,7 +130,7 @@ class Planner:
     def _expected(
         self, stage: Stage, corpus: str | None, unfinished: tuple[PlannedStage, ...]
     ) -> PlannedStage:
-        """Return what is known of a stage whose inputs are unfinished: upper bounds, as if no sample were lost."""
+        """Return upper bounds for a stage whose inputs are unfinished, as if no sample were lost."""
         units = stage.expected(self.recipe, corpus)
         rows = sum(unit.rows for unit in units)
         size = stage.row_bytes(self.recipe) * rows

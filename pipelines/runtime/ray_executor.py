@@ -1,4 +1,4 @@
-"""Runs units on a Ray cluster: Ray Data maps them over a pool of actors; retries, autoscaling and progress are Ray's.
+"""Runs units on a Ray cluster: Ray Data maps them over a pool of actors, with retries and autoscaling.
 
 A unit travels as two integers; an actor opens a job's worker when the job's first unit arrives. Training
 runs under Ray Train. Nothing here decides what is done: receipts do.
@@ -37,9 +37,11 @@ from dualtoken.pipelines.runtime.stages import get_stage
 _log = logging.getLogger(__name__)
 
 TASK_RETRIES = 3
-"""Of a unit whose process died. The processes themselves are started anew without end: a cluster of spot machines loses many."""
+"""Of a unit whose process died. The processes themselves are started anew without end: a cluster of spot
+machines loses many."""
 MAX_BLOCKS = 4096
-"""Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of them are done."""
+"""Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of
+them are done."""
 
 
 class RayExecutor:
@@ -83,7 +85,7 @@ class RayExecutor:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     def _check_room(self, job: StageJob) -> None:
-        """Raise `UserError` for what a cluster of our own can never run; warn of it on another one, which may grow."""
+        """Raise `UserError` for what our own cluster can never run; warn of it on another, which may grow."""
         room = ray.cluster_resources()
         for demand in job.asks.demands:
             available = room.get(demand.kind, 0)
@@ -92,7 +94,8 @@ class RayExecutor:
             wants = f"{job.stage}: {demand.keys} wants {demand.amount:g} {demand.kind}s"
             if self._cluster.address == LOCAL and not current_job_address():
                 raise UserError(
-                    f"{wants}, this machine's cluster has {available:g}: {demand.fix}, or run on another cluster"
+                    f"{wants}, this machine's cluster has {available:g}: "
+                    f"{demand.fix}, or run on another cluster"
                 )
             _log.warning(
                 "%s, the cluster has %g: waiting for it to grow; where it cannot, stop and %s",
@@ -190,7 +193,7 @@ class _UnitActor:
 
 
 class _RayTrainWorker:
-    """Runs a stage's training loop in a group of Ray Train; a run that was cut goes on from its last checkpoint."""
+    """Runs a training loop in a group of Ray Train; a run that was cut goes on from its last checkpoint."""
 
     def __init__(self, job: StageJob) -> None:
         self._job = job

@@ -1,4 +1,4 @@
-"""Runs commands: plans a stage, hands its open units to an executor, and writes manifests when all are done."""
+"""Runs commands: plans a stage, hands its open units to an executor, and writes manifests at the end."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from dualtoken.pipelines.runtime.finish import finish, user_warnings
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.stage import Stage
 from dualtoken.pipelines.runtime.stages import command_of, commands, stages
-from dualtoken.pipelines.tokens.audit import watched
+from dualtoken.pipelines.tokens.audit import RunningAudit
 
 
 def run_command(
@@ -96,7 +96,8 @@ def run_units(work: Sequence[Work], executor: Executor, print_line: PrintLine) -
     if not work:
         return
     _warn_of_unconditional_puts(Store(work[0].job.recipe.root), print_line)
-    report_outcomes(watched(executor.run(work), work, print_line), work, print_line)
+    audit = RunningAudit(work, print_line)
+    report_outcomes(executor.run(work), work, print_line, audit.add)
 
 
 def _warn_of_unconditional_puts(store: Store, print_line: PrintLine) -> None:

@@ -1,7 +1,8 @@
-"""The declaration of a stage: one object that says what it reads, what decides its output, where and how it runs.
+"""Declares a stage: what it reads, what decides its output, where and how it runs.
 
-Everything that serves stages (plan, run, submit, status, verify, forget, gc, explain, Dagster, the report) reads this
-declaration and branches on no stage's name. Imports neither torch nor Ray, so that `plan` and `status` answer at once.
+Everything that serves stages (plan, run, submit, status, verify, forget, gc, explain, Dagster, the report)
+reads this declaration and branches on no stage's name. Imports neither torch nor Ray, so that `plan` and
+`status` answer at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -124,7 +125,8 @@ class Stage:
     corpora: Callable[[Recipe], list[str]] = every_corpus
     """Corpora that a stage that runs per corpus runs on."""
     expected_units: Callable[[Recipe, str | None], list[Unit]] = source_units
-    """Units of a per-corpus stage as if no sample were lost: what a plan can say before the inputs are finished."""
+    """Units of a per-corpus stage as if no sample were lost: what a plan can say before the inputs are
+    finished."""
     row_bytes: Callable[[Recipe], float] = lambda _recipe: 0.0
     """Bytes expected per sample that goes on."""
     budget: Callable[[Recipe], Budget | None] = lambda _recipe: None
@@ -136,13 +138,15 @@ class Stage:
     shown_corpora: Callable[[Recipe, str | None], tuple[str, ...]] = lambda _recipe, corpus: (
         (corpus,) if corpus else ()
     )
-    """Corpora whose samples the output shows, so that forgetting one concerns it; a trained model shows none."""
+    """Corpora whose samples the output shows, so that forgetting one concerns it; a trained model shows
+    none."""
     rewrite: str = ""
-    """How `forget` takes samples out: `module:function` that returns a `maintenance.forget_rewrite.Rewriter` for a
-    `StageRecord`. Empty: the whole folder is emptied if it shows such samples, and stays if it shows none."""
+    """How `forget` takes samples out: `module:function` that returns a
+    `maintenance.forget_rewrite.Rewriter` for a `StageRecord`. Empty: the whole folder is emptied if it
+    shows such samples, and stays if it shows none."""
     deep_verify: str = ""
-    """Checks of a folder's rows beyond checksums: `module:function`, a `maintenance.deep_verify.FolderCheck`. Empty:
-    only ledgers are checked."""
+    """Checks of a folder's rows beyond checksums: `module:function`, a
+    `maintenance.deep_verify.FolderCheck`. Empty: only ledgers are checked."""
     names_folders: tuple[str, ...] = ()
     """Keys of the recipe that name folders the stage reads beside its inputs, which `gc` keeps."""
     reads_all: bool = False

@@ -1,4 +1,4 @@
-"""A stage's folder as it lies on disk: its run's root, its inputs, and the job that it stands for, wherever the run was moved."""
+"""Reads a stage's folder: its run's root, its inputs, and its job, wherever the run was moved."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,8 @@ def read_stage(store: Store) -> StageRecord:
         return StageRecord.from_bytes(store.read(STAGE_FILE))
     except FileNotFoundError:
         raise UserError(
-            f"{store.url} has no {STAGE_FILE}: give a stage's folder, such as data/<corpus>/tokens/<fingerprint>"
+            f"{store.url} has no {STAGE_FILE}: "
+            "give a stage's folder, such as data/<corpus>/tokens/<fingerprint>"
         ) from None
     except ValidationError:
         raise UserError(
@@ -45,7 +46,7 @@ def read_stage(store: Store) -> StageRecord:
 
 
 def in_order(record: StageRecord) -> tuple[int, bool]:
-    """Return a key that sorts folders so that each comes after those that it is made from or shares files of."""
+    """Return a sort key: each folder comes after those that it is made from or shares files of."""
     return position(record.stage), shares_captions(record)
 
 
@@ -57,7 +58,7 @@ def root_of(store: Store, record: StageRecord) -> str:
 
 
 def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
-    """Return the folders of a stage's inputs by name; they are looked for beside it, in case the run was moved."""
+    """Return the folders of a stage's inputs by name, looked for beside it in case the run was moved."""
     root = root_of(store, record)
     folders: dict[str, str] = {}
     for name, folder in record.inputs.items():
@@ -68,7 +69,7 @@ def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
 
 
 def stage_job(store: Store, record: StageRecord, units: tuple[Unit, ...] | None = None) -> StageJob:
-    """Return the job that a folder stands for; its units are those that have a receipt, unless they are given."""
+    """Return the job that a folder stands for; by default its units are those that have a receipt."""
     recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
     if units is None:
         units = tuple(Unit(receipt.unit, receipt.rows) for receipt in iter_receipts(store))

@@ -51,7 +51,7 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     }
     perceptual = recipe.train.perceptual
     if isinstance(perceptual, LpipsConfig):
-        # The files that libraries bring are the same everywhere, so only those that a recipe names are hashed.
+        # Files that libraries bring are the same everywhere, so only those that a recipe names are hashed.
         settings["perceptual"] = {
             "backbone": _file_hash("backbone", perceptual.backbone),
             "heads": _file_hash("heads", perceptual.heads),
@@ -64,7 +64,7 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
 
 
 def score_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
-    """Return the batch size where it is not the default: how many samples the teacher sees at once may change a last bit."""
+    """Return the batch size where it is not the default: another one may change a score's last bit."""
     size = recipe.filter.batch_size
     if size == FilterConfig().batch_size:
         return {}
@@ -74,7 +74,8 @@ def score_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
 def token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:
     """Return crops, precision, and the dataset that captions are shared with.
 
-    Each stands there only where it is not the default: datasets older than these keys keep their fingerprints.
+    Each stands there only where it is not the default: datasets older than these keys keep their
+    fingerprints.
     """
     config = recipe.pretokenize
     settings: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """The catalogue of stages: the declaration of each, in the order that a run takes them.
 
-A further stage is declared by `declare`, in a module that `DUALTOKEN_STAGES` names where its stages are to be known to
-the commands and to submitted jobs. Imports neither torch nor Ray.
+A further stage is declared by `declare`, in a module that `DUALTOKEN_STAGES` names where its stages are to
+be known to the commands and to submitted jobs. Imports neither torch nor Ray.
 """
 
 import importlib
@@ -49,7 +49,7 @@ _STAGES: dict[str, Stage] = {}
 
 
 def declare(stage: Stage) -> Stage:
-    """Add a stage to the catalogue, after those that are there; raises ValueError for a name that is taken."""
+    """Add a stage to the end of the catalogue; raises ValueError for a name that is taken."""
     if stage.name in _STAGES:
         raise ValueError(f"the stage {stage.name} is declared already")
     _STAGES[stage.name] = stage
@@ -58,7 +58,7 @@ def declare(stage: Stage) -> Stage:
 
 @cache
 def _import_further_modules() -> None:
-    """Import the modules that `DUALTOKEN_STAGES` names, at the first look into the catalogue: they import this one."""
+    """Import the modules that `DUALTOKEN_STAGES` names, at the first use of the catalogue."""
     for module in os.environ.get(MODULES_VARIABLE, "").split(","):
         if module.strip():
             _import_module(module.strip())

@@ -27,7 +27,7 @@ def submit_stage(
     corpora: Sequence[str] | None = None,
     attempts: int = 1,
 ) -> JobOutcome:
-    """Run a stage on the cluster whose dashboard is at `address`, follow its log, and judge it by its receipts.
+    """Run a stage on the cluster with the dashboard `address`, follow its log, and judge it by its receipts.
 
     The job's id is a function of the work, so a second call follows the first one's job. The recipe's root
     must be one that the cluster reaches too.

@@ -1,8 +1,9 @@
 """Token datasets: written (`pretokenize`), audited, described, read, and exported to other formats.
 
-May import `errors`, `config`, `core`, `images`, `inference`, `curation`, `infra` and `model`. Reads and writes stores
-through `infra.storage`. Only `pretokenize` and what it encodes with need an accelerator; nothing here imports torch
-until it is used, so the planner and the command line may import any file but `pretokenize` and `encoded_unit`.
+May import `errors`, `config`, `core`, `images`, `inference`, `curation`, `infra` and `model`. Reads and
+writes stores through `infra.storage`. Only `pretokenize` and what it encodes with need an accelerator;
+nothing here imports torch until it is used, so the planner and the command line may import any file but
+`pretokenize` and `encoded_unit`.
 """
 
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError

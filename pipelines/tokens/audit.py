@@ -9,7 +9,7 @@ set a PSNR that no shard may be under.
 import hashlib
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -251,16 +251,6 @@ class RunningAudit:
         self._print_line(f"{outcome.label} {alarm}")
         if self._config.on_alarm == "stop":
             raise stopped(outcome.label, alarm)
-
-
-def watched(
-    outcomes: Iterable[UnitOutcome], work: Sequence[Work], print_line: PrintLine
-) -> Iterator[UnitOutcome]:
-    """Pass outcomes on, adding each to a `RunningAudit` when the next is asked for; raises as its `add`."""
-    audit = RunningAudit(work, print_line)
-    for outcome in outcomes:
-        yield outcome
-        audit.add(outcome)
 
 
 def stopped(label: str, alarm: Alarm | str) -> TokenAlarm:

@@ -254,9 +254,9 @@ class _IdType(NamedTuple):
 class MegatronWriter:
     """Writes `tokens.bin` and `tokens.idx`, and beside them `tokens.parquet` with the rows' keys and meta.
 
-    A row is a document of one sequence: the semantic codes, then the pixel codes, N each. The id of a code is
-    the code, plus `first_id`, plus for pixel codes the size of the semantic codebook. Ids are uint16 where all
-    fit, as Megatron chooses it too, else int32.
+    A row is a document of one sequence: the semantic codes, then the pixel codes, N each. The id of a code
+    is the code, plus `first_id`, plus for pixel codes the size of the semantic codebook. Ids are uint16
+    where all fit, as Megatron chooses it too, else int32.
     """
 
     _HEADER = b"MMIDIDX\x00\x00"

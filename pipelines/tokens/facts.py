@@ -190,7 +190,7 @@ class AuditSummary:
 
 
 def is_token_dataset(manifest: Manifest) -> bool:
-    """Tell whether a manifest is a token dataset's: its details say which version of the format they are of."""
+    """Tell whether a manifest is a token dataset's: its details say which version of the format it has."""
     return "schema_version" in manifest.details
 
 
@@ -254,7 +254,7 @@ class TokenDetails:
 
 
 def _by_stream(values: Mapping[str, Any], figure: str) -> dict[str, ByDepth]:
-    """Return a figure that has a key for each stream, such as `semantic_usage`, by stream; absent ones stay absent."""
+    """Return a figure with a key for each stream, such as `semantic_usage`, by stream, where present."""
     figures: dict[str, ByDepth] = {}
     for stream in STREAMS:
         name = f"{stream}_{figure}"

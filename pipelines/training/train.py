@@ -219,7 +219,7 @@ def copy_model_from_checkpoint(checkpoint: Store, scratch: Path) -> UnitOutput:
 
 
 class Worker:
-    """Trains in this process, without checkpoints that outlive it; Ray Train runs `loop` in a group of processes."""
+    """Trains in this process, without lasting checkpoints; Ray Train runs `loop` in a group of processes."""
 
     loop = staticmethod(train_loop)
     output = staticmethod(copy_model_from_checkpoint)

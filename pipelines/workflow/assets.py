@@ -1,4 +1,4 @@
-"""A recipe as Dagster assets: a command is an asset, a corpus a partition; receipts stay the state of truth."""
+"""A recipe as Dagster assets: commands are assets, corpora partitions; receipts stay the state of truth."""
 
 import warnings
 from contextlib import AbstractContextManager

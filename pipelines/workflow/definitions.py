@@ -1,4 +1,7 @@
-"""What `dagster dev -m pipelines.workflow.definitions` serves: the recipe that DUALTOKEN_RECIPE names, scenes by default."""
+"""Definitions for `dagster dev -m dualtoken.pipelines.workflow.definitions`.
+
+The recipe is the one that DUALTOKEN_RECIPE names, `scenes` by default.
+"""
 
 import os
 from functools import partial

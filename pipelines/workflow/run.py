@@ -1,4 +1,7 @@
-"""Runs a recipe's whole Dagster job in this process, with no server; Dagster's records go to DAGSTER_HOME, if it is set."""
+"""Runs a recipe's whole Dagster job in this process, with no server.
+
+Dagster's records go to DAGSTER_HOME, if it is set.
+"""
 
 import os
 from contextlib import nullcontext
@@ -15,7 +18,7 @@ from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.workflow.assets import JOB, recipe_definitions
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-"""Dagster's own events; the stages say what they do, and an error is raised."""
+"""Run configuration that silences Dagster's own events: stages print what they do, and an error is raised."""
 
 
 def run_workflow(recipe: Recipe, executor: Executor, print_line: PrintLine) -> None:
@@ -26,7 +29,9 @@ def run_workflow(recipe: Recipe, executor: Executor, print_line: PrintLine) -> N
     with _instance() as instance:
         try:
             job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
-        except DagsterExecutionInterruptedError:  # its own handlers of SIGINT and SIGTERM stand in a step
+        except (
+            DagsterExecutionInterruptedError
+        ):  # its own handlers of SIGINT and SIGTERM are at work inside an op
             raise Preempted from None
 
 

@@ -39,7 +39,7 @@ def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(
 
     job = planned_job(finished, "targets", "tiny-train")
     with pytest.raises(UnitsFailed, match="no answer") as error:
-        report_outcomes(come(), [Work(job, job.units)], lambda _: None)
+        report_outcomes(come(), [Work(job, job.units)], lambda _: None, lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
     assert len(seen) == looked_at
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ from dualtoken.pipelines.tokens.audit import (
     ENOUGH_SHARDS,
     CodeCounter,
     ReferenceFigures,
+    RunningAudit,
     ShardFigures,
     check_shard,
     sample_rows,
-    watched,
 )
 from dualtoken.pipelines.tokens.shards import codes_of, read_data_shard
 from tests.helpers.tiny_run import LoadTiny, planned, tokens_job
@@ -135,11 +135,18 @@ def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(
     assert usual is not None
     assert job.folder == usual.folder, "what an audit asks for changes no fingerprint"
     with pytest.raises(TokenAlarm, match=r"shard 00000: low: PSNR 22.0 dB, pretokenize.min_psnr=60"):
-        list(watched(outcomes(OTHERS[0]), [Work(job, ())], said.append))
+        watch(outcomes(OTHERS[0]), [Work(job, ())], said.append)
     shutil.copytree(finished.root, tmp_path / "copy")
     (tmp_path / "copy" / Path(job.folder).relative_to(finished.root) / MANIFEST_FILE).unlink()
     with pytest.raises(TokenAlarm, match=r"pretokenize tiny-train shard 00000: low: PSNR \d+\.\d dB"):
         run_command("pretokenize", load_tiny(tmp_path / "copy", *settings), LocalExecutor(), said.append)
+
+
+def watch(run: Iterable[UnitOutcome], work: Sequence[Work], print_line: Callable[[str], None]) -> None:
+    """Audit a run's outcomes as they come."""
+    audit = RunningAudit(work, print_line)
+    for outcome in run:
+        audit.add(outcome)
 
 
 def outcomes(*shards: ShardFigures) -> list[UnitOutcome]:
@@ -166,18 +173,18 @@ def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_go
     with pytest.raises(
         TokenAlarm, match=r"^pretokenize a shard 00050: drift: PSNR 9.0 dB.*\(pretokenize.on_alarm=stop\)"
     ) as error:
-        list(watched(run, [job_that_stops], said.append))
+        watch(run, [job_that_stops], said.append)
     assert "\n" not in str(error.value)
     assert exit_code(error.value) == ExitCode.BUG
     job = tokens_job(finished)
-    assert list(watched(run, [Work(job, ())], said.append)) == run
+    watch(run, [Work(job, ())], said.append)
     assert said == ["pretokenize a shard 00050: drift: PSNR 9.0 dB, the dataset's median is 23.0"] * 2
 
 
 def test_too_few_shards_have_no_running_median_but_a_collapse_needs_none(job_that_stops: Work) -> None:
-    assert len(list(watched(outcomes(OTHERS[0], figures(1, ratio=9.0)), [job_that_stops], print))) == 2
+    watch(outcomes(OTHERS[0], figures(1, ratio=9.0)), [job_that_stops], print)
     with pytest.raises(TokenAlarm, match="one code for all images"):
-        list(watched(outcomes(figures(0, pixel=(1.0, 1.0))), [job_that_stops], print))
+        watch(outcomes(figures(0, pixel=(1.0, 1.0))), [job_that_stops], print)
 
 
 def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_path: Path) -> None:
