@@ -1,8 +1,8 @@
 """How often codes agree between ways to run the tower: `python -m benchmarks.agreement MODEL IMAGE...`.
 
-Per stream and depth, the share of codes that are those of float32 on the CPU in one batch of 32: with a bfloat16 tower,
-image by image, and on a GPU where there is one. A depth quantises what the depths before it left, so that one other choice
-changes most of the later ones.
+Per stream and depth, the share of codes that are those of float32 on the CPU in one batch of 32: with a
+bfloat16 tower, image by image, and on a GPU where there is one. A depth quantises what the depths before it
+left, so that one other choice changes most of the later ones.
 """
 
 import sys

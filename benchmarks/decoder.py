@@ -1,6 +1,7 @@
-"""The decoder's doubling steps by phases against convolving the doubled grid: `python -m benchmarks.decoder [--rounds 5]`.
+"""The decoder's doubling steps by phases against convolving the doubled grid.
 
-Both are PyTorch's convolutions in one process, taking turns; a number is a median.
+Run: python -m benchmarks.decoder [--rounds 5]. Both are PyTorch's convolutions in one process, taking turns;
+a number is a median.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""What encoding costs beside a full forward: `python -m benchmarks.encode [--model paper] [--device cuda] [--batch-size 4] [--rounds 5]`.
+"""What encoding costs beside a full forward.
 
-Floating-point operations, code searches included, are counted without running anything; times, and peak memory, are of the paper's
-384-pixel model (`paper`, some 25 s a round and image on two CPU cores) or of one with its proportions and a sixth of its widths.
+Run: python -m benchmarks.encode [--model paper] [--device cuda] [--batch-size 4] [--rounds 5]. Floating-point
+operations, code searches included, are counted without running anything; times, and peak memory, are of the
+paper's 384-pixel model (`paper`, some 25 s a round and image on two CPU cores) or of one with its proportions
+and a sixth of its widths.
 """
 
 import argparse
@@ -39,7 +41,8 @@ def count(config: TokenizerConfig) -> dict[str, float]:
 def _residual_flop(vectors: Sequence[int], codes: Sequence[int], depth: int, beam: int, **_: object) -> int:
     """Return the operations of a residual search, from the shapes of its arguments.
 
-    Each depth takes the product of all codes with every sum that is kept: one sum at first, at most a beam of them after.
+    Each depth takes the product of all codes with every sum that is kept: one sum at first, at most a beam of
+    them after.
     """
     streams, num_vectors, width = vectors
     num_codes = codes[2]
@@ -58,7 +61,7 @@ def _part_flop(vectors: Sequence[int], codes: Sequence[int], **_: object) -> int
 
 
 SEARCHES = {torch.ops.dualtoken.residual_codes: _residual_flop, torch.ops.dualtoken.part_codes: _part_flop}
-"""Operation counts of the operators that search for codes, for the counter; scalar quantisers have no search."""
+"""Operation counts of the operators that search for codes; scalar quantisers have no search."""
 
 
 def measure(config: TokenizerConfig, device: torch.device, batch_size: int, rounds: int) -> None:

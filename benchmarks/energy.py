@@ -1,4 +1,4 @@
-"""Energy that a processor or card has used, where the machine lets it be read: from RAPL's counters or NVML's."""
+"""Energy that a processor or card has used, from RAPL's or NVML's counters where they can be read."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,9 +10,10 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 def energy_counter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:
-    """Return a function that gives the joules used since some moment by all processes; None where none can be read.
+    """Return a function that gives the joules used since some moment by all processes.
 
-    RAPL's counters start again at zero after hours at the least, so a difference may come out negative once in a while.
+    None where no counter can be read. RAPL's counters start again at zero after hours at the least, so a
+    difference may come out negative once in a while.
     """
     if device.type == "cuda":
         return _card_counter(device)

@@ -1,8 +1,9 @@
-"""Both streams' codes at the size of the 384-pixel model: `python -m benchmarks.fused_quantizer [--device cuda] [--images 1 8 64]`.
+"""Both streams' codes at the size of the 384-pixel model.
 
-Microseconds an image, launches included, medians of interleaved repeats: the operator that encoding calls (on a GPU with Triton the
-fused kernel), all distances as one matrix per depth, and the matrix products alone, on a GPU in float16 as in the kernel. Needs the
-`bench` extra.
+Run: python -m benchmarks.fused_quantizer [--device cuda] [--images 1 8 64]. Microseconds an image, launches
+included, medians of interleaved repeats: the operator that encoding calls (on a GPU with Triton the fused
+kernel), all distances as one matrix per depth, and the matrix products alone, on a GPU in float16 as in the
+kernel. Needs the `bench` extra.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dualtoken.model.quantize.residual_search import is_fused, residual_codes
 
 
 def contestants(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], object]]:
-    """Return the functions that are timed, for vectors (2, M, C) and codebooks (2, 1, K, C) of two streams."""
+    """Return the functions that are timed, for two streams' vectors (2, M, C) and codebooks (2, 1, K, C)."""
     dtype = torch.float16 if vectors.is_cuda else torch.float32
     rounded_vectors = vectors.to(dtype)
     rounded_codes = codes.to(dtype)

@@ -1,12 +1,14 @@
-"""The token loader on one core against WebDataset, LitData, MosaicML Streaming and HF datasets: the same codes, in the same run.
+"""The token loader on one core against WebDataset, LitData, MosaicML Streaming and HF datasets.
 
-Run: python -m benchmarks.loader [--peers-python PYTHON]. Each contestant is a process of its own, kept warm; rounds are
-interleaved, so that other load hits all alike. Rates are by processor seconds of the process, all threads, so that a loaded
-machine or a peer's waiting changes nothing; wall seconds stand beside. A peer that cannot be imported by this Python (they come with the
-extra `bench`; mosaicml-streaming asks for an older huggingface_hub than ours, so it needs an environment of its own) is run by
-PYTHON, or else left out by name. See `loader_peers.py` for how each peer is set up.
+All read the same codes in the same run. Run: python -m benchmarks.loader [--peers-python PYTHON]. Each
+contestant is a process of its own, kept warm; rounds are interleaved, so that other load hits all alike.
+Rates are by processor seconds of the process, all threads, so that a loaded machine or a peer's waiting
+changes nothing; wall seconds stand beside. A peer that cannot be imported by this Python (they come with the
+extra `bench`; mosaicml-streaming asks for an older huggingface_hub than ours, so it needs an environment of
+its own) is run by PYTHON, or else left out by name. See `loader_peers.py` for how each peer is set up.
 
-Then: seconds to resume at a random point, of few shards and of 1,024, and the share of positions that packed sequences use.
+Then: seconds to resume at a random point, of few shards and of 1,024, and the share of positions that packed
+sequences use.
 """
 
 import argparse
@@ -38,7 +40,10 @@ MODES = ("sequential", "shuffled")
 CLOCKS = ("cpu", "wall")
 BATCH = loader_peers.BATCH
 NUM_SHARDS = 1024
-"""Shards of the larger dataset that a run is resumed on: a shuffled batch has rows of nearly as many shards as it has rows."""
+"""Shards of the larger dataset that a run is resumed on.
+
+A shuffled batch has rows of nearly as many shards as it has rows.
+"""
 PACKINGS = ((16, 4096), (16, 8192), (27, 16_384), (27, 32_768))
 """Sides of an image's grid and capacities of a sequence that are packed."""
 
@@ -85,7 +90,7 @@ def ours(folder: Path) -> loader_peers.Epoch:
 
 
 class _TwoStreams:
-    """Two arrays that can be indexed like the peers' one, as far as the count of samples and the check sum need it."""
+    """Two arrays that are indexed like the peers' one, as far as the count and the check sum need it."""
 
     def __init__(self, *streams: Any) -> None:  # noqa: ANN401
         self.streams = [stream.reshape(-1, *loader_peers.SHAPE[1:]) for stream in streams]
@@ -99,7 +104,10 @@ class _TwoStreams:
 
 
 def compare(folder: Path, rounds: int, peers_python: str | None, expected: dict[str, int]) -> None:
-    """Time all contestants, and print medians and ratios; `expected` are the samples and check sum of an epoch."""
+    """Time all contestants, and print medians and ratios.
+
+    `expected` holds the number of samples and the check sum of an epoch.
+    """
     with contextlib.ExitStack() as stack:
         contestants: dict[str, Contestant] = {}
         for name, command in _commands(peers_python).items():
@@ -283,8 +291,8 @@ def packing(folder: Path) -> None:
         seconds = time.perf_counter() - start
         share = num_used / (num_sequences * capacity)
         print(
-            f"packed, images of {grid * grid} positions, {capacity} a sequence: {share:.2%} of positions used, "
-            f"{rate:,.0f} samples a second by cpu, resumed in {seconds:.3f} s"
+            f"packed, images of {grid * grid} positions, {capacity} a sequence: "
+            f"{share:.2%} of positions used, {rate:,.0f} samples a second by cpu, resumed in {seconds:.3f} s"
         )
 
 

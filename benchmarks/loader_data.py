@@ -1,4 +1,4 @@
-"""Data of `benchmarks/loader.py`: random codes as one array, and token datasets of ours by the real writer."""
+"""Data of `benchmarks/loader.py`: random codes as one array, and token datasets by the real writer."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -59,7 +59,7 @@ def write_dataset(folder: Path, rows: int) -> None:
 
 
 def write_links(folder: Path, num_shards: int) -> str:
-    """Write a dataset of so many shards below `many`, hard links of those below `ours`, and return its folder."""
+    """Write a dataset of hard links to the shards below `ours`, and return its folder, `many`."""
     ours = Store(str(folder / "ours"))
     out = folder / "many"
     if (out / MANIFEST_FILE).exists():
@@ -89,7 +89,10 @@ def _renamed(receipt: Receipt, unit: str) -> Receipt:
 
 
 def write_captioned(folder: Path, grid: int, rows: int) -> str:
-    """Write a dataset of depth 1 whose captions have as many ids as web captions: log-normal, median 33, 4 to 256."""
+    """Write a dataset of depth 1 whose captions have as many ids as web captions.
+
+    Their number is log-normal, median 33, from 4 to 256.
+    """
     out = folder / f"captioned{grid}"
     random = np.random.default_rng(0)
     lengths = random.lognormal(3.5, 0.8, rows).astype(int).clip(4, 256)

@@ -1,8 +1,9 @@
-"""One contestant of `benchmarks/loader.py` in a process of its own: writes its format, then reads epochs as told on standard input.
+"""One contestant of `benchmarks/loader.py`: writes its format, then reads epochs as standard input asks.
 
-Run by that command as: PYTHON loader_peers.py NAME FOLDER. Needs numpy and the peer, nothing of ours. FOLDER holds codes.npy, (rows,
-2, 729, 8) of uint16. Each line read, `sequential` or `shuffled`, is answered by a line of JSON. A batch is memory of its own, as
-training needs it (what is only a view of a file is copied). Each peer has one record per sample, raw where its format has a raw type.
+Run by that command as: PYTHON loader_peers.py NAME FOLDER. Needs numpy and the peer, nothing of ours. FOLDER
+holds codes.npy, (rows, 2, 729, 8) of uint16. Each line read, `sequential` or `shuffled`, is answered by a
+line of JSON. A batch is memory of its own, as training needs it (what is only a view of a file is copied).
+Each peer has one record per sample, raw where its format has a raw type.
 """
 
 import importlib
@@ -89,7 +90,7 @@ def stacked(samples: Iterator[Any]) -> Batches:
 
 
 def webdataset(folder: Path) -> Epoch:
-    """Tars of one raw member per sample; shards and a buffer of 1,000 are shuffled, as its documentation does."""
+    """Tars of one raw member per sample; shards and a buffer of 1,000 are shuffled, as documented."""
     import webdataset as wds  # noqa: PLC0415
 
     def write(out: Path) -> None:
@@ -151,7 +152,10 @@ def streaming(folder: Path) -> Epoch:
 
 
 def datasets(folder: Path, kind: str = "torch", take: Callable[[Any], Any] = itemgetter("codes")) -> Epoch:
-    """Arrow files of fixed-size lists, read by batches as tensors, as its pages on PyTorch say; shuffled by an index mapping."""
+    """Arrow files of fixed-size lists, read by batches as tensors, as its pages on PyTorch say.
+
+    Shuffled by an index mapping.
+    """
     peer = importlib.import_module("datasets")
 
     def write(out: Path) -> None:
@@ -174,7 +178,10 @@ def datasets(folder: Path, kind: str = "torch", take: Callable[[Any], Any] = ite
 
 
 def datasets_arrow(folder: Path) -> Epoch:
-    """The same files, read as Arrow tables that are made into arrays by hand: more than its documentation does for training."""
+    """The same files, read as Arrow tables that are made into arrays by hand.
+
+    That is more than its documentation does for training.
+    """
     epoch = datasets(folder, "arrow", lambda table: table["codes"].combine_chunks().flatten().to_numpy())
 
     def epoch_of_own_memory(shuffled: bool) -> Batches:
@@ -185,7 +192,10 @@ def datasets_arrow(folder: Path) -> Epoch:
 
 
 def written(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder unless it is there, by way of another name, so that only a whole one has its own; return it."""
+    """Write a folder unless it is there, and return it.
+
+    It is written under another name, so that only a whole one has its own.
+    """
     part = out.with_name(f"{out.name}.part")
     if not out.exists():
         shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""The models that benchmarks run, and how they measure: the machine's name, the time of a call, calls that take turns."""
+"""The models that benchmarks run, and what they measure with.
+
+The machine's name, the seconds of a call, and calls that take turns.
+"""
 
 import datetime as dt
 import platform
@@ -67,7 +70,8 @@ def _processor() -> str:
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call: of the clock, or on one thread of a CPU those that the process worked.
 
-    Other programs hardly change the latter. With several threads it would count as speed what some of them wait.
+    Other programs hardly change the latter. With several threads it would count as speed what some of them
+    wait.
     """
     if device.type == "cpu" and torch.get_num_threads() == 1:
         started = time.process_time()

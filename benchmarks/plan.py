@@ -1,9 +1,11 @@
-"""What a billion images cost the commands that plan: `python -m benchmarks.plan [--images 1000000000] [--store local|s3]`.
+"""What a billion images cost the commands that plan.
 
-A run is pretended: a table of that many rows, finished stages' manifests, and a receipt per unit of the stage under way, as
-the real writers lay them out. `dualtoken plan` and `status` are then run as a user runs them, in processes of their own, and a
-resume is: planning, handing out the open units, indexing and the manifest, all but the units' work. Printed are seconds of the
-clock and of the process, and its peak memory. `s3` needs the extra `dev`: rclone's server over the same folder.
+Run: python -m benchmarks.plan [--images 1000000000] [--store local|s3]. A run is pretended: a table of that
+many rows, finished stages' manifests, and a receipt per unit of the stage under way, as the real writers lay
+them out. `dualtoken plan` and `status` are then run as a user runs them, in processes of their own, and a
+resume is: planning, handing out the open units, indexing and the manifest, all but the units' work. Printed
+are seconds of the clock and of the process, and its peak memory. `s3` needs the extra `dev`: rclone's server
+over the same folder.
 """
 
 import argparse
@@ -192,7 +194,7 @@ def resume(recipe: Recipe) -> None:
 
 
 def timed(label: str, command: Sequence[str]) -> None:
-    """Run a command to its end, and print a line: what it took, its peak memory, and what it printed of the stage last.
+    """Run a command and print what it took, its peak memory, and its last line on the stage.
 
     The label is "COMMAND, STAGE begun".
     """
@@ -249,9 +251,8 @@ def _measure_all(folder: Path, images: int, *, s3: bool) -> None:
     settings = [f"corpora.{CORPUS}.source.table={table}", f"download.rows_per_shard={ROWS_PER_SHARD}"]
     recipe = load_recipe("urls", [*settings, f"root={folder / 'test/run'}"])
     num_shards = -(-images // ROWS_PER_SHARD)
-    print(
-        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {images:,} images, {num_shards:,} shards, on {'s3' if s3 else 'disk'}"
-    )
+    print(f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {images:,} images, {num_shards:,} shards, ", end="")
+    print("on s3" if s3 else "on disk")
     status_commands = ["plan", "status"] if s3 else ["plan", "status", "status --exact"]
     with _served(folder) if s3 else nullcontext(str(folder / "test")) as top:
         root = f"{top}/run"

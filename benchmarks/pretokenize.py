@@ -1,8 +1,9 @@
-"""What the pretokenize stage costs beside its encoding: `python -m benchmarks.pretokenize [--rows 1024] [--rounds 5] [--side 64]`.
+"""What the pretokenize stage costs beside its encoding.
 
-The peer is a plain loop in one process that reads, decodes and encodes the same shards, and writes nothing. Both run on one
-thread of PyTorch, taking turns; two workers are two processes, beside which two loops run at once show what the machine has to give
-while others use it. Then the writer alone, in a process of its own, and its memory.
+Run: python -m benchmarks.pretokenize [--rows 1024] [--rounds 5] [--side 64]. The peer is a plain loop in one
+process that reads, decodes and encodes the same shards, and writes nothing. Both run on one thread of
+PyTorch, taking turns; two workers are two processes, beside which two loops run at once show what the machine
+has to give while others use it. Then the writer alone, in a process of its own, and its memory.
 """
 
 import argparse
@@ -77,7 +78,10 @@ def do_units(job: StageJob, worker: Any, units: Sequence[Unit]) -> None:  # noqa
 
 
 def _serve(pipe: Connection, job: StageJob) -> None:
-    """Do the work that comes through the pipe, on one thread of PyTorch, and answer with this process's time for it."""
+    """Do the work that comes through the pipe, and answer with this process's time for it.
+
+    PyTorch has one thread.
+    """
     from dualtoken.pipelines.inference.networks import open_tokenizer  # noqa: PLC0415
     from dualtoken.pipelines.tokens.pretokenize import Worker  # noqa: PLC0415
 

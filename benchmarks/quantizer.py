@@ -1,7 +1,8 @@
-"""One codebook on CPU at the size of the 384-pixel model: ours against peers and the matrix product alone, in one process.
+"""One codebook on CPU at the size of the 384-pixel model, against peers and the matrix product alone.
 
-Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are interleaved, so that other load hits all alike; on one
-thread (OMP_NUM_THREADS=1) times are of the process's own work, medians in either case.
+All run in one process. Run: python -m benchmarks.quantizer (needs the `bench` extra). Repeats are
+interleaved, so that other load hits all alike; on one thread (OMP_NUM_THREADS=1) times are of the process's
+own work, medians in either case.
 """
 
 import argparse
@@ -64,7 +65,10 @@ def _print_floors(medians: dict[str, float]) -> None:
 
 
 def trained() -> tuple[ResidualQuantizer, Tensor]:
-    """Return a codebook moved by a few steps on a mixture of Gaussians, and tokens of that mixture, (1, TOKENS, WIDTH)."""
+    """Return a codebook moved by a few steps on a mixture of Gaussians, and tokens of that mixture.
+
+    The tokens are (1, TOKENS, WIDTH).
+    """
     centers = torch.randn(256, WIDTH)
     scale = torch.linspace(1.5, 0.2, WIDTH)
 
@@ -84,7 +88,7 @@ def contestants(quantizer: ResidualQuantizer, tokens: Tensor) -> dict[str, Calla
 
     Training steps include moving the codebook, since the peers do so in their forward.
     """
-    # Without restarts: 16,384 codes restarted at 5,832 vectors, step after step, pile up in few places. Those are `crowded`.
+    # 16,384 codes restarted at 5,832 vectors, step after step, pile up in few places: those are `crowded`.
     without_restarts = _like(quantizer, restart_below=None)
     with_beam = _like(quantizer, beam=4)
     crowded = _crowded(tokens)
@@ -147,7 +151,10 @@ def _products_in_tiles(vectors: Tensor, codes: Tensor) -> None:
 
 @torch.no_grad()
 def full_distances(vectors: Tensor, codes: Tensor, *, move: bool) -> Tensor:
-    """Quantise as the released code does: all distances, then one-hot products for codes and, in training, their sums."""
+    """Quantise as the released code does, and return ids, (M, D).
+
+    It computes all distances, then one-hot products for codes and, in training, their sums.
+    """
     ids: list[Tensor] = []
     sums = torch.zeros_like(codes)
     for _ in range(DEPTH):

@@ -1,11 +1,13 @@
-"""Images a second and peak memory of a recipe's tokenizer: `python -m benchmarks.throughput [RECIPE] [--device cuda] [--batch-size 64]`.
+"""Images a second and peak memory of a recipe's tokenizer.
 
-Encoding, decoding, and the training step that the train stage takes with the recipe's own settings: LPIPS, the GAN, from its start
-on, and, where the recipe stores no dense targets, the teacher's pass among them; reading images and targets is not. All weights are
-random (the tokenizer's, the discriminator's, LPIPS' VGG16, and the teacher's tower, which has the shape of the tokenizer's), and so
-are pictures, codes and stored targets: times are those of trained ones. Peak MB are beside what is there after a first call: weights,
-and in training the optimiser's state and gradients. Encoding is timed in float32 and in bfloat16, and beside it
-stands the share of the matrix products' rate of the same precision and run that it reaches. J/image is what the whole processor or
+Run: python -m benchmarks.throughput [RECIPE] [--device cuda] [--batch-size 64]. Encoding, decoding, and the
+training step that the train stage takes with the recipe's own settings: LPIPS, the GAN, from its start on,
+and, where the recipe stores no dense targets, the teacher's pass among them; reading images and targets is
+not. All weights are random (the tokenizer's, the discriminator's, LPIPS' VGG16, and the teacher's tower,
+which has the shape of the tokenizer's), and so are pictures, codes and stored targets: times are those of
+trained ones. Peak MB are beside what is there after a first call: weights, and in training the optimiser's
+state and gradients. Encoding is timed in float32 and in bfloat16, and beside it stands the share of the
+matrix products' rate of the same precision and run that it reaches. J/image is what the whole processor or
 card used meanwhile, where that can be read.
 """
 
@@ -98,7 +100,10 @@ def _random_lpips(device: torch.device) -> Lpips:
 
 
 def matmul_rate(precision: Precision, device: torch.device, rounds: int) -> float:
-    """Return the GFLOP/s of a square matrix product, the most that a device gives in a precision; float32 is never TF32."""
+    """Return the GFLOP/s of a square matrix product, the most that a device gives in a precision.
+
+    float32 is never TF32.
+    """
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
     torch.mm(matrix, matrix)

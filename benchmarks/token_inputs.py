@@ -1,4 +1,7 @@
-"""A pretokenize job with all that it reads, made in seconds: scenes as image shards, an untrained tokenizer, nothing filtered out."""
+"""A pretokenize job with all that it reads, made in seconds.
+
+Its inputs are scenes as image shards, an untrained tokenizer, and a decision that keeps every image.
+"""
 
 import io
 import time

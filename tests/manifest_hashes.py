@@ -2,19 +2,19 @@
 
     python -m tests.manifest_hashes ROOT [OTHER]
 
-A change of the code that is meant to change no output is checked with one run before it and one after it. A small run that takes
-minutes is
+A change of the code that is meant to change no output is checked with one run before it and one after it. A
+small run that takes minutes is
 
     dualtoken run recipes/scenes.yaml --root ROOT --set corpora.scenes-train.source.num_images=240 \\
         --set corpora.scenes-heldout.source.num_images=60 --set teacher.steps=20 --set train.steps=12 \\
         --set download.rows_per_shard=64
 
-Each line is `STAGE CORPUS HASH`. The hash covers the names and contents of all files that the receipts and the manifest of a stage
-name, as a manifest's root hash does. With OTHER, each line ends with "same" or "differs", and the exit code is 1 if any differs or
-is missing from one of the runs.
+Each line is `STAGE CORPUS HASH`. The hash covers the names and contents of all files that the receipts and
+the manifest of a stage name, as a manifest's root hash does. With OTHER, each line ends with "same" or
+"differs", and the exit code is 1 if any differs or is missing from one of the runs.
 
-The report is left out: it holds times and folders. Cards (README.md) are hashed without the import lines of their code examples,
-whose module names changed once; a manifest's own root hash covers them as they are.
+The report is left out: it holds times and folders. Cards (README.md) are hashed without the import lines of
+their code examples, whose module names changed once; a manifest's own root hash covers them as they are.
 """
 
 import hashlib

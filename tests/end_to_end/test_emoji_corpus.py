@@ -1,4 +1,4 @@
-"""Images that nobody here drew, from a URL table to token shards: every row is accounted for by its right name."""
+"""Real images, from a URL table to token shards: every row is accounted for by its right name."""
 
 from collections import Counter
 from pathlib import Path
@@ -70,7 +70,10 @@ def refused(download: StageJob) -> dict[str, str]:
 
 
 def kept_keys(decision: StageJob, tokens: StageJob) -> list[bytes]:
-    """Return the keys that the filter keeps. It writes a file for each of the tokens' units, in one unit of its own."""
+    """Return the keys that the filter keeps.
+
+    It writes a file for each of the tokens' units, in one unit of its own.
+    """
     keys: list[bytes] = []
     for unit in tokens.units:
         table = read_table(decision.store(), f"{unit.id}.parquet")

@@ -144,7 +144,7 @@ def test_a_killed_driver_goes_on_where_it_was(
 
 
 def start_driver(command: str, root: Path, options: tuple[str, ...]) -> "subprocess.Popen[bytes]":
-    # As a Ray job's entry point names it: the folder is importable by its short name in the repository's root.
+    # By its short name, as a Ray job's entry point is named in the repository's root.
     arguments = [sys.executable, "-m", f"jobs.{command}", TINY, "--root", str(root), *options]
     return subprocess.Popen(arguments, cwd=PROJECT, stdout=subprocess.DEVNULL)
 

@@ -1,7 +1,8 @@
-"""Whatever dies on a cluster of three nodes (actors, raylets, drivers), the finished run is that of an undisturbed one.
+"""Whatever dies on a cluster of three nodes, the finished run is that of an undisturbed one.
 
-Many crops of each image, all decoded again for the audit, make units slow, so that a kill finds several under way. When to kill
-follows from a seed and from the receipts on disk, never from the clock.
+What dies are actors, raylets and drivers. Many crops of each image, all decoded again for the audit, make
+units slow, so that a kill finds several under way. When to kill follows from a seed and from the receipts on
+disk, never from the clock.
 """
 
 import random
@@ -58,7 +59,7 @@ def token_jobs(recipe: Recipe) -> list[StageJob]:
 
 
 def assert_same_dataset(recipe: Recipe, undisturbed: Recipe) -> None:
-    """The root hashes are those of the undisturbed run, and every variant of every kept image is there once."""
+    """The root hashes are those of the undisturbed run, and every kept image has each variant once."""
     assert len(root_hashes(recipe, "pretokenize")) == 2
     assert root_hashes(recipe, "pretokenize") == root_hashes(undisturbed, "pretokenize")
     for planned in Planner(recipe).on_corpora("pretokenize"):

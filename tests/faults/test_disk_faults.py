@@ -1,4 +1,7 @@
-"""A disk that is full, or that may not be written: one line names the file, nothing is half written, and a run goes on once it can."""
+"""Disks that are full or may not be written.
+
+One line names the file, nothing is half written, and a run goes on once it can.
+"""
 
 import shutil
 import subprocess

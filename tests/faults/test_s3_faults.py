@@ -1,6 +1,7 @@
-"""On a store whose connections break, a run gives the bytes of an undisturbed one, and nothing half written is visible.
+"""On a store whose connections break, a run gives the bytes of an undisturbed one.
 
-Both S3 servers are real, and so is s3fs. Between them stands `tests.helpers.fault_proxy`.
+Nothing half written is visible. Both S3 servers are real, and so is s3fs. Between them stands
+`tests.helpers.fault_proxy`.
 """
 
 import os

@@ -32,7 +32,7 @@ def run_dualtoken(
 
 
 def printed_lines(*arguments: object) -> list[str]:
-    """Run a command in this process and return the lines that it prints; an error of the command is raised here."""
+    """Run a command in this process and return the lines that it prints; its errors are raised here."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output.splitlines()

@@ -1,4 +1,4 @@
-"""A real corpus behind a real server: 1,957 emoji, and thirteen URLs that a downloader must refuse for the right reason.
+"""A real corpus behind a real server: 1,957 emoji, and thirteen URLs that must be refused.
 
 `python -m tests.helpers.emoji TABLE.csv` writes the URL table and serves it until it is stopped.
 """

@@ -1,7 +1,8 @@
-"""An HTTP proxy that injects faults: it drops and delays requests, cuts replies short, and loses replies to requests that took effect.
+"""An HTTP proxy that injects faults into the requests of a test.
 
-Which request gets a fault follows from a seed, the method and the path, never from the clock. A request that is made again goes
-through. Faults are counted by kind.
+It drops and delays requests, cuts replies short, and loses replies to requests that took effect. Which
+request gets a fault follows from a seed, the method and the path, never from the clock. A request that is
+made again goes through. Faults are counted by kind.
 """
 
 import hashlib
@@ -17,7 +18,11 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 Fault = Literal["drop", "delay", "cut", "lose"]
-"""A fault: before the server has the request; a late request; after half of the reply's body; after the request took effect."""
+"""A fault of a request.
+
+In order: it never reaches the server; it reaches it late; its reply ends after half of the body; its reply is
+lost after it took effect.
+"""
 FAULTS: tuple[Fault, ...] = ("drop", "delay", "cut", "lose")
 DELAY_SECONDS = 0.3
 NOT_FORWARDED = {"expect", "connection"}

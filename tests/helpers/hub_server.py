@@ -1,4 +1,7 @@
-"""A model hub on this machine: the few endpoints that one upload and one download of huggingface_hub use, repositories in memory."""
+"""A model hub on this machine, with repositories in memory.
+
+It has the few endpoints that one upload and one download of huggingface_hub use.
+"""
 
 import base64
 import hashlib

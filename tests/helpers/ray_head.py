@@ -1,4 +1,4 @@
-"""A real Ray head with token authentication, as the fixture `dashboard`, which is the address of its dashboard."""
+"""A real Ray head with token authentication, as the fixture `dashboard`: its dashboard's address."""
 
 import os
 import secrets

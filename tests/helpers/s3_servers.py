@@ -1,4 +1,4 @@
-"""Two real S3 servers for tests: moto, which honours If-None-Match, and rclone, which ignores it but checks keys."""
+"""Two real S3 servers: moto, which honours If-None-Match, and rclone, which ignores it but checks keys."""
 
 import os
 import subprocess

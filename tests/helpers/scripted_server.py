@@ -1,4 +1,4 @@
-"""A real server on this machine that answers as a test tells it, and what the fetcher makes of its answers."""
+"""A real server that answers as a test tells it, and what the fetcher makes of its answers."""
 
 import asyncio
 import socket
@@ -86,7 +86,7 @@ def _read_head(connection: socket.socket) -> str:
 
 
 def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:
-    """Return an answer with a body; `content_type="text/html"` sets a header, an empty value leaves it out."""
+    """Return an answer with a body; `content_type="text/html"` sets a header, "" leaves it out."""
     values = {"Content-Length": str(len(body)), "Connection": "close"}
     for name, value in headers.items():
         values[name.replace("_", "-")] = value

@@ -1,7 +1,7 @@
 """A Ray cluster of three nodes on this machine, as the fixture `three_nodes`: its address and its processes.
 
-`ray.cluster_utils.Cluster` runs in a process of its own, `python -m tests.helpers.three_nodes`. What it starts dies with it, and it
-ends when its standard input ends.
+`ray.cluster_utils.Cluster` runs in a process of its own, `python -m tests.helpers.three_nodes`. What it
+starts dies with it, and it ends when its standard input ends.
 """
 
 import json
@@ -102,7 +102,7 @@ def _start(folder: str, tries: int = 3) -> tuple["subprocess.Popen[bytes]", byte
 
     Ray gives a node 30 seconds, which a busy machine may exceed: then the cluster is started again.
     """
-    # Ray writes the address to a file of its temporary folder, for others to find. Nobody shall find this one.
+    # Ray writes the address to a file of its temporary folder, where other drivers would find it.
     environment = {**os.environ, "RAY_TMPDIR": folder}
     for _ in range(tries):
         cluster = subprocess.Popen(

@@ -58,7 +58,10 @@ def dualtoken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 def export(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Export in a process of its own: beartype may check shapes in this one, and its checks cannot be exported."""
+    """Export in a process of its own.
+
+    beartype may check shapes in this one, and its checks cannot be exported.
+    """
     return run_dualtoken("export", *arguments, timeout_seconds=300, environment={"OMP_NUM_THREADS": "1"})
 
 
