@@ -17,7 +17,7 @@ from dualtoken.jobs.token_commands import card, export_tokens, inspect
 from dualtoken.jobs.verify import verify
 from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.plan import Planner
-from dualtoken.pipelines.runtime.stages import commands, get_stage, stages
+from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +55,7 @@ def run(
         with open_executor(settings.cluster, in_process=in_process) as executor:
             run_workflow(settings, executor, print_line)
     planner = Planner(settings)
-    for stage in stages():
+    for stage in all_stages():
         if stage.page:
             for planned in planner.on_corpora(stage.name):
                 assert planned.job is not None, "every stage is done"

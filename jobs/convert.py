@@ -30,7 +30,7 @@ def convert(
         bool, typer.Option("--to-reference", help="From ours to the released code's names.")
     ] = False,
 ) -> None:
-    """Convert weights: the released DualToken code's to ours and back, or a Hugging Face SigLIP to a teacher."""
+    """Convert weights: the released DualToken code's to ours and back, or a SigLIP to a teacher."""
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint or a folder")
     if to_reference:

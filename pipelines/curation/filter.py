@@ -64,10 +64,7 @@ def _write_decision(path: Path, keys: pa.ChunkedArray, reasons: list[str]) -> No
 
 def _ledger(keys: pa.ChunkedArray, reasons: list[str]) -> pa.Table:
     """Build the ledger of a corpus by column: it may have millions of rows."""
-    statuses: list[str] = []
-    for reason in reasons:
-        status = Status.REJECTED if reason else Status.OK
-        statuses.append(status.value)
+    statuses = [(Status.REJECTED if reason else Status.OK).value for reason in reasons]
     details = [""] * len(reasons)
     return pa.table(
         {"key": keys, "status": statuses, "reason": reasons, "detail": details}, schema=LEDGER_SCHEMA

@@ -28,7 +28,7 @@ from dualtoken.pipelines.inference.networks import (
     open_tokenizer,
     prepare_process,
 )
-from dualtoken.pipelines.runtime.stages import position, stages
+from dualtoken.pipelines.runtime.stages import all_stages, position
 from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails, is_token_dataset
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
@@ -81,7 +81,7 @@ class Worker:
 
     def _funnel(self, corpus: str) -> Funnel:
         steps: list[FunnelStep] = []
-        for stage in stages():
+        for stage in all_stages():
             if not stage.passed_on:
                 continue
             manifest = self._manifests[input_name(stage.name, corpus)]
@@ -90,7 +90,7 @@ class Worker:
 
     def _curves(self) -> tuple[Curve, ...]:
         found: list[Curve] = []
-        for stage in stages():
+        for stage in all_stages():
             if stage.trains:
                 found += curves(stage.name, read_metrics(self._job.input(stage.name)))
         return tuple(found)

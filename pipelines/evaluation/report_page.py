@@ -26,7 +26,7 @@ from dualtoken.pipelines.evaluation.report_data import (
     Retrieval,
     ZeroShot,
 )
-from dualtoken.pipelines.runtime.stages import stages
+from dualtoken.pipelines.runtime.stages import all_stages
 
 TEMPLATE = "report.html.jinja"
 CAPTION_CHARACTERS = 100
@@ -137,13 +137,13 @@ def _curves_by_training(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]
 
 def _training_name(stage: str) -> str:
     """Name what a stage trains; a page may be made of figures whose stages are not declared here."""
-    names = {declared.name: declared.trains for declared in stages()}
+    names = {declared.name: declared.trains for declared in all_stages()}
     return names.get(stage) or stage
 
 
 def step_name(step: FunnelStep) -> str:
     """Name the rows that a stage has passed on."""
-    names = {declared.name: declared.passed_on for declared in stages()}
+    names = {declared.name: declared.passed_on for declared in all_stages()}
     return names.get(step.stage) or step.stage
 
 

@@ -33,7 +33,7 @@ from dualtoken.pipelines.core.tombstones import FORGOTTEN_FILE
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.stage_folder import input_folders, stage_folders
-from dualtoken.pipelines.runtime.stages import get_stage, stages
+from dualtoken.pipelines.runtime.stages import all_stages, get_stage
 
 
 class GarbageKind(StrEnum):
@@ -151,7 +151,7 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
         get_stage(records[folder].stage)  # what a stage needs is not known where it is not declared
     needed: set[str] = set()
     for recipe in recipes:
-        for stage in stages():
+        for stage in all_stages():
             needed |= _named_folders(stage.name, None, recipe.model_dump(), records)
         for planned in Planner(recipe).plan():
             needed |= _folders_of(root, planned, records)

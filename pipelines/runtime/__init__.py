@@ -11,7 +11,7 @@ from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stage import Budget, SharedFiles, Stage, single_unit, source_units, units_of
-from dualtoken.pipelines.runtime.stages import commands, declare, get_stage, stages
+from dualtoken.pipelines.runtime.stages import all_stages, commands, declare, get_stage
 
 __all__ = [
     "Budget",
@@ -21,6 +21,7 @@ __all__ = [
     "Planner",
     "SharedFiles",
     "Stage",
+    "all_stages",
     "commands",
     "declare",
     "get_stage",
@@ -28,6 +29,5 @@ __all__ = [
     "run_command",
     "single_unit",
     "source_units",
-    "stages",
     "units_of",
 ]

@@ -33,5 +33,6 @@ def user_warnings(manifest: Manifest) -> Iterator[str]:
     if private:
         yield (
             f"{private} of {manifest.rows_in} URLs lead into a private network, "
-            "which a table of the web's must not reach: if the servers are yours, set download.allow_private_addresses=true and run again"
+            "which a table of the web's must not reach: "
+            "if the servers are yours, set download.allow_private_addresses=true and run again"
         )

@@ -10,7 +10,7 @@ from dualtoken.pipelines.core.receipts import Manifest, done_units, fingerprint,
 from dualtoken.pipelines.core.stage import StageJob, Unit, input_name, label
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.stage import Stage, source_units
-from dualtoken.pipelines.runtime.stages import commands, get_stage, stages
+from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Planner:
 
     def plan(self) -> Iterator[PlannedStage]:
         """Plan every stage in the order a run takes them."""
-        for stage in stages():
+        for stage in all_stages():
             yield from self.on_corpora(stage.name)
 
     def on_corpora(self, name: str, corpora: Collection[str] | None = None) -> Iterator[PlannedStage]:

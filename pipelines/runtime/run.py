@@ -12,7 +12,7 @@ from dualtoken.pipelines.runtime.executor import Executor, report_outcomes
 from dualtoken.pipelines.runtime.finish import finish, user_warnings
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.stage import Stage
-from dualtoken.pipelines.runtime.stages import command_of, commands, stages
+from dualtoken.pipelines.runtime.stages import all_stages, command_of, commands
 from dualtoken.pipelines.tokens.audit import RunningAudit
 
 
@@ -86,7 +86,7 @@ def _heading(work: Sequence[Work]) -> str:
     """Return the line that a stage begins with, so that one that takes minutes is not silent."""
     recipe = work[0].job.recipe
     name = work[0].job.stage
-    names = [stage.name for stage in stages() if stage.runs_on(recipe)]
+    names = [stage.name for stage in all_stages() if stage.runs_on(recipe)]
     units = pluralized(sum(len(job_units.units) for job_units in work), "unit")
     return f"{name} (stage {names.index(name) + 1} of {len(names)}): {units} to do"
 

@@ -71,7 +71,7 @@ def _import_module(module: str) -> None:
         raise UserError(f"{MODULES_VARIABLE}={module} cannot be imported: {error}") from error
 
 
-def stages() -> list[Stage]:
+def all_stages() -> list[Stage]:
     """Return the stages in the order that a run takes them; those that read all others come last."""
     _import_further_modules()
     return sorted(_STAGES.values(), key=lambda stage: stage.reads_all)
@@ -81,20 +81,20 @@ def get_stage(name: str) -> Stage:
     """Return a stage by name; raises `UserError` for one that is not declared."""
     _import_further_modules()
     if name not in _STAGES:
-        known = ", ".join(stage.name for stage in stages())
+        known = ", ".join(stage.name for stage in all_stages())
         raise UserError(f"no stage {name} is declared ({known}): name its module in {MODULES_VARIABLE}")
     return _STAGES[name]
 
 
 def position(name: str) -> int:
     """Return a stage's place in the order that a run takes them."""
-    return stages().index(get_stage(name))
+    return all_stages().index(get_stage(name))
 
 
 def commands() -> dict[str, list[Stage]]:
     """Return the stages of each command, in the order that a run takes them."""
     found: dict[str, list[Stage]] = {}
-    for stage in stages():
+    for stage in all_stages():
         found.setdefault(stage.command or stage.name, []).append(stage)
     return found
 
@@ -199,7 +199,7 @@ def _require_same_crops(folder: Store, corpus: str | None, settings: Mapping[str
 
 
 def _every_other_stage(recipe: Recipe, _: str | None) -> Inputs:
-    others = [stage for stage in stages() if not stage.reads_all]
+    others = [stage for stage in all_stages() if not stage.reads_all]
     once: Inputs = [(stage.name, None) for stage in others if not stage.per_corpus]
     for stage in others:
         if stage.per_corpus:

@@ -130,7 +130,8 @@ def test_what_is_clear_shows_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif"])
 def test_a_file_cut_short_is_refused(suffix: str, tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    noise.save(file := tmp_path / f"image{suffix}")
+    file = tmp_path / f"image{suffix}"
+    noise.save(file)
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageFileError, match=rf"image{suffix}: (is cut short|cannot be decoded)"):

@@ -42,7 +42,8 @@ def test_transparency_shows_white() -> None:
 @pytest.mark.parametrize("size", [(40, 16), (16, 40)])
 def test_the_shortest_side_is_resized_and_the_centre_kept(size: tuple[int, int]) -> None:
     picture = Image.new("RGB", size, "black")
-    left, top = (side // 2 - 4 for side in size)
+    left = size[0] // 2 - 4
+    top = size[1] // 2 - 4
     picture.paste((255, 255, 255), (left, top, left + 8, top + 8))
     (levels,) = to_tensor([picture], 8)
     assert levels.shape == (3, 8, 8)
@@ -61,7 +62,8 @@ def test_no_pictures_is_an_error() -> None:
 
 
 def test_the_default_transform_is_the_plain_functions_to_the_bit() -> None:
-    transform, pictures = Transform(image_size=16), [noise(40, 25), noise(16, 16)]
+    transform = Transform(image_size=16)
+    pictures = [noise(40, 25), noise(16, 16)]
     levels = to_tensor(pictures, 16)
     assert torch.equal(transform.levels(pictures), levels)
     assert torch.equal(transform(pictures), normalize(levels))
@@ -84,16 +86,16 @@ def test_squashing_keeps_the_borders() -> None:
 
 
 def test_a_long_and_narrow_picture_is_not_enlarged_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    (levels,) = Transform(image_size=384).levels(
-        [Image.new("RGB", (1, 20_000), "red")]
-    )  # whole, 384 by 7,680,000
+    # Resized whole it would be 384 by 7,680,000.
+    (levels,) = Transform(image_size=384).levels([Image.new("RGB", (1, 20_000), "red")])
     assert levels[:, 200, 200].tolist() == [255, 0, 0]
-    picture, transform = noise(12, 90), Transform(image_size=16)
+    picture = noise(12, 90)
+    transform = Transform(image_size=16)
     whole = transform.levels([picture]).int()
     monkeypatch.setattr("dualtoken.model.vision.transform._RESIZED_WHOLE", 0)
-    assert (
-        transform.levels([picture]).int() - whole
-    ).abs().float().mean() < 2  # of noise; an edge does not see beyond itself
+    centre = transform.levels([picture]).int()
+    # Noise differs a little at the edges: resizing does not see beyond the part that it resizes.
+    assert (centre - whole).abs().float().mean() < 2
 
 
 def test_a_transform_says_what_it_does() -> None:

@@ -275,8 +275,8 @@ def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_pat
         reds = [Image.open(io.BytesIO(shard.image(row))).getpixel((5, 5)) for row in range(16)]
     assert reds == [(22 + n, 0, 0) for n in range(16)]
     run_all(job_of(recipe, tmp_path), tmp_path / "b")
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
 def test_private_addresses_are_refused_unless_the_recipe_allows_them(tmp_path: Path, server: str) -> None:

@@ -12,12 +12,24 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.url_table import UrlTable, count_source_rows, source_identity, url_table
 
 
+def url(number: int) -> str | None:
+    if number % 7 == 3:
+        return None
+    return f"http://h/{number}"
+
+
+def caption(number: int) -> str | None:
+    if number % 5 == 1:
+        return None
+    return f"caption {number}"
+
+
 def table(first: int, rows: int) -> pa.Table:
     numbers = range(first, first + rows)
     return pa.table(
         {
-            "link": [None if n % 7 == 3 else f"http://h/{n}" for n in numbers],
-            "text": [None if n % 5 == 1 else f"caption {n}" for n in numbers],
+            "link": [url(number) for number in numbers],
+            "text": [caption(number) for number in numbers],
             "license": pa.array(list(numbers), pa.int32()),
             "blob": [b"x" * 1000] * rows,
         }
@@ -37,20 +49,19 @@ def test_ranges_cross_row_groups_and_files(tmp_path: Path) -> None:
     urls = UrlTable([str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")], "link", "text", ["license"])
     assert urls.num_rows == 125
     for first, count in [(0, 125), (7, 20), (90, 12), (124, 1), (30, 0)]:
-        rows = urls.rows(first, count).to_pylist()
-        assert [row["license"] for row in rows] == list(range(first, first + count))[: len(rows)]
-        assert [row["url"] for row in rows] == [
-            None if n % 7 == 3 else f"http://h/{n}" for n in range(first, first + count)
-        ]
-        assert [row["caption"] for row in rows] == [
-            "" if n % 5 == 1 else f"caption {n}" for n in range(first, first + count)
-        ]
+        rows = urls.rows(first, count)
+        numbers = range(first, first + count)
+        assert rows["url"].to_pylist() == [url(number) for number in numbers]
+        assert rows["caption"].to_pylist() == [caption(number) or "" for number in numbers]
+        if count:
+            assert rows["license"].to_pylist() == list(numbers)
 
 
 def test_only_the_wanted_row_groups_and_columns_are_read(tmp_path: Path) -> None:
     pq.write_table(table(0, 100), tmp_path / "a.parquet", row_group_size=10)
     whole = (tmp_path / "a.parquet").read_bytes()
-    metadata, ruined = pq.ParquetFile(tmp_path / "a.parquet").metadata, bytearray(whole)
+    metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    ruined = bytearray(whole)
     # Ruin the URLs of the last row group and the blobs of the first: reading the first's URLs may not notice.
     for column in (metadata.row_group(9).column(0), metadata.row_group(0).column(3)):
         start = column.dictionary_page_offset or column.data_page_offset
@@ -62,8 +73,9 @@ def test_only_the_wanted_row_groups_and_columns_are_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
 def test_text_tables_are_read_as_strings(tmp_path: Path, suffix: str, mark: str) -> None:
-    lines = ["url", "caption", "license"], ["http://h/1", '"two\nlines"', "007"], ["", "", "1"]
-    (tmp_path / f"t.{suffix}").write_text("\n".join(mark.join(line) for line in lines) + "\n")
+    with (tmp_path / f"t.{suffix}").open("w") as file:
+        for line in (["url", "caption", "license"], ["http://h/1", '"two\nlines"', "007"], ["", "", "1"]):
+            file.write(mark.join(line) + "\n")
     urls = UrlTable([str(tmp_path / f"t.{suffix}")], keep_columns=["license"])
     assert urls.num_rows == 2
     assert urls.rows(0, 2).to_pylist() == [
@@ -75,9 +87,10 @@ def test_text_tables_are_read_as_strings(tmp_path: Path, suffix: str, mark: str)
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t.{suffix}"
-    pq.write_table(table(0, 3), path) if suffix == "parquet" else path.write_text(
-        "link,text,license\na,b,c\n"
-    )
+    if suffix == "parquet":
+        pq.write_table(table(0, 3), path)
+    else:
+        path.write_text("link,text,license\na,b,c\n")
     with pytest.raises(
         UserError, match=r"url_column='url' is no column of .*, which has link, text, license.*: set it"
     ) as error:

@@ -20,7 +20,8 @@ from dualtoken.pipelines.training import teacher, train
 from tests.helpers.tiny_run import LoadTiny
 
 LOOKING = ("score", "targets", "pretokenize", "report")
-GPU_THERE, NONE_THERE = True, False
+GPU_THERE = True
+NONE_THERE = False
 NONE_HERE = "asks for a GPU, and PyTorch finds none here: run where there is one, or change it"
 JobOf = Callable[..., StageJob]
 
@@ -47,8 +48,10 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("stage", ["teacher", "train", *LOOKING])
 def test_a_recipe_without_gpus_leaves_a_gpu_alone(stage: str, job_of: JobOf) -> None:
     assert stage_device(job_of(stage)) == torch.device("cpu")
-    other = "cluster.gpus_per_worker=1" if stage in {"teacher", "train"} else "train.use_gpu=true"
-    assert stage_device(job_of(stage, other)) == torch.device("cpu")
+    setting_of_other_stages = "train.use_gpu=true"
+    if stage in {"teacher", "train"}:
+        setting_of_other_stages = "cluster.gpus_per_worker=1"
+    assert stage_device(job_of(stage, setting_of_other_stages)) == torch.device("cpu")
 
 
 ASKED = {
