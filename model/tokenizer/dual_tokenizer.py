@@ -174,7 +174,7 @@ class DualTokenizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def decode(self, pixel: Integer[Tensor, "B H W D"]) -> Float[Tensor, "B 3 S S"]:
-        """Return the images that pixel codes say, about -1 to 1; `transform.to_uint8` rounds and clamps them.
+        """Return the images that pixel codes stand for, about -1 to 1; `transform.to_uint8` clamps them.
 
         Raises ValueError for codes of another shape. No gradient passes: `forward` is for training.
         """
