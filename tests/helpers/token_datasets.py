@@ -179,7 +179,7 @@ def _write_manifest(
     index = _record(folder, "index.parquet")
     details = {
         "schema_version": SCHEMA_VERSION,
-        "tokenizer": TokenizerIdentity(tokenizer, tokenizer * 5),
+        "tokenizer": TokenizerIdentity(tokenizer, tokenizer * 5)._asdict(),
         "grid": [config.grid_size, config.grid_size],
         "depth": config.pixel.depth,
         "codes": {"semantic": NUM_CODES, "pixel": NUM_CODES},
