@@ -38,7 +38,7 @@ ROOMS = {
 }
 """A room imports only itself and those before it."""
 TORCH_ROOMS = {"inference", "loader", "training", "evaluation"}
-"""Rooms of `pipelines` that import torch when they are imported; the others import it in a function, or not at all."""
+"""Rooms of `pipelines` whose files import torch at module level; the others do so in a function, or not."""
 
 
 def sources(folder: str) -> list[Path]:
@@ -104,7 +104,7 @@ def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
         ".".join((ROOT, *file.relative_to(PROJECT).with_suffix("").parts)): file for file in sources(folder)
     }
     names = {name.removesuffix(".__init__"): file for name, file in names.items()}
-    # A room's face imports its files and none of them imports it, so a package counts only where it is meant itself.
+    # A room's face imports its files and none of them imports it, so faces are left out.
     edges = {
         name: imported(file) & names.keys() - {name}
         for name, file in names.items()

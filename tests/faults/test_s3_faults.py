@@ -131,7 +131,7 @@ def test_a_conditional_put_whose_reply_was_lost_is_known_as_ours(kind: str, tmp_
         assert store.read("receipt") == b"ours"
 
 
-def test_a_large_file_arrives_though_the_reply_to_its_last_request_is_lost_and_is_read_though_a_part_breaks_off(
+def test_a_large_file_arrives_though_its_last_reply_is_lost_and_is_read_though_a_part_breaks_off(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "large"

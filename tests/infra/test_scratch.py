@@ -1,4 +1,4 @@
-"""Scratch folders go with their block, or with a later process where theirs was killed; names reach the disk."""
+"""Scratch folders go with their block, or with a later process where theirs was killed; names are synced."""
 
 import os
 import signal

@@ -81,7 +81,7 @@ def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe:
 
 
 def said_in(file: Path) -> str:
-    """Return all that a file says, its tables decoded; of an image shard's tar its members' names and texts."""
+    """Return all that a file says: tables decoded, and the names and texts in an image shard's tar."""
     if file.suffix == ".parquet":
         return str(pq.ParquetFile(file).read().to_pylist())
     if file.suffix == ".arrow":

@@ -113,7 +113,8 @@ def test_a_unit_finished_in_times_to_come_is_named_not_trained_from_and_mended(t
     ]
     with pytest.raises(
         ValueError,
-        match=rf"^{tokens} was finished at 2999.*: set the clock right, or, where it was wrong then, run `dualtoken",
+        match=rf"^{tokens} was finished at 2999.*: set the clock right, "
+        "or, where it was wrong then, run `dualtoken",
     ):
         TokenDataset(str(tokens))
     (damaged,) = verify(str(tokens))

@@ -1,4 +1,4 @@
-"""What units come to is told one by one; where what all of them need is gone, not all of them are waited for."""
+"""Outcomes are told one by one; where what all units need is gone, not all of them are waited for."""
 
 import tempfile
 from collections.abc import Iterator
