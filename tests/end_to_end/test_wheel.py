@@ -47,6 +47,8 @@ if __name__ == "__main__":
 
 def run(*command: object, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if "PIP_FIND_LINKS" in environment:
+        environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"])  # uv reads no setting of pip's
     ended = subprocess.run(
         list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
