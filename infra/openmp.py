@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait, which PyTorch's CPU kernels run on."""
+"""Wait policy of OpenMP's threads, on which PyTorch's CPU kernels run."""
 
 import os
 

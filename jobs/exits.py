@@ -1,4 +1,4 @@
-"""How every command ends: one line for a user's mistake, a typed exit code, a traceback for our bugs only."""
+"""Exit handling of every command: typed codes, one line for a mistake, a traceback for our bugs only."""
 
 import os
 import signal

@@ -65,7 +65,7 @@ class _Batch(NamedTuple):
 
 
 class _MicroBatchResult(NamedTuple):
-    """What is left of a micro-batch once its gradients are in place: no graph."""
+    """Detached results of a micro-batch, kept after its backward pass."""
 
     losses: dict[str, Tensor]
     """Losses by the names of `TrainMetrics`."""

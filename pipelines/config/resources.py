@@ -1,4 +1,4 @@
-"""What each stage asks of a cluster, and which keys of the recipe decide it.
+"""Resources that each stage asks of a cluster, and the keys of the recipe that decide them.
 
 Imports no Ray, so that a recipe that no cluster could run is refused at once.
 """
@@ -18,11 +18,11 @@ class Demand(NamedTuple):
     keys: str
     """Keys and values that decide the amount, such as `train.use_gpu=true`."""
     fix: str
-    """What to change where a cluster has less."""
+    """Advice for a cluster that has less."""
 
 
 class Resources(NamedTuple):
-    """What a stage asks of a cluster."""
+    """Resources of a stage's workers."""
 
     cpus: float
     """CPUs of one worker."""

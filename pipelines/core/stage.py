@@ -48,12 +48,12 @@ class StageJob:
     worker: str = ""
     """The worker's class as `module:name`."""
     resources: Resources | None = None
-    """What the stage asks of a cluster; one CPU a worker by default."""
+    """Resources that the stage asks of a cluster; one CPU a worker by default."""
     shown_corpora: tuple[str, ...] = ()
     """Corpora whose samples the outputs show: a unit is not committed once one of them was forgotten."""
     restores: Mapping[str, Receipt | None] = field(default_factory=dict)
-    """For each unit that is done again to restore its files: the receipt that the files must agree with, or
-    None where it is lost or unreadable."""
+    """Receipts that restored files must agree with, by unit that is done again to restore them;
+    None where the receipt is lost or unreadable."""
 
     @property
     def label(self) -> str:
@@ -98,7 +98,7 @@ def input_name(stage: str, corpus: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitOutput:
-    """What a worker leaves in scratch for one unit."""
+    """Output of a worker for one unit: files in scratch, ledger and facts."""
 
     files: tuple[str, ...]
     """Names relative to the scratch folder, which are also their names in the output folder."""
@@ -114,7 +114,7 @@ class UnitOutput:
 
 
 class StageExtras(NamedTuple):
-    """What a stage adds to its units' files once all of them are done."""
+    """Additions of a finished stage to its units' files: details of the manifest, and further files."""
 
     details: Mapping[str, Any]
     """JSON values for the manifest."""
@@ -135,7 +135,7 @@ class TrainingWorker(Worker, Protocol):
 
     loop: ClassVar[Callable[[dict[str, Any], Any], None]]
     """The training loop that every process of the group runs, given `{"job": StageJob}` and its
-    `TrainingRun`."""
+    `TrainContext`."""
 
     @staticmethod
     def output(checkpoint: Store, scratch: Path) -> UnitOutput:
@@ -153,7 +153,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class UnitOutcome:
-    """How one unit ended on a worker; the receipt is what counts, this is for the log."""
+    """Outcome of one unit on a worker, for the log; the receipt alone says that it is done."""
 
     label: str
     """The job's, which with the unit tells outcomes apart."""
@@ -161,7 +161,7 @@ class UnitOutcome:
     counts: Mapping[str, int]
     seconds: float
     error: str = ""
-    """What went wrong, with the traceback of a bug; empty where the unit is done."""
+    """Message of the failure, with the traceback of a bug; empty where the unit is done."""
     code: ExitCode = ExitCode.DONE
     audit: Mapping[str, Any] = field(default_factory=dict)
     """The audit of a token shard, from its receipt; empty for every other unit."""

@@ -42,7 +42,7 @@ from dualtoken.pipelines.tokens.shards import Ids, codes_of, data_path, read_dat
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
 CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
 """Accuracy of guessing, by attribute."""
-THINGS_PER_SCENE = 2
+OBJECTS_PER_SCENE = 2
 TEXT_BATCH = 512
 """Captions that are embedded together."""
 
@@ -239,18 +239,18 @@ class Evaluation:
         )
 
     def _attribute_accuracy(self, name: Attribute, images: _ImageEmbeddings) -> AttributeAccuracy:
-        """Ask of each thing in each scene which caption is right, of some that differ in one attribute."""
+        """Measure how often each object's right caption is chosen among some that differ in one attribute."""
         choices: list[list[str]] = []
         right_choices: list[int] = []
         for description in self._descriptions:
-            for thing in range(THINGS_PER_SCENE):
-                captions, right_choice = attribute_choices(description, thing, name)
+            for object_index in range(OBJECTS_PER_SCENE):
+                captions, right_choice = attribute_choices(description, object_index, name)
                 choices.append(captions)
                 right_choices.append(right_choice)
         texts = self._embed_choices(choices)
         right = torch.tensor(right_choices, device=texts.device)
-        teacher = images.teacher.repeat_interleave(THINGS_PER_SCENE, dim=0)
-        quantised = images.quantised.repeat_interleave(THINGS_PER_SCENE, dim=0)
+        teacher = images.teacher.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
+        quantised = images.quantised.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
         return AttributeAccuracy(
             name=name,
             teacher=choice_accuracy(teacher, texts, right).item(),

@@ -43,7 +43,7 @@ class ImageReason(StrEnum):
 
 
 class Rejected(NamedTuple):
-    """Why a body gave no image."""
+    """Rejection of a body: reason and detail."""
 
     reason: str
     detail: str

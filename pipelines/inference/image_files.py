@@ -28,7 +28,7 @@ PrintLine = Callable[[str], None]
 
 
 class FileCounts(NamedTuple):
-    """How many files a command processed, and how many it passed over."""
+    """Counts of files that a command processed, and of those it passed over."""
 
     images: int
     bad: int

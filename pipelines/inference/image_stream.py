@@ -32,7 +32,7 @@ PIXELS_AT_ONCE = 2**26
 
 
 class Undecodable(NamedTuple):
-    """Why a stored image gave no picture."""
+    """Failure to decode a stored image."""
 
     detail: str
 

@@ -27,7 +27,7 @@ Offsets = np.ndarray[Any, np.dtype[np.int32]]
 Tokenize = Callable[[str], ArrayLike]
 """A text tokenizer: from a caption to its ids, without markers."""
 CaptionLengths = Callable[[int, Rows], Rows]
-"""From the number of a dataset and some of its rows to the numbers of ids in their captions."""
+"""Function from a dataset's number and some of its rows to the lengths of their captions, in ids."""
 _PROBE = "A photo of 2 dogs, un café — 你好."
 """Caption that text tokenizers are told apart by: its ids are part of a plan's identity."""
 
@@ -54,7 +54,7 @@ class DocumentOrders(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackPlan:
-    """Which documents are made of a run's samples, and the sequences that they go into."""
+    """Plan of packing: the documents made of a run's samples, and the sequences that they go into."""
 
     load: LoadPlan
     capacity: int

@@ -15,7 +15,7 @@ from dualtoken.pipelines.tokens.reader import TokenDataset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What a run reads, and in which order."""
+    """Plan of a training run's input: its datasets, their mixture and their order."""
 
     datasets: tuple[TokenDataset, ...]
     tokenizer: str | None = None
@@ -39,7 +39,7 @@ class LoadPlan:
     """
     with_captions: bool = False
     on_damage: Literal["raise", "quarantine"] = "raise"
-    """What a damaged shard does, once it was fetched again where it is remote: `raise` ends the run,
+    """Reaction to a damaged shard, once it was fetched again where it is remote: `raise` ends the run,
     `quarantine` leaves the shard out and writes it into `damage_ledger`."""
     damage_ledger: Path | None = None
     """File of JSON lines, one for all ranks, with dataset, shard, file, rows lost and reason.

@@ -22,7 +22,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What decides a stage's output, planned or as it stands in a `stage.json`."""
+    """Identity of a stage's output: all that decides it, planned or as it stands in a `stage.json`."""
 
     label: str
     """`train`, or `download web`."""

@@ -8,7 +8,7 @@ from dualtoken.infra.storage import join
 
 
 class FindingKind(StrEnum):
-    """How a file is not as it should be."""
+    """Kind of difference between a file and its record."""
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -25,7 +25,7 @@ class FindingKind(StrEnum):
 
 
 class Problem(NamedTuple):
-    """What is wrong with one file."""
+    """Difference of one file from its record."""
 
     kind: FindingKind
     details: str = ""

@@ -28,7 +28,7 @@ class AffectedFolder(NamedTuple):
     keys: dict[str, frozenset[bytes]]
     """Keys that are still in it, by shard."""
     begun: Forgotten | None
-    """What an earlier call left to be done."""
+    """Record of an earlier call that did not finish; None without one."""
 
     @property
     def shards(self) -> list[str]:
@@ -43,7 +43,7 @@ class AffectedFolder(NamedTuple):
 
 
 class ForgetPlan(NamedTuple):
-    """What forgetting comes to for one corpus."""
+    """Plan of a deletion from one corpus: folders to rewrite, folders to empty, and models that stay."""
 
     root: Store
     corpus: str

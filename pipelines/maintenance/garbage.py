@@ -37,7 +37,7 @@ from dualtoken.pipelines.runtime.stages import all_stages, get_stage
 
 
 class GarbageKind(StrEnum):
-    """Why something is not needed."""
+    """Kind of garbage: the reason that nothing needs it."""
 
     LEFTOVER = "left over by a killed write"
     NO_RECEIPT = "of a unit without a receipt"

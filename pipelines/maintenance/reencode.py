@@ -22,7 +22,7 @@ from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_sha
 
 
 class DeepSettings(NamedTuple):
-    """How deep to look."""
+    """Settings of a deep check: the sample to encode again, and the tolerance of other devices."""
 
     sample: int = 64
     """Rows of a token dataset to encode again."""

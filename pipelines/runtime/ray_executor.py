@@ -37,7 +37,7 @@ from dualtoken.pipelines.runtime.stages import get_stage
 _log = logging.getLogger(__name__)
 
 TASK_RETRIES = 3
-"""Of a unit whose process died. The processes themselves are started anew without end: a cluster of spot
+"""Retries of a unit whose process died. Processes themselves restart without limit: a cluster of spot
 machines loses many."""
 MAX_BLOCKS = 4096
 """Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of

@@ -33,7 +33,7 @@ class Budget(NamedTuple):
     key: str
     """The key that sets it, such as `targets.dense_budget_gb`."""
     fix: str
-    """What to do other than raise it."""
+    """Advice for keeping within the limit instead of raising it."""
 
 
 class SharedFiles(NamedTuple):
@@ -82,7 +82,7 @@ def single_unit(name: str) -> UnitsOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One kind of work.
+    """Declaration of a stage: what it reads, what decides its output, and how it runs.
 
     A stage with one unit per shard needs only the first seven fields and `help`:
 
@@ -110,7 +110,7 @@ class Stage:
     reads: Callable[[Recipe, str | None], Inputs]
     """Stages that must be finished before, and whose outputs decide this one's."""
     settings: Callable[[Recipe, str | None], dict[str, Any]]
-    """What decides the output beside the inputs; JSON values."""
+    """JSON values that decide the output, beside the inputs."""
     units: UnitsOf
     help: str
     """One line on what the command does."""
@@ -119,7 +119,7 @@ class Stage:
     engine: Literal["map", "ray_train"] = "map"
     """`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
     resources: Callable[[Recipe], Resources] = cpu_worker
-    """What the stage asks of a cluster."""
+    """Resources that the stage asks of a cluster."""
     per_corpus: bool = True
     """Whether the stage runs once on each corpus, or once per recipe."""
     corpora: Callable[[Recipe], list[str]] = every_corpus
@@ -132,7 +132,7 @@ class Stage:
     budget: Callable[[Recipe], Budget | None] = lambda _recipe: None
     """Limit on the bytes expected."""
     shared_files: SharedFiles | None = None
-    """How files of another folder of this stage can be shared."""
+    """Rule for sharing files of another folder of this stage; None: nothing is shared."""
     finish: Callable[[StageContent], StageExtras] | None = None
     """Writes what belongs to the stage as a whole, once every unit has its receipt."""
     shown_corpora: Callable[[Recipe, str | None], tuple[str, ...]] = lambda _recipe, corpus: (
@@ -141,7 +141,7 @@ class Stage:
     """Corpora whose samples the output shows, so that forgetting one concerns it; a trained model shows
     none."""
     rewrite: str = ""
-    """How `forget` takes samples out: `module:function` that returns a
+    """Function by which `forget` takes samples out: `module:function`, returns a
     `maintenance.forget_rewrite.Rewriter` for a `StageRecord`. Empty: the whole folder is emptied if it
     shows such samples, and stays if it shows none."""
     deep_verify: str = ""
@@ -152,9 +152,9 @@ class Stage:
     reads_all: bool = False
     """Whether the stage reads every other stage, and so comes last."""
     passed_on: str = ""
-    """What samples are once this stage has passed them on, such as `Kept`: a row of the report's funnel."""
+    """Label of the samples that the stage passes on, such as `Kept`: a row of the report's funnel."""
     trains: str = ""
-    """What the stage trains, such as `Tokenizer`: a plot of the report."""
+    """Name of the model that the stage trains, such as `Tokenizer`: a plot of the report."""
     page: str = ""
     """File of the output that a run ends by naming."""
 

@@ -1,4 +1,4 @@
-"""What decides a stage's output beside its inputs, as the JSON values of its fingerprint.
+"""Settings of each stage for its fingerprint: JSON values that decide its output, beside its inputs.
 
 Files count by their content, so that changed weights are a changed input.
 """

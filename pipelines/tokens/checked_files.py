@@ -19,7 +19,7 @@ from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
 T = TypeVar("T")
 Check = Literal["first_touch", "never"]
-"""When a file's checksum is compared with its record; its size always is."""
+"""Policy for comparing a file's checksum with its record; the size is always compared."""
 _TRIES = 3
 
 
@@ -35,7 +35,7 @@ class DamagedShardError(OSError):
         self.name = ""
         """Name of the file in that folder."""
         self.problem = ""
-        """What is wrong with the file."""
+        """Description of the damage."""
         self.shard: tuple[str, int] | None = None
         """Dataset that was read, and the number of its shard; captions may be in another dataset's file."""
 

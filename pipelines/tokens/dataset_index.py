@@ -30,7 +30,7 @@ class IndexEntry(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """Those of some rows that are in one shard."""
+    """Requested rows that lie in one shard."""
 
     number: int
     """Number of the shard."""

@@ -29,7 +29,7 @@ class Alarm:
     shard: str
     kind: Literal["collapse", "drift", "low"]
     problem: str
-    """What was found, beside what the others have."""
+    """Figure of the shard, beside that of the others."""
 
     def __str__(self) -> str:
         return f"shard {self.shard}: {self.kind}: {self.problem}"
@@ -144,7 +144,7 @@ def rows_of(receipt: Receipt) -> int:
 
 
 class TokenizerIdentity(NamedTuple):
-    """Which tokenizer made codes."""
+    """Identity of the tokenizer that made the codes."""
 
     fingerprint: str
     """Fingerprint of its training run."""

@@ -32,7 +32,7 @@ def tokenizer_identity(store: Store) -> TokenizerIdentity:
 
 
 class _ReceiptSums:
-    """What the dataset's own files and details need of its receipts, added up one receipt at a time."""
+    """Sums over receipts for the dataset's index, card and details, added up one receipt at a time."""
 
     def __init__(self, min_psnr: float | None) -> None:
         self.index = IndexBuilder()

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 class SampleLocation(NamedTuple):
-    """Where the image and the targets of a sample are."""
+    """Location of a sample's image and targets: shard and row."""
 
     shard: int
     """Number of the shard, over all corpora."""

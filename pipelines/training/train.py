@@ -169,7 +169,7 @@ def _open_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainSta
 
 
 def apply_memory_layout(model: DualTokenizer, train: TrainConfig) -> None:
-    """Hold weights and activations in memory as the recipe says."""
+    """Set the memory layout of weights and activations by the recipe."""
     if train.memory_format == "channels_last":
         for part in (model.post_quant, model.decoder):
             # torch's stub lacks this argument.
