@@ -16,6 +16,7 @@ from dualtoken.jobs.options import (
 from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, print_line
 from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.runtime.stages import get_stage
 
 
 def stage_command(command: str) -> Callable[..., None]:
@@ -43,7 +44,9 @@ def stage_command(command: str) -> Callable[..., None]:
 
 def main(command: str) -> None:
     """Run one stage as a program of its own."""
-    run_program(lambda: typer.run(stage_command(command)))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=get_stage(command).help)(stage_command(command))
+    run_program(lambda: app(prog_name=f"python -m jobs.{command}"))
 
 
 if __name__ == "__main__":
