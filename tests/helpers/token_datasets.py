@@ -1,9 +1,11 @@
-"""Token datasets of any size, written by the real writer; the codes of a row tell its number."""
+"""Token datasets of any rows, written by the real writer."""
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,7 @@ NUM_CODES = 16384
 SEMANTIC_OFFSET = 0
 PIXEL_OFFSET = 5
 """Added to a row's codes in each stream, so that no stream is taken for the other."""
+TOKENIZER = TokenizerIdentity("f" * 12, "f" * 60)
 MOMENT = datetime(2020, 1, 1, tzinfo=UTC).isoformat()
 """When everything was written, by its own account."""
 
@@ -75,29 +78,96 @@ def write_tokens(
     depth: int = DEPTH,
     tokenizer: str = "f" * 12,
 ) -> str:
-    """Write a finished dataset and return its folder."""
-    config = tokenizer_config(grid, depth)
-    schema = token_schema(config, TokenizerIdentity(tokenizer, tokenizer * 5), "none")
+    """Write a finished dataset whose codes tell their row, and return its folder."""
     width = grid * grid * depth
+    content = DatasetRows(
+        keys=[key_of(name, row) for row in range(rows)],
+        semantic=codes_of_rows(0, rows, width, SEMANTIC_OFFSET),
+        pixel=codes_of_rows(0, rows, width, PIXEL_OFFSET),
+        captions=[f"{name} {row}" for row in range(rows)],
+    )
+    identity = TokenizerIdentity(tokenizer, tokenizer * 5)
+    return write_rows(folder, content, grid, rows_per_shard=rows_per_shard, tokenizer=identity)
+
+
+class DatasetRows(NamedTuple):
+    """All rows of a dataset."""
+
+    keys: list[bytes]
+    semantic: Ids
+    """(rows, grid * grid * depth)."""
+    pixel: Ids
+    """(rows, grid * grid * depth)."""
+    captions: list[str]
+
+
+def write_rows(
+    folder: Path,
+    content: DatasetRows,
+    grid: int,
+    *,
+    rows_per_shard: int,
+    tokenizer: TokenizerIdentity = TOKENIZER,
+) -> str:
+    """Write a finished dataset of these rows and return its folder."""
+    depth = content.semantic.shape[1] // grid**2
+    config = tokenizer_config(grid, depth)
+    schema = token_schema(config, tokenizer, "none")
+    store = Store(str(folder))
     (folder / "meta").mkdir(parents=True)
     receipts: list[Receipt] = []
-    for unit, first in enumerate(range(0, rows, rows_per_shard)):
-        count = min(rows_per_shard, rows - first)
+    for unit, first in enumerate(range(0, len(content.keys), rows_per_shard)):
         shard = f"{unit:05d}"
-        data_file = f"data/{shard}.arrow"
-        meta_file = f"meta/{shard}.parquet"
-        keys = [key_of(name, row) for row in range(first, first + count)]
-        captions = [f"{name} {row}" for row in range(first, first + count)]
-        semantic = codes_of_rows(first, count, width, SEMANTIC_OFFSET)
-        pixel = codes_of_rows(first, count, width, PIXEL_OFFSET)
-        write_data_shard(folder / data_file, schema, keys, semantic, pixel)
-        pq.write_table(pa.table({"key": keys, "caption": captions}), folder / meta_file)
-        receipt = _receipt(folder, shard, count, (data_file, meta_file), depth)
-        Store(str(folder)).put_bytes(receipt.to_bytes(), receipt_name(shard))
+        files = (f"data/{shard}.arrow", f"meta/{shard}.parquet")
+        rows = slice(first, first + rows_per_shard)
+        keys = content.keys[rows]
+        write_data_shard(folder / files[0], schema, keys, content.semantic[rows], content.pixel[rows])
+        pq.write_table(pa.table({"key": keys, "caption": content.captions[rows]}), folder / files[1])
+        receipt = _receipt(folder, shard, len(keys), files, depth)
+        store.put_bytes(receipt.to_bytes(), receipt_name(shard))
         receipts.append(receipt)
-    write_index(folder / "index.parquet", receipts)
-    _write_manifest(folder, receipts, rows, config, tokenizer)
+    finish_dataset(folder, receipts, config, tokenizer)
     return str(folder)
+
+
+def finish_dataset(
+    folder: Path,
+    receipts: Sequence[Receipt],
+    config: TokenizerConfig,
+    tokenizer: TokenizerIdentity = TOKENIZER,
+) -> None:
+    """Write the index and the manifest of a dataset whose shards are there."""
+    write_index(folder / "index.parquet", receipts)
+    shard_files: list[FileRecord] = []
+    for receipt in receipts:
+        shard_files += receipt.files
+    index = _record(folder, "index.parquet")
+    rows = sum(receipt.rows for receipt in receipts)
+    details = {
+        "schema_version": SCHEMA_VERSION,
+        "tokenizer": tokenizer._asdict(),
+        "grid": [config.grid_size, config.grid_size],
+        "depth": config.pixel.depth,
+        "codes": {"semantic": NUM_CODES, "pixel": NUM_CODES},
+        "rows": rows,
+        "shards": len(receipts),
+    }
+    manifest = Manifest(
+        stage="pretokenize",
+        corpus="a",
+        fingerprint="0" * 12,
+        root_hash=root_hash((*shard_files, index)),
+        rows_in=rows,
+        counts={"ok": rows},
+        units={receipt.unit: receipt.rows for receipt in receipts},
+        bytes=sum(file.bytes for file in shard_files),
+        seconds=1.0,
+        first_started_at=MOMENT,
+        last_finished_at=MOMENT,
+        files=(index,),
+        details=details,
+    )
+    Store(str(folder)).put_bytes(manifest.to_bytes(), MANIFEST_FILE)
 
 
 def rows_by_key(dataset: TokenDataset) -> dict[bytes, tuple[bytes, str]]:
@@ -141,37 +211,3 @@ def _receipt(folder: Path, shard: str, rows: int, files: tuple[str, ...], depth:
         finished_at=MOMENT,
         seconds=1.0,
     )
-
-
-def _write_manifest(
-    folder: Path, receipts: list[Receipt], rows: int, config: TokenizerConfig, tokenizer: str
-) -> None:
-    shard_files: list[FileRecord] = []
-    for receipt in receipts:
-        shard_files += receipt.files
-    index = _record(folder, "index.parquet")
-    details = {
-        "schema_version": SCHEMA_VERSION,
-        "tokenizer": TokenizerIdentity(tokenizer, tokenizer * 5)._asdict(),
-        "grid": [config.grid_size, config.grid_size],
-        "depth": config.pixel.depth,
-        "codes": {"semantic": NUM_CODES, "pixel": NUM_CODES},
-        "rows": rows,
-        "shards": len(receipts),
-    }
-    manifest = Manifest(
-        stage="pretokenize",
-        corpus="a",
-        fingerprint="0" * 12,
-        root_hash=root_hash((*shard_files, index)),
-        rows_in=rows,
-        counts={"ok": rows},
-        units={receipt.unit: receipt.rows for receipt in receipts},
-        bytes=sum(file.bytes for file in shard_files),
-        seconds=1.0,
-        first_started_at=MOMENT,
-        last_finished_at=MOMENT,
-        files=(index,),
-        details=details,
-    )
-    Store(str(folder)).put_bytes(manifest.to_bytes(), MANIFEST_FILE)

@@ -68,7 +68,9 @@ def test_rows_copied_by_address_are_those_taken_from_the_table(
 
 
 def test_copying_no_rows_touches_nothing() -> None:
-    copy_rows(np.empty(0, np.int64), np.empty((0, 8), np.uint16))
+    array = np.full((3, 8), 7, np.uint16)
+    copy_rows(np.empty(0, np.int64), array[1:1])
+    assert np.all(array == 7)
 
 
 @pytest.mark.parametrize("hold", [1, 3, 40])
