@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from jaxtyping import install_import_hook
 
-from dualtoken.infra.openmp import wait_passively
-from dualtoken.pipelines.config.parse import load_recipe
-from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.runtime.executor import LocalExecutor
-from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.stages import commands
-from tests.helpers.tiny_run import TINY, LoadTiny
+# All tests check the shapes in signatures of model code. The hook only sees modules that are imported later.
+install_import_hook("dualtoken.model", "beartype.beartype")
+
+from dualtoken.infra.openmp import wait_passively  # noqa: E402
+from dualtoken.pipelines.config.parse import load_recipe  # noqa: E402
+from dualtoken.pipelines.config.recipe import Recipe  # noqa: E402
+from dualtoken.pipelines.runtime.executor import LocalExecutor  # noqa: E402
+from dualtoken.pipelines.runtime.run import run_command  # noqa: E402
+from dualtoken.pipelines.runtime.stages import commands  # noqa: E402
+from tests.helpers.tiny_run import TINY, LoadTiny  # noqa: E402
 
 wait_passively()  # before torch is imported
 # Ray's workers would wait for whatever else these tests do at the same time.

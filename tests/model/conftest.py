@@ -1,16 +1,11 @@
-"""Shapes in signatures are checked while these tests run."""
+"""What tests of the model share: a tiny tokenizer, and images for it."""
 
-from jaxtyping import install_import_hook
+import pytest
+import torch
 
-# Before anything imports model: the hook only sees modules that are yet to be imported.
-install_import_hook("dualtoken.model", "beartype.beartype")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from dualtoken.model.config.tokenizer import TokenizerConfig  # noqa: E402
-from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: E402
-from tests.helpers.tiny_tokenizer import tiny_tokenizer_config  # noqa: E402
+from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from tests.helpers.tiny_tokenizer import tiny_tokenizer_config
 
 # One thread: tiny matrices, and other test processes beside this one.
 torch.set_num_threads(1)

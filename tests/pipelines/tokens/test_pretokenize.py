@@ -150,9 +150,17 @@ def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: To
         AdaptiveBatchEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
 
 
-def test_another_error_of_the_encoder_is_no_matter_of_memory(tokenizer: TokenizerRunner) -> None:
+class Broken:
+    """A tokenizer whose error is PyTorch's own, and not one of memory."""
+
+    def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
+        torch.add(torch.zeros(len(levels)), torch.zeros(len(levels) + 1))
+        raise AssertionError("the sum is an error")
+
+
+def test_another_error_of_the_encoder_is_no_matter_of_memory() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
-        AdaptiveBatchEncoder(tokenizer, 4).encode(torch.zeros((4, 5, 32, 32), dtype=torch.uint8))
+        AdaptiveBatchEncoder(Broken(), 4).encode(torch.zeros((4, 3, 32, 32), dtype=torch.uint8))
 
 
 @pytest.fixture
