@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import shlex
-import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -20,51 +19,18 @@ from typing import Any, TypeVar, cast
 
 import aiohttp
 import requests
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-from ray.dashboard.modules.job.common import JobErrorType
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
+from dualtoken.infra.ray_job_end import DONE, ended, exit_code, may_be_retried
 from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
+from dualtoken.infra.ray_upload import EXCLUDES, check_size
 
-__all__ = ["EXCLUDES", "AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
-
-EXCLUDES = (
-    # Secrets.
-    ".env",
-    ".env.*",
-    ".netrc",
-    ".aws",
-    ".ssh",
-    ".ray",
-    "auth_token",
-    "id_rsa*",
-    "id_ed25519*",
-    "*.pem",
-    "*.key",
-    # Files that a job does not need.
-    ".git",
-    ".venv",
-    "__pycache__",
-    "node_modules",
-    "/data",
-)
-"""Files that are never uploaded, in .gitignore's syntax."""
-MAX_UPLOAD_MIB = 100
-"""Largest working directory that is uploaded."""
-
-# Exit codes.
-_DONE = 0
-_BUG = 1
-_CONFIG = 2
-_TEMPORARY = 75
-_PREEMPTED = 143
+__all__ = ["AuthenticationRefused", "ClusterUnreachable", "JobOutcome", "submit_and_follow"]
 
 _TRANSIENT = (OSError, aiohttp.ClientError)
 """Errors of a request that may work later; what the library requests raises are OSErrors, time limits too."""
-_LOST = {JobErrorType.JOB_SUPERVISOR_ACTOR_DIED, JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT}
-"""Errors of jobs that were lost, not failed."""
 _HTTP_ADDRESS = re.compile(r"^(?:https?://)?(?:\[[0-9a-fA-F:]+\]|[^\s:/@\[\]]+):\d{1,5}/?$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
 _SECRET = re.compile(r"(?<!DUAL)TOKEN|SECRET|PASSWORD|PRIVATE_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
@@ -168,7 +134,7 @@ class _Work:
             submission_id = self.submit_or_find()
             job = self.follow(submission_id)
             outcome = self.judge(job)
-            if outcome.done or not _may_be_retried(job) or not remaining:
+            if outcome.done or not may_be_retried(job) or not remaining:
                 return outcome
             self.print_line(
                 f"{submission_id} ended with status {outcome.exit_code}: trying again, {remaining} left"
@@ -177,7 +143,7 @@ class _Work:
     def submit_or_find(self) -> str:
         """Submit the first attempt without a job, unless one before it is under way; return the job's id."""
         job = self.find_attempt()
-        while job is not None and _ended(job):
+        while job is not None and ended(job):
             self.number += 1
             job = self.find_attempt()
         submission_id = self.attempt_id()
@@ -252,7 +218,7 @@ class _Work:
             job = self.patiently(partial(self.client.find, submission_id))
             if job is None:
                 return None
-            if _ended(job):
+            if ended(job):
                 last_tails += 1
                 if is_complete or last_tails == _LAST_TAILS:
                     return job
@@ -298,7 +264,7 @@ class _Work:
                 return True
             # A silent connection is a quiet job or a dead peer: only a question tells.
             job = self.client.find(submission_id)
-            if job is None or _ended(job) or time.monotonic() - started > _RECONNECT_SECONDS:
+            if job is None or ended(job) or time.monotonic() - started > _RECONNECT_SECONDS:
                 return False
 
     def judge(self, job: JobDetails | None) -> JobOutcome:
@@ -307,8 +273,8 @@ class _Work:
         if job is not None:
             message = _first_line(job.message or "")
         if self.is_done():
-            return JobOutcome(done=True, exit_code=_DONE, submission_id=self.current, message=message)
-        return JobOutcome(done=False, exit_code=_exit_code(job), submission_id=self.current, message=message)
+            return JobOutcome(done=True, exit_code=DONE, submission_id=self.current, message=message)
+        return JobOutcome(done=False, exit_code=exit_code(job), submission_id=self.current, message=message)
 
 
 def submit_and_follow(
@@ -340,8 +306,8 @@ def submit_and_follow(
     """
     _check_arguments(address, name, env, max_attempts)
     if is_done():
-        return JobOutcome(done=True, exit_code=_DONE)
-    _check_size(Path(working_dir))
+        return JobOutcome(done=True, exit_code=DONE)
+    check_size(Path(working_dir))
     if "://" not in address:
         address = f"http://{address}"
     address = address.rstrip("/")
@@ -392,59 +358,6 @@ def _connect(address: str) -> _Client:
         raise AuthenticationRefused(address) from None
     except (*_TRANSIENT, RuntimeError) as error:
         raise ClusterUnreachable(f"no Ray dashboard answers at {address} ({_first_line(error)})") from None
-
-
-def _check_size(folder: Path) -> None:
-    """Refuse to upload a folder over the limit, as Ray itself would walk it."""
-    if not folder.is_dir():
-        raise ValueError(f"working_dir={folder} is no folder")
-    sizes: dict[Path, int] = {}
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            sizes[path.relative_to(folder)] = path.stat().st_size
-
-    _dir_travel(folder, [_get_excludes(folder, list(EXCLUDES))], add, include_gitignore=True)
-    total = sum(sizes.values())
-    if total > MAX_UPLOAD_MIB * 2**20:
-        largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:5]
-        listed = ", ".join(f"{path} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
-        raise ValueError(
-            f"working_dir={folder} holds {total / 2**20:.0f} MiB, over {MAX_UPLOAD_MIB}: "
-            f"name in .gitignore or .rayignore what the job does not need. Largest: {listed}"
-        )
-
-
-def _exit_code(job: JobDetails | None) -> int:
-    """Return the exit code of a job that ended without all its receipts."""
-    if job is None or job.error_type in _LOST:
-        return _TEMPORARY
-    if job.status == JobStatus.STOPPED:
-        return _PREEMPTED
-    reported = _reported_exit_code(job)
-    if reported in {_CONFIG, _TEMPORARY, _PREEMPTED}:
-        return reported
-    return _BUG
-
-
-def _may_be_retried(job: JobDetails | None) -> bool:
-    """Tell whether another attempt may help a job that ended without all its receipts."""
-    if job is None or job.error_type in _LOST:
-        return True
-    if job.status == JobStatus.STOPPED:
-        return False  # somebody wanted it to stop
-    return _reported_exit_code(job) not in {_CONFIG, _BUG, _DONE}
-
-
-def _reported_exit_code(job: JobDetails) -> int | None:
-    """Return the exit code of the job's driver, None where Ray knows none; SIGTERM counts as preemption."""
-    if job.driver_exit_code == -signal.SIGTERM:
-        return _PREEMPTED
-    return job.driver_exit_code
-
-
-def _ended(job: JobDetails) -> bool:
-    return job.status in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
 def _first_line(error: object) -> str:
