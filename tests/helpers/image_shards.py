@@ -1,12 +1,13 @@
 """Image shards written by img2dataset's own class, and small images to fill shards with."""
 
-import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
+
+from tests.helpers.images import encode
 
 TEXT_COLUMNS = ("url", "caption", "key", "status", "error_message")
 SIZE_COLUMNS = ("width", "height", "original_width", "original_height")
@@ -16,9 +17,7 @@ SIDE = 8
 
 def png_of_red(level: int) -> bytes:
     """Encode a small image of one shade of red."""
-    stream = io.BytesIO()
-    Image.new("RGB", (SIDE, SIDE), (level, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
+    return encode(Image.new("RGB", (SIDE, SIDE), (level, 0, 0)))
 
 
 def write_img2dataset_shard(folder: Path, rows: int = 12) -> None:

@@ -1,17 +1,13 @@
 """The download stage against a real server: every row is accounted for, and bytes repeat."""
 
-import functools
 import hashlib
 import io
 import pickle
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +15,6 @@ from PIL import Image
 
 from dualtoken.infra.image_server import serve_images
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import check_closed, count_statuses, sample_key
@@ -27,168 +22,19 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones
 from dualtoken.pipelines.errors import ExitCode, UserError, exit_code
 from dualtoken.pipelines.images import download, scenes
-from dualtoken.pipelines.images.prepare import ImagePreparer, Prepared, Rejected, check_image
 from dualtoken.pipelines.images.scene_generator import render, scene
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.images.url_table import count_source_rows
 from tests.helpers.image_shards import write_img2dataset_shard
+from tests.helpers.images import encode, noise_image
 from tests.helpers.waiting import free_ports
-
-RED = (200, 30, 40)
-WHITE = (255, 255, 255)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **settings)
-    return stream.getvalue()
-
-
-def picture(size: tuple[int, int] = (80, 60), mode: str = "RGB") -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return Image.fromarray(noise).convert(mode)
-
-
-@functools.cache
-def preparer(**settings: Any) -> ImagePreparer:
-    return ImagePreparer(DownloadConfig(image_size=32, encode_format="png", encode_quality=1, **settings))
-
-
-def prepared(body: bytes, **settings: Any) -> Image.Image:
-    result = preparer(**settings)(body)
-    assert isinstance(result, Prepared), result
-    image = Image.open(io.BytesIO(result.image))
-    assert image.size == (result.width, result.height) == (32, 32)
-    assert image.mode in {"RGB", "L"}
-    # 8 bits: Pillow calls 16-bit colour RGB too.
-    assert result.image[24] == 8
-    return image
-
-
-def rejected(body: bytes, **settings: Any) -> str:
-    result = preparer(**settings)(body)
-    assert isinstance(result, Rejected), "an image came back"
-    return result.reason
-
-
-def near(image: Image.Image, colour: tuple[int, ...], slack: int = 3) -> bool:
-    levels = np.asarray(image.convert("RGB")).astype(int)
-    return bool(abs(levels - colour).max() <= slack)
-
-
-PLAIN = Image.new("RGB", (64, 48), RED)
-CLEAR = Image.new("RGBA", (64, 48), (*RED, 0))
-
-
-BLACK = Image.new("RGB", (64, 48))
-DEEP_RED = [40 * 257, 30 * 257, 200 * 257]
-"""RED as OpenCV writes it: blue, green, red, 16 bits each."""
-
-
-def deep_png(levels: list[int]) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write."""
-    return cv2.imencode(".png", np.full((48, 64, len(levels)), levels, np.uint16))[1].tobytes()
-
-
-COLOURED = {
-    "png": encode(PLAIN),
-    "jpeg": encode(PLAIN, "JPEG", quality=95),
-    "webp": encode(PLAIN, "WEBP", lossless=True),
-    "gif": encode(PLAIN, "GIF"),
-    "palette": encode(PLAIN.quantize(4)),
-    "rgba": encode(PLAIN.convert("RGBA")),
-    "cmyk": encode(PLAIN.convert("CMYK"), "JPEG", quality=95),
-    "apng": encode(PLAIN, "PNG", save_all=True, append_images=[CLEAR.convert("RGB")]),
-    "animated gif": encode(PLAIN, "GIF", save_all=True, append_images=[BLACK]),
-    "animated webp": encode(PLAIN, "WEBP", lossless=True, save_all=True, append_images=[BLACK]),
-    "16-bit": deep_png(DEEP_RED),
-    "16-bit rgba": deep_png([*DEEP_RED, 65535]),
-}
-
-
-@pytest.mark.parametrize("kind", COLOURED)
-def test_every_kind_of_file_keeps_its_colour(kind: str) -> None:
-    assert near(prepared(COLOURED[kind]), RED, 4)
-
-
-GREY = {
-    "grey": encode(PLAIN.convert("L")),
-    "grey jpeg": encode(PLAIN.convert("L"), "JPEG", quality=95),
-    "grey alpha": encode(PLAIN.convert("LA")),
-    "16-bit grey": encode(Image.fromarray(np.full((48, 64), 84 * 257, np.uint16))),
-}
-
-
-@pytest.mark.parametrize("kind", GREY)
-def test_every_kind_of_grey_keeps_its_level(kind: str) -> None:
-    level = int(np.asarray(PLAIN.convert("L"))[0, 0])
-    assert near(prepared(GREY[kind]), (level, level, level))
-
-
-def test_one_bit_images_keep_black_and_white() -> None:
-    assert near(prepared(encode(Image.new("1", (40, 40), 1))), WHITE)
-
-
-TRANSPARENT = {
-    "rgba": encode(CLEAR),
-    "webp": encode(CLEAR, "WEBP", lossless=True),
-    "palette": encode(PLAIN.quantize(4), transparency=0),
-    "rgb key": encode(PLAIN, transparency=RED),
-    "grey alpha": encode(Image.new("LA", (40, 40), (90, 0))),
-    "grey key": encode(Image.new("L", (40, 40), 90), transparency=90),
-    "gif": encode(CLEAR, "GIF"),
-}
-
-
-@pytest.mark.parametrize("kind", TRANSPARENT)
-def test_what_is_transparent_is_white(kind: str) -> None:
-    assert near(prepared(TRANSPARENT[kind]), WHITE)
-
-
-def test_half_transparent_is_half_white() -> None:
-    assert near(prepared(encode(Image.new("RGBA", (40, 40), (0, 0, 0, 128)))), (127, 127, 127))
-
-
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("GIF", {})],
-    ids=["png", "jpeg", "progressive", "webp", "gif"],
-)
-def test_images_cut_short_are_told_from_whole_ones(kind: str, settings: dict[str, Any], share: float) -> None:
-    body = encode(picture(), kind, **settings)
-    assert preparer()(body)[0]
-    assert rejected(body[: int(len(body) * share)]) == "truncated_image"
-
-
-def test_what_is_no_image_has_its_reason() -> None:
-    page = b"<!doctype html><title>Gone</title>"
-    for body in (page, b"", b"\0" * 100, encode(PLAIN, "BMP"), encode(PLAIN, "TIFF"), b"<svg/>"):
-        assert rejected(body) == "not_an_image"
-    broken = bytearray(encode(picture()))
-    broken[len(broken) // 2] ^= 0xFF
-    assert rejected(bytes(broken)) == "broken_image"
-
-
-def test_pixels_are_counted_before_decoding() -> None:
-    huge = bytearray(encode(Image.new("1", (8, 8))))
-    huge[16:24] = (60_000).to_bytes(4, "big") * 2
-    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
-    assert rejected(bytes(huge)) == "too_many_pixels"
-    assert rejected(encode(Image.new("L", (1000, 1001))), max_pixels=1_000_000) == "too_many_pixels"
-    assert prepared(encode(Image.new("L", (1000, 1000))), max_pixels=1_000_000)
-
-
-def test_a_line_is_not_blown_up_to_a_wall() -> None:
-    line = encode(Image.new("L", (60_000, 1)))
-    assert rejected(line, max_pixels=1_000_000) == "too_many_pixels"
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
     bodies = {
         "page.html": b"<html>no</html>",
-        "cut.png": encode(picture())[:5000],
+        "cut.png": encode(noise_image())[:5000],
         "big.png": encode(Image.new("L", (700, 700))),
     }
     for n in range(40):
@@ -407,11 +253,3 @@ def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     (folder / "00002.tar").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(UserError, match=r"00002\.tar"):
         run_all(job_of(recipe, tmp_path), tmp_path / "b")
-
-
-def test_a_huge_image_of_a_source_shard_has_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in a process that prepares no image; Pillow refuses twice as many.
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    verdict = check_image(encode(Image.new("L", (70, 70))), DownloadConfig(max_pixels=4000))
-    assert isinstance(verdict, Rejected)
-    assert verdict.reason == "too_many_pixels"

@@ -1,12 +1,9 @@
-"""Pretokenizing streams: memory, batches and damaged images change no codes, and crops say what they show."""
+"""Batches, threads and damaged images change no codes of a unit, and crops say what they show."""
 
-import io
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,21 +12,13 @@ import torch
 from PIL import Image
 
 from dualtoken.infra.storage import Store
-from dualtoken.model.vision.transform import Transform
-from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, UnitOutput
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import CROP_FIELDS
-from dualtoken.pipelines.images.samples import KeptSample, decode_rgb, open_image_shard
-from dualtoken.pipelines.images.shards import ImageShard, index_tar
-from dualtoken.pipelines.inference.adaptive_batch import (
-    AdaptiveBatchEncoder,
-    ImageTooLargeError,
-    is_out_of_memory,
-)
-from dualtoken.pipelines.inference.image_stream import ImageStream, PixelBudget
+from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.images.shards import index_tar
 from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.verify import verify
@@ -75,35 +64,6 @@ def test_batches_threads_and_audit_change_no_byte(
         assert (tmp_path / "again" / name).read_bytes() == (Path(job.folder) / name).read_bytes()
 
 
-class Cramped:
-    """A tokenizer on a device that holds only so many images; its errors are the allocator's own."""
-
-    def __init__(self, tokenizer: TokenizerRunner, room: int) -> None:
-        self._tokenizer = tokenizer
-        self._room = room
-        self.sizes = list[int]()
-
-    def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
-        self.sizes.append(len(levels))
-        if len(levels) > self._room:
-            torch.empty(1 << 60, dtype=torch.uint8)
-        return self._tokenizer.encode_levels(levels)
-
-
-def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer: TokenizerRunner) -> None:
-    levels = torch.randint(
-        0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    device = Cramped(tokenizer, room=3)
-    encoder = AdaptiveBatchEncoder(device, batch_size=11)
-    codes = encoder.encode(levels)
-    whole = tokenizer.encode_levels(levels)
-    assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
-    encoder.encode(levels[:4])
-    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again within a unit"
-
-
 def test_a_unit_begins_with_the_whole_batch_again(
     finished: Recipe, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,40 +87,6 @@ def test_a_unit_begins_with_the_whole_batch_again(
         worker.run(unit, tmp_path / unit.id)
     rows = job.units[0].rows
     assert sizes == [rows, *[rows // 2] * 2, *[1] * (rows % 2), job.units[1].rows]
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "CUDA error: out of memory",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "CUDA out of memory. Tried to allocate 2 GiB",
-    ],
-)
-def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
-    assert is_out_of_memory(RuntimeError(said))
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: TokenizerRunner) -> None:
-    levels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
-    with pytest.raises(
-        ImageTooLargeError, match=r"batch_size=4: one image of \(32, 32\) pixels alone does not fit"
-    ):
-        AdaptiveBatchEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
-
-
-class Broken:
-    """A tokenizer whose error is PyTorch's own, and not one of memory."""
-
-    def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
-        torch.add(torch.zeros(len(levels)), torch.zeros(len(levels) + 1))
-        raise AssertionError("the sum is an error")
-
-
-def test_another_error_of_the_encoder_is_no_matter_of_memory() -> None:
-    with pytest.raises(RuntimeError, match="size of tensor"):
-        AdaptiveBatchEncoder(Broken(), 4).encode(torch.zeros((4, 3, 32, 32), dtype=torch.uint8))
 
 
 @pytest.fixture
@@ -196,80 +122,6 @@ def test_a_bad_image_is_one_row_of_the_ledger_and_its_neighbours_codes_stay(
     assert after.equals(before.take(others))
     assert pq.read_table(tmp_path / "with" / meta).equals(pq.read_table(folder / meta).take(others))
     assert output.facts["rows_out_by_shard"] == {damaged.units[0].id: len(others)}
-
-
-class OneImage(ImageShard):
-    """A shard of one image, over and over."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def image(self, row: int) -> bytes:
-        assert row >= 0
-        return self._data
-
-
-def peak_megabytes(work: Callable[[], None]) -> float:
-    """Return how much memory a call takes at once, over what was held before it."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-    def read(name: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(name))
-
-    before = read("VmRSS")
-    work()
-    return read("VmHWM") - before
-
-
-def test_decoded_pixels_are_bounded_by_batches_in_flight_and_not_by_the_unit() -> None:
-    stream = ImageStream(
-        PretokenizeConfig(batch_size=4, decode_threads=2), Transform(image_size=32), beside_gpu=False
-    )
-    file = io.BytesIO()
-    Image.new("RGB", (1000, 1000), "teal").save(file, "JPEG")
-    shard = OneImage(file.getvalue())
-    rows = [KeptSample(row, bytes([row]) * 16) for row in range(40)]
-    seen = list[int]()
-
-    def read(count: int) -> None:
-        seen.extend(len(batch.found) for batch in stream.batches(shard, rows[:count]))
-
-    read(4)
-    assert peak_megabytes(lambda: read(40)) < 40 * 1000 * 1000 * 3 / 1e6 / 3
-    assert seen == [4] * 11
-
-
-def test_an_image_larger_than_all_room_is_decoded_alone() -> None:
-    room = PixelBudget(10)
-    began = Event()
-    go_on = Event()
-
-    def decode_a_large_one() -> None:
-        with room.taken(1000):
-            began.set()
-            go_on.wait(30)
-
-    with ThreadPoolExecutor(2) as pool:
-        with room.taken(4), room.taken(6):
-            large = pool.submit(decode_a_large_one)
-            assert not began.wait(0.05), "it does not wait for the others"
-        assert began.wait(30)
-        small = pool.submit(lambda: room.taken(1).__enter__())
-        assert not wait([small], 0.05).done, "another one starts beside it"
-        go_on.set()
-        for task in (large, small):
-            task.result(30)
-
-
-def test_an_error_of_reading_is_raised_and_not_taken_for_a_bad_image(tokenizer: TokenizerRunner) -> None:
-    class Unplugged(OneImage):
-        def image(self, row: int) -> bytes:
-            raise OSError(5, f"no disk under row {row}")
-
-    stream = ImageStream(PretokenizeConfig(), tokenizer.network.transform, beside_gpu=False)
-    with pytest.raises(OSError, match="no disk"):
-        list(stream.batches(Unplugged(b""), [KeptSample(0, b"0" * 16)]))
 
 
 @pytest.mark.parametrize(

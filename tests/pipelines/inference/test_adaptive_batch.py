@@ -1,0 +1,83 @@
+"""A batch that does not fit in memory is halved, and that changes no codes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.inference.adaptive_batch import (
+    AdaptiveBatchEncoder,
+    ImageTooLargeError,
+    is_out_of_memory,
+)
+from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
+from tests.helpers.tiny_run import planned_job
+
+
+@pytest.fixture(scope="module")
+def tokenizer(finished: Recipe) -> TokenizerRunner:
+    return TokenizerRunner(Path(planned_job(finished, "train").folder), best_device())
+
+
+class Cramped:
+    """A tokenizer on a device that holds only so many images; its errors are the allocator's own."""
+
+    def __init__(self, tokenizer: TokenizerRunner, room: int) -> None:
+        self._tokenizer = tokenizer
+        self._room = room
+        self.sizes = list[int]()
+
+    def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
+        self.sizes.append(len(levels))
+        if len(levels) > self._room:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return self._tokenizer.encode_levels(levels)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer: TokenizerRunner) -> None:
+    levels = torch.randint(
+        0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    device = Cramped(tokenizer, room=3)
+    encoder = AdaptiveBatchEncoder(device, batch_size=11)
+    codes = encoder.encode(levels)
+    whole = tokenizer.encode_levels(levels)
+    assert device.sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert all((one == other).all() for one, other in zip(codes, whole, strict=True))
+    encoder.encode(levels[:4])
+    assert device.sizes[8:] == [2, 2], "a size that did not fit is not tried again within a unit"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA out of memory. Tried to allocate 2 GiB",
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: TokenizerRunner) -> None:
+    levels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
+    with pytest.raises(
+        ImageTooLargeError, match=r"batch_size=4: one image of \(32, 32\) pixels alone does not fit"
+    ):
+        AdaptiveBatchEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
+
+
+class Broken:
+    """A tokenizer whose error is PyTorch's own, and not one of memory."""
+
+    def encode_levels(self, levels: torch.Tensor) -> StreamCodes:
+        torch.add(torch.zeros(len(levels)), torch.zeros(len(levels) + 1))
+        raise AssertionError("the sum is an error")
+
+
+def test_another_error_of_the_encoder_is_no_matter_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        AdaptiveBatchEncoder(Broken(), 4).encode(torch.zeros((4, 3, 32, 32), dtype=torch.uint8))
