@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
+
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """Modules of S3 clients. s3fs passes some of their errors on, such as for an endpoint that is down."""
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
@@ -103,6 +105,8 @@ def _is_the_users(error: BaseException) -> bool:
 
 
 def _may_pass(error: BaseException) -> bool:
+    if is_machine_trouble(error):
+        return True
     if isinstance(error, _PATH_ERRORS):
         return False
     return isinstance(error, (OSError, TimeoutError)) or _is_of_storage_client(error)

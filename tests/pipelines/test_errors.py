@@ -28,6 +28,7 @@ from tests.helpers.tiny_run import LoadTiny, planned
         (PermissionError(13, "Permission denied", "x"), ExitCode.CONFIGURATION),
         (OSError(30, "Read-only file system"), ExitCode.CONFIGURATION),
         (OSError(28, "No space left"), ExitCode.TEMPORARY),
+        (MemoryError(), ExitCode.TEMPORARY),
         (ConnectionError("x"), ExitCode.TEMPORARY),
         (TimeoutError("x"), ExitCode.TEMPORARY),
         (ProcessesDied("x"), ExitCode.TEMPORARY),
