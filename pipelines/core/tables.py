@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.core.damage import naming_damage
 from dualtoken.pipelines.errors import UserError
 
 
@@ -17,8 +18,9 @@ def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.
 
 
 def read_input(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a table of a finished stage; raises `UserError` where it is gone."""
-    with finished_files(store, name):
+    """Read a table of a finished stage; raises `UserError` where it is gone or damaged."""
+    advice = f"run `dualtoken verify {store.url} --repair`"
+    with finished_files(store, name), naming_damage(join(store.url, name), advice):
         return read_table(store, name, columns)
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.verify import verify
 
@@ -26,3 +28,14 @@ def findings_below(folder: Path | str) -> list[Finding]:
     for checked in verify(str(folder)):
         findings += checked.findings
     return findings
+
+
+def damage_column(file: Path, row_group: int, column: int) -> None:
+    """Overwrite a column's bytes in one row group of a Parquet file; its footer stays sound."""
+    chunk = pq.ParquetFile(file).metadata.row_group(row_group).column(column)
+    start = chunk.data_page_offset
+    if chunk.dictionary_page_offset:
+        start = chunk.dictionary_page_offset
+    content = bytearray(file.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(content)
