@@ -40,6 +40,8 @@ class StoredFile(NamedTuple):
     bytes: int
     modified: float
     """Time of the last change, seconds since 1970, by the store's own clock."""
+    tag: str = ""
+    """The store's own mark of the content, such as an ETag; empty where it has none, as local folders."""
 
     @property
     def is_leftover(self) -> bool:
@@ -101,7 +103,7 @@ class Store:
             return None
         if info["type"] != "file":
             return None
-        return StoredFile(name, int(info["size"]), _modified(info))
+        return StoredFile(name, int(info["size"]), _modified(info), _tag(info))
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, or None where there is no such file."""
@@ -147,15 +149,19 @@ class Store:
         """
         start = self.path(folder)
         if self.is_local:
-            files = list_files(start)
+            files = self._list_local(start)
         elif self._is_s3:
             files = self._list_s3(start)
         else:
             files = self._list_remote(start)
-        for path, size, modified in files:
-            yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified)
+        for path, size, modified, tag in files:
+            yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified, tag)
 
-    def _list_s3(self, start: str) -> Iterator[tuple[str, int, float]]:
+    def _list_local(self, start: str) -> Iterator[tuple[str, int, float, str]]:
+        for path, size, modified in list_files(start):
+            yield path, size, modified, ""
+
+    def _list_s3(self, start: str) -> Iterator[tuple[str, int, float, str]]:
         """List by pages of up to 1,000 keys; s3fs itself would keep all of them, with a kilobyte for each."""
         bucket, key, _ = self.fs.split_path(start)
         prefix = ""
@@ -169,18 +175,19 @@ class Store:
                 return
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["LastModified"].timestamp()
+                    path = f"{bucket}/{entry['Key']}"
+                    yield path, int(entry["Size"]), entry["LastModified"].timestamp(), _tag(entry)
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _list_remote(self, start: str) -> Iterator[tuple[str, int, float]]:
+    def _list_remote(self, start: str) -> Iterator[tuple[str, int, float, str]]:
         try:
             files = self.fs.find(start, detail=True)
         except FileNotFoundError:
             return
         for path, info in sorted(files.items()):
-            yield path, int(info["size"]), _modified(info)
+            yield path, int(info["size"]), _modified(info), _tag(info)
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders right below a folder, in order."""
@@ -310,6 +317,14 @@ def _modified(info: Mapping[str, Any]) -> float:
         if key in info:
             return _timestamp(info[key])
     return 0.0
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """Return a file's mark of its content, by whichever key its file system has; empty without any."""
+    for key in ("ETag", "etag", "md5Hash", "Content-MD5", "Digest"):
+        if info.get(key):
+            return str(info[key])
+    return ""
 
 
 def _timestamp(moment: Any) -> float:  # noqa: ANN401  (each file system has its own type)

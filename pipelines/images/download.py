@@ -49,6 +49,7 @@ from dualtoken.pipelines.images.shards import (
     shard_files,
     write_metadata,
 )
+from dualtoken.pipelines.images.source_content import require_planned_content
 from dualtoken.pipelines.images.url_table import UrlTable, url_table
 
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
@@ -234,6 +235,7 @@ class Worker:
             # Not a copy: what commits this unit reads through the link.
             (scratch / files[0]).symlink_to(tar.resolve())
             write_metadata(scratch, unit.id, table)
+        require_planned_content(self._job.store(), source, (f"{shard.name}.tar", f"{shard.name}.parquet"))
         facts = {
             "bytes_fetched": tar.stat().st_size,
             "seconds": round(time.monotonic() - started, 3),

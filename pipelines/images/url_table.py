@@ -6,8 +6,7 @@ Imports pyarrow and fsspec only, so that a plan is made at once.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import fsspec
@@ -16,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource, UrlsSource
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.content import content_ids
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.shards import SHARD_COLUMNS, find_shards, numbered
 
@@ -252,7 +251,7 @@ def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
 
 
 def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """Return what decides a corpus's rows, for its fingerprint: columns, and the files' content or sizes."""
+    """Return what decides a corpus's rows, for its fingerprint: columns, and the files' content."""
     source = recipe.corpora[corpus].source
     identity = source.identity()
     # The content counts, not where it is.
@@ -263,27 +262,19 @@ def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
     if isinstance(source, ShardsSource):
         store = Store(source.folder)
         suffixes = (".tar", ".parquet")
-        identity["files"] = {name: size for name, size in store.files() if name.endswith(suffixes)}
+        shards = [file for file in store.entries() if file.name.endswith(suffixes) and not file.is_leftover]
+        identity["files"] = content_ids(store, shards)
     return identity
 
 
 def _content(table: str, keys: str) -> dict[str, Any]:
-    """Identify a table's file: by its hash where it is local, else by the store's own checksum and size."""
+    """Identify a table's file by its content."""
     folder, _, name = table.replace("\\", "/").rpartition("/")
     store = Store(folder or ".")
-    if store.size(name) is None:
+    file = store.entry(name)
+    if file is None:
         raise UserError(f"{keys}table={table!r} is not there: set it to a .parquet, .csv or .tsv file")
-    if store.is_local:
-        stat = Path(store.path(name)).stat()
-        return {"sha256": _sha256(store.path(name), stat.st_mtime_ns, stat.st_size)}
-    info = store.fs.info(store.path(name))
-    checksum = info.get("ETag") or store.fs.checksum(store.path(name))
-    return {"bytes": int(info["size"]), "checksum": str(checksum)}
-
-
-@lru_cache(maxsize=64)  # a run plans often, and a table may be large
-def _sha256(path: str, _modified: int, _size: int) -> str:
-    return digest(Path(path)).sha256
+    return content_ids(store, [file])[name]
 
 
 def _address(store: Store, name: str) -> str:

@@ -17,6 +17,7 @@ from dualtoken.infra.image_server import serve_images
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.ledger import check_closed, count_statuses, sample_key
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones
@@ -24,7 +25,7 @@ from dualtoken.pipelines.errors import ExitCode, UserError, exit_code
 from dualtoken.pipelines.images import download, scenes
 from dualtoken.pipelines.images.scene_generator import render, scene
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.images.url_table import count_source_rows
+from dualtoken.pipelines.images.url_table import count_source_rows, source_identity
 from tests.helpers.image_shards import write_img2dataset_shard
 from tests.helpers.images import encode, noise_image
 from tests.helpers.waiting import free_ports
@@ -253,3 +254,17 @@ def test_a_damaged_source_shard_is_an_error_or_a_reason(tmp_path: Path) -> None:
     (folder / "00002.tar").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(UserError, match=r"00002\.tar"):
         run_all(job_of(recipe, tmp_path), tmp_path / "b")
+
+
+def test_a_source_shard_that_changed_since_the_plan_is_not_taken_over_under_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    write_img2dataset_shard(folder)
+    recipe = recipe_with({"kind": "shards", "folder": str(folder)})
+    job = job_of(recipe, tmp_path / "out")
+    write_stage_record(job, {"settings": {"source": source_identity(recipe, "scenes-train")}})
+    run_all(job, tmp_path / "a")
+    whole = (folder / "00002.tar").read_bytes()
+    place = whole.index(b"\x89PNG")
+    (folder / "00002.tar").write_bytes(whole[:place] + b"<htm" + whole[place + 4 :])
+    with pytest.raises(UserError, match=r"theirs/00002\.tar was changed since"):
+        run_all(job, tmp_path / "b")

@@ -1,5 +1,6 @@
 """Tables of URLs, by ranges of rows."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.url_table import UrlTable, count_source_rows, source_identity, url_table
+from tests.helpers.image_shards import png_of_red, write_img2dataset_shard
 
 
 def url(number: int) -> str | None:
@@ -137,3 +139,24 @@ def test_identity_follows_the_content_and_not_the_time(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="is not there"):
         source_identity(recipe, "scenes-train")
+
+
+def test_shards_of_the_same_names_sizes_and_times_with_other_pictures_are_another_source(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "theirs"
+    write_img2dataset_shard(folder)
+    values = load_recipe("scenes").model_dump(mode="json")
+    values["corpora"]["scenes-train"] = {"source": {"kind": "shards", "folder": str(folder)}}
+    recipe = Recipe.model_validate(values)
+    before = source_identity(recipe, "scenes-train")
+    tar = folder / "00002.tar"
+    status = tar.stat()
+    picture = png_of_red(1)
+    assert tar.read_bytes().count(picture) == 1
+    other = picture[:-13] + bytes([picture[-13] ^ 1]) + picture[-12:]
+    tar.write_bytes(tar.read_bytes().replace(picture, other))
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source_identity(recipe, "scenes-train") != before
+    tar.write_bytes(tar.read_bytes().replace(other, picture))
+    assert source_identity(recipe, "scenes-train") == before

@@ -1,0 +1,24 @@
+"""Checks that a shard which is taken over still has the content that its download was planned with."""
+
+from collections.abc import Sequence
+
+from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.core.content import content_ids
+from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
+from dualtoken.pipelines.errors import UserError
+
+
+def require_planned_content(stage: Store, source: Store, names: Sequence[str]) -> None:
+    """Raise `UserError` where a source's file is not the one that the identity of a stage's folder names."""
+    if not stage.exists(STAGE_FILE):
+        return  # a worker that runs outside a plan
+    record = StageRecord.from_bytes(stage.read(STAGE_FILE))
+    planned = record.identity["settings"]["source"]["files"]
+    files = [file for file in map(source.entry, names) if file is not None]
+    found = content_ids(source, files)
+    for name in names:
+        if found.get(name) != planned.get(name):
+            raise UserError(
+                f"{join(source.url, name)} was changed since this download was begun: "
+                "run it again, into a folder of its own"
+            )
