@@ -8,14 +8,16 @@ CPU, no accelerator.
 stage will be it.
 """
 
+from dualtoken.pipelines.loader.batches import CodeIds, PackedBatch, TokenBatch
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.from_recipe import load_plan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import read_quarantine
-from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
+from dualtoken.pipelines.loader.token_loader import TokenLoader, iterate
 
 __all__ = [
+    "CodeIds",
     "LoadPlan",
     "Markers",
     "PackPlan",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualtoken.pipelines.loader.batches import PackedBatch
 from dualtoken.pipelines.loader.documents import PackPlan, lay_out_sequences
 from dualtoken.pipelines.loader.packing import Document, Pack, Packer
 from dualtoken.pipelines.loader.plan import require_same_plan
@@ -30,41 +31,6 @@ from dualtoken.pipelines.tokens.shards import Ids
 STATE_VERSION = 1
 READ_BLOCK = 256
 """Samples whose captions are read together."""
-
-
-class PackedBatch(NamedTuple):
-    """A step's sequences on one rank.
-
-    B sequences of T positions, V of these with codes of D depths, N documents in S segments.
-    """
-
-    text: Tensor
-    """(B, T), int64: ids of text and markers; padding elsewhere."""
-    visual: Tensor
-    """(B, T), bool: positions of images, in the order of `semantic` and `pixel`.
-
-    Use it as `hidden[batch.visual] = embed(batch.semantic)`.
-    """
-    semantic: Tensor | None
-    """(V, D), uint16; None where no dataset reads the stream."""
-    pixel: Tensor | None
-    cu_seqlens: Tensor
-    """(S + 1,), int32: first position of each segment, and the end, in B * T positions, as variable-length
-    attention takes them."""
-    segments: Tensor
-    """(S,), int64: index of the segment's sample in its run; -1 for the padding of a sequence."""
-    keys: Tensor
-    """(N, 16), uint8: keys of the documents in order."""
-    source: Tensor
-    """(N,), int64: number of each document's dataset."""
-    image_first: Tensor
-    """(N,), bool."""
-    lost: int
-    """Samples missing from this step and rank, since their shards are in quarantine."""
-    position: int
-    """Samples of the whole run that are in sequences, or wait for one, when this step is done."""
-    waiting: bytes
-    """Documents that wait: (sample, length) of each, int64."""
 
 
 class PackedLoader(RankLoader[PackedBatch]):

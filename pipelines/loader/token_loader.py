@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dualtoken.pipelines.loader.batches import TokenBatch
 from dualtoken.pipelines.loader.plan import LoadPlan, require_same_plan
 from dualtoken.pipelines.loader.sample_reader import SampleLocations, SampleReader
 from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.shards import Ids
 
-__all__ = ["LoadPlan", "RankLoader", "TokenBatch", "TokenLoader", "iterate"]
+__all__ = ["LoadPlan", "RankLoader", "TokenLoader", "iterate"]
 Batch = TypeVar("Batch")
 STATE_VERSION = 1
 LOCATED_TOGETHER = 4096
@@ -30,23 +31,6 @@ LOCATED_TOGETHER = 4096
 PREFETCHED_BATCHES = 4
 """Batches that each worker process makes ahead."""
 _STALLED = "DataLoader timed out after "
-
-
-class TokenBatch(NamedTuple):
-    """A step's samples on one rank: B of them, H by W positions, D depths."""
-
-    keys: Tensor
-    """(B, 16), uint8."""
-    source: Tensor
-    """(B,), int64: number of each sample's dataset."""
-    semantic: Tensor | None
-    """(B, H, W, D), uint16; None where no dataset reads the stream."""
-    pixel: Tensor | None
-    captions: list[str] | None
-    lost: int
-    """Samples missing from this step and rank, since their shards are in quarantine."""
-    samples: int
-    """Samples of the whole run, over all ranks, when this step is done: a resumed run starts there."""
 
 
 class WorkerInfo(NamedTuple):

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from dualtoken.pipelines.loader.batches import PackedBatch, TokenBatch
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
-from dualtoken.pipelines.loader.token_loader import RankLoader, TokenBatch, TokenLoader, WorkerInfo, iterate
+from dualtoken.pipelines.loader.token_loader import RankLoader, TokenLoader, WorkerInfo, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.token_datasets import key_of
 

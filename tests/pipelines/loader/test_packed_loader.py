@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dualtoken.pipelines.loader.batches import PackedBatch
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.sample_reader import SampleReader
 from dualtoken.pipelines.loader.token_loader import iterate

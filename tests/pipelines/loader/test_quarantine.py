@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.loader.batches import PackedBatch, TokenBatch
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
-from dualtoken.pipelines.loader.packed_loader import PackedBatch, PackedLoader
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import read_quarantine
-from dualtoken.pipelines.loader.token_loader import TokenBatch, TokenLoader, iterate
+from dualtoken.pipelines.loader.token_loader import TokenLoader, iterate
 from dualtoken.pipelines.tokens import caption_cache, open_shards
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.reader import TokenDataset

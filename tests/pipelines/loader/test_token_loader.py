@@ -19,8 +19,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dualtoken.pipelines.loader.batches import TokenBatch
 from dualtoken.pipelines.loader.sample_reader import SampleReader
-from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenBatch, TokenLoader, iterate
+from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenLoader, iterate
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from tests.helpers.loader_workers import by_workers, keys_in, keys_of_rows
 from tests.helpers.token_datasets import key_of, write_tokens
