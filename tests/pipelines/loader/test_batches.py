@@ -49,7 +49,9 @@ def test_ids_of_both_kinds_of_batches_go_into_embeddings(plan: LoadPlan, num_wor
 
 def test_codes_of_the_whole_range_stay_what_they_are_as_ids(plan: LoadPlan) -> None:
     batch = batches(plan, 0)[0]._replace(semantic=torch.tensor([0, 32768, 65535], dtype=torch.uint16))
-    assert batch.ids().semantic.tolist() == [0, 32768, 65535]
+    ids = batch.ids().semantic
+    assert ids is not None
+    assert ids.tolist() == [0, 32768, 65535]
 
 
 def test_a_stream_that_is_not_read_has_no_ids(plan: LoadPlan) -> None:
