@@ -176,6 +176,9 @@ class _Trainer(TorchTrainer):
         # The watcher asks the dashboard each second, and says so each second where there is none.
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
+    def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401  (an actor's handle)
+        """Leave SIGINT to the program: Ray's own handler swallows it, and stays after the training."""
+
 
 def _many_nodes() -> bool:
     alive = [node for node in ray.nodes() if node["Alive"]]

@@ -28,5 +28,11 @@ class _StageModules(MetaPathFinder):
         return spec_from_file_location(fullname, Path(__file__).with_name("stage_command.py"))
 
 
+# Python's name of a program that it is still looking for: a module of this package, by `python -m`.
+if sys.argv[0] == "-m":
+    from dualtoken.jobs.stopping import stop_on_signals
+
+    stop_on_signals()
+
 # Last, so that the files of this folder are found first.
 sys.meta_path.append(_StageModules())

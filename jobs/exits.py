@@ -1,39 +1,34 @@
 """Exit handling of every command: typed codes, one line for a mistake, a traceback for our bugs only."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NoReturn
 
 from dualtoken.infra.openmp import wait_passively
-from dualtoken.pipelines.errors import (
-    ExitCode,
-    Preempted,
-    StageFailed,
-    UnitsFailed,
-    exit_code,
-    lacks_credentials,
-)
+from dualtoken.jobs.stopping import end_if_stopped, raise_when_stopped, stop_on_signals
+from dualtoken.pipelines.errors import ExitCode, StageFailed, UnitsFailed, exit_code, lacks_credentials
 
 
 def run_program(command: Callable[[], None]) -> None:
     """Run a command as this process's program; see `ExitCode` for what it exits with."""
-    wait_passively()
-    with typed_exit():
-        command()
+    stop_on_signals()
+    try:
+        raise_when_stopped()
+        wait_passively()
+        with typed_exit():
+            command()
+    finally:
+        # However the command ended: libraries turn the interruption into errors of their own, or lose it.
+        end_if_stopped()
 
 
 @contextmanager
 def typed_exit() -> Iterator[None]:
     """End the process with the code that the block's error calls for."""
-    signal.signal(signal.SIGTERM, _preempt)
     try:
         yield
-    except Preempted:
-        _exit("stopped; run the same command again to go on", ExitCode.PREEMPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
@@ -42,10 +37,6 @@ def typed_exit() -> Iterator[None]:
         if code == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
             raise
         _exit(f"{error}{_advice(error, code)}", code)
-
-
-def _preempt(_signal: int, _frame: FrameType | None) -> None:
-    raise Preempted
 
 
 def _advice(error: Exception, code: ExitCode) -> str:

@@ -24,7 +24,10 @@ class ExitCode(IntEnum):
     BUG = 1
     CONFIGURATION = 2
     TEMPORARY = 75
+    INTERRUPTED = 130
+    """Stopped by SIGINT, as of Ctrl-C."""
     PREEMPTED = 143
+    """Stopped by SIGTERM or SIGHUP."""
 
 
 class UserError(ValueError):
@@ -55,8 +58,11 @@ class UnitsFailed(Exception):
         self.code = code
 
 
-class Preempted(BaseException):
-    """The process was asked to stop; finished units stay finished."""
+class Preempted(KeyboardInterrupt):
+    """The process was asked to stop; finished units stay finished.
+
+    Libraries know KeyboardInterrupt and let it through, from native code as well; others they may lose there.
+    """
 
 
 class StageFailed(Exception):

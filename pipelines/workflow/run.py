@@ -4,7 +4,10 @@ Dagster's records go to DAGSTER_HOME, if it is set.
 """
 
 import os
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -23,16 +26,38 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 def run_workflow(recipe: Recipe, executor: Executor, print_line: PrintLine) -> None:
     """Make every asset on every corpus in one run; an asset's error is raised as it is."""
-    job = recipe_definitions(recipe, lambda: nullcontext(executor), print_line).resolve_job_def(JOB)
+    open_executor = _WithOwnSignals(executor)
+    job = recipe_definitions(recipe, open_executor, print_line).resolve_job_def(JOB)
     corpora = list(recipe.corpora)
     whole_range = {ASSET_PARTITION_RANGE_START_TAG: corpora[0], ASSET_PARTITION_RANGE_END_TAG: corpora[-1]}
     with _instance() as instance:
         try:
             job.execute_in_process(tags=whole_range, run_config=QUIET, instance=instance, raise_on_error=True)
-        except (
-            DagsterExecutionInterruptedError
-        ):  # its own handlers of SIGINT and SIGTERM are at work inside an op
+        except DagsterExecutionInterruptedError:  # of its own handlers, which are at work between the assets
             raise Preempted from None
+
+
+class _WithOwnSignals:
+    """Hands out an executor, with the signal handlers of before Dagster's run while it is in use.
+
+    Dagster's raise an error that Ray's native code does not know and loses.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    @contextmanager
+    def __call__(self) -> Iterator[Executor]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self._executor
+            return
+        dagsters = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
+        try:
+            yield self._executor
+        finally:
+            for number, handler in dagsters.items():
+                signal.signal(number, handler)
 
 
 def _instance() -> dg.DagsterInstance:
