@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -45,11 +46,12 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the name's addresses, each of them checked; raises `PrivateAddressError`."""
+        """Return the name's addresses, each of them checked.
+
+        Raises `PrivateAddressError`, and what `socket.getaddrinfo` raises.
+        """
         loop = asyncio.get_running_loop()
-        entries = await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        )
+        entries = await loop.run_in_executor(self._threads, _look_up, host, port, family)
         results = []
         for entry_family, _, protocol, _, address in entries:
             ip = str(address[0])
@@ -69,3 +71,12 @@ class CheckedResolver(AbstractResolver):
     async def close(self) -> None:
         """End the threads; look-ups under way are left to finish."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    except socket.gaierror:
+        # Without a free descriptor a resolver may say of any name that it is not known.
+        socket.socket().close()
+        raise

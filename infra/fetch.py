@@ -7,7 +7,9 @@ exception.
 
 import asyncio
 import email.utils
+import errno
 import random
+import socket
 import time
 import zlib
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ import aiohttp
 from yarl import URL
 
 from dualtoken.infra.addresses import CheckedResolver, PrivateAddressError, is_public
+from dualtoken.infra.machine_trouble import is_machine_trouble
+from dualtoken.infra.opt_outs import opts_out
+from dualtoken.infra.request_urls import NotHttpError, request_url
 
 CHUNK_BYTES = 1 << 16
 BACKOFF_SECONDS = 0.25
@@ -29,8 +34,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """HTTP statuses that lead to another URL."""
 RETRIED = frozenset({408, 429, *range(500, 600)})
 """HTTP statuses that a later try may not meet."""
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
-"""Directives of X-Robots-Tag that img2dataset honours by default."""
+AGENT = "dualtoken"
+"""Name that servers know this project by."""
 
 
 class FetchReason(StrEnum):
@@ -40,6 +45,9 @@ class FetchReason(StrEnum):
     NOT_HTTP = "not_http"
     """Another scheme, of the URL or of one that it redirects to."""
     DNS = "dns"
+    """A name that the resolver does not find."""
+    DNS_UNAVAILABLE = "dns_unavailable"
+    """A resolver that said "try again" to the last try, too."""
     PRIVATE_ADDRESS = "private_address"
     CONNECTION = "connection"
     TLS = "tls"
@@ -56,6 +64,7 @@ class FetchReason(StrEnum):
 MAY_PASS = frozenset(
     {
         FetchReason.DNS,
+        FetchReason.DNS_UNAVAILABLE,
         FetchReason.CONNECTION,
         FetchReason.TIMEOUT,
         FetchReason.INCOMPLETE_BODY,
@@ -64,7 +73,7 @@ MAY_PASS = frozenset(
 )
 """Reasons that a later try may not meet."""
 _TRIED_AGAIN = MAY_PASS - {FetchReason.DNS, FetchReason.TIMEOUT}
-"""Reasons to try again at once. A resolver has tried several times by itself; a timeout ends a URL's time."""
+"""Reasons to try again at once. A name that is not found stays so; a timeout ends a URL's time."""
 WITHOUT_A_NETWORK = frozenset({FetchReason.BAD_URL, FetchReason.NOT_HTTP, FetchReason.PRIVATE_ADDRESS})
 """Reasons that a URL alone may give: they do not show that anything answered."""
 
@@ -114,9 +123,9 @@ class _Failure(Exception):
 def user_agent() -> str:
     """Return the User-Agent: `dualtoken/<version>`."""
     try:
-        return f"dualtoken/{metadata.version('dualtoken')}"
+        return f"{AGENT}/{metadata.version('dualtoken')}"
     except metadata.PackageNotFoundError:
-        return "dualtoken/unknown"
+        return f"{AGENT}/unknown"
 
 
 class Fetcher:
@@ -162,7 +171,10 @@ class Fetcher:
         await self._session.close()
 
     async def fetch(self, url: str) -> Fetched | FetchFailed:
-        """Return a URL's body, or why there is none; never raises for what a server or a URL does."""
+        """Return a URL's body, or why there is none; never raises for what a server or a URL does.
+
+        Raises what shows that this machine is in trouble, such as one without a free descriptor.
+        """
         async with self._slots:
             attempts = _Attempts(self._limits)
             try:
@@ -176,7 +188,9 @@ class Fetcher:
                     FetchReason.TIMEOUT, f"not done in {self._limits.deadline_seconds:g} s{after}"
                 )
             # The last resort: one hostile answer must not fail the thousands of rows beside it.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
+                if _is_machines(error):
+                    raise
                 return FetchFailed(FetchReason.BAD_RESPONSE, f"{type(error).__name__}: {error}"[:200])
 
     async def _try_repeatedly(self, url: str, attempts: "_Attempts") -> Fetched | FetchFailed:
@@ -209,16 +223,12 @@ class Fetcher:
     def _check_url(self, url: str, base: URL | None = None) -> URL:
         """Parse a URL, or a redirect from `base`; raises `_Failure` where it must not be fetched."""
         try:
-            target = URL(url.strip()) if base is None else base.join(URL(url))
-            host = target.host
-        except (ValueError, UnicodeError) as error:
+            target = request_url(url, base)
+        except NotHttpError as error:
+            raise _Failure(FetchReason.NOT_HTTP, str(error)) from error
+        except ValueError as error:
             raise _Failure(FetchReason.BAD_URL, str(error)) from error
-        if not target.scheme:
-            raise _Failure(FetchReason.BAD_URL, f"scheme {target.scheme!r}")
-        if target.scheme not in {"http", "https"}:
-            raise _Failure(FetchReason.NOT_HTTP, f"scheme {target.scheme!r}")
-        if not host:
-            raise _Failure(FetchReason.BAD_URL, "no host")
+        host = target.host or ""
         try:
             is_allowed = is_public(host) or self._limits.allow_private_addresses
         except ValueError:
@@ -240,7 +250,7 @@ class Fetcher:
                     response.reason or "",
                     _retry_after(response.headers.get("Retry-After")),
                 )
-            if any(_opts_out(value) for value in response.headers.getall("X-Robots-Tag", [])):
+            if opts_out(response.headers.getall("X-Robots-Tag", []), AGENT):
                 raise _Failure(FetchReason.OPTED_OUT, "X-Robots-Tag")
             return Fetched(await self._body(response), response.content_type)
 
@@ -300,14 +310,6 @@ def _decoder(encoding: str) -> Any:  # noqa: ANN401  (zlib does not name the typ
     raise _Failure(FetchReason.BAD_RESPONSE, f"Content-Encoding {encoding[:40]!r}")
 
 
-def _opts_out(value: str) -> bool:
-    """Tell whether an X-Robots-Tag, of all agents or of this one, asks not to be used."""
-    agent, colon, directives = value.rpartition(":")
-    if colon and agent.strip().lower() != "dualtoken":
-        return False
-    return not OPT_OUTS.isdisjoint(directive.strip().lower() for directive in directives.split(","))
-
-
 def _retry_after(value: str | None) -> float:
     """Return the seconds that a server asks to wait, given as seconds or a date; 0 where that is unclear."""
     if value is None:
@@ -321,12 +323,28 @@ def _retry_after(value: str | None) -> float:
     return max(0.0, moment - time.time())
 
 
+def _is_machines(error: Exception) -> bool:
+    """Tell whether a fetch failed for this machine's trouble, whatever a server wrote into the error."""
+    if isinstance(error, aiohttp.ClientSSLError):
+        return False
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _is_machines(error.os_error)
+    if not isinstance(error, (OSError, MemoryError, RuntimeError)):
+        return False
+    return is_machine_trouble(error) or getattr(error, "errno", None) == errno.ENETDOWN
+
+
 def _raise_classified(error: aiohttp.ClientError) -> NoReturn:
-    """Raise an aiohttp error as a `_Failure`, with a reason of the closed list."""
+    """Raise an aiohttp error as a `_Failure` with a reason of the closed list; the machine's as it is."""
+    if _is_machines(error):
+        raise error
     detail = str(error) or type(error).__name__
     match error:
         case aiohttp.ClientConnectorDNSError(os_error=PrivateAddressError()):
             reason = FetchReason.PRIVATE_ADDRESS
+            detail = str(error.os_error)
+        case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=socket.EAI_AGAIN)):
+            reason = FetchReason.DNS_UNAVAILABLE
             detail = str(error.os_error)
         case aiohttp.ClientConnectorDNSError():
             reason = FetchReason.DNS

@@ -6,6 +6,7 @@ and no row is given it as a reason.
 
 import errno
 import socket
+import ssl
 from collections.abc import Iterator
 
 _ERRNOS = frozenset(
@@ -53,6 +54,8 @@ def _is_trouble_itself(error: BaseException) -> bool:
         return True
     if isinstance(error, socket.gaierror):
         return error.errno in _RESOLVER_CODES
+    if isinstance(error, ssl.SSLError):
+        return False  # its numbers are OpenSSL's: a peer that hangs up gives 5, which is EIO elsewhere
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _ERRNOS
     if type(error).__name__ == _ACCELERATOR_ERROR:

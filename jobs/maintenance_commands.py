@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dualtoken.infra.request_urls import host_of
 from dualtoken.infra.storage import Store
 from dualtoken.jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
 from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, print_line
@@ -139,8 +140,21 @@ def _wanted(keys: Path | None, urls: Sequence[str], hosts: Sequence[str]) -> Tom
     return Tombstones(
         keys=_read_keys(keys) if keys else frozenset(),
         urls=frozenset(map(url_hash, urls)),
-        hosts=frozenset(host.lower().strip(".") for host in hosts),
+        hosts=frozenset(map(_host, hosts)),
     )
+
+
+def _host(text: str) -> str:
+    """Return the host that `--url-host` names: a name or an IP address, or a URL that has it."""
+    name = text.strip().removeprefix("*.").lstrip(".")
+    if name.count(":") > 1 and "[" not in name and "/" not in name:
+        name = f"[{name}]"  # an IPv6 address
+    if "//" not in name:
+        name = f"//{name}"
+    host = host_of(name)
+    if not host:
+        raise UserError(f"--url-host {text!r} names no host: give one such as img.example.org")
+    return host
 
 
 def _print_plan(plan: ForgetPlan) -> None:

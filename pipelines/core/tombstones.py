@@ -9,10 +9,10 @@ of its content before, and, while a deletion is under way, the units that are st
 
 import hashlib
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from pydantic import field_serializer
 
+from dualtoken.infra.request_urls import host_of, request_url
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.receipts import Record
 from dualtoken.pipelines.errors import UserError
@@ -31,22 +31,32 @@ class Tombstones(Record):
     urls: frozenset[str] = frozenset()
     """Addresses, each as the SHA-256 in hexadecimal."""
     hosts: frozenset[str] = frozenset()
-    """Hosts in lower case; their subdomains count too."""
+    """Hosts as `canonical_host` spells them; their subdomains count too."""
 
-    def match(self, key: bytes, url: str | None) -> bool:
-        """Tell whether a sample must be left out."""
+    def match(self, key: bytes, url: str | bytes | None) -> bool:
+        """Tell whether a sample must be left out; an address counts in all its spellings."""
         if not (self.keys or self.urls or self.hosts):
             return False  # the usual case, for every sample: no hash is taken
         if key.hex() in self.keys:
             return True
         if url is None:
             return False
-        return url_hash(url) in self.urls or self._match_host(url)
+        if isinstance(url, bytes):  # other people's shards may keep addresses in a binary column
+            url = url.decode("utf-8", "surrogateescape")
+        return self._match_url(url) or self._match_host(url)
+
+    def _match_url(self, url: str) -> bool:
+        if not self.urls:
+            return False
+        return url_hash(url) in self.urls or _sha256(url) in self.urls
 
     def _match_host(self, url: str) -> bool:
         """Tell whether an address's host, or a domain that it is below, is in the list."""
+        if not self.hosts:
+            return False
+        hosts = _canonical_hosts(self.hosts)
         domain = host_of(url)
-        while domain not in self.hosts:
+        while domain not in hosts:
             _, dot, domain = domain.partition(".")
             if not dot:
                 return False
@@ -77,17 +87,21 @@ class Forgotten(Record):
 
 
 def url_hash(url: str) -> str:
-    """Return the hash that stands for an address in the list."""
-    return hashlib.sha256(url.encode()).hexdigest()
-
-
-def host_of(url: str) -> str:
-    """Return the host of an address in lower case, "" where it has none."""
+    """Return the hash that stands for an address in the list, the same for all spellings of one request."""
     try:
-        host = urlsplit(url).hostname
-    except ValueError:
-        return ""
-    return (host or "").lower()
+        return _sha256(str(request_url(url)))
+    except ValueError:  # not fetched, so that its letters are all that it is
+        return _sha256(url)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _canonical_hosts(hosts: frozenset[str]) -> frozenset[str]:
+    """Return the list's hosts in their one spelling, which older lists may not have."""
+    return frozenset(host_of(f"//{host}") or host for host in hosts)
 
 
 def read_tombstones(root: Store, corpus: str) -> Tombstones:

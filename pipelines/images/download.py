@@ -121,7 +121,8 @@ class Worker:
         first = int(unit.id) * self._config.rows_per_shard
         rows = self._table.rows(first, unit.rows)
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
-            outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
+            with _first_of_group():
+                outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
             shard_rows = [outcome.row for outcome in outcomes]
             if not self._config.accept_dead_units:
                 _check_any_answered(shard_rows)
@@ -253,6 +254,15 @@ class Worker:
 
     def _forgotten_keys(self, rows: Sequence[ShardRow]) -> frozenset[bytes]:
         return frozenset(row.sample_key for row in rows if self._tombstones.match(row.sample_key, row.url))
+
+
+@contextmanager
+def _first_of_group() -> Iterator[None]:
+    """Raise the first error of a task group in place of the group, whose message says nothing."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
 
 
 def _check_any_answered(rows: Sequence[ShardRow]) -> None:

@@ -87,7 +87,7 @@ class Rewriter(ABC):
         """Return shards by the unit that wrote them."""
         return {shard: [shard] for shard in shards}
 
-    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:  # noqa: ARG002
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | bytes | None]]:  # noqa: ARG002
         """Return (key, address) of a shard's samples, where the stage keeps addresses."""
         return ()
 
@@ -125,7 +125,7 @@ class ImageShardRewriter(Rewriter):
             rows.append(forgotten_verdict(row) if row["key"] in keys else row)
         return Rewritten(files, pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA), receipt.facts)
 
-    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | bytes | None]]:
         """Return each sample's address."""
         return _read_addresses(store, f"{shard}.parquet", "sample_key")
 
@@ -277,7 +277,7 @@ class TokenShardRewriter(CodesRewriter):
         (scratch / name).parent.mkdir()
         _write_parquet(_without(read_table(store, name), keys), scratch / name)
 
-    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | None]]:
+    def addresses(self, store: Store, shard: str) -> Iterable[tuple[bytes, str | bytes | None]]:
         """Return each row's address, which stands beside its caption."""
         return _read_addresses(store, own_meta_path(shard), "key")
 
@@ -353,7 +353,7 @@ def _kept_rows(table: pa.Table, keys: Keys) -> list[int]:
     return [row for row, key in enumerate(table["key"].to_pylist()) if key not in keys]
 
 
-def _read_addresses(store: Store, name: str, key_column: str) -> list[tuple[bytes, str | None]]:
+def _read_addresses(store: Store, name: str, key_column: str) -> list[tuple[bytes, str | bytes | None]]:
     """Return (key, address) of a table's rows; other people's shards may have no addresses."""
     table = read_table(store, name, [key_column, "url"])
     if "url" not in table.column_names:

@@ -94,7 +94,7 @@ def reply(body: bytes = b"", status: str = "200 OK", **headers: str) -> Answer:
     for name, value in values.items():
         if value:
             head += f"{name}: {value}\r\n"
-    content = head.encode() + b"\r\n" + body
+    content = head.encode("utf-8", "surrogateescape") + b"\r\n" + body
     return lambda connection, _head, _number: connection.sendall(content)
 
 

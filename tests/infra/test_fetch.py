@@ -11,6 +11,8 @@ import pytest
 
 from dualtoken.infra import fetch
 from dualtoken.infra.fetch import Fetched, Fetcher, FetchFailed, user_agent
+from dualtoken.infra.machine_trouble import is_machine_trouble
+from tests.helpers.descriptors import no_free_descriptor
 from tests.helpers.scripted_server import LIMITS, drip, endless, get, in_turn, reason, reply, serving
 
 
@@ -82,10 +84,10 @@ def test_a_retry_after_that_says_nothing_is_no_error(header: str) -> None:
 
 
 def test_whatever_one_url_raises_is_that_rows_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def odd(value: str) -> bool:
-        raise RecursionError(f"in {value}")
+    def odd(values: list[str], _agent: str) -> bool:
+        raise RecursionError(f"in {values[0]}")
 
-    monkeypatch.setattr(fetch, "_opts_out", odd)
+    monkeypatch.setattr(fetch, "opts_out", odd)
     with serving(reply(b"body", X_Robots_Tag="noai")) as server:
         assert get(server.base) == FetchFailed("bad_response", "RecursionError: in noai")
 
@@ -213,3 +215,88 @@ def test_no_more_fetches_are_under_way_than_allowed() -> None:
     with serving(count) as server:
         asyncio.run(many(server.base))
     assert most == LIMITS.concurrency
+
+
+def without_descriptors(url: str) -> FetchFailed | Fetched:
+    """Fetch a URL with a session that is open, and no descriptor to be had."""
+
+    async def fetch_once() -> Fetched | FetchFailed:
+        async with Fetcher(replace(LIMITS, retries=0)) as fetcher:
+            with no_free_descriptor():
+                return await fetcher.fetch(url)
+
+    return asyncio.run(fetch_once())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
+def test_a_machine_without_descriptors_is_no_reason_of_a_row(host: str) -> None:
+    with serving(reply(b"ok")) as server:
+        port = server.base.rpartition(":")[2]
+        with pytest.raises(OSError, match="Too many open files") as error:
+            without_descriptors(f"http://{host}:{port}/")
+    assert is_machine_trouble(error.value)
+
+
+def test_full_memory_is_no_reason_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_values: list[str], _agent: str) -> bool:
+        raise MemoryError
+
+    monkeypatch.setattr(fetch, "opts_out", full)
+    with serving(reply(b"body")) as server, pytest.raises(MemoryError):
+        get(server.base)
+
+
+def test_a_servers_words_about_memory_are_its_own() -> None:
+    with serving(reply(b"", status="500 out of memory")) as server:
+        assert reason(get(server.base)) == "http_500"
+
+    def no_http(connection: socket.socket, _head: str, _number: int) -> None:
+        connection.sendall(b"out of memory: can't start new thread\r\n\r\n")
+
+    with serving(no_http) as server:
+        assert reason(get(server.base)) == "bad_response"
+
+
+def resolver(monkeypatch: pytest.MonkeyPatch, *errors: int) -> list[str]:
+    """Let look-ups fail by these codes, one after the other, and then succeed; return the names asked for."""
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        if len(asked) <= len(errors):
+            raise socket.gaierror(errors[len(asked) - 1], "no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return asked
+
+
+def test_a_resolver_that_says_try_again_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolver(monkeypatch, socket.EAI_AGAIN, socket.EAI_AGAIN)
+    with serving(reply(b"ok")) as server:
+        port = server.base.rpartition(":")[2]
+        assert isinstance(get(f"http://busy.test:{port}/"), Fetched)
+    assert asked == ["busy.test"] * 3
+
+
+def test_a_resolver_that_goes_on_saying_try_again_is_a_reason_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = resolver(monkeypatch, *[socket.EAI_AGAIN] * 10)
+    assert reason(get("http://busy.test/")) == "dns_unavailable"
+    assert asked == ["busy.test"] * 3
+
+
+def test_a_name_that_is_not_found_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = resolver(monkeypatch, socket.EAI_NONAME)
+    assert reason(get("http://none.test/")) == "dns"
+    assert asked == ["none.test"]
+
+
+def test_a_look_up_that_this_machine_cannot_make_is_no_reason_of_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver(monkeypatch, socket.EAI_MEMORY)
+    with pytest.raises(OSError, match="no answer") as error:
+        get("http://any.test/")
+    assert is_machine_trouble(error.value)

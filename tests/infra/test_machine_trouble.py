@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,7 @@ except BaseException as error:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert found.stdout.startswith("True")
+
+
+def test_a_number_of_openssl_is_no_errno() -> None:
+    assert not is_machine_trouble(ssl.SSLSyscallError(errno.EIO, "a peer that hung up"))

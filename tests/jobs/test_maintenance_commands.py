@@ -10,6 +10,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import sample_key
+from dualtoken.pipelines.core.tombstones import Tombstones
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance import garbage
 from tests.helpers.command_line import printed_lines
@@ -43,6 +44,29 @@ def test_forgetting_without_a_selection_says_what_it_does(root: Path) -> None:
     assert printed_lines("forget", TINY, "--root", root)[0].startswith(
         "without --keys, --url and --url-host nothing new is forgotten"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "listed"),
+    [
+        ("IMG.Example.org.", "img.example.org"),
+        ("*.example.org", "example.org"),
+        ("https://user@img.example.org:8080/a.jpg", "img.example.org"),
+        ("ｅｘａｍｐｌｅ.org", "example.org"),
+        ("::1", "::1"),
+        ("[2001:DB8:0::1]:80", "2001:db8::1"),
+    ],
+)
+def test_a_host_to_forget_may_be_written_as_users_write_it(root: Path, given: str, listed: str) -> None:
+    printed_lines("forget", TINY, "--root", root, "--corpus", "tiny-train", "--url-host", given, "--delete")
+    assert Tombstones.from_bytes((root / "tiny-train/tombstones.json").read_bytes()).hosts == {listed}
+
+
+def test_a_host_that_is_none_is_a_mistake(root: Path) -> None:
+    with pytest.raises(UserError, match=r"--url-host '/' names no host"):
+        CliRunner().invoke(
+            app, ["forget", TINY, "--root", str(root), "--url-host", "/"], catch_exceptions=False
+        )
 
 
 def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

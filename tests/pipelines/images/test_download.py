@@ -26,6 +26,7 @@ from dualtoken.pipelines.images import download, scenes
 from dualtoken.pipelines.images.scene_generator import render, scene
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.images.url_table import count_source_rows, source_identity
+from tests.helpers.descriptors import no_free_descriptor
 from tests.helpers.image_shards import write_img2dataset_shard
 from tests.helpers.images import encode, noise_image
 from tests.helpers.waiting import free_ports
@@ -182,6 +183,19 @@ def test_one_definite_answer_is_enough_to_finish_a_unit(
     )
     assert output.ledger is not None
     assert count_statuses(output.ledger) == {"failed:connection": 1, "failed:http_404": 1}
+
+
+@pytest.mark.parametrize("spare", [4, 6, 9])
+def test_too_few_descriptors_fail_the_unit_and_no_row(
+    tmp_path: Path, server: str, table_of: TableOf, spare: int
+) -> None:
+    job = table_of([f"{server}/ok/{n}.png" for n in range(30)], accept_dead_units=True)
+    worker = download.Worker(job)
+    (tmp_path / "scratch").mkdir()
+    assert worker.run(job.units[0], tmp_path / "scratch").files  # all that is loaded once, is
+    with no_free_descriptor(spare), pytest.raises(OSError, match="Too many open files") as error:
+        worker.run(job.units[0], tmp_path / "scratch")
+    assert exit_code(error.value) == ExitCode.TEMPORARY
 
 
 def test_generated_scenes_come_through_unchanged(tmp_path: Path) -> None:

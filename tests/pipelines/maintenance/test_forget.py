@@ -306,3 +306,14 @@ def test_addresses_and_hosts_are_matched_and_hosts_below_a_host_too() -> None:
     ):
         assert Tombstones(hosts=frozenset({host})).match(key, address) == expected
     assert not Tombstones(hosts=frozenset({"example.org"})).match(key, None)
+
+
+def test_samples_of_a_host_are_found_in_a_binary_column(recipe: Recipe) -> None:
+    table_file = Path(planned_job(recipe, "download", CORPUS).folder) / "00000.parquet"
+    table = pq.read_table(table_file)
+    urls = [f"http://IMG.Example.org.:80/{row}".encode() for row in range(table.num_rows)]
+    place = table.schema.get_field_index("url")
+    pq.write_table(table.set_column(place, "url", pa.array(urls, pa.large_binary())), table_file)
+    plan = plan_forget(Store(recipe.root), CORPUS, Tombstones(hosts=frozenset({"example.org"})))
+    assert [folder.record.stage for folder in plan.affected] == list(STAGES)
+    assert plan.affected[0].num_samples == table.num_rows
