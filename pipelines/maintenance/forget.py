@@ -47,7 +47,6 @@ from dualtoken.pipelines.maintenance.forget_plan import (
 from dualtoken.pipelines.maintenance.forget_rewrite import Rewritten
 from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.stage_folder import input_folders, stage_job
-from dualtoken.pipelines.runtime.stages import command_of
 
 
 def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
@@ -63,8 +62,7 @@ def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
     for folder in plan.removed:
         _empty(folder)
         stage = folder.record.stage
-        command = command_of(stage)
-        print_line(f"{folder.store.url}: {stage} taken away; `dualtoken {command}` makes it anew")
+        print_line(f"{folder.store.url}: {stage} taken away; `dualtoken {stage}` makes it anew")
     keys = frozenset(bytes.fromhex(key) for key in plan.tombstones.keys)
     alarms: list[TokenAlarm] = []
     for folder in plan.affected:

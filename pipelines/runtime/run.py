@@ -12,7 +12,7 @@ from dualtoken.pipelines.runtime.executor import Executor, report_outcomes
 from dualtoken.pipelines.runtime.finish import finish, user_warnings
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.stage import Stage
-from dualtoken.pipelines.runtime.stages import all_stages, command_of, commands
+from dualtoken.pipelines.runtime.stages import all_stages, commands, position
 from dualtoken.pipelines.tokens.audit import RunningAudit
 
 
@@ -42,13 +42,25 @@ def run_command(
 
 
 def require_inputs(command: str, recipe: Recipe, corpora: Sequence[str] | None = None) -> None:
-    """Raise `UserError` when a command's stages wait for an earlier command."""
+    """Raise `UserError` when a command's stages wait for an earlier command, and name the first to run."""
+    stages = [stage.name for stage in commands()[command]]
     for planned in Planner(recipe).command(command, corpora):
-        waits = [waiting for waiting in planned.waits_for if command_of(waiting.stage) != command]
+        waits = [waiting for waiting in planned.waits_for if waiting.stage not in stages]
         if waits:
             labels = ", ".join(waiting.label for waiting in waits)
-            first = command_of(waits[0].stage)
+            first = min(_ready_stages(planned), key=position)
             raise UserError(f"{planned.label} waits for {labels}: run `dualtoken {first}` first")
+
+
+def _ready_stages(planned: PlannedStage) -> set[str]:
+    """Return the unfinished stages that a stage waits for, at any distance, and whose own inputs are there."""
+    ready: set[str] = set()
+    for waiting in planned.waits_for:
+        if waiting.waits_for:
+            ready |= _ready_stages(waiting)
+        else:
+            ready.add(waiting.stage)
+    return ready
 
 
 def _require_budget(stage: Stage, recipe: Recipe, unfinished: Sequence[PlannedStage]) -> None:

@@ -114,8 +114,9 @@ class Stage:
     units: UnitsOf
     help: str
     """One line on what the command does."""
-    command: str = ""
-    """The command that runs the stage, where that is another stage's; by default its own name."""
+    also_runs: tuple[str, ...] = ()
+    """Earlier stages that the stage's command runs too, where they are not done: those that nobody wants for
+    themselves."""
     engine: Literal["map", "ray_train"] = "map"
     """`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
     resources: Callable[[Recipe], Resources] = cpu_worker

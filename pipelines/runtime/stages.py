@@ -92,16 +92,11 @@ def position(name: str) -> int:
 
 
 def commands() -> dict[str, list[Stage]]:
-    """Return the stages of each command, in the order that a run takes them."""
+    """Return what each stage's command runs: the stage itself, after those that its command also runs."""
     found: dict[str, list[Stage]] = {}
     for stage in all_stages():
-        found.setdefault(stage.command or stage.name, []).append(stage)
+        found[stage.name] = [*map(get_stage, stage.also_runs), stage]
     return found
-
-
-def command_of(stage: str) -> str:
-    """Return the command that runs a stage."""
-    return get_stage(stage).command or stage
 
 
 def _source(recipe: Recipe, corpus: str | None) -> ScenesSource | UrlsSource | ShardsSource:
@@ -268,7 +263,6 @@ declare(
         version=1,
         folder="{corpus}/scores",
         worker="dualtoken.pipelines.curation.score:Worker",
-        command="filter",
         reads=lambda _recipe, corpus: [("download", corpus), ("teacher", None)],
         settings=score_settings,
         units=units_of("download"),
@@ -276,7 +270,7 @@ declare(
         row_bytes=lambda _recipe: 90,
         rewrite="dualtoken.pipelines.maintenance.forget_rewrite:parquet_rows",
         passed_on="Decodable",
-        help="Score every sample.",
+        help="Score every sample: its size, its caption's length, and how well the two agree.",
     )
 )
 declare(
@@ -285,6 +279,7 @@ declare(
         version=1,
         folder="{corpus}/decision",
         worker="dualtoken.pipelines.curation.filter:Worker",
+        also_runs=("score",),
         reads=lambda _recipe, corpus: [("score", corpus)],
         settings=_filter_settings,
         units=_whole_corpus,
@@ -292,7 +287,7 @@ declare(
         row_bytes=lambda _recipe: 30,
         rewrite="dualtoken.pipelines.maintenance.forget_rewrite:decisions",
         passed_on="Kept",
-        help="Score every sample, then decide by the recipe's rules.",
+        help="Decide which samples to keep, by the recipe's rules; scores them first.",
     )
 )
 declare(

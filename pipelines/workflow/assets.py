@@ -12,7 +12,7 @@ from dualtoken.pipelines.errors import StageFailed
 from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_command
-from dualtoken.pipelines.runtime.stages import command_of, commands
+from dualtoken.pipelines.runtime.stages import all_stages, get_stage
 
 JOB = "everything"
 
@@ -39,8 +39,8 @@ def recipe_definitions(recipe: Recipe, open_executor: OpenExecutor, print_line: 
 
 
 def asset_names(recipe: Recipe) -> list[str]:
-    """Return the commands that have something to do for a recipe, in the order of a run."""
-    return [name for name, stages in commands().items() if stages[0].runs_on(recipe)]
+    """Return the stages that have something to do for a recipe, in the order of a run."""
+    return [stage.name for stage in all_stages() if stage.runs_on(recipe)]
 
 
 def _asset(
@@ -50,7 +50,7 @@ def _asset(
     open_executor: OpenExecutor,
     print_line: PrintLine,
 ) -> dg.AssetsDefinition:
-    per_corpus = commands()[command][0].per_corpus
+    per_corpus = get_stage(command).per_corpus
 
     @dg.asset(
         name=command,
@@ -91,13 +91,12 @@ def _run(
 
 
 def _upstream(command: str, recipe: Recipe) -> list[str]:
-    """Return the commands whose stages this one's read."""
+    """Return the stages that this one reads."""
+    stage = get_stage(command)
     upstream: set[str] = set()
-    for stage in commands()[command]:
-        for corpus in stage.runs_on(recipe):
-            for name, _ in stage.reads(recipe, corpus):
-                upstream.add(command_of(name))
-    return [name for name in asset_names(recipe) if name in upstream and name != command]
+    for corpus in stage.runs_on(recipe):
+        upstream.update(name for name, _ in stage.reads(recipe, corpus))
+    return [name for name in asset_names(recipe) if name in upstream]
 
 
 def _metadata(finished: list[PlannedStage]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def test_ray_and_this_process_give_identical_bytes(
     root = Path(shutil.copytree(finished.root, tmp_path / "ray"))
     recipe = load_tiny(root, ONE_WORKER)
     for planned in list(Planner(recipe).plan()):
-        if planned.job and stages.command_of(planned.stage) in commands:
+        if planned.job and planned.stage in commands:
             shutil.rmtree(planned.job.folder)
     with RayExecutor(recipe.cluster) as executor:
         for command in commands:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.helpers.command_line import dualtoken_command, run_dualtoken
+from tests.helpers.command_line import dualtoken_command, printed_lines, run_dualtoken
 from tests.helpers.damage import flip_byte
 from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, tokens_job
 
@@ -140,7 +140,21 @@ def test_an_unfinished_folder_is_named_and_is_no_damage_of_a_root(
 def test_a_stage_that_waits_names_what_to_run_first(tmp_path: Path) -> None:
     ended = run_dualtoken("pretokenize", TINY, "--in-process", "--root", tmp_path)
     assert ended.returncode == 2
-    assert "run `dualtoken download` first" in ended.stderr
+    # Not `download`, which waits itself.
+    assert "waits for download tiny-train, score tiny-train, filter tiny-train, train" in ended.stderr
+    assert "run `dualtoken scenes` first" in ended.stderr
+
+
+def test_each_stage_of_a_plan_is_a_command_and_filter_also_scores(tmp_path: Path, finished: Recipe) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    for stage in ("scores", "decision"):
+        shutil.rmtree(tmp_path / "copy/tiny-heldout" / stage)
+    options = (TINY, "--root", tmp_path / "copy", "--corpus", "tiny-heldout", "--in-process")
+    lines = printed_lines("score", *options)
+    assert lines[-1].startswith("score tiny-heldout: 12 ok; ")
+    shutil.rmtree(tmp_path / "copy/tiny-heldout/scores")
+    lines = printed_lines("filter", *options)
+    assert [line.split(":")[0] for line in lines[-2:]] == ["score tiny-heldout", "filter tiny-heldout"]
 
 
 def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
