@@ -9,7 +9,8 @@ import typer
 from dualtoken.infra.request_urls import host_of
 from dualtoken.infra.storage import Store
 from dualtoken.jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
-from dualtoken.jobs.recipe_arguments import check_corpora, open_recipe, print_line
+from dualtoken.jobs.recipe_arguments import open_recipe, print_line
+from dualtoken.jobs.stage_places import RecipeOptions, find_run
 from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
 from dualtoken.pipelines.errors import UserError
@@ -28,6 +29,7 @@ PlacesArgument = Annotated[
         metavar="ROOT|RECIPE...", help="A run's root, or all recipes whose outputs you want kept."
     ),
 ]
+RunArgument = Annotated[str, typer.Argument(metavar="RECIPE|ROOT", help="A recipe, or a run's root.")]
 AgeOption = Annotated[
     float,
     typer.Option("--older-than", min=0, help="Hours; what is younger may be in the making and stays."),
@@ -107,7 +109,7 @@ def explain(
 
 
 def forget(
-    recipe: RecipeArgument,
+    place: RunArgument,
     keys: KeysOption = None,
     url: UrlOption = None,
     url_host: HostOption = None,
@@ -117,16 +119,15 @@ def forget(
     delete: DeleteOption = False,
 ) -> None:
     """Take samples out of all that was made from them below the root, and never fetch them again."""
-    settings = open_recipe(recipe, overrides, root)
-    check_corpora(settings, corpus)
+    run = find_run(place, RecipeOptions(overrides, root), corpus)
     if not (keys or url or url_host):
         print_line(
             "without --keys, --url and --url-host nothing new is forgotten: "
             "only what an earlier call left is looked for"
         )
     wanted = _wanted(keys, url or (), url_host or ())
-    for name in corpus or list(settings.corpora):
-        plan = plan_forget(Store(settings.root), name, wanted)
+    for name in run.corpora:
+        plan = plan_forget(run.root, name, wanted)
         _print_plan(plan)
         if delete:
             forget_samples(plan, print_line)

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from dualtoken.jobs.options import RootOption, SetOption
 from dualtoken.jobs.output_paths import require_apart, require_safetensors, require_writable
 from dualtoken.jobs.recipe_arguments import print_line
+from dualtoken.jobs.stage_places import RecipeOptions, find_model
 from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.errors import ExitCode, UserError
 
@@ -17,7 +19,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder with config.json and model.safetensors, or a hub repository such as owner/name.",
+        help="A recipe whose tokenizer is trained, a folder of a saved tokenizer or one above it, "
+        "or a hub repository such as owner/name.",
     ),
 ]
 ImagesArgument = Annotated[
@@ -39,17 +42,20 @@ def tokenize(
     images: ImagesArgument,
     out: Annotated[Path, typer.Option("--out", dir_okay=False, help="The safetensors file to write.")],
     batch_size: BatchOption = 16,
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Write the codes of images, both streams, into one safetensors file."""
-    _check_places(model, images)
-    require_safetensors(out)
-    if Path(model).is_dir() and out.resolve().parent == Path(model).resolve():
-        raise UserError(f"--out {out} is in the model's own folder: name another place")
-    require_writable(out.parent)
-    # PyTorch takes seconds.
-    from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415
+    with find_model(model, RecipeOptions(overrides, root)) as found:
+        _require_images(images)
+        require_safetensors(out)
+        if Path(found).is_dir() and out.resolve().parent == Path(found).resolve():
+            raise UserError(f"--out {out} is in the model's own folder: name another place")
+        require_writable(out.parent)
+        # PyTorch takes seconds.
+        from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415
 
-    counts = tokenize_files(open_model(model), images, out, batch_size, _print_error)
+        counts = tokenize_files(open_model(found), images, out, batch_size, _print_error)
     if counts.images:
         print_line(f"{pluralized(counts.images, 'image')}, {out}")
     else:
@@ -62,14 +68,17 @@ def reconstruct(
     images: ImagesArgument,
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder for the PNGs.")],
     batch_size: BatchOption = 16,
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Write each image beside what its pixel codes say of it, and print the PSNR."""
-    _check_places(model, images)
-    require_apart(out, images)
-    require_writable(out)
-    from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
+    with find_model(model, RecipeOptions(overrides, root)) as found:
+        _require_images(images)
+        require_apart(out, images)
+        require_writable(out)
+        from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
 
-    counts = reconstruct_files(open_model(model), images, out, batch_size, print_line, _print_error)
+        counts = reconstruct_files(open_model(found), images, out, batch_size, print_line, _print_error)
     if not counts.images:
         print_line("no image")
     _exit_after(counts.bad)
@@ -79,14 +88,16 @@ def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder for the two graphs.")],
     format: Annotated[ExportFormat, typer.Option("--format", help="For which runtime.")] = ExportFormat.ONNX,  # noqa: A002
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
-    _check_places(model)
-    require_writable(out)
-    from dualtoken.model.convert.export import export_graphs  # noqa: PLC0415
-    from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
+    with find_model(model, RecipeOptions(overrides, root)) as found:
+        require_writable(out)
+        from dualtoken.model.convert.export import export_graphs  # noqa: PLC0415
+        from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
 
-    tokenizer = open_model(model).network.cpu()
+        tokenizer = open_model(found).network.cpu()
     try:
         paths = export_graphs(tokenizer, format.value, out)
     except ValueError as error:
@@ -95,18 +106,9 @@ def export(
         print_line(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def _check_places(model: str, images: Sequence[str] = ()) -> None:
-    """Raise `UserError` for a missing model or image at once: importing PyTorch takes seconds."""
-    # The hub's client takes a moment that other commands need not.
-    from dualtoken.model.hub.model_name import local_folder, require_files  # noqa: PLC0415
-
-    try:
-        folder = local_folder(model)
-        if folder is not None:
-            require_files(folder)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if images and not any(Path(image).exists() for image in images):
+def _require_images(images: Sequence[str]) -> None:
+    """Raise `UserError` at once where no image is there: importing PyTorch takes seconds."""
+    if not any(Path(image).exists() for image in images):
         others = f", nor any of the other {len(images) - 1}" if len(images) > 1 else ""
         raise UserError(f"{images[0]}: there is no such file{others}")
 

@@ -1,6 +1,6 @@
 """Turns arguments into a recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from dualtoken.model.config.base import is_url
@@ -33,11 +33,11 @@ def _check_root(root: str) -> None:
             raise UserError(f"root={root}: {place} is a file: set --root to a folder or a URL")
 
 
-def check_corpora(recipe: Recipe, corpora: Sequence[str] | None) -> None:
-    """Raise `UserError` for a corpus that the recipe lacks."""
+def check_corpora(known: Collection[str], corpora: Sequence[str] | None) -> None:
+    """Raise `UserError` for a corpus that is not among those known, a recipe's or a root's."""
     for name in corpora or ():
-        if name not in recipe.corpora:
-            raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(recipe.corpora)}")
+        if name not in known:
+            raise UserError(f"--corpus {name}: no such corpus: use one of {', '.join(known)}")
 
 
 def print_line(line: str) -> None:

@@ -31,7 +31,7 @@ def stage_command(command: str) -> Callable[..., None]:
         in_process: InProcessOption = False,
     ) -> None:
         settings = open_recipe(recipe, overrides, root, address)
-        check_corpora(settings, corpus)
+        check_corpora(settings.corpora, corpus)
         with open_executor(settings.cluster, in_process=in_process) as executor:
             finished = run_command(command, settings, executor, print_line, corpus)
         for planned in finished:

@@ -34,7 +34,7 @@ def submit(
     if stage not in commands():
         raise UserError(f"submit {stage}: no such stage: use one of {', '.join(commands())}")
     settings = open_recipe(recipe, overrides, root)
-    check_corpora(settings, corpus)
+    check_corpora(settings.corpora, corpus)
     # Brings Ray: a mistake in the recipe must not wait for it.
     from dualtoken.pipelines.runtime.submit import submit_stage  # noqa: PLC0415
 

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from dualtoken.infra.scratch import scratch_folder
-from dualtoken.infra.storage import Store
+from dualtoken.infra.storage import Store, join
+from dualtoken.jobs.options import CorpusOption, RootOption, SetOption
 from dualtoken.jobs.recipe_arguments import print_line
+from dualtoken.jobs.stage_places import RecipeOptions, find_model, find_stage
 from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.core.receipts import done_units
 from dualtoken.pipelines.core.totals import sum_receipts
@@ -18,10 +20,16 @@ from dualtoken.pipelines.tokens.card import CARD_FILE
 from dualtoken.pipelines.tokens.card import card as compose_card
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
-from dualtoken.pipelines.tokens.shards import TOKEN_STAGE, require_finished
+from dualtoken.pipelines.tokens.shards import TOKEN_STAGE, data_path, require_finished
 
+SHARD_SUFFIX = ".arrow"
 DatasetArgument = Annotated[
-    str, typer.Argument(metavar="DATASET", help="A token dataset's folder, <corpus>/tokens/<fingerprint>.")
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="A token dataset: <corpus>/tokens/<fingerprint>, a folder above it, or a recipe "
+        "(with --corpus where it has several).",
+    ),
 ]
 
 
@@ -43,9 +51,17 @@ class Streams(StrEnum):
 
 
 def inspect(
-    shard: Annotated[
-        str, typer.Argument(metavar="SHARD", help="data/NNNNN.arrow of a token dataset; a path or URL.")
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="SHARD|DATASET",
+            help="data/NNNNN.arrow of a token dataset, a path or URL; or the dataset as `card` takes it, "
+            "for its first shard.",
+        ),
     ],
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Which shard of a DATASET, such as 00003.")
+    ] = None,
     row: Annotated[int | None, typer.Option("--row", help="Show this row too, 0 the first.")] = None,
     image: Annotated[
         Path | None,
@@ -54,6 +70,9 @@ def inspect(
     model: Annotated[
         str | None, typer.Option("--model", help="The tokenizer's folder, where the run's own is gone.")
     ] = None,
+    corpus: CorpusOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Show a token shard: schema, metadata, checksum, use of the codebooks; one row, and its picture."""
     from dualtoken.pipelines.maintenance.inspect_shard import (  # noqa: PLC0415
@@ -64,19 +83,35 @@ def inspect(
         open_shard,
     )
 
+    if not place.endswith(SHARD_SUFFIX):
+        place = _shard_of(find_stage(place, TOKEN_STAGE, RecipeOptions(overrides, root, corpus)), shard)
     with scratch_folder() as name:
         scratch = Path(name)
-        opened = open_shard(shard, scratch)
+        opened = open_shard(place, scratch)
         for line in describe(opened):
             print_line(line)
         if row is not None:
             for line in describe_row(opened, row):
                 print_line(line)
         if image is not None:
-            picture = decode_row(opened, row or 0, model or find_tokenizer(opened), scratch)
+            with find_model(model or find_tokenizer(opened), RecipeOptions()) as tokenizer:
+                picture = decode_row(opened, row or 0, tokenizer, scratch)
             image.parent.mkdir(parents=True, exist_ok=True)
             picture.save(image, "PNG")
             print_line(f"{image}: {picture.width} x {picture.height} pixels")
+
+
+def _shard_of(dataset: Store, shard: str | None) -> str:
+    """Return the URL of a dataset's shard, of the first one by default."""
+    names = sorted(name for name, _ in dataset.files("data") if name.endswith(SHARD_SUFFIX))
+    if not names:
+        raise UserError(f"{dataset.url} has no shard: run `dualtoken {TOKEN_STAGE}` first")
+    if shard is None:
+        return join(dataset.url, names[0])
+    wanted = data_path(shard.removesuffix(SHARD_SUFFIX))
+    if wanted not in names:
+        raise UserError(f"--shard {shard}: {dataset.url} has {names[0]} to {names[-1]}: name one of them")
+    return join(dataset.url, wanted)
 
 
 def export_tokens(
@@ -94,14 +129,18 @@ def export_tokens(
         str | None,
         typer.Option("--tokenizer", help="Refuse tokens of another tokenizer than this fingerprint."),
     ] = None,
+    corpus: CorpusOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Write a token dataset as WebDataset, Parquet, Hugging Face or Megatron files, with checksums."""
     # Its formats' libraries take a second.
     from dualtoken.pipelines.tokens.export import export_tokens as write  # noqa: PLC0415
 
+    found = find_stage(dataset, TOKEN_STAGE, RecipeOptions(overrides, root, corpus)).url
     chosen = STREAMS if streams == Streams.BOTH else (streams.value,)
     try:
-        done = write(dataset, format.value, out, streams=chosen, first_id=first_id, tokenizer=tokenizer)
+        done = write(found, format.value, out, streams=chosen, first_id=first_id, tokenizer=tokenizer)
     except DamagedShardError as error:
         typer.echo(f"dualtoken: {error}", err=True)
         raise typer.Exit(ExitCode.BUG) from None
@@ -116,15 +155,12 @@ def card(
     out: Annotated[
         Path | None, typer.Option("--out", help="A file to write it into; by default it is printed.")
     ] = None,
+    corpus: CorpusOption = None,
+    overrides: SetOption = None,
+    root: RootOption = None,
 ) -> None:
     """Show a token dataset's card: counts, bytes, tokenizer, licenses, and what was left out."""
-    store = Store(dataset)
-    record = read_stage(store)
-    if record.stage != TOKEN_STAGE:
-        raise UserError(
-            f"{dataset} is a folder of the stage {record.stage}: "
-            f"give one of {TOKEN_STAGE}, <corpus>/tokens/<fingerprint>"
-        )
+    store = find_stage(dataset, TOKEN_STAGE, RecipeOptions(overrides, root, corpus))
     try:
         details = TokenDetails.of(require_finished(store))
     except ValueError as error:
@@ -132,7 +168,9 @@ def card(
     if store.exists(CARD_FILE):
         text = store.read(CARD_FILE).decode()
     else:  # a dataset from before cards were written
-        text = compose_card(stage_job(store, record), details, sum_receipts(store, done_units(store)))
+        text = compose_card(
+            stage_job(store, read_stage(store)), details, sum_receipts(store, done_units(store))
+        )
     if out is None:
         print_line(text.rstrip())
     else:

@@ -1,6 +1,6 @@
 """Verifies datasets against their receipts, and names every file that is not as committed."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -41,8 +41,13 @@ def verify(location: str) -> Iterator[VerifiedFolder]:
     if not folders:
         raise UserError(
             f"{location} holds no finished or begun stage (no {STAGE_FILE} below it): "
-            "give a run's root, a corpus or a stage folder"
+            "give a run's root, a corpus, a stage's folder or a recipe"
         )
+    yield from verify_folders(folders)
+
+
+def verify_folders(folders: Sequence[str]) -> Iterator[VerifiedFolder]:
+    """Check stages' folders, likewise."""
     inputs_of_others: set[str] = set()
     for folder in folders:
         inputs_of_others.update(_input_urls(Store(folder)))

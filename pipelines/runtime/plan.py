@@ -1,6 +1,6 @@
 """Plans a recipe: each stage's units, its folder, what of it is done, and what it waits for."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from dualtoken.infra.storage import Store, join
@@ -10,7 +10,7 @@ from dualtoken.pipelines.core.receipts import Manifest, done_units, fingerprint,
 from dualtoken.pipelines.core.stage import StageJob, Unit, input_name, label
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.stage import Stage, source_units
-from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage
+from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage, position
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ class PlannedStage:
         if self.job is None:
             return ()
         return tuple(unit for unit in self.job.units if unit.id not in self.done)
+
+
+def first_to_run(planned: Iterable[PlannedStage]) -> str:
+    """Return the stage to run first where all these are wanted: one that waits for none itself."""
+    ready: set[str] = set()
+    for plan in planned:
+        ready.add(first_to_run(plan.waits_for) if plan.waits_for else plan.stage)
+    return min(ready, key=position)
 
 
 class Planner:

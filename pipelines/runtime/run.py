@@ -10,9 +10,9 @@ from dualtoken.pipelines.core.stage import Work
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.executor import Executor, report_outcomes
 from dualtoken.pipelines.runtime.finish import finish, user_warnings
-from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
+from dualtoken.pipelines.runtime.plan import PlannedStage, Planner, first_to_run
 from dualtoken.pipelines.runtime.stage import Stage
-from dualtoken.pipelines.runtime.stages import all_stages, commands, position
+from dualtoken.pipelines.runtime.stages import all_stages, commands
 from dualtoken.pipelines.tokens.audit import RunningAudit
 
 
@@ -48,19 +48,8 @@ def require_inputs(command: str, recipe: Recipe, corpora: Sequence[str] | None =
         waits = [waiting for waiting in planned.waits_for if waiting.stage not in stages]
         if waits:
             labels = ", ".join(waiting.label for waiting in waits)
-            first = min(_ready_stages(planned), key=position)
+            first = first_to_run([planned])
             raise UserError(f"{planned.label} waits for {labels}: run `dualtoken {first}` first")
-
-
-def _ready_stages(planned: PlannedStage) -> set[str]:
-    """Return the unfinished stages that a stage waits for, at any distance, and whose own inputs are there."""
-    ready: set[str] = set()
-    for waiting in planned.waits_for:
-        if waiting.waits_for:
-            ready |= _ready_stages(waiting)
-        else:
-            ready.add(waiting.stage)
-    return ready
 
 
 def _require_budget(stage: Stage, recipe: Recipe, unfinished: Sequence[PlannedStage]) -> None:

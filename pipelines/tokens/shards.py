@@ -25,7 +25,7 @@ from dualtoken.infra.digests import DigestingFile, FileDigest
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.core.ledger import KEY_BYTES
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, clock_problem
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, STAGE_FILE, Manifest, Receipt, clock_problem
 from dualtoken.pipelines.tokens.captions import meta_path
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts, TokenizerIdentity, rows_of
 
@@ -262,9 +262,7 @@ def require_finished(store: Store) -> Manifest:
     try:
         data = store.read(MANIFEST_FILE)
     except FileNotFoundError:
-        raise ValueError(
-            f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again"
-        ) from None
+        raise ValueError(_why_no_manifest(store)) from None
     _require_known(store.url, data)
     try:
         manifest = Manifest.from_bytes(data)
@@ -282,6 +280,17 @@ def require_finished(store: Store) -> Manifest:
             "run `dualtoken verify --repair`"
         )
     return manifest
+
+
+def _why_no_manifest(store: Store) -> str:
+    """Say of a folder without a manifest that it is an unfinished dataset, or that it is none."""
+    if store.exists(STAGE_FILE):
+        return f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again"
+    advice = "give <corpus>/tokens/<fingerprint>"
+    folders = store.folders()
+    if not folders:
+        return f"{store.url} holds no token dataset: {advice}"
+    return f"{store.url} is no token dataset but holds {', '.join(folders[:8])}: {advice}"
 
 
 def _require_known(url: str, data: bytes) -> None:
