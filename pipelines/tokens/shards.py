@@ -25,7 +25,14 @@ from dualtoken.infra.digests import DigestingFile, FileDigest
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.core.ledger import KEY_BYTES
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, STAGE_FILE, Manifest, Receipt, clock_problem
+from dualtoken.pipelines.core.receipts import (
+    MANIFEST_FILE,
+    RECEIPTS,
+    STAGE_FILE,
+    Manifest,
+    Receipt,
+    clock_problem,
+)
 from dualtoken.pipelines.tokens.captions import meta_path
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts, TokenizerIdentity, rows_of
 
@@ -284,10 +291,10 @@ def require_finished(store: Store) -> Manifest:
 
 def _why_no_manifest(store: Store) -> str:
     """Say of a folder without a manifest that it is an unfinished dataset, or that it is none."""
-    if store.exists(STAGE_FILE):
+    folders = store.folders()
+    if store.exists(STAGE_FILE) or RECEIPTS in folders:
         return f"{store.url} has no {MANIFEST_FILE}: it is unfinished; run `dualtoken pretokenize` again"
     advice = "give <corpus>/tokens/<fingerprint>"
-    folders = store.folders()
     if not folders:
         return f"{store.url} holds no token dataset: {advice}"
     return f"{store.url} is no token dataset but holds {', '.join(folders[:8])}: {advice}"

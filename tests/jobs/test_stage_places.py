@@ -27,8 +27,7 @@ def under(recipe: Recipe, corpora: Sequence[str] | None = None) -> RecipeOptions
 def test_a_stages_folder_is_found_by_itself_by_a_folder_above_it_and_by_its_recipe(finished: Recipe) -> None:
     folder = tokens_job(finished).folder
     above = [folder, f"{folder}/", folder.rpartition("/")[0], f"{finished.root}/tiny-train"]
-    doubled = folder.replace("/tiny-train/tokens/", "//tiny-train//tokens//")
-    found = [find_stage(place, "pretokenize", NONE).url for place in (*above, doubled)]
+    found = [find_stage(place, "pretokenize", NONE).url for place in above]
     found.append(find_stage(TINY, "pretokenize", under(finished, ["tiny-train"])).url)
     assert set(found) == {folder}
 
@@ -40,9 +39,7 @@ def test_of_several_folders_all_are_named_in_one_line(finished: Recipe) -> None:
     assert str(below_root.value) == (
         f"{finished.root} has 2 folders of pretokenize: give one of {folders[0]}, {folders[1]}"
     )
-    with pytest.raises(
-        UserError, match=r"tiny has 2 folders of pretokenize: .* or the corpus with --corpus$"
-    ):
+    with pytest.raises(UserError, match=r"^tiny has 2 folders of pretokenize: .* with --corpus$"):
         find_stage(TINY, "pretokenize", under(finished))
 
 
