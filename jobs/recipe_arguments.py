@@ -13,12 +13,9 @@ def open_recipe(
     location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None
 ) -> Recipe:
     """Read a recipe with its overrides; options win over `--set`, which wins over the file."""
-    settings = list(overrides or [])
-    if root is not None:
-        settings.append(f"root={root}")
-    if address is not None:
-        settings.append(f"cluster.address={address}")
-    recipe = load_recipe(location, settings)
+    texts = {"root": root, "cluster.address": address}
+    given = {key: text for key, text in texts.items() if text is not None}
+    recipe = load_recipe(location, overrides or (), given)
     if not is_url(recipe.root):
         _check_root(recipe.root)
     return recipe

@@ -114,14 +114,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; raises ValueError naming the file."""
+    """Read a JSON object; raises ValueError naming the file, for a key that stands twice too."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         # A user's mistake, so no TypeError.
         raise ValueError(f"{path} holds a {type(values).__name__}, not an object")  # noqa: TRY004
+    return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{key} stands twice: keep one of them")
+        values[key] = value
     return values
 
 

@@ -2,13 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.config.schema import item_type, models_of, union_members
 
 _NOT_COMPUTED = "default_factory_not_called"
 """Error type of a default that depends on another field, which has an error of its own."""
@@ -115,7 +115,7 @@ def _field_names(path: Sequence[str]) -> list[str]:
     for part in path:
         annotation = _descend(annotation, part).annotation
     names: set[str] = set()
-    for model in _models(_union_members(annotation)):
+    for model in models_of(union_members(annotation)):
         names.update(model.model_fields)
     return sorted(names)
 
@@ -131,8 +131,8 @@ class _Found(NamedTuple):
 
 def _descend(annotation: Any, part: str | int) -> _Found:  # noqa: ANN401
     """Follow one part of an error's location into a type."""
-    members = _union_members(annotation)
-    models = _models(members)
+    members = union_members(annotation)
+    models = models_of(members)
     if len(models) > 1:
         for model in models:
             if _is_tag(part, model):
@@ -142,7 +142,7 @@ def _descend(annotation: Any, part: str | int) -> _Found:  # noqa: ANN401
             return _Found(model.model_fields[str(part)].annotation, is_tag=False)
     for member in members:
         if get_origin(member) in (dict, tuple, list):
-            return _Found(_item_type(member), is_tag=False)
+            return _Found(item_type(member), is_tag=False)
     return _Found(None, is_tag=False)
 
 
@@ -151,27 +151,3 @@ def _is_tag(part: str | int, model: type[BaseModel]) -> bool:
     if part == model.__name__:
         return True
     return any(part in get_args(field.annotation) for field in model.model_fields.values())
-
-
-def _item_type(container: Any) -> Any:  # noqa: ANN401
-    """Return the type of a list's or tuple's items, or of a dict's values."""
-    for argument in reversed(get_args(container)):
-        if argument is not Ellipsis:
-            return argument
-    return None
-
-
-def _models(members: Sequence[Any]) -> list[type[BaseModel]]:
-    return [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
-
-
-def _union_members(annotation: Any) -> list[Any]:  # noqa: ANN401
-    """Return the members of a union, nested and annotated ones too; of any other type the type itself."""
-    if get_origin(annotation) is Annotated:
-        return _union_members(get_args(annotation)[0])
-    if get_origin(annotation) not in (Union, UnionType):
-        return [annotation]
-    members = []
-    for argument in get_args(annotation):
-        members.extend(_union_members(argument))
-    return members

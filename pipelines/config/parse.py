@@ -14,18 +14,26 @@ from dualtoken.model.config.base import is_url
 from dualtoken.pipelines.config.mistakes import closest, explain_mistakes
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import check_own_cluster
+from dualtoken.pipelines.config.typed import SetValue, typed
+from dualtoken.pipelines.config.yaml_words import RepeatedKey, Word, read_yaml
 from dualtoken.pipelines.errors import UserError
 
 
-def load_recipe(location: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    location: str, overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None
+) -> Recipe:
     """Read a recipe from a path, an fsspec URL or the name of a shipped one, and apply `a.b=c` overrides.
 
-    A recipe with `base: NAME` is laid over the shipped recipe of that name. Raises `UserError`, a line per
-    mistake.
+    A recipe with `base: NAME` is laid over the shipped recipe of that name. `texts` are values by key, such
+    as `cluster.address`, that win over the overrides and are text as they stand. Raises `UserError`, a line
+    per mistake.
     """
     values = _with_base(_parse(_read(location), location), location)
     for override in overrides:
         _apply_override(values, override)
+    for key, text in (texts or {}).items():
+        _put(values, key.split("."), text, f"{key}={text}")
+    values = typed(values, Recipe)
     recipe = validate(values, location)
     _check_root_lasts(str(values.get("root", Recipe.model_fields["root"].default)))
     return recipe
@@ -85,12 +93,14 @@ def _read(location: str) -> str:
 
 def _parse(text: str, location: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
+    except RepeatedKey as error:
+        raise UserError(f"{location}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{location}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(
-            f"{location}: holds {type(values).__name__}, not keys and values: see recipes/scenes.yaml"
+            f"{location}: holds {type(typed(values)).__name__}, not keys and values: see recipes/scenes.yaml"
         )
     return values
 
@@ -135,11 +145,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     names = path.split(".")
     if not equals or not all(names):
         raise UserError(f"--set {override!r}: write it as key.key=value, such as train.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override!r}: {text!r} is no YAML value: quote it") from None
+    _put(values, names, SetValue(text, override), override)
 
+
+def _put(values: dict[str, Any], names: Sequence[str], value: Any, override: str) -> None:  # noqa: ANN401
+    """Set the value at a path of keys, in place."""
     target: Any = values
     for depth, name in enumerate(names[:-1]):
         target = _step_into(target, name, override, above=names[:depth])
@@ -152,12 +162,20 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _step_into(target: Any, name: str, override: str, above: Sequence[str]) -> Any:  # noqa: ANN401
     """Return the mapping or list at a key of `target`; a missing or null key becomes an empty mapping."""
+    place: Any
     if isinstance(target, list):
-        inner = target[_index(target, name, override)]
-    elif target.get(name) is None:
-        inner = target[name] = {}
+        place = _index(target, name, override)
+        inner = target[place]
     else:
-        inner = target[name]
+        place = name
+        inner = target.get(name)
+    if isinstance(inner, SetValue):
+        inner = inner.parsed
+    if isinstance(inner, Word):
+        inner = inner.value
+    if inner is None:
+        inner = {}
+    target[place] = inner
     if not isinstance(inner, (dict, list)):
         raise UserError(
             f"--set {override!r}: {'.'.join([*above, name])} is {inner!r}, which has no keys: set it whole"

@@ -14,11 +14,10 @@ DECODE_THREADS_PER_GPU = 4
 
 
 def _require_fingerprint(value: Any) -> str:  # noqa: ANN401
-    # Before pydantic's own check: without quotes, digits alone are a number in YAML.
+    # Before pydantic's own check, whose message would not say what a fingerprint is.
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{12}", value):
         raise ValueError(
-            f"{value!r} is no fingerprint: give, in quotes, the 12 hexadecimal digits that "
-            "`dualtoken plan` shows"
+            f"{value!r} is no fingerprint: give the 12 hexadecimal digits that `dualtoken plan` shows"
         )
     return value
 
