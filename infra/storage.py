@@ -6,6 +6,7 @@ back. A small marker is then put only if absent (`O_EXCL` and link locally, `If-
 
 import copy
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from dualtoken.infra.local_files import (
     sync_folder,
     write_durably,
 )
+from dualtoken.infra.names import relative_name, single_name
 
 PROBE = ".probe-"
 """Prefix of the files that find out whether a store honours conditional puts."""
@@ -57,13 +59,16 @@ def join(folder: str, *names: str) -> str:
 
 
 class Store:
-    """One folder of a file system; names are relative to it, with slashes."""
+    """One folder of a file system; names are relative to it, with slashes.
+
+    Every name is checked (`infra.names`), so that none leads out of the folder, whoever gave it.
+    """
 
     def __init__(self, url: str) -> None:
         self.fs: Any
         # Others write here too, so a listing is good for one look.
         self.fs, self.root = fsspec.url_to_fs(url, use_listings_cache=False)
-        self.root = self.root.rstrip("/")
+        self.root = _with_single_slashes(self.root)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.url = self.root
         if not self.is_local:
@@ -75,17 +80,21 @@ class Store:
             self._small_file_options["max_concurrency"] = 1
 
     def path(self, name: str = "") -> str:
-        """Return a name's path as the file system spells it; the root's for an empty name."""
+        """Return a name's path as the file system spells it; the root's for an empty name.
+
+        Raises `UnsafeNameError` for a name that leads out of the folder.
+        """
         if not name:
             return self.root
-        return f"{self.root}/{name}"
+        return f"{self.root}/{relative_name(name, self.url)}"
 
     def at(self, name: str) -> "Store":
-        """Return a folder below this one."""
-        return Store(join(self.url, name))
+        """Return a folder below this one; raises `UnsafeNameError` as `path` does."""
+        return Store(join(self.url, relative_name(name, self.url)))
 
     def beside(self, name: str) -> "Store":
-        """Return a folder beside this one, with the same client."""
+        """Return a folder beside this one, with the same client; `name` is of one part."""
+        name = single_name(name)
         other = copy.copy(self)
         other.root = f"{_parent(self.root)}/{name}"
         other.url = f"{_parent(self.url)}/{name}"
@@ -155,7 +164,10 @@ class Store:
         else:
             files = self._list_remote(start)
         for path, size, modified, tag in files:
-            yield StoredFile(path.removeprefix(self.root).lstrip("/"), size, modified, tag)
+            name = path.removeprefix(self.root).removeprefix("/")
+            if not self.is_local:  # a folder of this machine lists nothing that is outside
+                relative_name(name, self.url)
+            yield StoredFile(name, size, modified, tag)
 
     def _list_local(self, start: str) -> Iterator[tuple[str, int, float, str]]:
         for path, size, modified in list_files(start):
@@ -207,9 +219,10 @@ class Store:
 
     def remove_empty_folders(self, top: str) -> None:
         """Delete the folders at and below `top` that hold nothing; object stores have none."""
+        path = self.path(top)
         if not self.is_local:
             return
-        for folder, _, _ in os.walk(self.path(top), topdown=False):
+        for folder, _, _ in os.walk(path, topdown=False):
             with suppress(OSError):
                 Path(folder).rmdir()
 
@@ -269,14 +282,15 @@ class Store:
 
     def local_copy(self, name: str, scratch: Path) -> Path:
         """Return a local path of a file: itself where it is local, else a copy in scratch."""
+        path = self.path(name)  # checked first: a name that leads out of scratch may be there already
         if self.is_local:
-            return Path(self.path(name))
+            return Path(path)
         target = scratch / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
             # s3fs does not ask again for a part of a large file that breaks off.
-            _try_twice(lambda: self.fs.get_file(self.path(name), str(part)))
+            _try_twice(lambda: self.fs.get_file(path, str(part)))
             part.replace(target)
         return target
 
@@ -295,6 +309,13 @@ class Store:
             return self.put_if_absent(b"1", name) and not self.put_if_absent(b"2", name)
         finally:
             self.remove(name)
+
+
+def _with_single_slashes(root: str) -> str:
+    """Leave out slashes that only repeat another one, or end the root; addresses stay as they are."""
+    if "://" in root:
+        return root.rstrip("/")
+    return re.sub("/{2,}", "/", root).rstrip("/")
 
 
 def _parent(location: str) -> str:

@@ -74,7 +74,7 @@ def gc(
     if delete:
         kept = garbage.delete(store, found)
         for item in kept:
-            print_line(f"{store.path(item.name)}: kept, it changed since it was listed")
+            print_line(f"{store.path()}/{item.name}: kept, it changed since it was listed")
         found = [item for item in found if item not in kept]
     done = "deleted" if delete else "to delete; nothing is changed without --delete"
     for kind, (files, size) in garbage.totals(found).items():
@@ -90,7 +90,7 @@ def gc(
 def _print_garbage(store: Store, found: Iterable[garbage.Garbage]) -> None:
     for item in found:
         inside = f" in {pluralized(len(item.files), 'file')}" if item.name.endswith("/") else ""
-        print_line(f"{store.path(item.name)}: {item.kind}, {item.bytes:,} bytes{inside}")
+        print_line(f"{store.path()}/{item.name}: {item.kind}, {item.bytes:,} bytes{inside}")
 
 
 def explain(

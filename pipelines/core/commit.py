@@ -136,7 +136,7 @@ def _committed_receipt(job: StageJob, unit: Unit) -> Receipt | None:
     name = receipt_name(unit.id)
     if unit.id in job.restores or not store.exists(name):
         return None
-    return Receipt.from_bytes(store.read(name))
+    return Receipt.read(store, name)
 
 
 def _write_ledger(ledger: pa.Table, unit: Unit, scratch: Path) -> str:
@@ -169,7 +169,7 @@ def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = 
 def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
     """Return the receipt of the attempt that was first; raises `OSError` where its files had other bytes."""
     store = job.store()
-    winner = Receipt.from_bytes(store.read(receipt_name(receipt.unit)))
+    winner = Receipt.read(store, receipt_name(receipt.unit))
     if winner.files != receipt.files:
         # Such as where a server answered one attempt only: this one's files may stand over the winner's.
         store.remove(receipt_name(receipt.unit))

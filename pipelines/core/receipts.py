@@ -12,11 +12,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dualtoken.infra.storage import Store
+from dualtoken.infra.names import relative_name, single_name
+from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.errors import UserError
 
 STAGE_FILE = "stage.json"
 MANIFEST_FILE = "manifest.json"
@@ -28,36 +30,64 @@ MAX_CLOCK_SKEW = timedelta(minutes=15)
 """Allowed clock skew between machines; S3 servers refuse requests from beyond it."""
 
 
+RelativeName = Annotated[str, AfterValidator(relative_name)]
+"""Name of a file below a folder. Whoever wrote the record may be a stranger, so it leads nowhere else."""
+SingleName = Annotated[str, AfterValidator(single_name)]
+"""Such a name of one part: it becomes part of files' names."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Xxh3 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class DamagedRecordError(UserError):
+    """A record that cannot be read: it is damaged, of another version, or no record of ours."""
+
+
 class Record(BaseModel):
     """A frozen JSON document."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    advice: ClassVar[str] = "take it from a copy"
+    """What to do about a damaged one."""
 
     def to_bytes(self) -> bytes:
         """Return the document as it is stored."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read a stored document."""
-        return cls.model_validate_json(data)
+    def from_bytes(cls, data: bytes, place: str = "the record") -> Self:
+        """Read a stored document; raises `DamagedRecordError`, which names its `place`."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "the whole"
+            raise DamagedRecordError(
+                f"{place} is not as it was written ({field}: {first['msg']}): {cls.advice}"
+            ) from None
+
+    @classmethod
+    def read(cls, store: Store, name: str) -> Self:
+        """Read a document of a store; raises FileNotFoundError, and `DamagedRecordError` likewise."""
+        return cls.from_bytes(store.read(name), join(store.url, name))
 
 
 class FileRecord(Record):
     """One output file; `name` is relative to the stage's folder."""
 
-    name: str
+    name: RelativeName
     bytes: int
-    sha256: str
-    xxh3_128: str
+    sha256: Sha256
+    xxh3_128: Xxh3
 
 
 class Receipt(Record):
     """One unit's outcome."""
 
+    advice: ClassVar[str] = "run `dualtoken verify --repair` on its stage's folder"
+
     stage: str
-    corpus: str | None
-    unit: str
+    corpus: SingleName | None
+    unit: SingleName
     fingerprint: str
     attempt: str
     """UUID of the winning attempt; tells our commit from a concurrent one where the outcome was unclear."""
@@ -83,11 +113,11 @@ class StageRecord(Record):
     """Description of a stage's folder: enough to run any of its units again."""
 
     stage: str
-    corpus: str | None
+    corpus: SingleName | None
     fingerprint: str
     identity: dict[str, Any]
     """Values that the fingerprint was made from."""
-    inputs: dict[str, str]
+    inputs: dict[RelativeName, str]
     """Folders of earlier stages."""
     recipe: dict[str, Any]
     """Resolved recipe."""
@@ -103,7 +133,7 @@ class Manifest(Record):
     """Hash over the names and checksums of all outputs; equal content has an equal hash."""
     rows_in: int
     counts: dict[str, int]
-    units: dict[str, int]
+    units: dict[SingleName, int]
     """Samples that went on, by unit of the next stage."""
     bytes: int
     seconds: float
@@ -148,7 +178,7 @@ def iter_receipts(store: Store, units: Iterable[str] | None = None) -> Iterator[
     if units is None:
         units = sorted(done_units(store))
     files = store.read_many(map(receipt_name, units))
-    return (Receipt.from_bytes(data) for _, data in files)
+    return (Receipt.from_bytes(data, join(store.url, name)) for name, data in files)
 
 
 def read_receipts(store: Store) -> dict[str, Receipt]:
@@ -168,7 +198,7 @@ def done_units(store: Store) -> set[str]:
 def read_manifest(store: Store) -> Manifest | None:
     """Return a stage's manifest, or None while it is unfinished."""
     try:
-        return Manifest.from_bytes(store.read(MANIFEST_FILE))
+        return Manifest.read(store, MANIFEST_FILE)
     except FileNotFoundError:
         return None
 

@@ -14,7 +14,7 @@ from pydantic import field_serializer
 
 from dualtoken.infra.request_urls import host_of, request_url
 from dualtoken.infra.storage import Store, join
-from dualtoken.pipelines.core.receipts import Record
+from dualtoken.pipelines.core.receipts import Record, SingleName
 from dualtoken.pipelines.errors import UserError
 
 TOMBSTONES_FILE = "tombstones.json"
@@ -82,7 +82,7 @@ class Forgotten(Record):
     """Root hash of version 1, which later stages' fingerprints keep; None where it was unfinished then."""
     finished: bool
     """Whether there was a manifest, so that one must be written again; false once that is done."""
-    pending: tuple[str, ...]
+    pending: tuple[SingleName, ...]
     """Units that are still to be written; none where all is done."""
 
 
@@ -107,21 +107,22 @@ def _canonical_hosts(hosts: frozenset[str]) -> frozenset[str]:
 def read_tombstones(root: Store, corpus: str) -> Tombstones:
     """Return a corpus's tombstones; an empty list where nobody asked to be forgotten."""
     try:
-        return _parse(root.read(join(corpus, TOMBSTONES_FILE)))
+        name = join(corpus, TOMBSTONES_FILE)
+        return _parse(root.read(name), join(root.url, name))
     except FileNotFoundError:
         return Tombstones()
 
 
 @lru_cache(maxsize=2)  # every unit that is committed reads it, and a host may have had a million samples
-def _parse(data: bytes) -> Tombstones:
-    return Tombstones.from_bytes(data)
+def _parse(data: bytes, place: str) -> Tombstones:
+    return Tombstones.from_bytes(data, place)
 
 
 def read_forgotten(store: Store) -> Forgotten | None:
     """Return the record of deletions from a stage's folder; None where nothing was deleted."""
     if not store.exists(FORGOTTEN_FILE):
         return None
-    return Forgotten.from_bytes(store.read(FORGOTTEN_FILE))
+    return Forgotten.read(store, FORGOTTEN_FILE)
 
 
 def require_no_pending_forget(store: Store) -> Forgotten | None:

@@ -12,7 +12,7 @@ def require_planned_content(stage: Store, source: Store, names: Sequence[str]) -
     """Raise `UserError` where a source's file is not the one that the identity of a stage's folder names."""
     if not stage.exists(STAGE_FILE):
         return  # a worker that runs outside a plan
-    record = StageRecord.from_bytes(stage.read(STAGE_FILE))
+    record = StageRecord.read(stage, STAGE_FILE)
     planned = record.identity["settings"]["source"]["files"]
     files = [file for file in map(source.entry, names) if file is not None]
     found = content_ids(source, files)

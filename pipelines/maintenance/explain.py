@@ -149,7 +149,7 @@ class _Comparison:
         return self._stored[store.url]
 
     def _read(self, store: Store) -> Identity:
-        record = StageRecord.from_bytes(store.read(STAGE_FILE))
+        record = StageRecord.read(store, STAGE_FILE)
         own = {"version": record.identity["version"], **record.identity["settings"]}
         folders = input_folders(store, record)
         inputs = {name: self.stored(Store(folder)) for name, folder in folders.items()}

@@ -144,7 +144,7 @@ def _rewrite(folder: AffectedFolder, keys: frozenset[bytes]) -> None:
     job = stage_job(folder.store, folder.record, ())
     for unit, shards in rewriter.units(folder.shards).items():
         try:
-            receipt = Receipt.from_bytes(folder.store.read(receipt_name(unit)))
+            receipt = Receipt.read(folder.store, receipt_name(unit))
         except FileNotFoundError:
             continue  # Its run has seen the tombstones too: it is open again.
         with scratch_folder() as name:

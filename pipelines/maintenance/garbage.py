@@ -14,8 +14,6 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from dualtoken.infra.storage import Store, StoredFile, join
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import (
@@ -24,6 +22,7 @@ from dualtoken.pipelines.core.receipts import (
     RECEIPTS,
     STAGE_FILE,
     UNTRACKED,
+    DamagedRecordError,
     StageRecord,
     iter_receipts,
     read_manifest,
@@ -116,7 +115,7 @@ def _orphans(root: Store, folder: str, files: Sequence[StoredFile]) -> Iterator[
     done = {PurePosixPath(name).stem for name in receipts}
     try:
         named = _named_files(root.at(folder), done) | set(receipts)
-    except ValidationError:
+    except DamagedRecordError:
         return  # What a damaged receipt names is not known: `dualtoken verify --repair` first.
     for name, file in by_name.items():
         if file.is_leftover:
@@ -147,7 +146,7 @@ def _needed(root: Store, recipes: Sequence[Recipe], folders: Iterable[str]) -> s
     """Return the folders that recipes refer to, and all that those were made from."""
     records: dict[str, StageRecord] = {}
     for folder in folders:
-        records[folder] = StageRecord.from_bytes(root.read(join(folder, STAGE_FILE)))
+        records[folder] = StageRecord.read(root, join(folder, STAGE_FILE))
         get_stage(records[folder].stage)  # what a stage needs is not known where it is not declared
     needed: set[str] = set()
     for recipe in recipes:
@@ -224,7 +223,7 @@ def delete(root: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
         for file in sorted(found.files, key=lambda file: _deletion_rank(file.name)):
             root.remove(file.name)
         if found.kind == GarbageKind.OLD:
-            root.remove_empty_folders(found.name)
+            root.remove_empty_folders(found.name.rstrip("/"))
     return left
 
 

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import ValidationError
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store, join
 from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.model.metrics.arrays import perplexity
-from dualtoken.pipelines.core.receipts import Receipt, receipt_name
+from dualtoken.pipelines.core.receipts import DamagedRecordError, Receipt, receipt_name
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.verify import check_file
@@ -100,10 +99,10 @@ def _compare_with_receipt(store: Store, unit: str, size: int) -> tuple[str, str]
     """Return the state of a shard's checksum, in words, and the path of its captions."""
     captions = own_meta_path(unit)
     try:
-        receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
+        receipt = Receipt.read(store, receipt_name(unit))
     except FileNotFoundError:
         return "unknown: the unit has no receipt, so it is unfinished", captions
-    except ValidationError:
+    except DamagedRecordError:
         return "unknown: the receipt cannot be read", captions
     records = {file.name: file for file in receipt.files}
     record = records.get(data_path(unit))

@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import (
     MANIFEST_FILE,
     STAGE_FILE,
+    DamagedRecordError,
     Receipt,
     clock_problem,
     done_units,
@@ -25,7 +23,7 @@ from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_units
-from dualtoken.pipelines.runtime.stage_folder import in_order, read_stage, root_of
+from dualtoken.pipelines.runtime.stage_folder import in_order, read_stage, recipe_of
 
 
 def in_order_of_work(damaged: Iterable[VerifiedFolder]) -> list[VerifiedFolder]:
@@ -107,8 +105,7 @@ def _units(damaged: VerifiedFolder, kind: FindingKind) -> set[str]:
 
 def _job_of(store: Store) -> StageJob:
     record = read_stage(store)
-    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
-    job = Planner(recipe).get(record.stage, record.corpus).job
+    job = Planner(recipe_of(store, record)).get(record.stage, record.corpus).job
     if job is None or job.fingerprint != record.fingerprint:
         raise UserError(
             f"{store.url} cannot be repaired: its inputs have changed or are unfinished; "
@@ -130,8 +127,8 @@ def _redate(store: Store, damaged: VerifiedFolder) -> None:
 def _read_receipt(store: Store, unit: str, fingerprint: str | None) -> Receipt | None:
     """Return a unit's receipt; None where it is lost, unreadable, or another one's."""
     try:
-        receipt = Receipt.from_bytes(store.read(receipt_name(unit)))
-    except (FileNotFoundError, ValidationError):
+        receipt = Receipt.read(store, receipt_name(unit))
+    except (FileNotFoundError, DamagedRecordError):
         return None
     if receipt_mismatch(receipt, unit, fingerprint):
         return None

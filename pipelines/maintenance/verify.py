@@ -3,15 +3,14 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from dualtoken.infra.digests import digest_stream
-from dualtoken.infra.storage import Store
+from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.receipts import (
     MANIFEST_FILE,
     RECEIPTS,
     STAGE_FILE,
     UNTRACKED,
+    DamagedRecordError,
     FileRecord,
     Manifest,
     Receipt,
@@ -141,8 +140,8 @@ class _StageCheck:
         for name, data in self._store.read_many(names):
             unit = name.removeprefix(f"{RECEIPTS}/").removesuffix(".json")
             try:
-                receipt = Receipt.from_bytes(data)
-            except ValidationError:
+                receipt = Receipt.from_bytes(data, join(self._store.url, name))
+            except DamagedRecordError:
                 problem = Problem(FindingKind.UNREADABLE, "no receipt")
                 self._unreadable.append(self._finding(name, problem, unit))
                 continue
@@ -178,11 +177,11 @@ class _StageCheck:
 
     def _stage_problems(self) -> Iterator[Problem]:
         try:
-            record = StageRecord.from_bytes(self._store.read(STAGE_FILE))
+            record = StageRecord.read(self._store, STAGE_FILE)
         except FileNotFoundError:
             yield Problem(FindingKind.MISSING, "the stage's command, run with its recipe, writes it again")
             return
-        except ValidationError:
+        except DamagedRecordError:
             yield Problem(FindingKind.UNREADABLE, "damaged, or of another version of dualtoken")
             return
         found = fingerprint(record.identity)
@@ -195,10 +194,10 @@ class _StageCheck:
     def _manifest(self) -> Manifest | Problem:
         """Return the stage's manifest, or why there is none."""
         try:
-            return Manifest.from_bytes(self._store.read(MANIFEST_FILE))
+            return Manifest.read(self._store, MANIFEST_FILE)
         except FileNotFoundError:
             return self._no_manifest
-        except ValidationError:
+        except DamagedRecordError:
             return Problem(FindingKind.UNREADABLE, "no manifest")
 
     def _manifest_problems(self, manifest: Manifest | Problem) -> Iterator[Problem]:
@@ -228,7 +227,7 @@ def _check_shared_captions(store: Store, receipt: Receipt, apart: Collection[str
     try:
         _, file = meta_record(store, meta_path(receipt), receipt.unit)
         problem = check_file(source, file, source.size(name))
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, DamagedRecordError):
         name = receipt_name(receipt.unit)
     if problem:
         owner = f"the captions of {store.url}"

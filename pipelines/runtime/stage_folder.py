@@ -4,9 +4,16 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from dualtoken.infra.names import single_name
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.receipts import RECEIPTS, STAGE_FILE, StageRecord, iter_receipts
+from dualtoken.pipelines.core.receipts import (
+    RECEIPTS,
+    STAGE_FILE,
+    DamagedRecordError,
+    StageRecord,
+    iter_receipts,
+)
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.stages import get_stage, position
@@ -33,13 +40,13 @@ def stage_folders(top: Store, below: str = "", *, nameless: bool = False) -> Ite
 def read_stage(store: Store) -> StageRecord:
     """Return what a folder is; raises `UserError` where it is no stage's."""
     try:
-        return StageRecord.from_bytes(store.read(STAGE_FILE))
+        return StageRecord.read(store, STAGE_FILE)
     except FileNotFoundError:
         raise UserError(
             f"{store.url} has no {STAGE_FILE}: "
             "give a stage's folder, such as data/<corpus>/tokens/<fingerprint>"
         ) from None
-    except ValidationError:
+    except DamagedRecordError:
         raise UserError(
             f"{store.url}/{STAGE_FILE} cannot be read: it is damaged, or of another version of dualtoken"
         ) from None
@@ -64,13 +71,29 @@ def input_folders(store: Store, record: StageRecord) -> dict[str, str]:
     for name, folder in record.inputs.items():
         stage, _, corpus = name.partition("/")
         below_root = get_stage(stage).folder.format(corpus=corpus)
-        folders[name] = join(root, below_root, folder.rsplit("/", 1)[1])
+        folders[name] = join(root, below_root, single_name(folder.rpartition("/")[2]))
     return folders
+
+
+def recipe_of(store: Store, record: StageRecord) -> Recipe:
+    """Return the recipe that a folder was made with, for the root that it is below now.
+
+    Raises `UserError` for the recipe of another version.
+    """
+    try:
+        return Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{store.url}/{STAGE_FILE} holds a recipe that cannot be used here ({key}: {first['msg']}): "
+            "use the version of dualtoken that wrote it"
+        ) from None
 
 
 def stage_job(store: Store, record: StageRecord, units: tuple[Unit, ...] | None = None) -> StageJob:
     """Return the job that a folder stands for; by default its units are those that have a receipt."""
-    recipe = Recipe.model_validate(record.recipe | {"root": root_of(store, record)})
+    recipe = recipe_of(store, record)
     if units is None:
         units = tuple(Unit(receipt.unit, receipt.rows) for receipt in iter_receipts(store))
     inputs = input_folders(store, record)

@@ -7,6 +7,7 @@ receipt alone, so that there is one record of it. What a dataset must be to shar
 `pipelines.tokens.shared_captions`. Imports no torch.
 """
 
+from dualtoken.infra.names import relative_name
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, StageRecord, receipt_name
 from dualtoken.pipelines.core.stage import StageJob
@@ -26,11 +27,15 @@ def meta_path(receipt: Receipt) -> str:
 
 
 def resolve_meta_path(store: Store, path: str) -> tuple[Store, str]:
-    """Return the folder that a `meta_path` leads to, and the name there: object stores know no `..`."""
+    """Return the folder that a `meta_path` leads to, and the name there: object stores know no `..`.
+
+    Raises `UnsafeNameError` where it leads to neither this folder nor one beside it.
+    """
     if not path.startswith("../"):
-        return store, path
-    source, name = path.removeprefix("../").split("/", 1)
-    return store.beside(source), name
+        return store, relative_name(path, store.url)
+    source, _, name = path.removeprefix("../").partition("/")
+    folder = store.beside(source)
+    return folder, relative_name(name, folder.url)
 
 
 def meta_record(store: Store, path: str, shard: str) -> tuple[Store, FileRecord]:
@@ -39,7 +44,7 @@ def meta_record(store: Store, path: str, shard: str) -> tuple[Store, FileRecord]
     Raises FileNotFoundError where there is no such receipt, or it names no such file.
     """
     folder, name = resolve_meta_path(store, path)
-    receipt = Receipt.from_bytes(folder.read(receipt_name(shard)))
+    receipt = Receipt.read(folder, receipt_name(shard))
     for file in receipt.files:
         if file.name == name:
             return folder, file

@@ -4,11 +4,14 @@ B rows.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from dualtoken.infra.names import PLAIN_NAME, PLAIN_PART, UnsafeNameError
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.receipts import FileRecord, Manifest
 from dualtoken.pipelines.core.tables import read_table
@@ -44,9 +47,14 @@ class DatasetIndex:
     """Index of a finished dataset, its shards in order of name."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
-        """Read the index; raises ValueError where it is not the one that the dataset was finished with."""
+        """Read the index.
+
+        Raises ValueError where it is not the one that the dataset was finished with, or names anything but
+        files of the dataset.
+        """
         _require_index(store, manifest)
         self._table = read_table(store, INDEX_FILE, _COLUMNS).sort_by("shard").combine_chunks()
+        _require_safe_names(store.url, self._table)
         rows = self._table["rows"].to_numpy()
         self._ends = np.cumsum(rows, dtype=np.int64)
         self.starts: Rows = self._ends - rows
@@ -119,3 +127,17 @@ def _require_index(store: Store, manifest: Manifest) -> None:
             return
         state = "is stale: it is not the one that the manifest names"
     raise ValueError(f"{store.url}/{INDEX_FILE} {state}; run `dualtoken verify {store.url} --repair`")
+
+
+def _require_safe_names(url: str, table: pa.Table) -> None:
+    """Raise `UnsafeNameError` where an index leads out of its dataset: whoever wrote it may be a stranger."""
+    patterns = {"path": PLAIN_NAME, "sha256": "[0-9a-f]{64}", "xxh3_128": "[0-9a-f]{32}"}
+    patterns |= {"shard": PLAIN_PART, "meta_path": rf"(\.\./{PLAIN_PART}/)?{PLAIN_NAME}"}
+    for column, pattern in patterns.items():
+        fits = re.compile(pattern, re.ASCII).fullmatch
+        for value in table[column].to_pylist():
+            if value is None or not fits(value):
+                raise UnsafeNameError(
+                    f"{url}/{INDEX_FILE} has {value!r} as {column}: "
+                    "it is no dataset that dualtoken wrote; take it from a source you trust"
+                )

@@ -11,6 +11,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dualtoken.infra.names import UnsafeNameError
+
 _SUFFIX = ".shard"
+_NAME = re.compile("[0-9a-f]{2,}")
 _LEFT = 0.9
 """Share of the bytes that is left when copies are evicted, so that the folder is not listed each time that
 one comes."""
@@ -56,6 +60,9 @@ class ShardCache:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         made = make(scratch)
+        # It is moved: a file from elsewhere would be taken away from its owner.
+        assert made.parent == scratch or scratch in made.parents, f"{made} was not made in {scratch}"
+        assert ".." not in made.parts, f"{made} was not made in {scratch}"
         size = made.stat().st_size
         made.replace(copy)
         shutil.rmtree(scratch)
@@ -73,6 +80,8 @@ class ShardCache:
         return copy
 
     def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise UnsafeNameError(f"{name!r} is no checksum that a copy is named by: the dataset is damaged")
         return self.folder / f"{name}{_SUFFIX}"
 
     def evictions(self) -> int:

@@ -30,7 +30,7 @@ def require_caption_source(source: Store, corpus: str | None, crops: object) -> 
     if not source.exists(STAGE_FILE):
         raise UserError(_no_such_dataset(source, setting))
     require_no_pending_forget(source)
-    record = StageRecord.from_bytes(source.read(STAGE_FILE))
+    record = StageRecord.read(source, STAGE_FILE)
     settings = record.identity["settings"]
     if shares_captions(record):
         raise UserError(f"{setting} borrows its captions itself: set it to {settings[CAPTIONS_OF]}")

@@ -1,0 +1,25 @@
+"""Names that lead out of the folder that they are joined to, on one system or another."""
+
+UNSAFE_NAMES = (
+    "..",
+    ".",
+    "/",
+    "../x",
+    "../../../../../../../../../../tmp/x",
+    "a/../../x",
+    "a/..",
+    "/etc/passwd",
+    "//host/share",
+    "a//b",
+    "a/",
+    "./a",
+    "a/./b",
+    "C:/x",
+    "C:\\x",
+    "C:x",
+    "\\x",
+    "\\\\host\\share\\x",
+    "..\\x",
+    "a\\..\\..\\x",
+    "a\0b",
+)
