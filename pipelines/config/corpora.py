@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dualtoken.model.config.base import Config, Location, PositiveInt
+from dualtoken.model.config.base import Config, Location, PositiveInt, in_fingerprint_unless_default
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Name of a folder, so only: lower case, digits, dot, dash, underscore."""
+QuoteMarks = Literal["csv", "none"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -26,11 +27,21 @@ class UrlsSource(Config):
 
     kind: Literal["urls"]
     table: Location
-    """Table of URLs: a .parquet, .csv or .tsv file."""
+    """Table of URLs: a .parquet, .csv, .tsv or .jsonl file, or a folder or a glob of such parts.
+
+    Text may be compressed (.csv.gz). Parts are in natural order of their names: part-2 is before part-10.
+    """
     url_column: str = "url"
     caption_column: str = "caption"
     keep_columns: tuple[str, ...] = ()
     """Further columns to carry along, such as license."""
+    quotes: QuoteMarks | None = in_fingerprint_unless_default(default=None)
+    """What quote marks of a .csv or .tsv file are: `csv`, fields in them may hold delimiters and line ends;
+    `none`, letters.
+
+    By default `csv` for .csv files, but a quoted field that seems to hold further rows is refused; `none`
+    for .tsv files.
+    """
 
 
 class ShardsSource(Config):

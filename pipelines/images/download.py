@@ -32,6 +32,7 @@ from dualtoken.pipelines.core.ledger import (
 )
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
+from dualtoken.pipelines.images.broken_text import BAD_TEXT, check_text
 from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
 from dualtoken.pipelines.images.prepare import ImagePreparer, ImageReason, Prepared, Rejected, check_image
 from dualtoken.pipelines.images.scenes import SceneImages
@@ -119,10 +120,10 @@ class Worker:
         prepare = self._prepare  # Before the first request's clock runs, since it takes seconds to import.
         started = time.monotonic()
         first = int(unit.id) * self._config.rows_per_shard
-        rows = self._table.rows(first, unit.rows)
+        rows, broken = check_text(self._table.rows(first, unit.rows))
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
             with _first_of_group():
-                outcomes = asyncio.run(self._fetch_all(rows, first, prepare, spool))
+                outcomes = asyncio.run(self._fetch_all(rows, broken, first, prepare, spool))
             shard_rows = [outcome.row for outcome in outcomes]
             if not self._config.accept_dead_units:
                 _check_any_answered(shard_rows)
@@ -158,7 +159,7 @@ class Worker:
                     writer.write(outcome.row, image, kept_row)
 
     async def _fetch_all(
-        self, rows: pa.Table, first: int, prepare: ImagePreparer, spool: IO[bytes]
+        self, rows: pa.Table, broken: Mapping[int, str], first: int, prepare: ImagePreparer, spool: IO[bytes]
     ) -> list[_Outcome]:
         """Fetch and resize all rows, and return their outcomes in order; encoded images go to the spool.
 
@@ -179,14 +180,26 @@ class Worker:
                 async def fetch_rows() -> None:
                     for index in waiting:
                         key = sample_key(self._corpus, first + index)
-                        row = ShardRow(urls[index], captions[index], key, SUCCESS)
-                        outcomes[index] = await self._fetch_row(fetcher, resize, row, spool)
+                        row = ShardRow(urls[index], captions[index] or "", key, SUCCESS)
+                        if index in broken:
+                            outcomes[index] = self._without_text(row, broken[index])
+                        else:
+                            outcomes[index] = await self._fetch_row(fetcher, resize, row, spool)
 
                 for _ in range(min(self._config.concurrency, len(urls))):
                     group.create_task(fetch_rows())
         finished = [outcome for outcome in outcomes if outcome is not None]
         assert len(finished) == len(urls), "a row without an outcome"
         return finished
+
+    def _without_text(self, row: ShardRow, column: str) -> _Outcome:
+        """Give up a row of which a column is no UTF-8, unless it is forgotten."""
+        if self._tombstones.match(row.sample_key, row.url):
+            return _Outcome(_forgotten(row.sample_key))
+        reason = BAD_TEXT
+        if column == "url":
+            reason = FetchReason.BAD_URL
+        return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, reason, f"{column} is not UTF-8"))
 
     async def _fetch_row(
         self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]
@@ -267,7 +280,7 @@ def _first_of_group() -> Iterator[None]:
 
 def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     """Raise ConnectionError where all requests failed for what may pass: a receipt would make it final."""
-    asked = [row for row in rows if row.reason not in WITHOUT_A_NETWORK | {FORGOTTEN}]
+    asked = [row for row in rows if row.reason not in WITHOUT_A_NETWORK | {FORGOTTEN, BAD_TEXT}]
     reasons = Counter(row.reason for row in asked)
     if not asked or not MAY_PASS.issuperset(reasons):
         return

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.core.ledger import KEY_BYTES, sample_key
 from dualtoken.pipelines.errors import UserError
 
@@ -97,7 +98,7 @@ class ImageShardWriter:
         self._rows.append(metadata)
         if image is None:
             return
-        text = json.dumps(metadata | {"sample_key": row.sample_key.hex()}, indent=4, default=str)
+        text = json_text(metadata, indent=4)
         self._tar.write(
             {"__key__": key, self._suffix: image, "txt": row.caption.encode(), "json": text.encode()}
         )

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.tokens.shards import Ids
 
@@ -99,7 +100,7 @@ def _add_row(tar: tarfile.TarFile, rows: ShardRows, row: int, meta: dict[str, An
     caption = meta.get("caption") or ""
     _add(tar, f"{name}.txt", caption.encode())
     described = {"key": rows.keys[row].hex(), **meta}
-    _add(tar, f"{name}.json", json.dumps(described, ensure_ascii=False, default=_plain).encode())
+    _add(tar, f"{name}.json", json_text(described, ensure_ascii=False).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -107,11 +108,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member.size = len(data)
     member.mode = 0o644
     tar.addfile(member, io.BytesIO(data))
-
-
-def _plain(value: Any) -> str:  # noqa: ANN401
-    """Return a value that JSON has no type for as text."""
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 class ParquetWriter:
@@ -227,7 +223,7 @@ def _for_hugging_face(column: pa.Array) -> pa.Array:
 
 
 def _json_text(value: Any) -> str | None:  # noqa: ANN401
-    return None if value is None else json.dumps(value, default=_plain)
+    return None if value is None else json_text(value)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 import hashlib
 import io
+import json
 import pickle
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -282,3 +285,52 @@ def test_a_source_shard_that_changed_since_the_plan_is_not_taken_over_under_its_
     (folder / "00002.tar").write_bytes(whole[:place] + b"<htm" + whole[place + 4 :])
     with pytest.raises(UserError, match=r"theirs/00002\.tar was changed since"):
         run_all(job, tmp_path / "b")
+
+
+def test_rows_whose_text_is_no_utf_8_are_named_and_the_others_fetched(tmp_path: Path, server: str) -> None:
+    def text(*values: bytes | None) -> pa.Array:
+        return pa.array(values).cast(options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+
+    urls = [f"{server}/ok/{n}.png".encode() for n in range(4)]
+    table = pa.table(
+        {
+            "url": text(urls[0], urls[1], urls[2] + b"\xff", urls[3]),
+            "caption": text(b"c0", b"caf\xe9", b"c2", b"c3"),
+            "tags": pa.ListArray.from_arrays([0, 1, 2, 3, 4], text(b"a", b"b", b"c", b"\xff")),
+        }
+    )
+    pq.write_table(table, tmp_path / "urls.parquet")
+    source = {"kind": "urls", "table": str(tmp_path / "urls.parquet"), "keep_columns": ["tags"]}
+    (output,) = run_all(job_of(recipe_with(source), tmp_path), tmp_path / "a")
+    assert output.ledger is not None
+    assert count_statuses(output.ledger) == {"failed:bad_text": 2, "failed:bad_url": 1, "ok": 1}
+    rows = pq.read_table(tmp_path / "a/00000.parquet").to_pylist()
+    assert [row["error_message"] for row in rows] == [
+        None,
+        "caption is not UTF-8",
+        "url is not UTF-8",
+        "tags is not UTF-8",
+    ]
+
+
+def test_kept_numbers_that_are_not_finite_are_null_in_the_tars_json(tmp_path: Path, server: str) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    kept = {
+        "score": [float("nan"), float("inf")],
+        "boxes": [[{"x": float("-inf")}], [{"x": 1.0}]],
+        "blob": [b"\xff", None],
+    }
+    urls = [f"{server}/ok/{n}.png" for n in range(2)]
+    pq.write_table(pa.table({"url": urls, "caption": ["a", "b"], **kept}), tmp_path / "urls.parquet")
+    source = {"kind": "urls", "table": str(tmp_path / "urls.parquet"), "keep_columns": list(kept)}
+    run_all(job_of(recipe_with(source), tmp_path), tmp_path / "a")
+    with tarfile.open(tmp_path / "a/00000.tar") as tar:
+        texts = [tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".json")]  # type: ignore[union-attr]
+    described = [json.loads(text, parse_constant=refuse) for text in texts]
+    assert [(row["score"], row["boxes"], row["blob"]) for row in described] == [
+        (None, [{"x": None}], "ff"),
+        (None, [{"x": 1.0}], None),
+    ]
+    json.loads((tmp_path / "a/00000_stats.json").read_text(), parse_constant=refuse)

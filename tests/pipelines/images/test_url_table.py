@@ -78,7 +78,7 @@ def test_text_tables_are_read_as_strings(tmp_path: Path, suffix: str, mark: str)
     with (tmp_path / f"t.{suffix}").open("w") as file:
         for line in (["url", "caption", "license"], ["http://h/1", '"two\nlines"', "007"], ["", "", "1"]):
             file.write(mark.join(line) + "\n")
-    urls = UrlTable([str(tmp_path / f"t.{suffix}")], keep_columns=["license"])
+    urls = UrlTable([str(tmp_path / f"t.{suffix}")], keep_columns=["license"], quotes="csv")
     assert urls.num_rows == 2
     assert urls.rows(0, 2).to_pylist() == [
         {"url": "http://h/1", "caption": "two\nlines", "license": "007"},
