@@ -8,14 +8,21 @@ from typing import NoReturn
 
 from dualtoken.infra.openmp import wait_passively
 from dualtoken.jobs.stopping import end_if_stopped, raise_when_stopped, stop_on_signals
-from dualtoken.pipelines.errors import ExitCode, StageFailed, UnitsFailed, exit_code, lacks_credentials
+from dualtoken.pipelines.errors import (
+    ExitCode,
+    Preempted,
+    StageFailed,
+    UnitsFailed,
+    exit_code,
+    lacks_credentials,
+)
 
 
 def run_program(command: Callable[[], None]) -> None:
     """Run a command as this process's program; see `ExitCode` for what it exits with."""
     stop_on_signals()
     try:
-        raise_when_stopped()
+        raise_when_stopped(Preempted)
         wait_passively()
         with typed_exit():
             command()

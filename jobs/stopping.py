@@ -1,10 +1,10 @@
 """Stopping by a signal: one sentence, an exit code, and no process left behind.
 
-A signal raises `Preempted` in the main thread, whose `with` blocks release what they hold. That alone is not
+A signal raises an error in the main thread, whose `with` blocks release what they hold. That alone is not
 enough: native code may not look at signals for minutes, and a library may swallow the exception. So a thread
 beside it hears of the signal too, and ends the process where the main thread has not done so in time.
 
-Imports nothing that takes time, so that a program is ready for signals before its own imports.
+Imports Python's own library only, so that a program is ready for signals before its own imports.
 """
 
 import os
@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-
-from dualtoken.pipelines.errors import ExitCode, Preempted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
@@ -31,8 +29,8 @@ class _Stopping:
         self.is_ready = False
         self.first: int | None = None
         """The first signal that came; later ones change nothing."""
-        self.raises = False
-        """Whether a signal raises `Preempted`, once; else it ends the process, which holds nothing."""
+        self.error: type[BaseException] | None = None
+        """What a signal raises, once; where it raises nothing, it ends the process, which holds nothing."""
         self.has_raised = False
         self.stderr = -1
         """A descriptor of the standard error of the start: the usual one is silenced by a signal."""
@@ -63,25 +61,25 @@ def stop_on_signals() -> None:
             signal.signal(number, _on_signal)
 
 
-def raise_when_stopped() -> None:
-    """Raise `Preempted` on a signal from now on; until then one ends the process at once."""
-    _stopping.raises = True
+def raise_when_stopped(error: type[BaseException]) -> None:
+    """Raise an error on a signal from now on; until then one ends the process at once."""
+    _stopping.error = error
 
 
 def end_if_stopped() -> None:
     """End the process if a signal came; to be called when the program has released what it held."""
-    _stopping.raises = False
+    _stopping.error = None
     if _stopping.first is not None:
         _end(_stopping.first)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     _note(number)
-    if not _stopping.raises:
+    if _stopping.error is None:
         _end(number)
     if not _stopping.has_raised:
         _stopping.has_raised = True
-        raise Preempted
+        raise _stopping.error
 
 
 def _watch(reader: int) -> None:
@@ -111,7 +109,8 @@ def _end(number: int) -> NoReturn:
     first = _stopping.first or number
     with suppress(OSError):
         os.write(_stopping.stderr, SENTENCE)
-    os._exit(ExitCode.INTERRUPTED if first == signal.SIGINT else ExitCode.PREEMPTED)
+    # SIGHUP is told as SIGTERM is: both are somebody's wish that the process ends.
+    os._exit(130 if first == signal.SIGINT else 143)
 
 
 def _kill_children() -> None:
