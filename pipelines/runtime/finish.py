@@ -29,6 +29,10 @@ def user_warnings(manifest: Manifest) -> Iterator[str]:
             "so that equal images may have other codes: "
             f"{'; '.join(devices)} (`dualtoken verify --deep` tells how many)"
         )
+    if manifest.stage == "download" and manifest.rows_in and not manifest.counts.get("ok"):
+        reasons = sorted(manifest.counts.items(), key=lambda reason: -reason[1])
+        shown = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        yield f"none of {manifest.rows_in} rows gave an image ({shown}): later stages have nothing to work on"
     private = manifest.counts.get(PRIVATE_ADDRESSES)
     if private:
         yield (
