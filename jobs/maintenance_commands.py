@@ -99,10 +99,15 @@ def explain(
     overrides: SetOption = None,
     root: RootOption = None,
 ) -> None:
-    """Say which key changed each stage's fingerprint, in it or in an input; `--set` is for RECIPE."""
+    """Say which key changes each stage's fingerprint, in it or in an input: from RECIPE to OTHER.
+
+    Without OTHER, from what lies below the root to RECIPE. `--set` is for RECIPE.
+    """
     planner = Planner(open_recipe(recipe, overrides, root))
-    other_planner = Planner(open_recipe(other, None, root)) if other else None
-    for explanation in explain_stages(planner, other_planner):
+    explanations = explain_stages(planner)
+    if other is not None:
+        explanations = explain_stages(Planner(open_recipe(other, None, root)), planner)
+    for explanation in explanations:
         print_line(str(explanation))
         for change in explanation.changes:
             print_line(f"    {change}")

@@ -122,9 +122,9 @@ def _status_cells(planned: PlannedStage, totals: Totals) -> list[str]:
 
 def _time_table(timed: Sequence[_Status]) -> Table:
     table = Table("seconds of", "corpus", box=None, pad_edge=False)
-    for heading in (*PARTS, "encoder waits"):
+    for heading in (*PARTS, "encoder idle"):
         table.add_column(heading, justify="right")
-    table.add_column("most for")
+    table.add_column("idle longest in")
     for planned, totals in timed:
         assert totals is not None
         about = "≈ " if totals.estimated else ""

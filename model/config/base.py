@@ -11,7 +11,10 @@ _IN_FINGERPRINT_UNLESS_DEFAULT = "in_fingerprint_unless_default"
 
 
 def not_in_fingerprint(**settings: Any) -> Any:  # noqa: ANN401  (pydantic's own Field has this type)
-    """Return a field that changes how a stage runs, never what it gives: it is no part of a fingerprint."""
+    """Return a field that changes how a stage runs, and what it gives by rounding at most.
+
+    It is no part of a fingerprint.
+    """
     return Field(json_schema_extra={_NOT_IN_FINGERPRINT: True}, **settings)
 
 

@@ -11,12 +11,13 @@ from dualtoken.model.config.training import TrainingConfig
 class DataParallelConfig(Config):
     """Workers that train together, each on its share of the batch."""
 
-    num_workers: PositiveInt = 1
-    """Data-parallel processes; the batch is shared among them."""
+    num_workers: PositiveInt = not_in_fingerprint(default=1)
+    """Data-parallel processes; the batch is shared among them, and results agree to rounding."""
     use_gpu: bool = False
     """Give each worker a GPU."""
-    cpus_per_worker: PositiveInt = 1
-    """CPU cores of a worker, and its number of threads; another number gives other last bits."""
+    cpus_per_worker: PositiveInt = not_in_fingerprint(default=1)
+    """CPU cores of a worker, and its number of threads; another number gives other last bits, and is the same
+    training all the same: what a machine has costs no new teacher and no new tokenizer."""
 
 
 # The last base comes first: pydantic collects fields from the bases in reversed MRO order. Fingerprints and

@@ -84,7 +84,7 @@ class TimeBreakdown:
 
     @property
     def longest_wait(self) -> str:
-        """Part that the encoder waited for most; "" where there is no other part."""
+        """Part other than encoding that took most of the time; "" where there is none."""
         others = {name: seconds for name, seconds in self.seconds.items() if name != "encode"}
         if not others:
             return ""

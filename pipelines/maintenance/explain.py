@@ -30,6 +30,8 @@ class Identity:
     """None while an input is unfinished."""
     own: Mapping[str, Any]
     """Version and settings."""
+    recipe_keys: Mapping[str, str]
+    """Keys of the recipe by those of `own` that are spelt otherwise."""
     inputs: Mapping[str, "Identity | None"] = field(default_factory=dict)
     """Identities by input name; None where an input's folder is gone."""
     hashes: Mapping[str, str | None] = field(default_factory=dict)
@@ -127,7 +129,8 @@ class _Comparison:
             hashes[key] = manifest.lineage_hash if manifest else None
         own = {"version": stage.version, **stage.settings(planner.recipe, corpus)}
         fingerprint = planned.job.fingerprint if planned.job else None
-        return Identity(planned.label, fingerprint, own, inputs, hashes)
+        keys = _recipe_keys(name, corpus)
+        return Identity(planned.label, fingerprint, own, keys, inputs, hashes)
 
     def folders_of(self, planner: Planner, planned: PlannedStage) -> list[Identity]:
         """Return the identities of a stage's folders below a root, finished ones first."""
@@ -154,7 +157,8 @@ class _Comparison:
         folders = input_folders(store, record)
         inputs = {name: self.stored(Store(folder)) for name, folder in folders.items()}
         name = label(record.stage, record.corpus)
-        return Identity(name, record.fingerprint, own, inputs, record.identity["inputs"])
+        keys = _recipe_keys(record.stage, record.corpus)
+        return Identity(name, record.fingerprint, own, keys, inputs, record.identity["inputs"])
 
     def changes(self, old: Identity, new: Identity) -> tuple[Change, ...]:
         """Return what differs between two identities of a stage: own keys first, then those of the inputs."""
@@ -165,7 +169,7 @@ class _Comparison:
 
     def _find_changes(self, old: Identity, new: Identity) -> Iterator[Change]:
         for key, was, now in _differences(old.own, new.own):
-            yield Change(new.label, key, _text(was), _text(now))
+            yield Change(new.label, _in_recipe(key, new.recipe_keys), _text(was), _text(now))
         for name in sorted({*old.hashes, *new.hashes}):
             if name not in new.hashes or name not in old.hashes:
                 key = f"reads {name.replace('/', ' ')}"
@@ -183,6 +187,23 @@ class _Comparison:
             # Such as URLs that gave other answers, a GPU's last bits, or a folder that is gone by now.
             why = "content under the same settings" if was else "content; the old folder is gone"
             yield Change(now.label, why, str(old.hashes[name])[:12], str(new.hashes[name])[:12])
+
+
+def _recipe_keys(stage: str, corpus: str | None) -> dict[str, str]:
+    keys = {"version": "(version of the stage's code)"}
+    for setting, key in get_stage(stage).recipe_keys.items():
+        keys[setting] = key.format(corpus=corpus)
+    return keys
+
+
+def _in_recipe(setting: str, recipe_keys: Mapping[str, str]) -> str:
+    """Return a setting's key as a recipe spells it; the longest prefix that is spelt otherwise counts."""
+    parts = setting.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in recipe_keys:
+            return ".".join([recipe_keys[prefix], *parts[length:]])
+    return setting
 
 
 def _differences(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401

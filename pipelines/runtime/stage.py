@@ -6,7 +6,7 @@ reads this declaration and branches on no stage's name. Imports neither torch no
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from dualtoken.infra.storage import Store
@@ -114,6 +114,9 @@ class Stage:
     units: UnitsOf
     help: str
     """One line on what the command does."""
+    recipe_keys: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the recipe by those of `settings` that a recipe spells otherwise, for `explain`; `{corpus}`
+    stands for the corpus."""
     also_runs: tuple[str, ...] = ()
     """Earlier stages that the stage's command runs too, where they are not done: those that nobody wants for
     themselves."""

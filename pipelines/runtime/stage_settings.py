@@ -31,7 +31,6 @@ def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     tower = recipe.tokenizer.tower
     if recipe.teacher.kind == "train":
         settings["heldout"] = _heldout(recipe)
-        settings["cpus"] = recipe.train.cpus_per_worker
         settings["gpu"] = recipe.train.use_gpu
     elif recipe.teacher.kind == "open_clip" and isinstance(tower, TowerConfig):
         settings["activation"] = tower.activation

@@ -39,6 +39,7 @@ from dualtoken.pipelines.runtime.stage_settings import (
     token_settings,
     train_settings,
 )
+from dualtoken.pipelines.tokens.facts import CAPTIONS_OF
 from dualtoken.pipelines.tokens.finish import finish_tokens
 from dualtoken.pipelines.tokens.shared_captions import require_caption_source, require_same_samples
 
@@ -218,6 +219,7 @@ declare(
         worker="dualtoken.pipelines.images.scenes:Worker",
         reads=lambda _recipe, _corpus: [],
         settings=_scenes_settings,
+        recipe_keys={"source": "corpora.{corpus}.source", "rows_per_shard": "download.rows_per_shard"},
         units=_units_of_source,
         corpora=_scenes_corpora,
         row_bytes=lambda _recipe: 9000,
@@ -233,6 +235,11 @@ declare(
         worker="dualtoken.pipelines.images.download:Worker",
         reads=_download_reads,
         settings=_download_settings,
+        recipe_keys={
+            "source": "corpora.{corpus}.source",
+            "source.content": "corpora.{corpus}.source.table (its content)",
+            "source.files": "corpora.{corpus}.source.folder (its content)",
+        },
         units=_units_of_source,
         row_bytes=_image_bytes,
         rewrite="dualtoken.pipelines.maintenance.forget_rewrite:image_shards",
@@ -249,6 +256,11 @@ declare(
         worker="dualtoken.pipelines.training.teacher:Worker",
         reads=_teacher_reads,
         settings=teacher_settings,
+        recipe_keys={
+            "gpu": "train.use_gpu",
+            "activation": "tokenizer.tower.activation",
+            "teacher.files": "teacher.folder (its content)",
+        },
         units=single_unit("model"),
         resources=teacher_training,
         per_corpus=False,
@@ -265,6 +277,7 @@ declare(
         worker="dualtoken.pipelines.curation.score:Worker",
         reads=lambda _recipe, corpus: [("download", corpus), ("teacher", None)],
         settings=score_settings,
+        recipe_keys={"batch_size": "filter.batch_size"},
         units=units_of("download"),
         resources=inference_worker,
         row_bytes=lambda _recipe: 90,
@@ -282,6 +295,7 @@ declare(
         also_runs=("score",),
         reads=lambda _recipe, corpus: [("score", corpus)],
         settings=_filter_settings,
+        recipe_keys={"rules": "filter.rules"},
         units=_whole_corpus,
         expected_units=_expected_whole_corpus,
         row_bytes=lambda _recipe: 30,
@@ -298,6 +312,12 @@ declare(
         worker="dualtoken.pipelines.training.targets:Worker",
         reads=lambda _recipe, corpus: [("download", corpus), ("filter", corpus), ("teacher", None)],
         settings=_target_settings,
+        recipe_keys={
+            "dense": "targets.dense",
+            "batch_size": "targets.batch_size",
+            "block": "tokenizer.semantic_block",
+            "image_size": "tokenizer.image_size",
+        },
         units=units_of("filter"),
         resources=inference_worker,
         row_bytes=_target_bytes,
@@ -315,6 +335,10 @@ declare(
         engine="ray_train",
         reads=_train_reads,
         settings=train_settings,
+        recipe_keys={
+            "perceptual": "train.perceptual (its files' content)",
+            "start_from": "train.start_from (its content)",
+        },
         units=single_unit("model"),
         resources=tokenizer_training,
         per_corpus=False,
@@ -336,6 +360,11 @@ declare(
             ("train", None),
         ],
         settings=token_settings,
+        recipe_keys={
+            "crops": "pretokenize.crops",
+            "precision": "pretokenize.precision",
+            CAPTIONS_OF: "pretokenize.captions_of.{corpus}",
+        },
         shared_files=SharedFiles(caption_source, _require_same_crops, require_same_samples),
         units=units_of("filter"),
         resources=encoding_worker,
@@ -350,7 +379,7 @@ declare(
 declare(
     Stage(
         name="report",
-        version=1,
+        version=2,
         folder="reports",
         worker="dualtoken.pipelines.evaluation.report:Worker",
         reads=_every_other_stage,

@@ -107,7 +107,7 @@ def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
             *("scenes", "scenes", "download", "download", "teacher", "score", "score", "filter", "filter"),
             *("targets", "targets", "train", "pretokenize", "pretokenize", "report"),
         ]
-    assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder waits +most for", lines[16])
+    assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder idle +idle longest in", lines[16])
     assert [line.split()[:2] for line in lines[17:]] == [
         ["pretokenize", "tiny-train"],
         ["pretokenize", "tiny-heldout"],

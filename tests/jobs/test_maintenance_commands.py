@@ -101,3 +101,10 @@ def test_a_tolerance_is_a_share(tolerance: str, problem: str, tmp_path: Path) ->
     ended = CliRunner().invoke(app, ["verify", str(tmp_path), "--deep", "--tolerance", tolerance])
     assert ended.exit_code == 2
     assert problem in ended.output
+
+
+def test_explain_tells_the_way_from_the_first_recipe_to_the_second(tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(TINY).read_text().replace("image_size: 32, encode", "image_size: 48, encode"))
+    lines = printed_lines("explain", TINY, other, "--root", tmp_path / "data")
+    assert "    download tiny-train: download.image_size: 32 -> 48" in lines

@@ -280,10 +280,10 @@ def test_an_audits_alarms_stand_at_the_top_and_beside_its_figures() -> None:
 
 def test_a_report_says_what_share_of_the_time_the_encoder_waits_and_for_what() -> None:
     found = rows(Page(render(replace(DATA, parts=PARTS))))
-    assert "Corpus Fetch Wait Encode Write Captions Audit Commit Rest Encoder waits Most for" in found
+    assert "Corpus Fetch Wait Encode Write Captions Audit Commit Rest Encoder idle Idle longest in" in found
     assert "web 1.2 60.0 30.0 – – 5.0 – 3.8 70.0% wait" in found
     assert json.loads(to_json(replace(DATA, parts=PARTS)))["parts"][0]["encoder_waits"] == pytest.approx(0.7)
-    assert "Encoder waits" not in render(DATA)
+    assert "Encoder idle" not in render(DATA)
 
 
 def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:

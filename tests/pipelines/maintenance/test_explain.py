@@ -11,7 +11,7 @@ from dualtoken.pipelines.runtime.plan import Planner
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
 STEPS = Change("train", "train.steps", "4", "5")
-PIXELS = Change("filter tiny-train", "rules.0.pixels", "16", "8")
+PIXELS = Change("filter tiny-train", "filter.rules.0.pixels", "16", "8")
 
 
 def explained(recipe: Recipe, other: Recipe | None = None) -> dict[str, Explanation]:
@@ -51,7 +51,7 @@ def test_two_recipes_are_compared_though_nothing_has_run(tmp_path: Path, load_ti
 
 def test_a_rule_that_came_or_went_is_shown_whole(finished: Recipe, load_tiny: LoadTiny) -> None:
     (change,) = explained(load_tiny(Path(finished.root), "filter.rules=[]"))["filter tiny-heldout"].changes
-    assert (change.key, len(json.loads(change.old)), change.new) == ("rules", 3, "[]")
+    assert (change.key, len(json.loads(change.old)), change.new) == ("filter.rules", 3, "[]")
 
 
 def test_other_content_under_the_same_settings_is_told_apart_from_a_changed_key(
@@ -71,3 +71,32 @@ def test_other_content_under_the_same_settings_is_told_apart_from_a_changed_key(
 
 def test_a_step_that_never_ran_has_nothing_to_compare_with(tmp_path: Path, load_tiny: LoadTiny) -> None:
     assert not any(one.compared for one in explained(load_tiny(tmp_path)).values())
+
+
+def test_keys_are_spelt_as_recipes_spell_them(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    changed = {
+        "corpora.tiny-train.source.num_images=20": "scenes tiny-train",
+        "download.rows_per_shard=8": "scenes tiny-train",
+        "filter.batch_size=3": "score tiny-train",
+        "targets.dense=false": "targets tiny-train",
+        "tokenizer.semantic_block=1": "targets tiny-train",
+        "pretokenize.precision=bfloat16": "pretokenize tiny-train",
+        "train.use_gpu=true": "teacher",
+    }
+    before = load_tiny(tmp_path)
+    for override, stage in changed.items():
+        found = explained(load_tiny(tmp_path, override), before)[stage].changes
+        assert override.split("=")[0] in {change.key for change in found if change.stage == stage}
+
+
+def test_what_a_machine_has_costs_no_new_teacher_and_no_new_tokenizer(
+    finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    machine = (
+        "cluster.num_cpus=4",
+        "train.num_workers=2",
+        "train.cpus_per_worker=2",
+        "cluster.max_workers=1",
+    )
+    said = explained(load_tiny(Path(finished.root), *machine, "pretokenize.decode_threads=3"))
+    assert all(one.changes == () and one.old == one.new for one in said.values())

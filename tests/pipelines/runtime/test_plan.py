@@ -60,7 +60,7 @@ def test_how_wide_a_stage_runs_changes_no_fingerprint(finished: Recipe, load_tin
 
 
 def test_a_stage_whose_input_is_missing_names_the_command_to_run(tmp_path: Path, load_tiny: LoadTiny) -> None:
-    with pytest.raises(UserError, match="run `dualtoken download` first"):
+    with pytest.raises(UserError, match="run `dualtoken scenes` first"):
         require_inputs("filter", load_tiny(tmp_path))
 
 
