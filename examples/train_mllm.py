@@ -60,7 +60,7 @@ class MultimodalModel(nn.Module):
         hidden = self.text(text) + self.places(torch.arange(text.shape[1], device=device))
         image = hidden[visual]
         for name, tables in self.codes.items():
-            for depth, table in enumerate(tables):
+            for depth, table in enumerate(tables.children()):
                 image = image + table(ids[name][:, depth])
         hidden = hidden.masked_scatter(visual[..., None], image)
         hidden = self.layers(hidden, mask=self._may_not_attend(document))
