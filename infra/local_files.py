@@ -1,16 +1,30 @@
 """Local files: written atomically and durably, and listed in order."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"
 """Suffix of a file that is being written."""
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EMLINK}
+"""Errors of a link that say that a file system has none, or no more of them for a file."""
+_NO_LOCKS = _UNSUPPORTED | {errno.EINVAL, errno.ENOLCK}
+_NO_SYNC = _UNSUPPORTED | {errno.EINVAL}
+"""Errors of a file system that brings no folder to disk by itself."""
+
+
+class NoLinksError(ValueError):
+    """A file system that can do nothing by which the first of two writers is known."""
+
+    exit_code = 2
+    """Exit status of a command that ends with it: the root is to be elsewhere."""
 
 
 def list_files(folder: str) -> Iterator[tuple[str, int, float]]:
@@ -61,6 +75,46 @@ def write_durably(target: Path, write: Callable[[Path], object]) -> Path:
     return part
 
 
+def link_or_move(part: Path, target: Path) -> None:
+    """Give a finished file its name unless that is taken; raises FileExistsError where it is.
+
+    A link, unlike a rename, never replaces a file. exFAT, and some mounts by FUSE or SMB, have no links.
+    There the file is renamed while a lock of its folder keeps other writers out. Opening the name itself with
+    `O_EXCL` would be no way: a process that is killed before it has written all would leave a file that
+    counts as whole.
+    """
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with _locked_folder(target.parent):
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+            part.rename(target)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system releases when the process ends; its file stays for the next."""
+    lock = folder / f".lock{PART}"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise NoLinksError(
+                f"{folder}: its file system has neither hard links nor locks, and one of them is needed "
+                "to write a receipt once: set root to a folder of another file system"
+            ) from error
+        os.utime(lock)  # so that it is not taken for what a killed write left long ago
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def move_or_copy(source: Path, target: Path) -> None:
     """Rename a file, or copy it where a rename would cross file systems.
 
@@ -93,5 +147,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
 """A store of files: a local folder or any fsspec URL, with the few operations that commits are made of.
 
 No rename is assumed. A file is written to local scratch, closed, hashed and uploaded, and its size is read
-back. A small marker is then put only if absent (`O_EXCL` and link locally, `If-None-Match: *` on S3).
+back. A small marker is then put only if absent (by a link locally, `If-None-Match: *` on S3).
 """
 
 import copy
@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dualtoken.infra.local_files import (
     PART,
+    link_or_move,
     list_files,
     move_or_copy,
     replace_file,
@@ -267,16 +268,16 @@ class Store:
         return True
 
     def _link_if_absent(self, data: bytes, name: str) -> bool:
-        """Do likewise in a local folder: a link, unlike a rename, never replaces a file."""
+        """Do likewise in a local folder, where a file takes its name at once and whole."""
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         part = write_durably(target, lambda path: path.write_bytes(data))
         try:
-            os.link(part, target)
+            link_or_move(part, target)
         except FileExistsError:
             return target.read_bytes() == data
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
         sync_folder(target.parent)
         return True
 
