@@ -24,7 +24,9 @@ STAGE_FILE = "stage.json"
 MANIFEST_FILE = "manifest.json"
 RECEIPTS = "receipts"
 LEDGERS = "ledger"
-UNTRACKED = ("logs/", "checkpoints/")
+CHECKPOINTS = "checkpoints"
+"""Folder that a training goes on from, until it is finished."""
+UNTRACKED = ("logs/", f"{CHECKPOINTS}/")
 """Folders with files that no receipt names: a run's own records, of use while and after it runs."""
 MAX_CLOCK_SKEW = timedelta(minutes=15)
 """Allowed clock skew between machines; S3 servers refuse requests from beyond it."""

@@ -1,4 +1,4 @@
-"""Finds what nothing below a root needs: left-overs of killed writes, unnamed files, old fingerprints.
+"""Finds what nothing below a root needs: left-overs, unnamed files, old fingerprints, checkpoints.
 
 Only what this project wrote is considered: left-overs by their names, and folders with a `stage.json`. What
 is younger than an age limit may be in the making and stays. So does all that a needed folder was made from,
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dualtoken.infra.storage import Store, StoredFile, join
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import (
+    CHECKPOINTS,
     LEDGERS,
     MANIFEST_FILE,
     RECEIPTS,
@@ -41,11 +42,16 @@ class GarbageKind(StrEnum):
     LEFTOVER = "left over by a killed write"
     NO_RECEIPT = "of a unit without a receipt"
     UNNAMED = "named by no receipt"
+    CHECKPOINTS = "of a training that is finished"
     OLD = "of a fingerprint that no recipe given refers to"
 
 
+_FOLDERS = frozenset({GarbageKind.OLD, GarbageKind.CHECKPOINTS})
+"""Kinds that are whole folders."""
+
+
 class Garbage(NamedTuple):
-    """A file, or the whole of a stage's folder, that nothing needs."""
+    """A file, or a whole folder, that nothing needs."""
 
     kind: GarbageKind
     name: str
@@ -117,7 +123,13 @@ def _orphans(root: Store, folder: str, files: Sequence[StoredFile]) -> Iterator[
         named = _named_files(root.at(folder), done) | set(receipts)
     except DamagedRecordError:
         return  # What a damaged receipt names is not known: `dualtoken verify --repair` first.
+    checkpoints = [file for name, file in by_name.items() if name.startswith(f"{CHECKPOINTS}/")]
+    if checkpoints and MANIFEST_FILE in by_name:
+        # As one: while a repair trains again, the youngest of them keeps all.
+        yield Garbage(GarbageKind.CHECKPOINTS, f"{join(folder, CHECKPOINTS)}/", tuple(checkpoints))
     for name, file in by_name.items():
+        if name.startswith(f"{CHECKPOINTS}/"):
+            continue
         if file.is_leftover:
             yield Garbage(GarbageKind.LEFTOVER, file.name, (file,))
             continue
@@ -222,14 +234,14 @@ def delete(root: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
             continue
         for file in sorted(found.files, key=lambda file: _deletion_rank(file.name)):
             root.remove(file.name)
-        if found.kind == GarbageKind.OLD:
+        if found.kind in _FOLDERS:
             root.remove_empty_folders(found.name.rstrip("/"))
     return left
 
 
 def _is_as_listed(root: Store, garbage: Garbage) -> bool:
     """Tell whether garbage is what it was: a resumed run may have written the file anew, and its receipt."""
-    if garbage.kind == GarbageKind.OLD:
+    if garbage.kind in _FOLDERS:
         return tuple(root.entries(garbage.name.rstrip("/"))) == garbage.files
     (listed,) = garbage.files
     now = root.entry(garbage.name)

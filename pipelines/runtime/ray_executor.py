@@ -28,7 +28,7 @@ from dualtoken.infra.ray_session import LOCAL, ray_session
 from dualtoken.infra.ray_train import fit
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.cluster import ClusterConfig
-from dualtoken.pipelines.core.receipts import done_units
+from dualtoken.pipelines.core.receipts import CHECKPOINTS, done_units
 from dualtoken.pipelines.core.stage import StageJob, TrainingWorker, Unit, UnitOutcome, UnitOutput, Work
 from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt, worker_class_of
@@ -206,7 +206,7 @@ class _RayTrainWorker:
         checkpoint = fit(
             self._worker.loop,
             {"job": self._job},
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=self._job.folder,
             num_workers=resources.num_workers,
             cpus_per_worker=int(resources.cpus),

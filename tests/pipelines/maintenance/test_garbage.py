@@ -10,7 +10,7 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.receipts import StageRecord
+from dualtoken.pipelines.core.receipts import Manifest, StageRecord
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.maintenance.garbage import Garbage, GarbageKind, delete, find_garbage, totals
 from dualtoken.pipelines.runtime.plan import Planner
@@ -193,3 +193,50 @@ def test_what_is_no_root_is_the_users_mistake(finished: Recipe, tmp_path: Path) 
     for folder, problem in ((tmp_path, "no stage below it"), (Path(job.folder), "one stage")):
         with pytest.raises(UserError, match=problem):
             found(Store(str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_checkpoints_go_once_their_training_is_finished_and_no_repair_writes_new_ones(
+    kind: str, tmp_path: Path
+) -> None:
+    root = Store(str(tmp_path) if kind == "local" else "memory://garbage")
+    folder = "models/tokenizer/0"
+    checkpoints = f"{folder}/checkpoints"
+    stage = StageRecord(stage="train", corpus=None, fingerprint="0", identity={}, inputs={}, recipe={})
+    root.put_bytes(stage.to_bytes(), f"{folder}/stage.json")
+    root.put_bytes(b"weights", f"{checkpoints}/step-000000010/state.pt")
+    root.put_bytes(b"snapshot", f"{checkpoints}/checkpoint_manager_snapshot.json")
+    later = time.time() + 7200
+    assert found(root, now=later) == [], "the training is under way"
+
+    write_manifest(root.at(folder))
+    assert found(root, now=time.time()) == [], "it may be written just now"
+    (garbage,) = found(root, now=later)
+    assert (garbage.kind, garbage.name) == (GarbageKind.CHECKPOINTS, f"{checkpoints}/")
+    root.put_bytes(b"a later one", f"{checkpoints}/step-000000020/state.pt")
+    assert delete(root, [garbage]) == [garbage]
+    assert delete(root, found(root, now=later)) == []
+    assert list(root.entries(checkpoints)) == []
+    assert not root.is_local or not Path(root.path(checkpoints)).exists()
+    assert {file.name for file in root.entries()} == {f"{folder}/stage.json", f"{folder}/manifest.json"}
+
+
+def write_manifest(store: Store) -> None:
+    """Write the manifest of a finished stage without units."""
+    moment = "2020-01-01T00:00:00+00:00"
+    manifest = Manifest(
+        stage="train",
+        corpus=None,
+        fingerprint="0",
+        root_hash="0",
+        rows_in=0,
+        counts={},
+        units={},
+        bytes=0,
+        seconds=1.0,
+        first_started_at=moment,
+        last_finished_at=moment,
+        files=(),
+        details={},
+    )
+    store.put_bytes(manifest.to_bytes(), "manifest.json")
