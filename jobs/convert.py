@@ -1,5 +1,6 @@
 """`dualtoken convert`: other projects' weights into our folders, and ours into the released code's."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,11 @@ def convert(
         Path | None, typer.Option("--config", help="The configuration file beside the checkpoint.")
     ] = None,
     to_reference: Annotated[
-        bool, typer.Option("--to-reference", help="From ours to the released code's names.")
+        bool,
+        typer.Option(
+            "--to-reference",
+            help="From ours to the released code's names; its configuration is written beside them.",
+        ),
     ] = False,
 ) -> None:
     """Convert weights: the released DualToken code's to ours and back, or a SigLIP to a teacher."""
@@ -55,7 +60,8 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
     # PyTorch takes seconds to import.
     from dualtoken.model.convert.reference import from_reference, refuse_older_layouts  # noqa: PLC0415
     from dualtoken.model.convert.reference_config import config_from_reference  # noqa: PLC0415
-    from dualtoken.model.convert.siglip import read_json, read_weights  # noqa: PLC0415
+    from dualtoken.model.convert.siglip import read_weights  # noqa: PLC0415
+    from dualtoken.model.hub.json_files import read_json  # noqa: PLC0415
     from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
     values = read_json(config)
@@ -74,13 +80,19 @@ def _from_reference(source: Path, config: Path | None, out: Path) -> None:
 
 def _to_reference(source: Path, out: Path) -> None:
     from dualtoken.model.convert.reference import to_reference  # noqa: PLC0415
+    from dualtoken.model.convert.reference_config import config_to_reference  # noqa: PLC0415
     from dualtoken.model.hub.saved_model import write_safetensors  # noqa: PLC0415
     from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer  # noqa: PLC0415
 
+    settings = out.with_suffix(".json")
+    require_new(settings)
     tokenizer = DualTokenizer.from_pretrained(source)
     weights = to_reference(tokenizer.state_dict(), tokenizer.config)
+    written = config_to_reference(tokenizer.config)
     write_safetensors(weights, out)
+    settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print_line(f"{out}: {len(weights)} tensors under the released code's names")
+    print_line(f"{settings}: the released code's configuration of them, for --config")
     print_line(
         "absent: siglip_model.text_model.*, logit_scale and logit_bias; "
         "load with strict=False, or take them from SigLIP"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
 from dualtoken.model.config.open_clip import Channels, Statistics, input_statistics, tower_shape
 from dualtoken.model.config.quantizer import AnyQuantizerConfig
 
@@ -149,11 +149,32 @@ class DecoderConfig(Config):
     """Residual blocks per level, less one."""
     norm_groups: PositiveInt = 32
     """Groups of each GroupNorm."""
+    attention_levels: tuple[int, ...] | None = in_fingerprint_unless_default(
+        default=None, exclude_if=lambda levels: levels is None
+    )
+    """Levels with attention, 0 the highest resolution, as places in `multipliers`; by default the lowest
+    resolution alone."""
 
     @property
     def image_size(self) -> int:
         """Side of the decoded image, pixels."""
         return self.latent_size * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def attends(self) -> tuple[int, ...]:
+        """Levels with attention."""
+        if self.attention_levels is None:
+            return (len(self.multipliers) - 1,)
+        return self.attention_levels
+
+    @model_validator(mode="after")
+    def _attention_levels_are_levels(self) -> "DecoderConfig":
+        levels = sorted(set(self.attends))
+        if list(self.attends) != levels or not set(levels) <= set(range(len(self.multipliers))):
+            raise ValueError(
+                f"attention_levels={self.attention_levels}: name places in multipliers, ascending from 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> "DecoderConfig":

@@ -7,11 +7,12 @@ takes seconds to import.
 
 from dualtoken.model.convert.export import export_graphs
 from dualtoken.model.convert.reference import from_reference, refuse_older_layouts, to_reference
-from dualtoken.model.convert.reference_config import config_from_reference
+from dualtoken.model.convert.reference_config import config_from_reference, config_to_reference
 from dualtoken.model.convert.siglip import load_siglip, read_weights, tower_weights
 
 __all__ = [
     "config_from_reference",
+    "config_to_reference",
     "export_graphs",
     "from_reference",
     "load_siglip",

@@ -1,18 +1,19 @@
 """Converts the weights of the released DualToken code (a checkpoint's state dict) to ours, and back.
 
-The released code keeps a codebook once per depth, all the same tensor, with a last row of zeros that is never
-chosen. Beside each attention it keeps a bias of zeros for the keys. Ours has neither. Its text tower is not
-part of the tokenizer.
+The released code keeps a codebook once per depth, the same tensor where depths share one, with a last row of
+zeros that is never chosen. Beside each attention it keeps a bias of zeros for the keys. Ours has neither. Its
+text tower is not part of the tokenizer.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dualtoken.model.config.quantizer import QuantizerConfig
+from dualtoken.model.config.sizes import least_weights
 from dualtoken.model.config.tokenizer import TokenizerConfig, TowerConfig
 from dualtoken.model.convert.reference_names import convert_state_dict, tokenizer_mappings
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -32,20 +33,22 @@ def from_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict
     """Return the state dict that `DualTokenizer.load_state_dict` takes.
 
     Raises ValueError, a line per key, for keys that are missing, misshapen or unexpected, and for codebooks
-    that differ from depth to depth, which ours share.
+    that differ from depth to depth where the configuration has one for all.
     """
     refuse_older_layouts(state)
+    _require_room(config, state)
     state = {name: tensor for name, tensor in state.items() if not _TEXT.match(name)}
     own_state = _meta_state_dict(config)
     _check_keys(state, to_reference(own_state, config))
-    _check_depths_share_a_codebook(state)
     converted = convert_state_dict(
-        _without_copies_of_codebooks(state), tokenizer_mappings(own_state, config.tower.depth)
+        _with_joined_codebooks(state, config), tokenizer_mappings(own_state, config.tower.depth)
     )
     weights = {}
     for name, tensor in converted.items():
         is_codebook = name.endswith(".codes")
-        unpadded = tensor[:-1].clone() if is_codebook else tensor  # the last row of a codebook pads it
+        unpadded = (
+            tensor[..., :-1, :].clone() if is_codebook else tensor
+        )  # the last row of a codebook pads it
         # Checkpoints in half precision come out in float32, as models are.
         weights[name] = unpadded.float()
     return weights
@@ -61,7 +64,7 @@ def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[s
         raise ValueError(f"{problem}: it cannot be written as the released code's checkpoint")
     mappings = tokenizer_mappings(state, config.tower.depth)
     converted = convert_state_dict(state, mappings, to_external=True)
-    return _with_redundant_tensors(converted, config.pixel.depth)
+    return _with_redundant_tensors(converted, config)
 
 
 def _not_in_reference(config: TokenizerConfig) -> str | None:
@@ -72,11 +75,10 @@ def _not_in_reference(config: TokenizerConfig) -> str | None:
         )
     for stream in ("pixel", "semantic"):
         quantizer = getattr(config, stream)
-        if not isinstance(quantizer, QuantizerConfig) or not quantizer.shared:
-            return (
-                f"{stream}={quantizer!r}, where the released code has residual quantisers with a codebook "
-                "shared by all depths"
-            )
+        if not isinstance(quantizer, QuantizerConfig):
+            return f"{stream}={quantizer!r}, where the released code has residual quantisers"
+        if quantizer.beam != 1:
+            return f"{stream}.beam={quantizer.beam}, where the released code takes the nearest code"
     for name, fixed in _FIXED_SETTINGS.items():
         value = getattr(config, name)
         if value != fixed:
@@ -84,7 +86,7 @@ def _not_in_reference(config: TokenizerConfig) -> str | None:
     return None
 
 
-def _with_redundant_tensors(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _with_redundant_tensors(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
     """Add the tensors that only the released code keeps: codebooks per depth, and biases of zeros."""
     complete = {}
     for name, tensor in state.items():
@@ -93,24 +95,66 @@ def _with_redundant_tensors(state: Mapping[str, Tensor], depth: int) -> dict[str
             complete[name] = tensor
         else:
             prefix, _, buffer = codebook.groups()
-            is_padded = buffer == "weight"
-            padded = torch.cat((tensor, torch.zeros_like(tensor[:1]))) if is_padded else tensor
-            for level in range(depth):
+            padded = tensor
+            if buffer == "weight":
+                padded = torch.cat((tensor, torch.zeros_like(tensor[..., :1, :])), dim=-2)
+            quantizer = _quantizer_of(name, config)
+            for level in range(quantizer.depth):
                 # Copies, since a file of safetensors refuses tensors that share memory.
-                complete[f"{prefix}.{level}.{buffer}"] = padded.clone()
+                complete[f"{prefix}.{level}.{buffer}"] = (
+                    padded if quantizer.shared else padded[level]
+                ).clone()
         if name.endswith(".attn.q_bias"):
             complete[name.replace("q_bias", "zero_k_bias")] = torch.zeros_like(tensor)
     return complete
 
 
-def _without_copies_of_codebooks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without the codebooks of all depths but the first."""
-    kept = {}
+def _with_joined_codebooks(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
+    """Return the tensors with those of all depths' codebooks under the name of the first.
+
+    That is one codebook where depths share it, and else one per depth, stacked.
+    """
+    joined = {}
     for name, tensor in state.items():
         codebook = _CODEBOOK.fullmatch(name)
-        if codebook is None or codebook[2] == "0":
-            kept[name] = tensor
-    return kept
+        if codebook is None:
+            joined[name] = tensor
+        elif codebook[2] == "0":
+            quantizer = _quantizer_of(name, config)
+            depths = [state[f"{codebook[1]}.{depth}.{codebook[3]}"] for depth in range(quantizer.depth)]
+            if quantizer.shared:
+                _require_equal(name, depths)
+                joined[name] = tensor
+            else:
+                joined[name] = torch.stack(depths)
+    return joined
+
+
+def _quantizer_of(name: str, config: TokenizerConfig) -> QuantizerConfig:
+    """Return the configuration of the codebook that a key of the released code belongs to."""
+    quantizer = config.pixel if name.startswith("quantizer_pix.") else config.semantic
+    assert isinstance(quantizer, QuantizerConfig)
+    return quantizer
+
+
+def _require_equal(name: str, depths: Sequence[Tensor]) -> None:
+    for depth, tensor in enumerate(depths):
+        if not torch.equal(tensor, depths[0]):
+            other = name.replace(".codebooks.0.", f".codebooks.{depth}.")
+            raise ValueError(
+                f"{other} differs from {name}: shared_codebook=true says that depths share a codebook; "
+                "give the configuration that the checkpoint was trained with"
+            )
+
+
+def _require_room(config: TokenizerConfig, state: Mapping[str, Tensor]) -> None:
+    """Refuse a configuration of more weights than there are, before anything of its size is made."""
+    num_weights = sum(tensor.numel() for tensor in state.values())
+    if least_weights(config) > num_weights:
+        raise ValueError(
+            f"the configuration asks for {least_weights(config):,} weights or more, and the checkpoint has "
+            f"{num_weights:,}: they do not belong together"
+        )
 
 
 def _meta_state_dict(config: TokenizerConfig) -> dict[str, Tensor]:
@@ -175,12 +219,3 @@ def _key_problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         elif found[name].shape != expected[name].shape:
             problems.misshapen.append(f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
     return problems
-
-
-def _check_depths_share_a_codebook(state: Mapping[str, Tensor]) -> None:
-    for name, tensor in state.items():
-        first = _CODEBOOK.sub(r"\1.0.\3", name)
-        if first != name and not torch.equal(tensor, state[first]):
-            raise ValueError(
-                f"{name} differs from {first}: only checkpoints with shared_codebook=true can be converted"
-            )

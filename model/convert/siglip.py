@@ -1,17 +1,17 @@
 """Reads image towers from others' files: Hugging Face's SigLIP and SigLIP2, and open_clip's weights."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from dualtoken.model.config.tokenizer import TowerConfig
 from dualtoken.model.convert.reference_names import convert_state_dict, siglip_mappings
-from dualtoken.model.hub.saved_model import read_safetensors
+from dualtoken.model.convert.weight_files import read_weights_file
+from dualtoken.model.hub.json_files import read_json
+from dualtoken.model.hub.saved_model import FORMAT
 from dualtoken.model.vision.towers import encoder_weights
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
@@ -95,7 +95,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} has no weights: give a file, or a folder with .safetensors files")
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= _read_file(file)
+        state |= read_weights_file(file)
     if all(name.startswith("module.") for name in state):
         return _below(state, "module.")
     return state
@@ -103,34 +103,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the config.json of a folder of SigLIP's; raises ValueError for another model's."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}/config.json cannot be read, there is none: give a folder of Hugging Face's SigLIP, "
+            "or a checkpoint file of the released DualToken code"
+        )
     values = read_json(folder / "config.json")
     model_type = values.get("model_type")
+    if values.get("format") == FORMAT:
+        raise ValueError(f"{folder} holds a tokenizer of ours already: --to-reference converts it back")
     if model_type not in ("siglip", "siglip_vision_model"):
         raise ValueError(
             f"{folder}/config.json has model_type={model_type}: give a folder of siglip or "
             "siglip_vision_model, as which SigLIP2 of fixed resolution is saved too"
         )
-    return values
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; raises ValueError naming the file, for a key that stands twice too."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        # A user's mistake, so no TypeError.
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object")  # noqa: TRY004
-    return values
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"{key} stands twice: keep one of them")
-        values[key] = value
     return values
 
 
@@ -150,23 +136,6 @@ def num_siglip_blocks(names: Iterable[str], prefix: str = "") -> int:
         if match:
             blocks.add(match[1])
     return len(blocks)
-
-
-def _read_file(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises many kinds for what is no checkpoint)
-        message = str(error)
-        reason = message.splitlines()[0] if message else type(error).__name__
-        raise ValueError(f"{file} cannot be read as weights alone: {reason}") from None
-    state = loaded
-    if isinstance(loaded, dict):
-        state = loaded.get("state_dict", loaded)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state dict: save one, or a dictionary with one under state_dict")
-    return state
 
 
 def _from_siglip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ The folder holds both towers and the text tokeniser. open_clip's own SigLIP mode
 exact GELU. This teacher computes what Hugging Face's model does.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from dualtoken.model.convert.siglip import (
     activation,
     load_siglip,
     read_config,
-    read_json,
     read_weights,
 )
+from dualtoken.model.hub.json_files import read_json
+from dualtoken.model.teacher.folder import TOKENIZER_CONFIG, check_tokenizer_config, copy_tokenizer_files
 from dualtoken.model.teacher.teacher import save_open_clip
 from dualtoken.model.vision.siglip_tower import tower_name
 
@@ -32,15 +32,6 @@ _TEXT_DEFAULTS = {
     "layer_norm_eps": 1e-6,
 }
 """Defaults of Hugging Face's SiglipTextConfig, which its files leave out."""
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-_TOKENIZER_FILES = (
-    _TOKENIZER_CONFIG,
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "tokenizer.model",
-)
 _TEXT_LAYERS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -64,10 +55,11 @@ def convert_siglip(source: str | Path, folder: str | Path) -> None:
             f"{source}/config.json is of an image tower alone: a teacher reads texts too, "
             "give the whole model's folder"
         )
-    if not (source / _TOKENIZER_CONFIG).is_file():
+    if not (source / TOKENIZER_CONFIG).is_file():
         raise ValueError(
-            f"{source} has no {_TOKENIZER_CONFIG}: put the text tokeniser's files beside the weights"
+            f"{source} has no {TOKENIZER_CONFIG}: put the text tokeniser's files beside the weights"
         )
+    check_tokenizer_config(source / TOKENIZER_CONFIG)
     tower = load_siglip(source)
     text = _TEXT_DEFAULTS | values.get("text_config", {})
     state = read_weights(source)
@@ -77,9 +69,7 @@ def convert_siglip(source: str | Path, folder: str | Path) -> None:
         weights[name] = state[name].reshape(())
     config = {"model_cfg": _model_config(tower, text), "preprocess_cfg": _preprocessing(source)}
     save_open_clip(weights, config, folder)
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_tokenizer_files(source, folder)
 
 
 def _text_mappings(depth: int) -> list[KeyMapping]:

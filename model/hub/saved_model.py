@@ -8,8 +8,10 @@ model card.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dualtoken.model.hub.json_files import read_json
 from dualtoken.model.hub.model_name import CONFIG, WEIGHTS, local_folder, require_files
 
 CARD = "README.md"
@@ -32,6 +35,8 @@ FORMAT_VERSION = 1
 """Version of the format. Folders of version 1 may lack `transform` and the card, which came later."""
 PYTORCH = {"format": "pt"}
 """Metadata that other readers of safetensors look for in a file of PyTorch's weights."""
+_CARD_FINGERPRINT = re.compile(r"^\* Fingerprint: `([0-9a-f]{64})`", re.MULTILINE)
+"""Line of the card that names the fingerprint of its folder."""
 _PATIENCE = 10
 """Time to wait for the hub's first answer, seconds; its own client tries for half a minute before it says
 there is no network."""
@@ -193,6 +198,42 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def of_one_save(folder: Path) -> Iterator[None]:
+    """Require that a folder's files are those which its card was written with.
+
+    Raises ValueError with both fingerprints, after what the block itself raises; a folder whose card names no
+    fingerprint passes.
+    """
+    difference = _difference_from_card(folder)
+    try:
+        yield
+    except ValueError as error:
+        if difference is None:
+            raise
+        raise ValueError(f"{error}; {difference}") from error
+    if difference is not None:
+        raise ValueError(f"{folder}: {difference}")
+
+
+def _difference_from_card(folder: Path) -> str | None:
+    """Describe how a folder's fingerprint differs from the one that its card names, or return None."""
+    card = folder / CARD
+    if not card.is_file():
+        return None
+    named = _CARD_FINGERPRINT.search(card.read_text(encoding="utf-8", errors="replace"))
+    if named is None:
+        return None
+    found = fingerprint(folder)
+    if named[1] == found:
+        return None
+    return (
+        f"{CONFIG} and {WEIGHTS} have fingerprint {found}, {CARD} was saved with {named[1]}: "
+        "one of the files was damaged or exchanged; fetch the folder again, or, if you changed it yourself, "
+        f"take {CARD} away and call save_pretrained, which writes a new one"
+    )
+
+
 class SavedConfig(NamedTuple):
     """Values of config.json, not yet validated."""
 
@@ -224,16 +265,17 @@ def write_safetensors(
 def read_config(folder: Path) -> SavedConfig:
     """Read config.json. Raises ValueError unless the folder is one of ours."""
     require_files(folder)
-    try:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder}/{CONFIG} is no JSON: {error}") from error
-    found = (None, None)
-    if isinstance(saved, dict):
-        found = (saved.get("format"), saved.get("format_version"))
+    saved = read_json(folder / CONFIG)
+    found = (saved.get("format"), saved.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
         raise ValueError(
             f"{folder}/{CONFIG} has format and format_version {found}: this reads {(FORMAT, FORMAT_VERSION)}"
+        )
+    unknown = saved.keys() - {"format", "format_version", *SavedConfig._fields}
+    if unknown or "config" not in saved:
+        keys = ", ".join(sorted(unknown)) or "no config"
+        raise ValueError(
+            f"{folder}/{CONFIG} has {keys}: name a folder that DualTokenizer.save_pretrained wrote"
         )
     return SavedConfig(saved["config"], saved.get("transform"))
 

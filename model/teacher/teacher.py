@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dualtoken.model.config.teacher import TeacherConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.hub.saved_model import write_safetensors
+from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE, read_open_clip_config, text_tokenizer
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.model.vision.siglip_tower import register_tower, tower_name
@@ -30,8 +31,6 @@ with vision_imports():
     from open_clip.tokenizer import SimpleTokenizer
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
 _POSITION_SCALE = 0.5
 """Factor that brings sines and cosines to about the size of patches' tokens."""
 _LOGIT_SCALE = 5.0
@@ -97,12 +96,14 @@ def export_open_clip(
     `tower`, the folder names a tower that computes as `tower` does: SigLIP was trained with the tanh GELU, in
     place of which timm has the exact one for some models.
 
-    Raises ValueError for a name that open_clip does not know.
+    Raises ValueError for a name that open_clip does not know: a folder or repository is none.
     """
-    model_config = open_clip.get_model_config(model_name)
+    model_config = None
+    if ":" not in model_name:
+        model_config = open_clip.get_model_config(model_name)
     if model_config is None:
         raise ValueError(f"model={model_name} is unknown to open_clip: set one of open_clip.list_models()")
-    model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
+    model = _create_model(model_name, pretrained)
     visual = cast("Any", model.visual)
     preprocess = {key: visual.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     image_size = int(visual.image_size[0])
@@ -112,13 +113,15 @@ def export_open_clip(
     folder_config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
     save_open_clip(model.state_dict(), folder_config, Path(folder))
     if "hf_tokenizer_name" in model_config["text_cfg"]:
-        cast("Any", open_clip.get_tokenizer(model_name)).save_pretrained(folder)
+        cast("Any", open_clip.get_tokenizer(model_name, trust_remote_code=False)).save_pretrained(folder)
 
 
 def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Teacher":
     """Read an open_clip local-dir folder, ours or any checkpoint's; no network is used.
 
-    Raises ValueError if files are missing or the image tower is no plain vision transformer.
+    Nothing that the folder says makes any library run code. Raises ValueError, one line, if files are missing
+    or damaged, for keys of a configuration that are not known, and if the image tower is no plain vision
+    transformer.
     """
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -126,10 +129,24 @@ def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Tea
             raise ValueError(
                 f"{folder} has no {name}: name a folder of an open_clip model, such as save_teacher writes"
             )
-    model_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
-    register_tower(model_config["vision_cfg"].get("timm_model_name", ""))
-    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-    return Teacher(model, open_clip.get_tokenizer(f"local-dir:{folder}")).to(device)
+    config = read_open_clip_config(folder)
+    register_tower(config.model.vision_cfg.timm_model_name or "")
+    tokenizer = text_tokenizer(folder, config.model.text_cfg)
+    return Teacher(_create_model(f"local-dir:{folder}"), tokenizer).to(device)
+
+
+def _create_model(name: str, pretrained: str | None = None) -> nn.Module:
+    """Return open_clip's model with its weights; raises ValueError, one line, where they do not fit it."""
+    try:
+        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # open_clip, timm and torch raise many kinds
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise ValueError(
+            f"{name.removeprefix('local-dir:')} cannot be built with its weights: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 class Teacher(nn.Module):

@@ -16,7 +16,10 @@ from dualtoken.model.tokenizer.upsample import upsample_conv
 
 
 class Decoder(nn.Module):
-    """Residual blocks and upsampling from the latent grid to the image; attention on the latent grid only."""
+    """Residual blocks and upsampling from the latent grid to the image.
+
+    Attention is on the latent grid, and on the levels that the configuration names.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class Decoder(nn.Module):
                     out_channels,
                     groups,
                     blocks=config.num_res_blocks + 1,
-                    attends=level == lowest,
+                    attends=level in config.attends,
                     upsamples=level > 0,
                 )
             )

@@ -19,13 +19,22 @@ from torch import Tensor, nn
 
 from dualtoken.model.config.base import validated
 from dualtoken.model.config.open_clip import HALF
+from dualtoken.model.config.sizes import least_weights
 from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig
 from dualtoken.model.hub.model_name import CONFIG, WEIGHTS
-from dualtoken.model.hub.saved_model import HubModel, SavedConfig, read_config, read_safetensors, write_folder
+from dualtoken.model.hub.saved_model import (
+    HubModel,
+    SavedConfig,
+    of_one_save,
+    read_config,
+    read_safetensors,
+    write_folder,
+)
 from dualtoken.model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
 from dualtoken.model.tokenizer.conv_blocks import ResBlock
 from dualtoken.model.tokenizer.conv_encoder import ConvEncoder
 from dualtoken.model.tokenizer.decoder import Decoder
+from dualtoken.model.tokenizer.input_checks import require_shape_of_pictures, require_values_of_pictures
 from dualtoken.model.tokenizer.model_card import card
 from dualtoken.model.tokenizer.projection import AttnProjection
 from dualtoken.model.vision.towers import (
@@ -156,11 +165,17 @@ class DualTokenizer(nn.Module, HubModel):
         return TokenizerOutput(reconstruction, tokens, pooled, quantized.pixel, quantized.semantic)
 
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "B 3 S S"]) -> Codes:
-        """Return both streams' codes of images of -1 to 1.
+    def encode(self, images: Float[Tensor, "B 3 S S"], *, check_values: bool = True) -> Codes:
+        """Return both streams' codes of images of -1 to 1, or of what `transform` makes of levels.
 
         Runs the blocks up to the semantic one, and no decoder.
+
+        Raises ValueError for another shape or type, and for values that no picture gives. Looking at values
+        waits for the device: a loop over images that `transform` has made may leave it out. Compiled and
+        exported graphs do.
         """
+        if check_values and not torch.compiler.is_compiling():
+            require_values_of_pictures(images, self.transform)
         taps = self._tap(images)
         semantic_stream = (self.quantize_semantic, self._semantic_tokens(taps))
         if self.config.shared_codebook:
@@ -208,12 +223,7 @@ class DualTokenizer(nn.Module, HubModel):
     ) -> dict[int, Tap]:
         """Return the output of each block that a stream leaves from; blocks after the last do not run."""
         config = self.config
-        side = config.image_size
-        if not images.is_floating_point() or images.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}: pass floats of -1 to 1, "
-                f"(images, 3, {side}, {side}), as tokenizer.transform(pictures) gives them"
-            )
+        require_shape_of_pictures(images, config.image_size)
         blocks: set[int] = set()
         if semantic or config.shared_codebook:
             blocks.add(config.semantic_block)
@@ -301,10 +311,14 @@ class DualTokenizer(nn.Module, HubModel):
     def _from_folder(cls, folder: Path, device: torch.device) -> "DualTokenizer":
         saved = read_config(folder)
         config = validated(TokenizerConfig, saved.config, f"{folder}/{CONFIG}: config")
-        state = read_safetensors(folder / WEIGHTS, device)
-        tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
+        transform = None
         if saved.transform:
-            tokenizer.transform = validated(Transform, saved.transform, f"{folder}/{CONFIG}: transform")
+            transform = validated(Transform, saved.transform, f"{folder}/{CONFIG}: transform")
+        with of_one_save(folder):
+            state = read_safetensors(folder / WEIGHTS, device)
+            tokenizer = cls.from_weights(config, state, f"the model of {folder}/{CONFIG}")
+        if transform is not None:
+            tokenizer.transform = transform
         return tokenizer
 
     @classmethod
@@ -315,6 +329,12 @@ class DualTokenizer(nn.Module, HubModel):
 
         Raises ValueError for other names or shapes; `expected` is what the error says they do not fit.
         """
+        num_weights = sum(tensor.numel() for tensor in state.values())
+        if least_weights(config) > num_weights:
+            raise ValueError(
+                f"weights do not fit {expected}: it asks for {least_weights(config):,} or more, "
+                f"and there are {num_weights:,}"
+            )
         # On meta, since initial weights that are replaced at once would cost seconds for a large tower.
         with torch.device("meta"):
             tokenizer = cls(config)

@@ -6,6 +6,7 @@ vit_*_siglip_* models give them, so the trunk of any open_clip SigLIP model load
 
 import re
 
+from dualtoken.model.config.base import validated
 from dualtoken.model.config.tokenizer import TowerConfig
 from dualtoken.model.vision.imports import vision_imports
 
@@ -52,24 +53,33 @@ def tower_name(config: TowerConfig, image_size: int) -> str:
     return name
 
 
+def config_of_name(name: str) -> TowerConfig | None:
+    """Return the shape that a name of `tower_name` describes, or None for any other name.
+
+    Raises ValueError for a shape that no tower has.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    values: dict[str, object] = {}
+    for field in ("patch_size", "width", "depth", "num_heads", "mlp_width"):
+        values[field] = int(match[field])
+    values["activation"] = "gelu" if match["gelu"] else "gelu_tanh"
+    return validated(TowerConfig, values, name)
+
+
 def register_tower(name: str) -> bool:
     """Make timm, and so open_clip, build the tower that a name of `tower_name` describes.
 
     Return whether it is such a name; any other changes nothing.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
+    config = config_of_name(name)
+    if config is None:
         return False
     if is_model(name):
         return True
-    config = TowerConfig(
-        patch_size=int(match["patch_size"]),
-        width=int(match["width"]),
-        depth=int(match["depth"]),
-        num_heads=int(match["num_heads"]),
-        mlp_width=int(match["mlp_width"]),
-        activation="gelu" if match["gelu"] else "gelu_tanh",
-    )
+    match = _NAME.fullmatch(name)
+    assert match is not None
     image_size = int(match["image_size"])
 
     def entry(pretrained: bool = False, **_options: object) -> VisionTransformer:

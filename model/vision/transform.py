@@ -57,6 +57,13 @@ class Transform(Config):
         scale, shift = self._scale_and_shift(levels.device)
         return levels.float() / scale - shift
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Least and largest value that `normalize` gives, over all colours."""
+        lows = [(0 - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
+        highs = [(1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
+        return min(lows), max(highs)
+
     def to_uint8(self, images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
         """Return what `normalize` made, or a network drew, as levels 0 to 255, rounded and clamped."""
         scale, shift = self._scale_and_shift(images.device)

@@ -1,6 +1,8 @@
 """The teacher of a recipe, and the targets that it computes; imports neither torch nor ray."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
 from dualtoken.model.config.teacher import TeacherTrainingConfig
@@ -21,8 +23,8 @@ class OpenClipTeacher(Config):
     """A model that open_clip knows by name, with weights from its hub."""
 
     kind: Literal["open_clip"]
-    model: str
-    """Name of the model, such as ViT-SO400M-14-SigLIP2-378."""
+    model: Annotated[str, Field(pattern=r"^[^:]*$")]
+    """Name of the model, such as ViT-SO400M-14-SigLIP2-378; a folder or repository is none."""
     pretrained: str
     """Tag of the weights, such as webli."""
 

@@ -154,7 +154,7 @@ class TokenizerRunner:
         """Return the codes, on the CPU, of pictures as the network sees them, on any device."""
         levels = levels.to(self.device, non_blocking=True)
         with tower_precision(self.device, self.precision):
-            codes = self.network.encode(self.network.transform.normalize(levels))
+            codes = self.network.encode(self.network.transform.normalize(levels), check_values=False)
         return StreamCodes(semantic=_to_uint16(codes.semantic), pixel=_to_uint16(codes.pixel))
 
     def decode(self, pixel: Array) -> UInt8[Tensor, "B 3 S S"]:

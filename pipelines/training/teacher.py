@@ -1,6 +1,5 @@
 """Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig, TowerConfig
+from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE, copy_teacher_files
 from dualtoken.model.teacher.teacher import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     Teacher,
     export_open_clip,
     load_teacher,
@@ -51,17 +49,25 @@ class Worker:
             _fetch_open_clip(teacher, self._job.recipe.tokenizer, scratch)
         else:
             given = Store(teacher.folder).local_folder(scratch / "given")
-            shutil.copytree(given, scratch, dirs_exist_ok=True)
+            _copy_given(given, scratch)
         check_teacher(scratch, self._job.recipe.tokenizer)
         names = sorted(path.name for path in scratch.iterdir() if path.is_file())
         return UnitOutput(tuple(names), None)
 
 
+def _copy_given(given: Path, folder: Path) -> None:
+    """Copy a given folder's known files; raises `UserError` where it lacks one, or asks for code to run."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (given / name).is_file():
+            raise UserError(f"teacher.folder has no {name}: give an open_clip checkpoint folder")
+    try:
+        copy_teacher_files(given, folder)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from None
+
+
 def check_teacher(folder: Path, tokenizer: TokenizerConfig) -> None:
     """Raise `UserError` where the tokenizer cannot start from this teacher."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise UserError(f"teacher.folder has no {name}: give an open_clip checkpoint folder")
     try:
         teacher = load_teacher(folder)
     except ValueError as error:

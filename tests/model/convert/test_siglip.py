@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,31 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:
         read_weights(tmp_path / "d.pt")
     save_file({"module.a": torch.ones(1)}, tmp_path / "e.safetensors")
     assert read_weights(tmp_path / "e.safetensors").keys() == {"a"}
+
+
+def test_what_stands_in_the_place_of_weights_is_named(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    save_file({"a": torch.ones(9)}, whole)
+    for name, content, named in (
+        ("page.pt", b"\n<!DOCTYPE html><html>not found</html>", "is a web page"),
+        ("page.safetensors", b"<html>", "is a web page"),
+        ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("empty.safetensors", b"", "is empty"),
+        ("cut.safetensors", whole.read_bytes()[:-8], "or a damaged one"),
+        ("code.pt", b"cos\nsystem\n(S'true'\ntR.", "holds os.system beside weights"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"\A.*{name} .*{re.escape(named)}.*\Z") as error:
+            read_weights(tmp_path / name)
+        assert "weights_only" not in str(error.value)
+
+
+def test_folders_of_no_siglip_are_told_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\A.*config\.json cannot be read.*give a folder of .*SigLIP.*\Z"):
+        convert_siglip(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"format": "dualtoken"}')
+    with pytest.raises(ValueError, match="--to-reference converts it back"):
+        convert_siglip(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text("<html>")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        convert_siglip(tmp_path, tmp_path / "out")

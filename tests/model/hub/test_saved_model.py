@@ -58,6 +58,45 @@ def test_damaged_weights_are_named(tokenizer: DualTokenizer, tmp_path: Path) -> 
         assert "\n" not in str(error.value)
 
 
+def test_exchanged_weights_are_named_with_both_fingerprints(tokenizer: DualTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        tokenizer.get_parameter("decoder.conv_out.bias").add_(1e-3)
+    tokenizer.save_pretrained(tmp_path / "second")
+    saved_with = fingerprint(tmp_path / "first")
+    (tmp_path / "first/model.safetensors").write_bytes((tmp_path / "second/model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"\A.+take README\.md away and call save_pretrained.+\Z") as error:
+        DualTokenizer.from_pretrained(tmp_path / "first")
+    assert saved_with in str(error.value)
+    assert fingerprint(tmp_path / "first") in str(error.value)
+    # The way that the message names.
+    (tmp_path / "first/README.md").unlink()
+    DualTokenizer.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "first")
+    assert fingerprint(tmp_path / "first") in (tmp_path / "first/README.md").read_text()
+
+
+def test_damaged_weights_are_named_with_both_fingerprints(tokenizer: DualTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    saved_with = fingerprint(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 64
+    for damaged in (bytes(flipped), whole[:-4], b""):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"\A.+\Z") as error:
+            DualTokenizer.from_pretrained(tmp_path)
+        assert saved_with in str(error.value)
+        assert fingerprint(tmp_path) in str(error.value)
+
+
+def test_a_card_that_was_written_anew_by_hand_names_no_fingerprint_and_is_no_fault(
+    tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("# My tokenizer\n")
+    DualTokenizer.from_pretrained(tmp_path)
+
+
 def test_a_configuration_that_cannot_be_is_one_line_with_its_key(
     tokenizer: DualTokenizer, tmp_path: Path
 ) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
+from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE
 from dualtoken.model.teacher.teacher import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     Teacher,
     build_teacher,
     export_open_clip,

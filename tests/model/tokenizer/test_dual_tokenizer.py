@@ -14,6 +14,7 @@ from dualtoken.model.config.tokenizer import DecoderConfig, ShortcutConfig, Toke
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.projection import AttnProjection
 from dualtoken.model.vision.towers import build_tower_like
+from dualtoken.model.vision.transform import Transform
 from tests.model.training.steps import snapshot
 
 
@@ -241,3 +242,45 @@ def test_images_and_codes_of_another_shape_are_refused(tokenizer: DualTokenizer,
     for wrong in (codes[0], codes[:, 1:], codes[..., :1]):
         with pytest.raises(ValueError, match=r"codes have shape .*: pass \(images, "):
             tokenizer.decode(wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (1.5, "values of -?[0-9.]+ to 1.5"),
+        (-7.0, "values of -7 to "),
+        (float("nan"), "NaN"),
+        (float("inf"), "values of .* to inf"),
+        (-float("inf"), "values of -inf to "),
+    ],
+)
+def test_values_that_no_picture_gives_are_refused_by_name(
+    value: float, named: str, tokenizer: DualTokenizer, images: Tensor
+) -> None:
+    images = images.clone()
+    images[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=rf"images hold {named}.*: pass floats of -1 to 1"):
+        tokenizer.encode(images)
+    tokenizer.encode(images, check_values=False)
+
+
+def test_the_range_of_values_is_that_of_the_model_s_own_transform(
+    tokenizer: DualTokenizer, images: Tensor
+) -> None:
+    tokenizer.transform = Transform(
+        image_size=tokenizer.config.image_size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 0.25)
+    )
+    levels = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+    tokenizer.encode(tokenizer.transform.normalize(levels))
+    with pytest.raises(ValueError, match=r"images hold values of .*: pass floats of 0 to 4"):
+        tokenizer.encode(images * 5)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_levels_other_layouts_and_single_pictures_are_refused_by_name(
+    tokenizer: DualTokenizer, images: Tensor
+) -> None:
+    levels = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+    for wrong in (levels, levels.float(), images.movedim(1, -1), images[0], images[..., :-1]):
+        with pytest.raises(ValueError, match=r"\Aimages .*: pass floats of -1 to 1"):
+            tokenizer.encode(wrong)

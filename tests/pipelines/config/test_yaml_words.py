@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dualtoken.model.convert.siglip import read_json
+from dualtoken.model.hub.json_files import read_json
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.yaml_words import read_yaml
 from dualtoken.pipelines.errors import UserError
