@@ -92,11 +92,11 @@ def _to_reference(source: Path, out: Path) -> None:
     write_safetensors(weights, out)
     settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print_line(f"{out}: {len(weights)} tensors under the released code's names")
-    print_line(f"{settings}: the released code's configuration of them, for --config")
     print_line(
         "absent: siglip_model.text_model.*, logit_scale and logit_bias; "
         "load with strict=False, or take them from SigLIP"
     )
+    print_line(f"{settings}: the released code's configuration of them, for --config")
 
 
 def _siglip(source: Path, out: Path) -> None:
