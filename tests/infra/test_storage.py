@@ -86,3 +86,12 @@ def test_the_first_of_two_conditional_puts_wins_or_the_probe_says_that_it_does_n
     if not honours:
         winner = b"second"
     assert store.read("receipt") == winner
+
+
+@pytest.mark.parametrize("spelt", ["{}//run", "{}/run/", "{}//run//"])
+def test_a_slash_that_repeats_another_or_ends_a_root_is_nothing(tmp_path: Path, spelt: str) -> None:
+    plain = Store(f"{tmp_path}/run")
+    plain.put_bytes(b"here", "scores/0/stage.json")
+    store = Store(spelt.format(tmp_path))
+    assert (store.url, store.root) == (plain.url, plain.root)
+    assert store.read("scores/0/stage.json") == b"here"
