@@ -43,11 +43,14 @@ def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
 
 def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Return the tokenizer's shape, its training, and the content of the weights that it begins with."""
-    settings = {
+    settings: dict[str, Any] = {
         "tokenizer": recipe.tokenizer.identity(),
         "train": recipe.train.identity(),
         "heldout": _heldout(recipe),
     }
+    if recipe.train.num_workers > 1:
+        # Which part of the batch a worker takes; it was every N-th sample once.
+        settings["shares"] = "contiguous"
     perceptual = recipe.train.perceptual
     if isinstance(perceptual, LpipsConfig):
         # Files that libraries bring are the same everywhere, so only those that a recipe names are hashed.

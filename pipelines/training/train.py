@@ -4,7 +4,6 @@ The loop is the same in this process and under Ray Train. Only its context diffe
 workers, and how it hands over a checkpoint.
 """
 
-import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,11 @@ from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
-from dualtoken.pipelines.inference.networks import set_num_threads, stage_device
+from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.perceptual import open_perceptual
+from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.train_context import RankContext, SingleProcessContext, TrainContext
 
 STATE_FILE = "state.pt"
@@ -46,11 +46,8 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
     """Train to the last step, from the last checkpoint if there is one; `settings` holds the job."""
     job: StageJob = settings["job"]
     train = job.recipe.train
-    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells each of its steps to the root logger
-    if context.device.type == "cpu":
-        set_num_threads(train.cpus_per_worker)
-
-    with scratch_folder() as name, ExitStack() as stack:
+    num_threads = train.cpus_per_worker if context.device.type == "cpu" else None
+    with scratch_folder() as name, process_settings(num_threads), ExitStack() as stack:
         scratch = Path(name)
         data_loader = TrainDataLoader(job, context, scratch)
         state = _open_state(job, context, scratch)
@@ -107,15 +104,14 @@ class TrainDataLoader:
     def load(self, step: int) -> TrainBatch:
         """Read and decode a step's samples; runs in a thread, ahead of the training."""
         recipe = self._job.recipe
-        rank = self._context.rank
-        world_size = self._context.world_size
         whole_batch = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)
-        numbers = whole_batch[rank::world_size]
+        share = rank_share(len(whole_batch), self._context)
+        numbers = [whole_batch[place] for place in share]
 
         pictures = [self._samples.image(number) for number in numbers]
         if recipe.train.random_crop:
-            for index, picture in enumerate(pictures):
-                pictures[index] = self.crop(picture, step, index * world_size + rank)
+            for index, place in enumerate(share):
+                pictures[index] = self.crop(pictures[index], step, place)
         images = to_tensor(pictures, recipe.tokenizer.image_size)
         if self._teacher:
             return TrainBatch(images, None, None)
@@ -128,11 +124,11 @@ class TrainDataLoader:
         dense = torch.from_numpy(targets.dense).unflatten(1, (-1, width))
         return TrainBatch(images, torch.from_numpy(targets.pooled), dense)
 
-    def crop(self, picture: Image.Image, step: int, index: int) -> Image.Image:
-        """Crop at random, by the index in the whole batch: a resumed run, or more workers, draw the same."""
+    def crop(self, picture: Image.Image, step: int, place: int) -> Image.Image:
+        """Crop at random, by the place in the whole batch: a resumed run, or more workers, draw the same."""
         recipe = self._job.recipe
         assert recipe.train.random_crop
-        generator = np.random.default_rng([recipe.train.seed, step, index])
+        generator = np.random.default_rng([recipe.train.seed, step, place])
         return random_crop(picture, recipe.tokenizer.image_size, recipe.train.random_crop, generator)
 
     def targets(self, batch: TrainBatch, images: Tensor) -> TeacherTargets:
@@ -150,10 +146,21 @@ class TrainDataLoader:
         return TeacherTargets(batch.pooled.to(device), batch.dense.to(device))
 
 
+def rank_share(batch_size: int, context: RankContext) -> range:
+    """Return the places in the whole batch that a rank takes: one after the other, as micro-batches are.
+
+    So the ranks' vectors, one rank after the other, are those of one worker in their order, and a codebook
+    restarts at the same ones.
+    """
+    size, rest = divmod(batch_size, context.world_size)
+    assert not rest, "a recipe's batch is a multiple of its workers"
+    return range(context.rank * size, (context.rank + 1) * size)
+
+
 def _open_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainState:
     """Build the model that training begins with, and load the last checkpoint if there is one."""
     train = job.recipe.train
-    torch.manual_seed(train.seed)
+    torch.default_generator.manual_seed(train.seed)  # weights are drawn on the CPU
     model = _initial_model(job, scratch)
     apply_memory_layout(model, train)
     model.to(context.device)
