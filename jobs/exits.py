@@ -1,5 +1,6 @@
 """Exit handling of every command: typed codes, one line for a mistake, a traceback for our bugs only."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from dualtoken.pipelines.errors import (
 def run_program(command: Callable[[], None]) -> None:
     """Run a command as this process's program; see `ExitCode` for what it exits with."""
     stop_on_signals()
+    _escape_output()
     try:
         raise_when_stopped(Preempted)
         wait_passively()
@@ -29,6 +31,13 @@ def run_program(command: Callable[[], None]) -> None:
     finally:
         # However the command ended: libraries turn the interruption into errors of their own, or lose it.
         end_if_stopped()
+
+
+def _escape_output() -> None:
+    """Escape what a terminal or log cannot show, such as names that are not UTF-8, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.hub.saved_model import write_safetensors
 from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE, read_open_clip_config, text_tokenizer
 from dualtoken.model.teacher.targets import TeacherTargets
+from dualtoken.model.teacher.text_tokenizer import bound_text
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.model.vision.siglip_tower import register_tower, tower_name
 from dualtoken.model.vision.towers import Tower, check_tower, forward_from_block, forward_taps, tower_differs
@@ -77,7 +78,7 @@ def tokenize(texts: Sequence[str], config: TextConfig) -> Int[Tensor, "T L"]:
 
 @cache  # reading the vocabulary takes 0.15 s, as long as a quarter of a small step
 def _text_tokenizer(context_length: int) -> SimpleTokenizer:
-    return SimpleTokenizer(context_length=context_length)
+    return bound_text(SimpleTokenizer(context_length=context_length))
 
 
 def save_teacher(model: nn.Module, config: TeacherConfig, folder: str | Path) -> None:
@@ -131,7 +132,7 @@ def load_teacher(folder: str | Path, device: str | torch.device = "cpu") -> "Tea
             )
     config = read_open_clip_config(folder)
     register_tower(config.model.vision_cfg.timm_model_name or "")
-    tokenizer = text_tokenizer(folder, config.model.text_cfg)
+    tokenizer = bound_text(text_tokenizer(folder, config.model.text_cfg))
     return Teacher(_create_model(f"local-dir:{folder}"), tokenizer).to(device)
 
 

@@ -45,11 +45,14 @@ class UrlsSource(Config):
 
 
 class ShardsSource(Config):
-    """Existing webdataset shards in img2dataset's layout, read where they are."""
+    """Existing webdataset shards, img2dataset's or any other, read where they are."""
 
     kind: Literal["shards"]
     folder: Location
-    """Folder with NNNNN.tar and NNNNN.parquet."""
+    """Folder with NNNNN.tar and NNNNN.parquet, or with tars alone.
+
+    A tar without a table has its samples' captions in members `.txt`, or as `caption` in `.json`.
+    """
 
 
 class CorpusConfig(Config):

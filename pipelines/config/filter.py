@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
 
 
 class MinSide(Config):
@@ -23,11 +23,21 @@ class MaxAspect(Config):
 
 
 class CaptionLength(Config):
-    """Drops captions of fewer words or characters."""
+    """Drops captions of fewer words or characters, or of more characters."""
 
     rule: Literal["caption_length"]
     min_words: Annotated[int, Field(ge=0)] = 1
     min_characters: Annotated[int, Field(ge=0)] = 1
+    max_characters: PositiveInt | None = in_fingerprint_unless_default(default=None)
+
+    @model_validator(mode="after")
+    def _some_length_passes(self) -> "CaptionLength":
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters={self.max_characters} is under min_characters={self.min_characters}: "
+                "raise it"
+            )
+        return self
 
 
 class ExactDuplicate(Config):

@@ -11,3 +11,8 @@ def pluralized(number: int, noun: str) -> str:
     if number == 1:
         return f"{number:,} {noun}"
     return f"{number:,} {noun}s"
+
+
+def printable(name: str) -> str:
+    """Return a file's name with bytes that are not UTF-8 escaped, as Arrow, JSON and terminals take it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

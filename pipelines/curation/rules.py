@@ -65,10 +65,13 @@ def max_aspect(rule: MaxAspect, scores: pa.Table) -> Mask:
 
 
 def caption_length(rule: CaptionLength, scores: pa.Table) -> Mask:
-    """Mark captions with too few words or too few characters."""
-    few_words = _column(scores, "caption_words") < rule.min_words
-    few_characters = _column(scores, "caption_characters") < rule.min_characters
-    return few_words | few_characters
+    """Mark captions with too few words, too few characters or too many."""
+    characters = _column(scores, "caption_characters")
+    rejected = _column(scores, "caption_words") < rule.min_words
+    rejected |= characters < rule.min_characters
+    if rule.max_characters is not None:
+        rejected |= characters > rule.max_characters
+    return rejected
 
 
 def exact_duplicate(scores: pa.Table, undecided: Mask) -> Mask:

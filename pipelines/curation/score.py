@@ -96,7 +96,7 @@ def _decode_all(shard: ImageShard) -> tuple[list[_Sample], dict[int, str]]:
 def _scores(shard: ImageShard, sample: _Sample, similarity: float) -> dict[str, Any]:
     """Return a row of the score file."""
     caption = shard.captions[sample.row]
-    width, height = shard.original_sizes[sample.row]
+    width, height = shard.original_sizes[sample.row] or sample.image.size
     return {
         "key": shard.keys[sample.row],
         "width": width,

@@ -44,13 +44,11 @@ from dualtoken.pipelines.images.shards import (
     ImageShard,
     ImageShardWriter,
     ShardRow,
-    SourceShard,
-    find_shards,
-    read_metadata,
     shard_files,
     write_metadata,
 )
 from dualtoken.pipelines.images.source_content import require_planned_content
+from dualtoken.pipelines.images.source_shards import SourceShard, find_shards, open_source_shard
 from dualtoken.pipelines.images.url_table import UrlTable, url_table
 
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
@@ -230,11 +228,11 @@ class Worker:
         """Take an existing shard over as it is, once its tar has all images that its table promises."""
         started = time.monotonic()
         shard = self._source_shards[int(unit.id)]
-        tar = source.local_copy(f"{shard.name}.tar", scratch / "source")
-        parquet = source.local_copy(f"{shard.name}.parquet", scratch / "source")
-        table = read_metadata(parquet)
-        with ImageShard(tar, parquet, self._corpus, shard.first_row) as images:
+        images, names = open_source_shard(source, shard, self._corpus, scratch / "source")
+        with images:
             damaged = self._damaged_images(images)
+        table = images.table
+        tar = images.path
         rows: list[ShardRow] = []
         for number, row in enumerate(table.to_pylist()):
             key = sample_key(self._corpus, shard.first_row + number)
@@ -249,7 +247,7 @@ class Worker:
             # Not a copy: what commits this unit reads through the link.
             (scratch / files[0]).symlink_to(tar.resolve())
             write_metadata(scratch, unit.id, table)
-        require_planned_content(self._job.store(), source, (f"{shard.name}.tar", f"{shard.name}.parquet"))
+        require_planned_content(self._job.store(), source, names)
         facts = {
             "bytes_fetched": tar.stat().st_size,
             "seconds": round(time.monotonic() - started, 3),

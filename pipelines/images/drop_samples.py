@@ -11,10 +11,10 @@ from dualtoken.pipelines.core.tombstones import FORGOTTEN
 from dualtoken.pipelines.images.shards import (
     FAILED_TO_DOWNLOAD,
     SHARD_COLUMNS,
-    member_key,
     shard_files,
     write_metadata,
 )
+from dualtoken.pipelines.images.tar_index import member_key
 
 
 def drop_samples(tar: Path, table: pa.Table, keys: frozenset[bytes], folder: Path, shard: str) -> None:

@@ -8,29 +8,29 @@ repeat.
 
 import json
 import os
-import tarfile
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.core.ledger import KEY_BYTES, sample_key
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.shard_tables import (
+    FAILED_TO_DOWNLOAD,
+    FAILED_TO_RESIZE,
+    SUCCESS,
+    read_metadata,
+    with_member_keys,
+)
+from dualtoken.pipelines.images.tar_index import TarMember, index_tar
 
-SUCCESS = "success"
-FAILED_TO_DOWNLOAD = "failed_to_download"
-FAILED_TO_RESIZE = "failed_to_resize"
-STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE)
-"""Values of the column `status`, img2dataset's own."""
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("url", pa.string()),
@@ -144,13 +144,15 @@ class ImageShard:
 
     def __init__(self, tar: Path, parquet: Path, corpus: str | None = None, first_row: int = 0) -> None:
         """Index the tar; raises `UserError` naming the file that is damaged or lacks what the other has."""
-        self._path = tar
+        self.path = tar
         members = index_tar(tar)
-        table = read_metadata(parquet)
+        table = with_member_keys(read_metadata(parquet), members)
         if "sample_key" not in table.column_names:
             assert corpus is not None, f"{parquet} has no sample keys: name the corpus"
             sample_keys = _sample_keys(corpus, first_row, table.num_rows)
             table = table.append_column(SHARD_SCHEMA.field("sample_key"), sample_keys)
+        self.table = table
+        """All rows of the Parquet file."""
         rows = _rows_in_tar_order(table, members, tar)
         self.metadata = table.take(pa.array(rows, pa.int64()))
         """Rows of the Parquet file that have an image, in the tar's order."""
@@ -185,20 +187,17 @@ class ImageShard:
         return [caption or "" for caption in self._column("caption")]
 
     @cached_property
-    def original_sizes(self) -> list[tuple[int, int]]:
+    def original_sizes(self) -> list[tuple[int, int] | None]:
         """(width, height) as fetched, in pixels, by row.
 
-        As stored where the file does not say, and 0 where it says neither.
+        As stored where the file does not say, and None where it says neither.
         """
-        original_widths = self._column("original_width")
-        original_heights = self._column("original_height")
-        stored_widths = self._column("width")
-        stored_heights = self._column("height")
-        sizes: list[tuple[int, int]] = []
-        for row in range(len(self)):
-            width = original_widths[row] or stored_widths[row] or 0
-            height = original_heights[row] or stored_heights[row] or 0
-            sizes.append((width, height))
+        original = zip(self._column("original_width"), self._column("original_height"), strict=True)
+        stored = zip(self._column("width"), self._column("height"), strict=True)
+        sizes: list[tuple[int, int] | None] = []
+        for first, second in zip(original, stored, strict=True):
+            known = [size for size in (first, second) if all(size)]
+            sizes.append(known[0] if known else None)
         return sizes
 
     def _column(self, name: str) -> list[Any]:
@@ -211,15 +210,8 @@ class ImageShard:
         member = self._members[row]
         data = os.pread(self._descriptor, member.size, member.offset)
         if len(data) != member.size:
-            raise UserError(f"{self._path} is cut short at {member.offset + len(data)} bytes: fetch it again")
+            raise UserError(f"{self.path} is cut short at {member.offset + len(data)} bytes: fetch it again")
         return data
-
-
-class TarMember(NamedTuple):
-    """Position of an image's bytes in a tar."""
-
-    offset: int
-    size: int
 
 
 def _rows_in_tar_order(table: pa.Table, members: Mapping[str, TarMember], tar: Path) -> list[int]:
@@ -227,9 +219,13 @@ def _rows_in_tar_order(table: pa.Table, members: Mapping[str, TarMember], tar: P
     keys = table["key"].to_pylist()
     rows: list[int] = []
     missing: list[str] = []
+    seen: set[str] = set()
     for row, status in enumerate(table["status"].to_pylist()):
         if status != SUCCESS:
             continue
+        if keys[row] in seen:
+            raise UserError(f"the table of {tar} has the key {keys[row]} twice: fetch it again")
+        seen.add(keys[row])
         rows.append(row)
         if keys[row] not in members:
             missing.append(keys[row])
@@ -242,59 +238,9 @@ def _rows_in_tar_order(table: pa.Table, members: Mapping[str, TarMember], tar: P
     return rows
 
 
-def member_key(name: str) -> str:
-    """Return the key of a tar's member, with its folder; as webdataset's, it ends at the name's first dot."""
-    path = PurePosixPath(name)
-    stem, _, _ = path.name.partition(".")
-    return str(path.parent / stem)
-
-
-def index_tar(path: Path) -> dict[str, TarMember]:
-    """Map the keys of a tar's images to their positions; raises `UserError` where it is damaged."""
-    members: dict[str, TarMember] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                _, _, suffix = PurePosixPath(member.name).name.partition(".")
-                if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
-                    members[member_key(member.name)] = TarMember(member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is no whole tar ({error}): fetch it again") from error
-    return members
-
-
-def read_metadata(path: Path) -> pa.Table:
-    """Read a shard's Parquet file; raises `UserError` where it is damaged or not img2dataset's."""
-    try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}): fetch it again") from error
-    for name in ("key", "status"):
-        if name not in table.column_names:
-            raise UserError(
-                f"{path} has no column {name!r}, so it is not img2dataset's: "
-                "give a folder that img2dataset wrote"
-            )
-    unknown_statuses = set(table["status"].to_pylist()) - set(STATUSES)
-    if unknown_statuses:
-        first = min(map(str, unknown_statuses))
-        raise UserError(f"{path} has the status {first!r}: give a folder that img2dataset wrote")
-    return table
-
-
 def _sample_keys(corpus: str, first_row: int, num_rows: int) -> pa.Array:
     keys = [sample_key(corpus, row) for row in range(first_row, first_row + num_rows)]
     return pa.array(keys, pa.binary(KEY_BYTES))
-
-
-class SourceShard(NamedTuple):
-    """A shard of an existing dataset."""
-
-    name: str
-    first_row: int
-    """Number of rows in all shards before it."""
-    rows: int
 
 
 def numbered(files: Iterable[str]) -> list[str]:
@@ -306,28 +252,3 @@ def numbered(files: Iterable[str]) -> list[str]:
         if file.endswith(suffix) and name.isdecimal():
             names.append(name)
     return sorted(names, key=int)
-
-
-def find_shards(folder: str) -> list[SourceShard]:
-    """List a folder's shards in the order of their numbers; raises `UserError` where one is incomplete."""
-    store = Store(folder)
-    files = {name for name, _ in store.files()}
-    names = numbered(files)
-    if not names:
-        raise UserError(
-            f"folder={folder!r} has no NNNNN.parquet: "
-            "set it to a folder that img2dataset wrote with output_format=webdataset"
-        )
-    shards: list[SourceShard] = []
-    first_row = 0
-    for name in names:
-        if f"{name}.tar" not in files:
-            raise UserError(
-                f"folder={folder!r} has {name}.parquet but no {name}.tar: "
-                "fetch it again, or take the parquet file away"
-            )
-        with store.fs.open(store.path(f"{name}.parquet"), "rb") as file:
-            rows = pq.ParquetFile(file).metadata.num_rows
-        shards.append(SourceShard(name, first_row, rows))
-        first_row += rows
-    return shards

@@ -19,7 +19,8 @@ from dualtoken.pipelines.core.damage import naming_damage
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.json_lines import read_json_lines
-from dualtoken.pipelines.images.shards import SHARD_COLUMNS, find_shards, numbered
+from dualtoken.pipelines.images.shards import SHARD_COLUMNS, numbered
+from dualtoken.pipelines.images.source_shards import find_shards
 from dualtoken.pipelines.images.table_checks import (
     as_strings,
     parquet_file,

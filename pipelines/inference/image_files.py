@@ -18,7 +18,7 @@ from dualtoken.model.hub.saved_model import find_folder, fingerprint, write_safe
 from dualtoken.model.metrics.reconstruction import psnr_per_image
 from dualtoken.model.tokenizer.model_card import bits_per_image
 from dualtoken.model.vision.image_files import SUFFIXES, ImageFileError, find_images, open_image
-from dualtoken.pipelines.core.messages import pluralized
+from dualtoken.pipelines.core.messages import pluralized, printable
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import Array, TokenizerRunner, best_device, prepare_process
 
@@ -130,7 +130,7 @@ def _codes_metadata(tokenizer: TokenizerRunner, names: list[str]) -> str:
         "format_version": CODES_VERSION,
         "tokenizer": fingerprint(tokenizer.folder),
         "transform": tokenizer.network.transform.model_dump(mode="json"),
-        "names": names,
+        "names": [printable(name) for name in names],
     }
     return json.dumps(metadata)
 

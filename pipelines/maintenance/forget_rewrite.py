@@ -29,7 +29,8 @@ from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.core.tombstones import FORGOTTEN
 from dualtoken.pipelines.curation.facts import FilterFacts
 from dualtoken.pipelines.images.drop_samples import drop_samples
-from dualtoken.pipelines.images.shards import read_metadata, shard_files
+from dualtoken.pipelines.images.shard_tables import read_metadata
+from dualtoken.pipelines.images.shards import shard_files
 from dualtoken.pipelines.tokens.audit import CodeCounter
 from dualtoken.pipelines.tokens.captions import own_meta_path, shares_captions
 from dualtoken.pipelines.tokens.facts import STREAMS, ByDepth, ShardAudit, TokenFacts

@@ -157,6 +157,23 @@ def test_tokenize_does_the_good_files_and_names_the_bad(
     assert np.array_equal(pixel, expected.pixel.numpy())
 
 
+def test_names_that_are_not_utf8_are_escaped_and_the_rest_is_done(
+    dualtoken: Command, model: Path, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("caf\udce9.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(picture.read_bytes())
+    ended = dualtoken("reconstruct", model, tmp_path / "in", "--out", tmp_path / "out")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "caf\\udce9.png: " in ended.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    codes = tmp_path / "codes.safetensors"
+    assert dualtoken("tokenize", model, tmp_path / "in", "--out", codes).returncode == 0
+    with safe_open(codes, "np") as file:
+        names = json.loads(file.metadata()["dualtoken"])["names"]
+    assert [Path(name).name for name in names] == ["b.png", "caf\\xe9.png"]
+
+
 def test_reconstruct_shows_both_and_their_distance(
     dualtoken: Command, model: Path, tokenizer: DualTokenizer, files: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,12 @@ def test_a_caption_needs_words_and_characters() -> None:
     assert decide(table, (rule,)) == ["caption_length", "caption_length", ""]
 
 
+def test_a_caption_may_have_too_many_characters() -> None:
+    rule = CaptionLength(rule="caption_length", max_characters=5)
+    table = scores(caption_words=[1, 1], caption_characters=[5, 6])
+    assert decide(table, (rule,)) == ["", "caption_length"]
+
+
 def test_the_first_of_equal_images_is_kept() -> None:
     table = scores(pixel_hash=["a", "b", "a", "a", "c"])
     reasons = decide(table, (ExactDuplicate(rule="exact_duplicate"),))

@@ -18,7 +18,6 @@ from dualtoken.pipelines.images.shards import (
     ImageShard,
     ImageShardWriter,
     ShardRow,
-    find_shards,
 )
 from tests.helpers.image_shards import png_of_red, write_img2dataset_shard
 
@@ -137,20 +136,6 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path) -> None:
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"cut\.tar.*fetch it again"):
             ImageShard(tmp_path / "cut.tar", tmp_path / "a/00003.parquet")
-
-
-def test_a_folder_is_listed_in_order_and_must_be_whole(tmp_path: Path) -> None:
-    for name, rows in [("00000", 3), ("00002", 5)]:
-        pq.write_table(
-            pa.table({"key": ["k"] * rows, "status": ["success"] * rows}), tmp_path / f"{name}.parquet"
-        )
-        (tmp_path / f"{name}.tar").touch()
-    assert find_shards(str(tmp_path)) == [("00000", 0, 3), ("00002", 3, 5)]
-    (tmp_path / "00002.tar").unlink()
-    with pytest.raises(UserError, match=r"has 00002\.parquet but no 00002\.tar"):
-        find_shards(str(tmp_path))
-    with pytest.raises(UserError, match=r"has no NNNNN\.parquet: set it"):
-        find_shards(str(tmp_path / "none"))
 
 
 def test_a_shard_whose_block_raises_has_no_table(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dualtoken.pipelines.core.stage import StageJob, UnitOutput
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import CROP_FIELDS
 from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
-from dualtoken.pipelines.images.shards import index_tar
+from dualtoken.pipelines.images.tar_index import index_tar
 from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.verify import verify
