@@ -1,15 +1,13 @@
-"""Data-parallel training by Ray Train V2: the worker group, its restarts and its checkpoints.
+"""Data-parallel training by Ray Train V2: the worker group and its restarts.
 
-The training loop is the caller's.
+The training loop is the caller's, and so are its checkpoints: a loop begins with the last one that it finds.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import fsspec.core
@@ -20,17 +18,13 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-)
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.v2._internal import util as ray_train_util
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution import context as execution_context
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -38,10 +32,7 @@ from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
 from dualtoken.infra.ray_session import environment
 
 POLL_SECONDS = 0.5
-"""Time between two looks of the controller at its workers.
-
-A checkpoint stays uncommitted as long, which is 2 s by Ray's default.
-"""
+"""Time between two looks of the controller at its workers; 2 s by Ray's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,34 +44,6 @@ class WorkerRun:
     world_size: int
     device: torch.device
 
-    @contextmanager
-    def latest_checkpoint(self) -> Iterator[Path | None]:
-        """Yield the last committed checkpoint as a local folder, None at the start of a training.
-
-        The folder is gone after the block if it was fetched.
-        """
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def report(self, step: int, metrics: Mapping[str, float], checkpoint_dir: Path | None = None) -> None:
-        """Report a finished step; every rank calls this equally often, and waits here for the others.
-
-        Rank 0 may hand over a checkpoint, a folder that is copied to storage before this returns. It is
-        committed, so that a restart begins with it, at the controller's next look, within about POLL_SECONDS.
-        """
-        assert checkpoint_dir is None or self.rank == 0, "only rank 0 hands over a checkpoint"
-        checkpoint = None
-        if checkpoint_dir is not None:
-            checkpoint = Checkpoint.from_directory(checkpoint_dir)
-        # Named by step: what a killed worker copied but nobody committed is overwritten, not left behind.
-        ray.train.report(
-            {**metrics, "step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:09d}"
-        )
-
     def wrap(self, model: torch.nn.Module, **ddp_options: Any) -> torch.nn.Module:  # noqa: ANN401
         """Move a model to the device and average its gradients over the workers.
 
@@ -91,6 +54,8 @@ class WorkerRun:
 
 Loop = Callable[[dict[str, Any], WorkerRun], None]
 """Training loop. It runs in each worker, so: a function of an importable module, and settings that pickle."""
+IsFinal = Callable[[BaseException], bool]
+"""Tells of a loop's error whether the same would come again; pickled as well."""
 
 
 def fit(
@@ -99,27 +64,23 @@ def fit(
     *,
     name: str,
     storage_path: str,
+    is_final: IsFinal,
     num_workers: int = 1,
     cpus_per_worker: int = 1,
     use_gpu: bool = False,
     max_failures: int = 0,
-    num_to_keep: int = 2,
-) -> str:
+) -> None:
     """Run `loop` in `num_workers` processes, on CPUs over gloo or one GPU each over nccl.
 
-    Needs a Ray session.
+    Needs a Ray session. `storage_path` is a folder or any fsspec URL that all nodes reach; Ray looks whether
+    they do, by a file in its folder `name`. After a failure the workers are started again, `max_failures`
+    times at most.
 
-    `storage_path`, a folder or any fsspec URL that all nodes reach, holds `name`/step-NNNNNNNNN checkpoints,
-    the last `num_to_keep` of them. A fit of the same name and storage goes on from the last committed one. So
-    does one that lost workers, `max_failures` times at most. Returns the last committed checkpoint's folder
-    or URL.
-
-    Raises ValueError, or its subclass, where the loop did, ProcessesDied where workers died too often,
-    TrainingFailedError where the loop failed otherwise, RuntimeError if there never was a checkpoint.
+    Raises a loop's error that `is_final` at once, as it is. Raises ProcessesDied where workers died too
+    often, and TrainingFailedError where the loop failed otherwise.
     """
-    filesystem, root = fsspec.core.url_to_fs(storage_path)
-    is_local = _is_local(filesystem)
     trainer = _Trainer(
+        is_final,
         partial(_run_loop, loop),
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -128,35 +89,34 @@ def fit(
             use_gpu=use_gpu,
             resources_per_worker=_resources(cpus_per_worker, use_gpu),
         ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=root,
-            storage_filesystem=None if is_local else PyFileSystem(FSSpecHandler(filesystem)),
-            checkpoint_config=CheckpointConfig(num_to_keep=num_to_keep),
-            failure_config=FailureConfig(max_failures=max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
+        run_config=_run_config(name, storage_path, max_failures),
     )
     # Train needs this actor; it starts now, beside the controller and not after it.
     get_or_create_autoscaling_coordinator()
     with environment(_variables()):
         try:
-            checkpoint = trainer.fit().checkpoint
+            trainer.fit()
         except TrainingFailedError as error:
-            mistake = _find_user_mistake(error)
-            if mistake is not None:
-                raise mistake from error
+            own_error = _find_final(error, is_final)
+            if own_error is not None:
+                raise own_error from error
             if lost_workers(error):
                 raise ProcessesDied(
                     f"{name}: workers died more than {max_failures} times (max_failures), "
                     "as of too little memory or a crash"
                 ) from error
             raise
-    if checkpoint is None:
-        raise RuntimeError(f"{name}: the loop ended without a checkpoint in {storage_path}")
-    if is_local:
-        return checkpoint.path
-    return filesystem.unstrip_protocol(checkpoint.path)
+
+
+def _run_config(name: str, storage_path: str, max_failures: int) -> RunConfig:
+    filesystem, root = fsspec.core.url_to_fs(storage_path)
+    return RunConfig(
+        name=name,
+        storage_path=root,
+        storage_filesystem=None if _is_local(filesystem) else PyFileSystem(FSSpecHandler(filesystem)),
+        failure_config=FailureConfig(max_failures=max_failures),
+        logging_config=LoggingConfig(log_level="WARNING"),
+    )
 
 
 def _is_local(filesystem: Any) -> bool:  # noqa: ANN401  (fsspec has no types)
@@ -166,8 +126,35 @@ def _is_local(filesystem: Any) -> bool:  # noqa: ANN401  (fsspec has no types)
     return "file" in protocols
 
 
+class _FailurePolicy(DefaultFailurePolicy):
+    """Restarts the workers as Ray Train does by default, but for errors that would only come again."""
+
+    def __init__(self, failure_config: FailureConfig, is_final: IsFinal) -> None:
+        super().__init__(failure_config)
+        self._is_final = is_final
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Decide what a failure leads to."""
+        if _find_final(training_failed_error, self._is_final) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
 class _Trainer(TorchTrainer):
-    """Trainer without Ray's watcher of orphaned placement groups, where they end with the session anyway."""
+    """Trainer with our failure policy.
+
+    It has no watcher of orphaned placement groups, where they end with the session anyway.
+    """
+
+    def __init__(self, is_final: IsFinal, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (Ray's own)
+        super().__init__(*arguments, **options)
+        self._is_final = is_final
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:  # noqa: ANN401
+        failure_config = self.run_config.failure_config
+        assert failure_config is not None
+        options["failure_policy"] = _FailurePolicy(failure_config, self._is_final)
+        return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -205,24 +192,32 @@ def _run_loop(loop: Loop, settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = get_device()
     assert isinstance(device, torch.device)
-    # Ray names this logger by its file, which escapes the level set for ray.train; it has a line for each
-    # report.
-    logging.getLogger(execution_context.__file__).setLevel(logging.WARNING)
+    # It prints the traceback of each error, which is raised in the driver as well.
+    logging.getLogger(ray_train_util.__name__).setLevel(logging.CRITICAL)
     run = WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     loop(settings, run)
 
 
-def _find_user_mistake(error: TrainingFailedError) -> ValueError | None:
-    """Return the ValueError that a worker's loop raised, if one did.
+def _find_final(error: TrainingFailedError, is_final: IsFinal) -> BaseException | None:
+    """Return the error of a worker's loop that would come again, if there is one.
 
     It comes wrapped, with a traceback that only a developer wants.
     """
     if not isinstance(error, WorkerGroupError):
         return None
     for failure in error.worker_failures.values():
-        origin: BaseException | None = failure
-        while origin is not None:
-            if isinstance(origin, ValueError):
-                return origin
-            origin = getattr(origin, "cause", None) or origin.__cause__
+        origin = _origin(failure)
+        # Ray's own errors are of workers that died.
+        if not isinstance(origin, (RayTrainError, RayError)) and is_final(origin):
+            return origin
     return None
+
+
+def _origin(failure: BaseException) -> BaseException:
+    """Return the error that a loop raised, without what Ray wraps it in."""
+    while isinstance(failure, (RayTrainError, RayError)):
+        cause = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None)
+        if cause is None:
+            break
+        failure = cause
+    return failure

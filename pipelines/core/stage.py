@@ -138,8 +138,8 @@ class TrainingWorker(Worker, Protocol):
     `TrainContext`."""
 
     @staticmethod
-    def output(checkpoint: Store, scratch: Path) -> UnitOutput:
-        """Take the stage's files out of the last checkpoint."""
+    def output(job: StageJob, scratch: Path) -> UnitOutput:
+        """Take the stage's files out of the job's last checkpoint."""
         ...
 
 

@@ -26,11 +26,11 @@ from dualtoken.infra.ray_errors import first_line, is_death
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.ray_session import LOCAL, ray_session
 from dualtoken.infra.ray_train import fit
-from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.core.receipts import CHECKPOINTS, done_units
+from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, TrainingWorker, Unit, UnitOutcome, UnitOutput, Work
-from dualtoken.pipelines.errors import ExitCode, UserError
+from dualtoken.pipelines.errors import ExitCode, UserError, exit_code
 from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt, worker_class_of
 from dualtoken.pipelines.runtime.stages import get_stage
 
@@ -203,14 +203,24 @@ class _RayTrainWorker:
         """Train, then take the model out of the last checkpoint."""
         assert unit.rows == 0
         resources = self._job.asks
-        checkpoint = fit(
-            self._worker.loop,
-            {"job": self._job},
-            name=CHECKPOINTS,
-            storage_path=self._job.folder,
-            num_workers=resources.num_workers,
-            cpus_per_worker=int(resources.cpus),
-            use_gpu=bool(resources.gpus),
-            max_failures=resources.max_failures,
-        )
-        return self._worker.output(Store(str(checkpoint)), scratch)
+        with sole_run(self._job.store()):
+            fit(
+                self._worker.loop,
+                {"job": self._job},
+                name=CHECKPOINTS,
+                storage_path=self._job.folder,
+                is_final=is_final,
+                num_workers=resources.num_workers,
+                cpus_per_worker=int(resources.cpus),
+                use_gpu=bool(resources.gpus),
+                max_failures=resources.max_failures,
+            )
+            return self._worker.output(self._job, scratch)
+
+
+def is_final(error: BaseException) -> bool:
+    """Tell whether a training would only fail in the same way again: of a user's mistake, or a bug.
+
+    RuntimeError is what PyTorch raises where another worker of the group is gone.
+    """
+    return exit_code(error) != ExitCode.TEMPORARY and not isinstance(error, RuntimeError)

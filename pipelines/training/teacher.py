@@ -21,12 +21,14 @@ from dualtoken.model.teacher.training import TeacherTrainer
 from dualtoken.model.vision.towers import activation_of, tower_depth, tower_differs, tower_width
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.teacher import OpenClipTeacher, TrainedTeacher
+from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
-from dualtoken.pipelines.inference.networks import set_num_threads, stage_device
+from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
 from dualtoken.pipelines.training.metrics_log import MetricsLog
+from dualtoken.pipelines.training.process_settings import process_settings
 
 LOG_EVERY = 10
 """Steps between two lines of the metrics log."""
@@ -44,7 +46,8 @@ class Worker:
         assert unit.rows == 0
         teacher = self._job.recipe.teacher
         if isinstance(teacher, TrainedTeacher):
-            train_teacher(self._job, teacher, scratch)
+            with sole_run(self._job.store()):
+                train_teacher(self._job, teacher, scratch)
         elif isinstance(teacher, OpenClipTeacher):
             _fetch_open_clip(teacher, self._job.recipe.tokenizer, scratch)
         else:
@@ -144,10 +147,10 @@ class TeacherDataLoader:
 
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
     """Train on all that was downloaded and is not held out, and save the model into `folder`."""
-    set_num_threads(job.recipe.train.cpus_per_worker)
     device = stage_device(job)
     with (
         scratch_folder() as scratch,
+        process_settings(job.recipe.train.cpus_per_worker),
         MetricsLog(job.store(), Path(scratch), job.label, settings.steps) as log,
     ):
         samples = TrainingSet(job, Path(scratch), with_targets=False)

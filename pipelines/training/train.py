@@ -1,12 +1,12 @@
 """Train stage: the dual tokenizer, data-parallel, from image shards, decisions and targets.
 
-The loop is the same in this process and under Ray Train. Only its context differs: how it meets the other
-workers, and how it hands over a checkpoint.
+The loop is the same in this process and under Ray Train, and so are its checkpoints: either goes on where the
+other was stopped. Only the context differs, which is how it meets the other workers.
 """
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +28,12 @@ from dualtoken.model.vision.augment import random_crop
 from dualtoken.model.vision.towers import checkpoint_gradients
 from dualtoken.model.vision.transform import normalize, to_tensor
 from dualtoken.pipelines.config.train import TrainConfig
+from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
 from dualtoken.pipelines.inference.networks import stage_device
+from dualtoken.pipelines.training.checkpoints import Checkpoints
 from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.perceptual import open_perceptual
@@ -71,8 +73,9 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
                 num_images = (step + 1 - first_step) * train.batch_size
                 images_per_second = num_images / (time.monotonic() - started)
                 log.write(step, {**metrics, "images_per_second": round(images_per_second, 1)})
-            if is_last or (step + 1) % train.checkpoint_every == 0:
-                _report(context, state, step, metrics, log)
+            if log and (is_last or (step + 1) % train.checkpoint_every == 0):
+                log.save()
+                _save_checkpoint(Checkpoints(job.store()), state, step)
 
 
 class TrainBatch(NamedTuple):
@@ -167,11 +170,14 @@ def _open_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainSta
     perceptual = open_perceptual(train.perceptual, scratch)
     if perceptual is not None:
         perceptual = perceptual.to(context.device)
-    state = TrainState(model, train, perceptual, wrap=context.wrap)
-    with context.latest_checkpoint() as folder:
-        if folder is not None:
-            checkpoint = torch.load(folder / STATE_FILE, map_location=context.device, weights_only=True)
-            state.load_state_dict(checkpoint)
+    try:
+        state = TrainState(model, train, perceptual, wrap=context.wrap)
+    except ValueError as error:
+        raise UserError(f"train: {error}") from None
+    folder = Checkpoints(job.store()).latest(scratch)
+    if folder is not None:
+        checkpoint = torch.load(folder / STATE_FILE, map_location=context.device, weights_only=True)
+        state.load_state_dict(checkpoint)
     return state
 
 
@@ -203,30 +209,26 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
     return model
 
 
-def _report(
-    context: TrainContext, state: TrainState, step: int, metrics: Mapping[str, float], log: MetricsLog | None
-) -> None:
-    """Report a step on every rank, with a checkpoint on the one that has the log."""
-    if log is None:
-        context.report(step, metrics)
-        return
+def _save_checkpoint(checkpoints: Checkpoints, state: TrainState, step: int) -> None:
+    """Write the model so far, and all that the next step needs."""
     with scratch_folder() as name:
         folder = Path(name)
         state.result.save_pretrained(folder)
         torch.save(state.state_dict(), folder / STATE_FILE)
-        log.save()
-        context.report(step, metrics, folder)
+        checkpoints.commit(step, folder)
 
 
-def copy_model_from_checkpoint(checkpoint: Store, scratch: Path) -> UnitOutput:
+def copy_model_from_checkpoint(job: StageJob, scratch: Path) -> UnitOutput:
     """Copy the model's files out of a run's last checkpoint, as the output of the stage."""
+    checkpoint = Checkpoints(job.store()).latest(scratch / "last")
+    assert checkpoint is not None, "a training ends with a checkpoint"
     for name in FILES:
-        shutil.copyfile(checkpoint.local_copy(name, scratch / "checkpoint"), scratch / name)
+        shutil.copyfile(checkpoint / name, scratch / name)
     return UnitOutput(FILES, None)
 
 
 class Worker:
-    """Trains in this process, without lasting checkpoints; Ray Train runs `loop` in a group of processes."""
+    """Trains in this process; Ray Train runs `loop` in a group of processes."""
 
     loop = staticmethod(train_loop)
     output = staticmethod(copy_model_from_checkpoint)
@@ -240,6 +242,6 @@ class Worker:
         num_workers = self._job.recipe.train.num_workers
         if num_workers > 1:
             raise UserError(f"train.num_workers={num_workers} in one process: run on Ray, or set it to 1")
-        context = SingleProcessContext(scratch / "latest", stage_device(self._job))
-        train_loop({"job": self._job}, context)
-        return copy_model_from_checkpoint(Store(str(context.folder)), scratch)
+        with sole_run(self._job.store()):
+            train_loop({"job": self._job}, SingleProcessContext(stage_device(self._job)))
+            return copy_model_from_checkpoint(self._job, scratch)

@@ -1,0 +1,54 @@
+"""A training leaves its caller's process as it was."""
+
+import logging
+import os
+import signal
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.training.teacher import train_teacher
+from dualtoken.pipelines.training.train import train_loop
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from tests.helpers.tiny_run import planned_job
+
+
+def process() -> dict[str, object]:
+    return {
+        "environment": dict(os.environ),
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "root logger": (logging.getLogger().level, list(logging.getLogger().handlers)),
+        "warnings": list(warnings.filters),
+        "threads": torch.get_num_threads(),
+        "random numbers": torch.get_rng_state().tolist(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "folder": Path.cwd(),
+    }
+
+
+@pytest.mark.parametrize("stage", ["train", "teacher"])
+def test_a_training_leaves_its_callers_process_as_it_was(
+    stage: str, finished: Recipe, tmp_path: Path
+) -> None:
+    job = replace(planned_job(finished, stage), folder=str(tmp_path / "stage"))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    logging.getLogger().setLevel(logging.INFO)
+    try:
+        before = process()
+        if stage == "train":
+            train_loop({"job": job}, SingleProcessContext(torch.device("cpu")))
+        else:
+            assert job.recipe.teacher.kind == "train"
+            train_teacher(job, job.recipe.teacher, tmp_path)
+        after = process()
+    finally:
+        torch.set_num_threads(threads_before)
+        logging.getLogger().setLevel(logging.WARNING)
+    assert after == before
