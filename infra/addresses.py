@@ -5,6 +5,7 @@ import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -80,3 +81,22 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[Any]:
         # Without a free descriptor a resolver may say of any name that it is not known.
         socket.socket().close()
         raise
+
+
+def direct_proxies(url: str) -> dict[str, None] | None:
+    """Return the `proxies` by which the library requests reaches a URL of a private host: none of any kind.
+
+    None for a public host, whose requests go by the environment's proxies. A private one is out of a proxy's
+    reach, whether or not `no_proxy` names it.
+    """
+    if _is_private_host(urlsplit(url).hostname or ""):
+        return dict.fromkeys(("http", "https", "all"))
+    return None
+
+
+def _is_private_host(host: str) -> bool:
+    try:
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return all(not is_public(str(address[0]).partition("%")[0]) for *_, address in entries)

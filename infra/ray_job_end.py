@@ -11,6 +11,8 @@ _BUG = 1
 _CONFIG = 2
 _TEMPORARY = 75
 _PREEMPTED = 143
+_SIGNALLED = 128
+"""What a shell adds to a signal's number for the exit code of a process that it ended."""
 
 _LOST = {JobErrorType.JOB_SUPERVISOR_ACTOR_DIED, JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT}
 """Errors of jobs that were lost, not failed."""
@@ -43,7 +45,13 @@ def may_be_retried(job: JobDetails | None) -> bool:
 
 
 def _reported_exit_code(job: JobDetails) -> int | None:
-    """Return the exit code of the job's driver, None where Ray knows none; SIGTERM counts as preemption."""
-    if job.driver_exit_code == -signal.SIGTERM:
-        return _PREEMPTED
-    return job.driver_exit_code
+    """Return the exit code of the job's driver, None where Ray knows none.
+
+    SIGTERM counts as preemption. SIGKILL is temporary: it is how a machine out of memory ends a process.
+    """
+    code = job.driver_exit_code
+    if code is not None and code < 0:
+        code = _SIGNALLED - code  # as a shell reports it
+    if code == _SIGNALLED + signal.SIGKILL:
+        return _TEMPORARY
+    return code

@@ -23,6 +23,7 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from dualtoken.infra.addresses import direct_proxies
 from dualtoken.infra.ray_job_end import DONE, ended, exit_code, may_be_retried
 from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
 from dualtoken.infra.ray_upload import EXCLUDES, check_size
@@ -48,6 +49,8 @@ _T = TypeVar("_T")
 # They log each connection's end, and set their own level, so that Ray's `logging_level` does not reach them.
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+# It has a line for each package that is uploaded.
+logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +97,13 @@ class _Client(JobSubmissionClient):
     """Ray's client, with a time limit on each request and a look-up that tells "no such job" from failure."""
 
     def __init__(self, address: str) -> None:
+        self._proxies = direct_proxies(address)
         super().__init__(address)
         self._ssl_context = True  # as by default, in the words that aiohttp does not deprecate
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:  # noqa: ANN401
-        return super()._do_request(method, endpoint, **{"timeout": (10, 60), **options})
+        settings = {"timeout": (10, 60), "proxies": self._proxies, **options}
+        return super()._do_request(method, endpoint, **settings)
 
     def find(self, submission_id: str) -> JobDetails | None:
         """Return a job's state, or None where the cluster has no such job."""
@@ -121,10 +126,14 @@ class _Work:
     print_line: Callable[[str], None]
     patience_seconds: float
     client: _Client
+    metadata: dict[str, str]
+    describe_found: Callable[[Mapping[str, str]], str]
     number: int = field(default=1, init=False)
     """Number of the attempt."""
     current: str | None = field(default=None, init=False)
     """Id of the job that is followed."""
+    started_at: int | None = field(default=None, init=False)
+    """Start of that job, ms since 1970: a cluster that was started anew may have another one by its id."""
 
     def run(self, max_attempts: int) -> JobOutcome:
         """Follow one job after the other, `max_attempts` at most, until one ends for good."""
@@ -136,6 +145,8 @@ class _Work:
             outcome = self.judge(job)
             if outcome.done or not may_be_retried(job) or not remaining:
                 return outcome
+            if job is None:
+                self.number += 1  # its id names another job from here on
             self.print_line(
                 f"{submission_id} ended with status {outcome.exit_code}: trying again, {remaining} left"
             )
@@ -147,12 +158,16 @@ class _Work:
             self.number += 1
             job = self.find_attempt()
         submission_id = self.attempt_id()
+        found = ""
+        if job is not None:
+            found = self.describe_found(job.metadata or {})
         self.current = submission_id
+        self.started_at = None
         if job is None:
             self.submit(submission_id)
             self.print_line(f"submitted {submission_id}")
         else:
-            self.print_line(f"following {submission_id}, which is {job.status.value.lower()} already")
+            self.print_line(f"following {submission_id}, which is {job.status.value.lower()} already{found}")
         return submission_id
 
     def attempt_id(self) -> str:
@@ -167,7 +182,10 @@ class _Work:
         def once() -> None:
             try:
                 self.client.submit_job(
-                    entrypoint=self.entrypoint, submission_id=submission_id, runtime_env=self.runtime_env
+                    entrypoint=self.entrypoint,
+                    submission_id=submission_id,
+                    runtime_env=self.runtime_env,
+                    metadata=self.metadata,
                 )
             except (*_TRANSIENT, RuntimeError) as error:
                 # The answer may have been lost after the job was taken, or another client was first: both are
@@ -212,10 +230,11 @@ class _Work:
     def _follow(self, submission_id: str, log: _Log) -> JobDetails | None:
         pause = _FIRST_BACKOFF_SECONDS
         last_tails = 0
+        self.patiently(partial(self.find_same, submission_id))  # remembers which job it is
         while True:
             characters_before = log.characters
             is_complete = asyncio.run(self._tail(submission_id, log))
-            job = self.patiently(partial(self.client.find, submission_id))
+            job = self.patiently(partial(self.find_same, submission_id))
             if job is None:
                 return None
             if ended(job):
@@ -226,6 +245,17 @@ class _Work:
             if log.characters > characters_before:
                 pause = _FIRST_BACKOFF_SECONDS
             time.sleep(pause)
+
+    def find_same(self, submission_id: str) -> JobDetails | None:
+        """Return the followed job's state; None where it is gone, or another job has its id by now."""
+        job = self.client.find(submission_id)
+        if job is None:
+            return None
+        if self.started_at is None:
+            self.started_at = job.start_time
+        if job.start_time != self.started_at:
+            return None
+        return job
 
     async def _tail(self, submission_id: str, log: _Log) -> bool:
         """Print the log as it comes, until it ends; return whether the server ended it.
@@ -288,6 +318,8 @@ def submit_and_follow(
     print_line: Callable[[str], None] = print,
     max_attempts: int = 1,
     patience_seconds: float = 300.0,
+    metadata: Mapping[str, str] | None = None,
+    describe_found: Callable[[Mapping[str, str]], str] = lambda _: "",
 ) -> JobOutcome:
     """Get a named piece of work done on a cluster, by a job that is submitted once and followed to its end.
 
@@ -296,6 +328,9 @@ def submit_and_follow(
     nothing is left to do. `is_done` alone decides whether it worked. This call starts or follows
     `max_attempts` jobs at most, and another one only after a failure that may pass. `patience_seconds` is for
     how long the cluster may be out of reach. Ctrl-C detaches; the job goes on.
+
+    `metadata` is kept with a job that is submitted. Where one is found under way, `describe_found` is given
+    its metadata and returns what to add to the line that says so, or raises ValueError to leave it alone.
 
     Authentication is on if RAY_AUTH_MODE=token; the token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
     ~/.ray/auth_token, and goes nowhere else. `env` is shown in Ray's dashboard, so names of secrets are
@@ -320,6 +355,8 @@ def submit_and_follow(
         print_line=print_line,
         patience_seconds=patience_seconds,
         client=_connect(address),
+        metadata=dict(metadata or {}),
+        describe_found=describe_found,
     )
     try:
         return work.run(max_attempts)

@@ -1,8 +1,15 @@
-"""What a Ray job's working directory may hold, and how large it may be."""
+"""What is uploaded as a Ray job's working directory: code by an allow-list, and how much."""
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+from dualtoken.infra.source_code import CODE_SUFFIXES, PACKAGE, locations, package_files
 
 EXCLUDES = (
     # Secrets.
@@ -24,9 +31,43 @@ EXCLUDES = (
     "node_modules",
     "/data",
 )
-"""Files that are never uploaded, in .gitignore's syntax."""
+"""Files that are never uploaded of any folder, in .gitignore's syntax."""
 MAX_UPLOAD_MIB = 100
 """Largest working directory that is uploaded."""
+
+PROJECT_FILE = "pyproject.toml"
+_OWN_SUFFIXES = (*CODE_SUFFIXES, ".pyi", ".yaml")
+"""Files of our own package that are uploaded; YAML of its recipes alone, since others may hold secrets."""
+
+
+@contextmanager
+def staged_upload(packages: Iterable[str], private_files: Mapping[str, bytes]) -> Iterator[Path]:
+    """Yield a temporary folder with what a job needs, wherever this package is installed.
+
+    That is the code of our own package and of further top-level `packages` or modules, and `private_files`
+    by name, which only the job's user may read. Nothing else that lies beside them is copied.
+    """
+    with tempfile.TemporaryDirectory(prefix="dualtoken-upload-") as folder:
+        target = Path(folder)
+        for path, file in package_files(PACKAGE, _OWN_SUFFIXES):
+            if file.suffix != ".yaml" or path.parts[1] == "recipes":
+                _copy(file, target / path)
+        for package in packages:
+            for path, file in package_files(package, CODE_SUFFIXES):
+                _copy(file, target / path)
+        for location in locations(PACKAGE):
+            if (location.parent / PROJECT_FILE).is_file():
+                _copy(location.parent / PROJECT_FILE, target / PROJECT_FILE)
+        for name, content in private_files.items():
+            descriptor = os.open(target / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+        yield target
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def check_size(folder: Path) -> None:

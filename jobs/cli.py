@@ -15,6 +15,8 @@ from dualtoken.jobs.status_tables import SAMPLED_RECEIPTS, plan_table, show, sta
 from dualtoken.jobs.submit import submit
 from dualtoken.jobs.token_commands import card, export_tokens, inspect
 from dualtoken.jobs.verify import verify
+from dualtoken.jobs.version import version_line
+from dualtoken.pipelines.runtime.changed_code import changed_code, check_code
 from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage
@@ -22,12 +24,23 @@ from dualtoken.pipelines.runtime.stages import all_stages, commands, get_stage
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="One vision tokenizer with two vocabularies: from URL tables to token shards, as Ray jobs.",
 )
 
+VersionOption = Annotated[
+    bool, typer.Option("--version", is_eager=True, help="Print version, code hash and commit, and exit.")
+]
 ExactOption = Annotated[
     bool, typer.Option("--exact", help="Read every receipt of an unfinished stage, however many.")
 ]
+
+
+@app.callback(invoke_without_command=True)
+def global_options(version: VersionOption = False) -> None:
+    """One vision tokenizer with two vocabularies: from URL tables to token shards, as Ray jobs."""
+    if version:
+        print_line(version_line())
+        raise typer.Exit
+
 
 for _name in commands():
     _panel = "Stages, one at a time"
@@ -46,6 +59,7 @@ def run(
     settings = open_recipe(recipe, overrides, root, address)
     planner = Planner(settings)
     if all(planned.manifest for planned in planner.plan()):
+        check_code(planner.plan(), settings, print_line)
         print_line("nothing to do: every stage is done")
     else:
         planner.require_enough_rows()
@@ -77,6 +91,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption =
     """Print the stages, their units done and to do, and the bytes expected; runs nothing."""
     planner = Planner(open_recipe(recipe, overrides, root))
     show(plan_table(planner.plan()))
+    _print_changed_code(planner)
     planner.require_enough_rows()
 
 
@@ -92,6 +107,12 @@ def status(
     most = None if exact else SAMPLED_RECEIPTS
     for table in status_tables(planner.plan(), most):
         show(table)
+    _print_changed_code(planner)
+
+
+def _print_changed_code(planner: Planner) -> None:
+    for changed in changed_code(planner.plan()):
+        print_line(str(changed))
 
 
 app.command()(verify)

@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 from dualtoken.infra.openmp import wait_passively
+from dualtoken.infra.redaction import RedactedStream
 from dualtoken.jobs.stopping import end_if_stopped, raise_when_stopped, stop_on_signals
 from dualtoken.pipelines.errors import (
     ExitCode,
@@ -23,6 +24,8 @@ def run_program(command: Callable[[], None]) -> None:
     """Run a command as this process's program; see `ExitCode` for what it exits with."""
     stop_on_signals()
     _escape_output()
+    sys.stdout = cast("TextIO", RedactedStream(sys.stdout))
+    sys.stderr = cast("TextIO", RedactedStream(sys.stderr))
     try:
         raise_when_stopped(Preempted)
         wait_passively()

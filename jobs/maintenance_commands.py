@@ -18,6 +18,7 @@ from dualtoken.pipelines.maintenance import garbage
 from dualtoken.pipelines.maintenance.explain import explain as explain_stages
 from dualtoken.pipelines.maintenance.forget import forget as forget_samples
 from dualtoken.pipelines.maintenance.forget_plan import ForgetPlan, affected_files, plan_forget
+from dualtoken.pipelines.runtime.changed_code import changed_code
 from dualtoken.pipelines.runtime.plan import Planner
 
 KEY_DIGITS = 32
@@ -111,6 +112,8 @@ def explain(
         print_line(str(explanation))
         for change in explanation.changes:
             print_line(f"    {change}")
+    for changed in changed_code(planner.plan()):
+        print_line(f"{changed}; the code is no part of it")
 
 
 def forget(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 from dualtoken.infra.machine_trouble import is_machine_trouble
+from dualtoken.infra.redaction import redacted
 
 _STORAGE_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 """Modules of S3 clients. s3fs passes some of their errors on, such as for an endpoint that is down."""
@@ -31,7 +32,13 @@ class ExitCode(IntEnum):
 
 
 class UserError(ValueError):
-    """An error that the user can fix: the message is one line with the key, the value and what to set."""
+    """An error that the user can fix: the message is one line with the key, the value and what to set.
+
+    URLs in it lose their queries and user parts.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 @contextmanager

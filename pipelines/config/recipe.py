@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from dualtoken.model.config.base import Config, Location, not_in_fingerprint
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.cluster import ClusterConfig
+from dualtoken.pipelines.config.code import CodeConfig
 from dualtoken.pipelines.config.corpora import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.config.filter import FilterConfig
@@ -37,6 +38,7 @@ class Recipe(Config):
     train: TrainConfig = TrainConfig()
     pretokenize: PretokenizeConfig = PretokenizeConfig()
     report: ReportConfig = ReportConfig()
+    code: CodeConfig = not_in_fingerprint(default=CodeConfig())
     load: LoadConfig = not_in_fingerprint(default=LoadConfig())
 
     @property

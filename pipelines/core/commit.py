@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dualtoken.infra.digests import FileDigest, digest
+from dualtoken.infra.redaction import redacted_values
 from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.source_code import commit
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.core.ledger import Status, check_closed, count_statuses
 from dualtoken.pipelines.core.receipts import (
@@ -43,8 +45,10 @@ def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
         corpus=job.corpus,
         fingerprint=job.fingerprint,
         identity=dict(identity),
-        inputs=dict(job.inputs),
-        recipe=job.recipe.model_dump(mode="json"),
+        inputs=redacted_values(dict(job.inputs)),
+        recipe=redacted_values(job.recipe.model_dump(mode="json")),
+        code=job.code,
+        commit=commit(),
     )
     store = job.store()
     # Looked for first: a finished folder may be read-only, and a store without conditional puts would
@@ -123,6 +127,7 @@ def commit_unit(
         facts=_facts(output, commit_started),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.monotonic() - started, 3),
+        code=job.code,
     )
     if not store.put_if_absent(receipt.to_bytes(), receipt_name(unit.id)):
         return _yield_to_winner(job, receipt)
@@ -311,6 +316,8 @@ class StageContent:
         """Lines of the root hash, one for each file."""
         self.rows_out: dict[str, int] = {}
         """Samples that went on, by unit of the next stage."""
+        self.codes: set[str] = set()
+        """Hashes of the sources that did the units, where receipts tell."""
         self._missing = {unit.id for unit in job.units}
         self._unread = iter_receipts(job.store())
 
@@ -324,6 +331,8 @@ class StageContent:
             f"{self.job.label}: a receipt of {receipt.unit}, which is no open unit"
         )
         self._missing.remove(receipt.unit)
+        if receipt.code:
+            self.codes.add(receipt.code)
         self.totals.add(receipt)
         for file in receipt.files:
             self.lines.append(content_line(file))
@@ -371,6 +380,7 @@ def commit_manifest(
         last_finished_at=totals.last_finished_at,
         version=version,
         lineage=lineage,
+        codes=tuple(sorted(content.codes)),
         files=tuple(stage_files),
         details=dict(details),
     )

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from dualtoken.infra.redaction import redacted
+
 KEY_BYTES = 16
 """Size of a sample's key."""
 
@@ -67,7 +69,7 @@ def ledger_table(keys: Sequence[bytes], verdicts: Iterable[Verdict]) -> pa.Table
     """Build a unit's ledger from its keys and their verdicts, in the same order."""
     rows = []
     for key, (status, reason, detail) in zip(keys, verdicts, strict=True):
-        rows.append({"key": key, "status": status.value, "reason": reason, "detail": detail})
+        rows.append({"key": key, "status": status.value, "reason": reason, "detail": redacted(detail)})
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
 
 

@@ -104,6 +104,8 @@ class Receipt(Record):
     """End of the unit: UTC, ISO 8601."""
     seconds: float
     """Time spent on the unit, its upload included."""
+    code: str = ""
+    """Hash of the sources that did the unit; empty where it is older than this field."""
 
     @property
     def rows_out(self) -> int:
@@ -123,6 +125,10 @@ class StageRecord(Record):
     """Folders of earlier stages."""
     recipe: dict[str, Any]
     """Resolved recipe."""
+    code: str = ""
+    """Hash of the sources that began the folder; empty where it is older than this field."""
+    commit: str = ""
+    """Commit of those sources, where they had one."""
 
 
 class Manifest(Record):
@@ -148,7 +154,8 @@ class Manifest(Record):
     """Version of the content; forgetting samples makes a new one."""
     lineage: str | None = None
     """Root hash of version 1, where this is a later one."""
-
+    codes: tuple[str, ...] = ()
+    """Hashes of the sources that did the units, in order; more than one where the code changed meanwhile."""
     files: tuple[FileRecord, ...]
     """Files of the stage as a whole, such as an index; those of units stand in their receipts."""
     details: dict[str, Any]

@@ -51,6 +51,8 @@ class StageJob:
     """Resources that the stage asks of a cluster; one CPU a worker by default."""
     shown_corpora: tuple[str, ...] = ()
     """Corpora whose samples the outputs show: a unit is not committed once one of them was forgotten."""
+    code: str = ""
+    """Hash of the sources that decide the bytes; no part of the fingerprint."""
     restores: Mapping[str, Receipt | None] = field(default_factory=dict)
     """Receipts that restored files must agree with, by unit that is done again to restore them;
     None where the receipt is lost or unreadable."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFailed, FetchLimits, FetchReason
 from dualtoken.infra.image_server import serve_images
+from dualtoken.infra.redaction import redacted
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource
 from dualtoken.pipelines.core.ledger import (
@@ -318,7 +319,7 @@ def _with_verdicts(table: pa.Table, rows: Sequence[ShardRow]) -> pa.Table:
 
 
 def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
-    return row._replace(status=status, reason=str(reason), error_message=detail or str(reason))
+    return row._replace(status=status, reason=str(reason), error_message=redacted(detail) or str(reason))
 
 
 def _forgotten(key: bytes) -> ShardRow:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
+from dualtoken.infra.redaction import redacted
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
 from dualtoken.pipelines.core.messages import PrintLine
@@ -80,7 +81,7 @@ def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
     message = str(error) or type(error).__name__
     if code == ExitCode.BUG:
         message = "".join(traceback.format_exception(error))
-    return UnitOutcome(job.label, unit.id, counts={}, seconds=0.0, error=message, code=code)
+    return UnitOutcome(job.label, unit.id, counts={}, seconds=0.0, error=redacted(message), code=code)
 
 
 def report_outcomes(

@@ -8,6 +8,7 @@ from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.messages import PrintLine, pluralized
 from dualtoken.pipelines.core.stage import Work
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.changed_code import check_code
 from dualtoken.pipelines.runtime.executor import Executor, report_outcomes
 from dualtoken.pipelines.runtime.finish import finish, user_warnings
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner, first_to_run
@@ -32,6 +33,7 @@ def run_command(
         require_inputs(command, recipe, corpora)
         planned = list(Planner(recipe).on_corpora(stage.name, corpora))
         unfinished = [plan for plan in planned if not plan.manifest]
+        check_code(planned, recipe, print_line)
         _require_budget(stage, recipe, unfinished)
         for plan in planned:
             if plan.job and plan.manifest:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from dualtoken.infra.source_code import code_hash
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
@@ -17,6 +18,9 @@ from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import StageExtras, StageJob, Unit, input_name
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.url_table import count_source_rows
+
+_COMMIT_MODULE = "dualtoken.pipelines.core.commit"
+_TRAINING_MODULE = "dualtoken.infra.ray_train"
 
 Inputs = list[tuple[str, str | None]]
 """Stages, each with the corpus that it ran on, or None where it runs once per recipe."""
@@ -168,6 +172,21 @@ class Stage:
             return [None]
         return [*self.corpora(recipe)]
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that decide the output's bytes, with what they import."""
+        modules = [self.worker.partition(":")[0], _COMMIT_MODULE]
+        if self.engine == "ray_train":
+            modules.append(_TRAINING_MODULE)
+        if self.finish is not None:
+            modules.append(self.finish.__module__)
+        return tuple(modules)
+
+    @property
+    def code(self) -> str:
+        """Hash of those modules' sources: other code may give other bytes under the same fingerprint."""
+        return code_hash(*self.modules)
+
     def expected(self, recipe: Recipe, corpus: str | None) -> list[Unit]:
         """Return the units as if no sample were lost."""
         if self.per_corpus:
@@ -195,4 +214,5 @@ class Stage:
             worker=self.worker,
             resources=self.resources(recipe),
             shown_corpora=self.shown_corpora(recipe, corpus),
+            code=self.code,
         )

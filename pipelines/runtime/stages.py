@@ -60,9 +60,14 @@ def declare(stage: Stage) -> Stage:
 @cache
 def _import_further_modules() -> None:
     """Import the modules that `DUALTOKEN_STAGES` names, at the first use of the catalogue."""
-    for module in os.environ.get(MODULES_VARIABLE, "").split(","):
-        if module.strip():
-            _import_module(module.strip())
+    for module in further_modules():
+        _import_module(module)
+
+
+def further_modules() -> list[str]:
+    """Return the modules that `DUALTOKEN_STAGES` names."""
+    named = os.environ.get(MODULES_VARIABLE, "").split(",")
+    return [module.strip() for module in named if module.strip()]
 
 
 def _import_module(module: str) -> None:

@@ -1,21 +1,33 @@
-"""A stage as a job on a running Ray cluster: the same entry point, judged by its receipts."""
+"""A stage as a job on a running Ray cluster: the same entry point, judged by its receipts.
 
-import os
+The recipe travels with the code, in a file that only the job's user may read, since a table's URL may hold a
+signature or a password. Everything else that tells of the job, Ray's job table and the run's root, is read
+by more people: there, URLs have neither query nor user part.
+"""
+
+import json
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from dualtoken.infra.ray_jobs import JobOutcome, submit_and_follow
+from dualtoken.infra.ray_upload import staged_upload
+from dualtoken.infra.redaction import redacted_values
+from dualtoken.infra.source_code import COMMIT_VARIABLE, commit
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import fingerprint
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.changed_code import check_code, command_code
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import require_inputs
-from dualtoken.pipelines.runtime.stages import MODULES_VARIABLE, get_stage
+from dualtoken.pipelines.runtime.stages import MODULES_VARIABLE, further_modules, get_stage
 
-PROJECT = Path(__file__).resolve().parents[2]
+RECIPE_FILE = "recipe.json"
+"""The recipe's file beside the job's code."""
+CODE_KEY = "dualtoken_code"
+COMMIT_KEY = "dualtoken_commit"
+"""Keys of a job's metadata: hash and commit of the code that it runs."""
 
 
 def submit_stage(
@@ -35,25 +47,57 @@ def submit_stage(
     store = Store(recipe.root)
     recipe = recipe.model_copy(update={"root": store.url})
     require_inputs(stage, recipe, corpora)
+    check_code(Planner(recipe).command(stage, corpora), recipe, print_line)
     name = submission_name(stage, recipe, corpora)
-    store.put_bytes(recipe.model_dump_json(indent=1).encode(), f"submitted/{name}.json")
-    command = ["python", "-m", f"jobs.{stage}", f"{store.url}/submitted/{name}.json"]
+    record = json.dumps(redacted_values(recipe.model_dump(mode="json")), indent=1)
+    store.put_bytes(record.encode(), f"submitted/{name}.json")
+    command = ["python", "-m", f"dualtoken.jobs.{stage}", RECIPE_FILE]
     for corpus in corpora or ():
         command += ["--corpus", corpus]
-    further_stages = os.environ.get(MODULES_VARIABLE)
+    code = command_code(stage)
+    private_files = {RECIPE_FILE: recipe.model_dump_json(indent=1).encode()}
+    packages = {module.partition(".")[0] for module in further_modules()}
     try:
-        return submit_and_follow(
-            address,
-            name=name,
-            entrypoint=shlex.join(command),
-            working_dir=PROJECT,
-            env={MODULES_VARIABLE: further_stages} if further_stages else {},
-            is_done=lambda: all(planned.manifest for planned in Planner(recipe).command(stage, corpora)),
-            print_line=print_line,
-            max_attempts=attempts,
-        )
+        with staged_upload(packages, private_files) as folder:
+            return submit_and_follow(
+                address,
+                name=name,
+                entrypoint=shlex.join(command),
+                working_dir=folder,
+                env=_variables(),
+                is_done=lambda: all(planned.manifest for planned in Planner(recipe).command(stage, corpora)),
+                print_line=print_line,
+                max_attempts=attempts,
+                metadata={CODE_KEY: code, COMMIT_KEY: commit()},
+                describe_found=_describe_code(code, recipe),
+            )
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _variables() -> dict[str, str]:
+    """Return the job's environment variables; Ray shows them to everybody."""
+    variables = {COMMIT_VARIABLE: commit(), MODULES_VARIABLE: ",".join(further_modules())}
+    return {name: value for name, value in variables.items() if value}
+
+
+def _describe_code(code: str, recipe: Recipe) -> Callable[[Mapping[str, str]], str]:
+    """Return what tells a running job's code from this; raises ValueError where `code.changed` refuses it."""
+
+    def describe(metadata: Mapping[str, str]) -> str:
+        theirs = metadata.get(CODE_KEY, "unknown")
+        if theirs == code:
+            return f", by the same code ({code})"
+        if metadata.get(COMMIT_KEY):
+            theirs += f", commit {metadata[COMMIT_KEY]}"
+        if recipe.code.changed == "refuse":
+            raise ValueError(
+                f"a job that does this runs already, by other code ({theirs}; this is {code}), "
+                "and code.changed=refuse: let it end, stop it, or set code.changed=warn to follow it"
+            )
+        return f", by other code ({theirs}; this is {code})"
+
+    return describe
 
 
 def submission_name(stage: str, recipe: Recipe, corpora: Sequence[str] | None) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import dagster as dg
 
+from dualtoken.infra.redaction import redacted
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.errors import StageFailed
@@ -104,7 +105,7 @@ def _metadata(finished: list[PlannedStage]) -> dict[str, str]:
     metadata: dict[str, str] = {}
     for planned in finished:
         if planned.job and planned.manifest:
-            metadata[planned.label] = f"{planned.job.folder} {dict(planned.manifest.counts)}"
+            metadata[planned.label] = f"{redacted(planned.job.folder)} {dict(planned.manifest.counts)}"
     return metadata
 
 
