@@ -59,7 +59,8 @@ def taken(work: Callable[[], float | None]) -> Taken:
 def plain_loop(job: StageJob, tokenizer: Any, units: Sequence[Unit]) -> None:  # noqa: ANN401  (imports torch late)
     """Read, decode and encode, one after the other."""
     from dualtoken.pipelines.core.tables import read_table  # noqa: PLC0415
-    from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard  # noqa: PLC0415
+    from dualtoken.pipelines.images.decoding import decode_rgb  # noqa: PLC0415
+    from dualtoken.pipelines.images.samples import batched, kept_samples, open_image_shard  # noqa: PLC0415
 
     for unit in units:
         shard = open_image_shard(job.input("download"), unit.id, Path(job.folder))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dualtoken.model.config.training import RandomCropConfig
-from dualtoken.model.vision.decode import opaque
+from dualtoken.model.vision.pixels import opaque
 
 _TRIES = 10
 """Number of draws that may not fit into the picture before its centre is taken, as in torchvision."""

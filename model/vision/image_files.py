@@ -1,34 +1,44 @@
 """Opens image files from anywhere: whole to the last byte, of a sane size, as upright RGB of 8 bits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from dualtoken.model.vision.decode import TooManyPixelsError, decode_rgb, error_text, is_cut_short
+from dualtoken.model.vision.decode import MAX_PIXELS, DecodeLimits, decode_rgb
+from dualtoken.model.vision.faults import ImageFault, UnreadableImageError
+from dualtoken.model.vision.formats import FORMATS, SUFFIXES
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Suffixes of the files that count as images where a folder is named."""
-MAX_PIXELS = 2**27
-"""Pixel limit of a file: 134 million, 400 MB as RGB; a larger picture is refused before it is decoded."""
+MAX_BYTES = 2**30
+"""Size limit of a file; one image of `MAX_PIXELS` takes less in every format."""
+Decode = Callable[[bytes, DecodeLimits], Image.Image]
+"""Decodes an image within limits; raises `UnreadableImageError`."""
 
 
 class ImageFileError(ValueError):
     """A file that gives no picture; one line that names it and says why."""
 
 
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return a file's picture as RGB: the first frame, upright, transparency over white.
+def decode_quietly(data: bytes, limits: DecodeLimits) -> Image.Image:
+    """Decode in this process, without Pillow's warnings; for where no other thread decodes."""
+    return decode_rgb(data, limits, quiet=True)
 
-    CMYK, palettes and 16 bits are converted too. Raises `ImageFileError`.
+
+def open_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, decode: Decode = decode_quietly
+) -> Image.Image:
+    """Return a file's picture as RGB: the first frame, upright, in sRGB, transparency over white.
+
+    CMYK, palettes and 16 bits are converted too. `decode` may do the work in another process. Raises
+    `ImageFileError`, from the error that it tells of.
     """
     try:
-        with Path(path).open("rb") as file:
-            return _decode(file, max_pixels)
+        data = _read(Path(path))
+        return decode(data, DecodeLimits(max_pixels=max_pixels))
     except _UnfitError as problem:
         raise ImageFileError(f"{path}: {problem}") from problem
+    except UnreadableImageError as error:
+        raise ImageFileError(f"{path}: {_in_words(error)}") from error
     except FileNotFoundError as error:
         raise ImageFileError(f"{path}: there is no such file") from error
     except OSError as error:
@@ -59,20 +69,25 @@ class _UnfitError(Exception):
     """Why a file gives no picture, without its name."""
 
 
-def _decode(file: BinaryIO, max_pixels: int) -> Image.Image:
-    if not file.read(1):
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if not data:
         raise _UnfitError("is empty")
-    file.seek(0)
-    try:
-        return decode_rgb(file, formats=FORMATS, max_pixels=max_pixels, upright=True, quiet=True)
-    except UnidentifiedImageError as error:
-        raise _UnfitError(f"is no image that can be read ({', '.join(FORMATS)})") from error
-    except Image.DecompressionBombError as error:
-        raise _UnfitError(f"has far more than {max_pixels:,} pixels: make it smaller") from error
-    except TooManyPixelsError as error:
-        size = f"{error.width} x {error.height} = {error.width * error.height:,} pixels"
-        raise _UnfitError(f"has {size}, more than {max_pixels:,}: make it smaller") from error
-    except Exception as error:  # a decoder of hostile bytes may raise anything
-        if is_cut_short(error):
-            raise _UnfitError(f"is cut short ({error_text(error)})") from error
-        raise _UnfitError(f"cannot be decoded: {error_text(error)}") from error
+    if len(data) > MAX_BYTES:
+        raise _UnfitError(f"has more than {MAX_BYTES:,} bytes: make it smaller")
+    return data
+
+
+def _in_words(error: UnreadableImageError) -> str:
+    match error.fault:
+        case ImageFault.NOT_AN_IMAGE:
+            return f"is no image that can be read ({', '.join(FORMATS)})"
+        case ImageFault.TOO_MANY_PIXELS:
+            return f"has {error.detail}: make it smaller"
+        case ImageFault.TOO_MANY_SCANS | ImageFault.TOO_MANY_PARTS:
+            return f"has {error.detail}: save it again"
+        case ImageFault.TRUNCATED_IMAGE:
+            return f"is cut short ({error.detail})"
+        case ImageFault.TOO_SLOW | ImageFault.DECODER_DIED | ImageFault.BROKEN_IMAGE:
+            return f"cannot be decoded: {error.detail}"

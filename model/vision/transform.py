@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dualtoken.model.config.base import Config, PositiveInt
-from dualtoken.model.vision.decode import opaque
+from dualtoken.model.vision.pixels import opaque
 
 _HALF = (0.5, 0.5, 0.5)
 _RESIZED_WHOLE = 2**26

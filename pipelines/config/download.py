@@ -22,6 +22,10 @@ class DownloadConfig(Config):
     """Most bytes of one response; more is refused while it streams."""
     max_pixels: PositiveInt = 100_000_000
     """Most pixels of an image; read from its header, before it is decoded."""
+    max_scans: PositiveInt = 100
+    """Most scans of a JPEG: progressive ones have about 10, and each draws the whole image once."""
+    decode_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """CPU time for one image: checking, decoding, resizing and encoding it."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Time for one image in all: look-up, redirects, retries and body."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5

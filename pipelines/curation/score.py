@@ -1,19 +1,21 @@
 """Filter, first half: decodes every sample once and scores it; rejected samples keep their scores too."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
-from dualtoken.pipelines.images.samples import batched, decode_rgb, open_image_shard
+from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
+from dualtoken.pipelines.inference.networks import TeacherRunner, open_teacher, prepare_process
+from dualtoken.pipelines.inference.shard_decoder import ShardDecoder
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -31,17 +33,6 @@ SCORE_SCHEMA = pa.schema(
 Sizes are of the image as fetched, pixels; `pixel_hash` is BLAKE2b-128 of size and RGB values; similarity is a
 cosine.
 """
-UNDECODABLE = "undecodable"
-"""Reason for a sample without scores."""
-
-
-class _Sample(NamedTuple):
-    """A decoded image."""
-
-    row: int
-    """Row of the image shard."""
-    image: Image.Image
-    pixel_hash: str
 
 
 class Worker:
@@ -56,53 +47,44 @@ class Worker:
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a row of scores for every sample that can be decoded."""
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
-        samples, errors = _decode_all(shard)
-        similarities = self._similarities(shard, samples)
+        samples = [KeptSample(row, key) for row, key in enumerate(shard.keys)]
+        view = _HashingView(self._teacher)
+        decoder = ShardDecoder(shard, view)
         scores: list[dict[str, Any]] = []
-        for sample, similarity in zip(samples, similarities, strict=True):
-            scores.append(_scores(shard, sample, similarity))
+        for batch in decoder.batches(samples, self._job.recipe.filter.batch_size):
+            captions = [shard.captions[sample.row] for sample in batch.samples]
+            similarities = self._teacher.similarities(batch.levels, captions)
+            for sample, similarity in zip(batch.samples, similarities, strict=True):
+                scores.append(_scores(shard, sample, view.pixel_hashes[sample.key], similarity))
         file = f"{unit.id}.parquet"
         pq.write_table(pa.Table.from_pylist(scores, schema=SCORE_SCHEMA), scratch / file, compression="zstd")
-        verdicts = [OK_VERDICT] * len(shard)
-        for row, error in errors.items():
-            verdicts[row] = Verdict(Status.FAILED, UNDECODABLE, error)
-        return UnitOutput((file,), ledger_table(shard.keys, verdicts))
-
-    def _similarities(self, shard: ImageShard, samples: Sequence[_Sample]) -> list[float]:
-        """Return the cosine of each image with its caption."""
-        similarities: list[float] = []
-        for batch in batched(samples, self._job.recipe.filter.batch_size):
-            images = [sample.image for sample in batch]
-            captions = [shard.captions[sample.row] for sample in batch]
-            similarities += self._teacher.similarities(images, captions)
-        return similarities
+        return UnitOutput((file,), decoder.ledger(samples))
 
 
-def _decode_all(shard: ImageShard) -> tuple[list[_Sample], dict[int, str]]:
-    """Return the shard's decoded images, and the errors of the others by row."""
-    samples: list[_Sample] = []
-    errors: dict[int, str] = {}
-    for row in range(len(shard)):
-        try:
-            image = decode_rgb(shard.image(row))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            errors[row] = str(error)
-            continue
-        content = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16)
-        samples.append(_Sample(row, image, content.hexdigest()))
-    return samples, errors
+class _HashingView:
+    """The teacher's view of pictures, whose pixels are hashed as they pass."""
+
+    def __init__(self, teacher: TeacherRunner) -> None:
+        self._teacher = teacher
+        self.pixel_hashes: dict[bytes, str] = {}
+        """Hashes of size and RGB values, by key."""
+
+    def __call__(self, sample: KeptSample, picture: Image.Image) -> UInt8[Tensor, "1 3 S S"]:
+        content = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
+        self.pixel_hashes[sample.key] = content.hexdigest()
+        return self._teacher.levels([picture])
 
 
-def _scores(shard: ImageShard, sample: _Sample, similarity: float) -> dict[str, Any]:
+def _scores(shard: ImageShard, sample: KeptSample, pixel_hash: str, similarity: float) -> dict[str, Any]:
     """Return a row of the score file."""
     caption = shard.captions[sample.row]
     width, height = shard.original_sizes[sample.row] or sample.image.size
     return {
-        "key": shard.keys[sample.row],
+        "key": sample.key,
         "width": width,
         "height": height,
         "caption_words": len(caption.split()),
         "caption_characters": len(caption.strip()),
-        "pixel_hash": sample.pixel_hash,
+        "pixel_hash": pixel_hash,
         "similarity": similarity,
     }

@@ -9,6 +9,7 @@ import yaml
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, input_name
 from dualtoken.pipelines.core.timing import TimeBreakdown
+from dualtoken.pipelines.evaluation.heldout import HeldoutSamples
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
     Funnel,
@@ -21,7 +22,7 @@ from dualtoken.pipelines.evaluation.report_data import (
     to_json,
 )
 from dualtoken.pipelines.evaluation.report_page import render
-from dualtoken.pipelines.evaluation.tokenizer import Evaluation, heldout_batches
+from dualtoken.pipelines.evaluation.tokenizer import Evaluation
 from dualtoken.pipelines.inference.networks import (
     TokenizerRunner,
     open_teacher,
@@ -57,7 +58,8 @@ class Worker:
         assert unit.rows == 0
         recipe = self._job.recipe
         evaluation = Evaluation(self._tokenizer, self._teacher, recipe.report.num_images)
-        for batch in heldout_batches(self._job, scratch / "inputs", recipe.report.batch_size):
+        heldout = HeldoutSamples(self._job, self._tokenizer, self._teacher)
+        for batch in heldout.batches(scratch / "inputs", recipe.report.batch_size):
             evaluation.add(batch)
         data = ReportData(
             title=recipe.name,
@@ -67,6 +69,7 @@ class Worker:
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
             curves=self._curves(),
             pairs=tuple(evaluation.pairs),
+            undecodable=tuple(key.hex() for key in heldout.undecodable),
             reconstruction=evaluation.reconstruction(),
             usage=evaluation.usage(),
             zero_shot=evaluation.zero_shot(),

@@ -256,6 +256,8 @@ class ReportData:
     funnels: tuple[Funnel, ...]
     curves: tuple[Curve, ...]
     pairs: tuple[Pair, ...]
+    undecodable: tuple[str, ...] = ()
+    """Held-out samples that no figure is of, since their image was damaged: keys in hex."""
     reconstruction: Reconstruction | None
     """None where no held-out image was left."""
     usage: tuple[CodebookUsage, ...]

@@ -5,13 +5,10 @@ captions. B samples, N embeddings of W channels.
 """
 
 import io
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,10 +16,7 @@ from torch import Tensor
 from dualtoken.model.metrics.codebook import codebook_use, count_codes
 from dualtoken.model.metrics.reconstruction import psnr_per_image, ssim
 from dualtoken.model.metrics.retrieval import choice_accuracy
-from dualtoken.pipelines.config.corpora import ScenesSource
-from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
-from dualtoken.pipelines.core.receipts import read_manifest
-from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.evaluation.heldout import HeldoutBatch
 from dualtoken.pipelines.evaluation.report_data import (
     AttributeAccuracy,
     CodebookUsage,
@@ -32,12 +26,10 @@ from dualtoken.pipelines.evaluation.report_data import (
     Stream,
     ZeroShot,
 )
-from dualtoken.pipelines.images.crops import first_view
-from dualtoken.pipelines.images.samples import batched, decode_rgb, is_heldout, open_image_shard
+from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
-from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
-from dualtoken.pipelines.tokens.shards import Ids, codes_of, data_path, read_data_shard
+from dualtoken.pipelines.tokens.shards import Ids
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
 CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
@@ -45,73 +37,6 @@ CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
 OBJECTS_PER_SCENE = 2
 TEXT_BATCH = 512
 """Captions that are embedded together."""
-
-
-class HeldoutBatch(NamedTuple):
-    """Held-out samples with their stored codes."""
-
-    keys: list[bytes]
-    captions: list[str]
-    pictures: list[Image.Image]
-    semantic: Ids
-    """(B, codes of a row)"""
-    pixel: Ids
-    """(B, codes of a row)"""
-    descriptions: list[dict[str, Any]]
-    """Contents of each scene; empty for images that nobody described."""
-
-
-def heldout_batches(job: StageJob, scratch: Path, size: int) -> Iterator[HeldoutBatch]:
-    """Yield the held-out samples that reached the token shards, in order."""
-    settings = job.recipe.pretokenize
-    for corpus in job.recipe.heldout_corpora:
-        tokens = job.input("pretokenize", corpus)
-        images = job.input("download", corpus)
-        are_scenes = isinstance(job.recipe.corpora[corpus].source, ScenesSource)
-        manifest = read_manifest(tokens)
-        assert manifest is not None, "a report is planned on finished inputs"
-        for name in manifest.units:
-            table = read_data_shard(tokens.local_copy(data_path(name), scratch / corpus))
-            shard = open_image_shard(images, name, scratch / corpus)
-            rows = _heldout_rows(job, corpus, table["key"].to_pylist())
-            for batch in batched(rows, size):
-                part = table.take(pa.array(batch, pa.int64()))
-                yield _heldout_batch(part, shard, settings, are_scenes=are_scenes)
-
-
-def _heldout_rows(job: StageJob, corpus: str, keys: Sequence[bytes]) -> list[int]:
-    """Return the rows of held-out samples in a token shard: the first variant of each."""
-    first_variants = range(0, len(keys), job.recipe.pretokenize.num_variants)
-    return [row for row in first_variants if is_heldout(job.recipe, corpus, keys[row])]
-
-
-def _heldout_batch(
-    table: pa.Table, shard: ImageShard, settings: PretokenizeConfig, *, are_scenes: bool
-) -> HeldoutBatch:
-    """Join rows of a token shard with the images that they were made of."""
-    row_by_key = {key: row for row, key in enumerate(shard.keys)}
-    keys = table["key"].to_pylist()
-    rows: list[int] = []
-    captions: list[str] = []
-    pictures: list[Image.Image] = []
-    for key in keys:
-        row = row_by_key[key]
-        rows.append(row)
-        captions.append(shard.captions[row])
-        pictures.append(first_view(decode_rgb(shard.image(row)), settings.crops, key))
-
-    descriptions: list[dict[str, Any]] = []
-    if are_scenes:
-        described = shard.metadata["description"].take(pa.array(rows, pa.int64()))
-        descriptions = [json.loads(description) for description in described.to_pylist()]
-    return HeldoutBatch(
-        keys=keys,
-        captions=captions,
-        pictures=pictures,
-        semantic=codes_of(table, "semantic"),
-        pixel=codes_of(table, "pixel"),
-        descriptions=descriptions,
-    )
 
 
 class _ImageEmbeddings(NamedTuple):
@@ -156,7 +81,7 @@ class Evaluation:
         return codes.reshape(len(codes), config.grid_size, config.grid_size, config.pixel.depth)
 
     def _add_reconstructions(self, batch: HeldoutBatch) -> None:
-        originals = self._tokenizer.levels(batch.pictures)
+        originals = batch.levels.to(self._tokenizer.device)
         reconstructions = self._tokenizer.decode(self._as_grids(batch.pixel))
         ratios = psnr_per_image(reconstructions, originals)
         self._psnr += ratios.tolist()
@@ -180,7 +105,7 @@ class Evaluation:
         self._counts[stream] = counts
 
     def _add_embeddings(self, batch: HeldoutBatch) -> None:
-        self._teacher_images.append(self._teacher.images(batch.pictures))
+        self._teacher_images.append(self._teacher.images(batch.teacher_levels))
         quantised_features = self._tokenizer.embed(self._as_grids(batch.semantic))
         self._quantised_images.append(self._teacher.project(quantised_features))
         self._texts.append(self._teacher.texts(batch.captions))

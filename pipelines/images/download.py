@@ -22,6 +22,7 @@ from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFai
 from dualtoken.infra.image_server import serve_images
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.storage import Store
+from dualtoken.model.vision.faults import ImageFault
 from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource
 from dualtoken.pipelines.core.ledger import (
     FORGOTTEN_VERDICT,
@@ -35,7 +36,8 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
 from dualtoken.pipelines.images.broken_text import BAD_TEXT, check_text
 from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
-from dualtoken.pipelines.images.prepare import ImagePreparer, ImageReason, Prepared, Rejected, check_image
+from dualtoken.pipelines.images.prepare import EncodedSize, ImageReason, Prepared, Rejected
+from dualtoken.pipelines.images.prepare_apart import check_stored, prepare, warm_up
 from dualtoken.pipelines.images.scenes import SceneImages
 from dualtoken.pipelines.images.shards import (
     FAILED_TO_DOWNLOAD,
@@ -52,6 +54,7 @@ from dualtoken.pipelines.images.source_content import require_planned_content
 from dualtoken.pipelines.images.source_shards import SourceShard, find_shards, open_source_shard
 from dualtoken.pipelines.images.url_table import UrlTable, url_table
 
+_SIZE_COLUMNS = ("width", "height", "original_width", "original_height")
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
 
 
@@ -94,10 +97,6 @@ class Worker:
         )
 
     @cached_property
-    def _prepare(self) -> ImagePreparer:
-        return ImagePreparer(self._config)
-
-    @cached_property
     def _table(self) -> UrlTable:
         scenes_folder = self._job.input("scenes").url if self._is_scenes else None
         return url_table(self._job.recipe, self._corpus, scenes_folder)
@@ -116,13 +115,13 @@ class Worker:
 
     def _fetch(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Fetch the unit's rows of the URL table, and write the shard in their order."""
-        prepare = self._prepare  # Before the first request's clock runs, since it takes seconds to import.
+        warm_up(self._config)  # Before the first request's clock runs, since it takes seconds.
         started = time.monotonic()
         first = int(unit.id) * self._config.rows_per_shard
         rows, broken = check_text(self._table.rows(first, unit.rows))
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
             with _first_of_group():
-                outcomes = asyncio.run(self._fetch_all(rows, broken, first, prepare, spool))
+                outcomes = asyncio.run(self._fetch_all(rows, broken, first, spool))
             shard_rows = [outcome.row for outcome in outcomes]
             if not self._config.accept_dead_units:
                 _check_any_answered(shard_rows)
@@ -158,7 +157,7 @@ class Worker:
                     writer.write(outcome.row, image, kept_row)
 
     async def _fetch_all(
-        self, rows: pa.Table, broken: Mapping[int, str], first: int, prepare: ImagePreparer, spool: IO[bytes]
+        self, rows: pa.Table, broken: Mapping[int, str], first: int, spool: IO[bytes]
     ) -> list[_Outcome]:
         """Fetch and resize all rows, and return their outcomes in order; encoded images go to the spool.
 
@@ -172,7 +171,7 @@ class Worker:
         with ThreadPoolExecutor(1, thread_name_prefix="resize") as thread:
 
             async def resize(body: bytes) -> Prepared | Rejected:
-                return await asyncio.get_running_loop().run_in_executor(thread, prepare, body)
+                return await asyncio.get_running_loop().run_in_executor(thread, prepare, body, self._config)
 
             async with Fetcher(self._limits) as fetcher, asyncio.TaskGroup() as group:
 
@@ -216,7 +215,7 @@ class Worker:
         row = row._replace(sha256=hashlib.sha256(fetched.body).hexdigest())
         if isinstance(prepared, Rejected):
             detail = prepared.detail
-            if prepared.reason == ImageReason.NOT_AN_IMAGE:
+            if prepared.reason == ImageFault.NOT_AN_IMAGE:
                 detail = f"{detail}; {fetched.content_type}"
             failed = _failed(row, FAILED_TO_RESIZE, prepared.reason, detail)
             return _Outcome(failed, bytes_fetched=num_bytes)
@@ -231,13 +230,13 @@ class Worker:
         shard = self._source_shards[int(unit.id)]
         images, names = open_source_shard(source, shard, self._corpus, scratch / "source")
         with images:
-            damaged = self._damaged_images(images)
+            checked = self._check_images(images)
         table = images.table
         tar = images.path
         rows: list[ShardRow] = []
         for number, row in enumerate(table.to_pylist()):
             key = sample_key(self._corpus, shard.first_row + number)
-            rows.append(_adopted(row, key, damaged.get(row["key"])))
+            rows.append(_adopted(row, key, checked.get(row["key"])))
         table = _with_verdicts(table, rows)
         files = shard_files(unit.id)
         forgotten = self._forgotten_keys(rows)
@@ -255,14 +254,10 @@ class Worker:
         }
         return UnitOutput(files, _ledger(rows), facts)
 
-    def _damaged_images(self, images: ImageShard) -> dict[str, Rejected]:
-        """Return why images of a shard are damaged, by their rows' keys."""
-        damaged: dict[str, Rejected] = {}
-        for row, key in enumerate(images.metadata["key"].to_pylist()):
-            checked = check_image(images.image(row), self._config)
-            if isinstance(checked, Rejected):
-                damaged[key] = checked
-        return damaged
+    def _check_images(self, images: ImageShard) -> dict[str, EncodedSize | Rejected]:
+        """Return the sizes of a shard's pictures, or why there are none, by their rows' keys."""
+        keys = images.metadata["key"].to_pylist()
+        return {key: check_stored(images.image(row), self._config) for row, key in enumerate(keys)}
 
     def _forgotten_keys(self, rows: Sequence[ShardRow]) -> frozenset[bytes]:
         return frozenset(row.sample_key for row in rows if self._tombstones.match(row.sample_key, row.url))
@@ -292,25 +287,49 @@ def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     )
 
 
-def _adopted(source: Mapping[str, Any], key: bytes, damage: Rejected | None) -> ShardRow:
-    """Return the row of an existing shard's input, with the reason of a failure."""
+def _adopted(source: Mapping[str, Any], key: bytes, checked: EncodedSize | Rejected | None) -> ShardRow:
+    """Return the row of an existing shard's input, with the upright picture's sizes, or why it failed."""
     row = ShardRow(
         url=source.get("url"),
         caption=source.get("caption") or "",
         sample_key=key,
         status=source["status"],
         error_message=source.get("error_message"),
+        width=source.get("width"),
+        height=source.get("height"),
+        original_width=source.get("original_width"),
+        original_height=source.get("original_height"),
     )
-    if damage is not None:
-        return _failed(row, FAILED_TO_RESIZE, damage.reason, damage.detail)
-    if row.status == SUCCESS:
-        return row
-    return _failed(row, row.status, ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
+    if isinstance(checked, Rejected):
+        return _failed(row, FAILED_TO_RESIZE, checked.reason, checked.detail)
+    if checked is not None:
+        return _with_upright_sizes(row, checked)
+    return _failed(row, source["status"], ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
+
+
+def _with_upright_sizes(row: ShardRow, stored: EncodedSize) -> ShardRow:
+    """Return a row with the sizes that its table says, or leaves out, as those of the upright picture.
+
+    img2dataset writes the sizes of a picture that lies on its side as it lies.
+    """
+    width, height = row.width or stored.width, row.height or stored.height
+    original_width, original_height = row.original_width, row.original_height
+    if stored.is_on_its_side and _lies_on_its_side(width, height, stored):
+        width, height = height, width
+        original_width, original_height = original_height, original_width
+    return row._replace(
+        width=width, height=height, original_width=original_width, original_height=original_height
+    )
+
+
+def _lies_on_its_side(width: int, height: int, upright: EncodedSize) -> bool:
+    """Tell whether of a size and an upright picture one is wider than high, and the other is not."""
+    return (width > height) != (upright.width > upright.height)
 
 
 def _with_verdicts(table: pa.Table, rows: Sequence[ShardRow]) -> pa.Table:
     """Return an existing shard's table with the columns that are decided here added or replaced."""
-    for name in ("caption", "status", "error_message", "sample_key", "reason"):
+    for name in ("caption", "status", "error_message", *_SIZE_COLUMNS, "sample_key", "reason"):
         values = [getattr(row, name) for row in rows]
         column = pa.array(values, SHARD_SCHEMA.field(name).type)
         index = table.schema.get_field_index(name)

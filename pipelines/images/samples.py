@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-from PIL import Image
 
 from dualtoken.infra.storage import Store
-from dualtoken.model.vision import decode
 from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import key_fraction
@@ -47,14 +45,6 @@ def kept_samples(shard: ImageShard, decision: pa.Table) -> list[KeptSample]:
     samples = [KeptSample(row, key) for row, key in enumerate(shard.keys) if key in kept_keys]
     assert len(samples) == len(kept_keys), "the decision names samples that the shard lacks"
     return samples
-
-
-def decode_rgb(data: bytes) -> Image.Image:
-    """Decode a stored image of any format to RGB, transparency over white; its EXIF orientation is ignored.
-
-    Raises OSError or ValueError when it is damaged.
-    """
-    return decode.decode_rgb(data)
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from dualtoken.model.vision.formats import SUFFIXES
 from dualtoken.pipelines.core.messages import printable
 from dualtoken.pipelines.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif", "gif"})
+IMAGE_SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
 
 
 class TarMember(NamedTuple):

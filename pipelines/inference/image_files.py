@@ -14,12 +14,15 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.model.hub.saved_model import find_folder, fingerprint, write_safetensors
 from dualtoken.model.metrics.reconstruction import psnr_per_image
 from dualtoken.model.tokenizer.model_card import bits_per_image
-from dualtoken.model.vision.image_files import SUFFIXES, ImageFileError, find_images, open_image
+from dualtoken.model.vision.formats import SUFFIXES
+from dualtoken.model.vision.image_files import ImageFileError, find_images, open_image
 from dualtoken.pipelines.core.messages import pluralized, printable
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.inference.networks import Array, TokenizerRunner, best_device, prepare_process
 
 CODES_FORMAT = "dualtoken-codes"
@@ -86,8 +89,10 @@ class _PictureReader:
                 self._pass_over(found)
                 continue
             try:
-                picture = open_image(found)
+                picture = open_image(found, decode=decode_rgb)
             except ImageFileError as problem:
+                if is_machine_trouble(problem):
+                    raise
                 self._pass_over(problem)
                 continue
             # Brought to the network's size one at a time: a batch of large pictures would take gigabytes.

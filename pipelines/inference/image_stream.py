@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
-from dualtoken.model.vision.decode import error_text, open_encoded
+from dualtoken.model.vision.faults import UnreadableImageError
 from dualtoken.model.vision.transform import Transform
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.images.crops import Crop, views
-from dualtoken.pipelines.images.samples import KeptSample, batched, decode_rgb
+from dualtoken.pipelines.images.decoding import decode_rgb, peek_size
+from dualtoken.pipelines.images.samples import KeptSample, batched
 from dualtoken.pipelines.images.shards import ImageShard
 
 BATCHES_AHEAD = 2
@@ -138,11 +138,13 @@ class ImageStream:
     ) -> Decoded:
         """Write a sample's variants into their places; black where it cannot be decoded."""
         data = shard.image(sample.row)
-        with self._budget.taken(_num_pixels(data)):
-            picture = _decode(data)
-            if isinstance(picture, Undecodable):
+        width, height = peek_size(data)
+        with self._budget.taken(width * height):
+            try:
+                picture = decode_rgb(data)
+            except UnreadableImageError as error:
                 places.zero_()
-                return picture
+                return Undecodable(str(error))
             crops: list[Crop] = []
             for view in views(picture, self._config.crops, sample.key, self._transform.fit):
                 (levels,) = self._transform.levels([view.picture])
@@ -150,21 +152,3 @@ class ImageStream:
                     places[len(crops)] = levels.flip(-1) if crop.flipped else levels
                     crops.append(crop)
             return tuple(crops)
-
-
-def _num_pixels(data: bytes) -> int:
-    """Return an image's pixels as its header says, or 0 where it has none to read."""
-    try:
-        with open_encoded(data) as image:
-            return image.width * image.height
-    except Exception:  # noqa: BLE001  (decoding meets the same error, and names it)
-        return 0
-
-
-def _decode(data: bytes) -> Image.Image | Undecodable:
-    try:
-        return decode_rgb(data)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a decoder of damaged bytes may raise anything; it is this row's reason)
-        return Undecodable(error_text(error))

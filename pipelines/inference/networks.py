@@ -92,9 +92,13 @@ class TeacherRunner:
         self._device = device
         self.embedding_width = int(self._teacher.embed_texts([""]).shape[1])
 
-    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B E"]:
+    def levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
+        """Return pictures as the teacher sees them, on the CPU."""
+        return to_tensor(pictures, self._teacher.image_size)
+
+    def images(self, levels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of pictures."""
-        return self._teacher.embed_images(self._levels(pictures))
+        return self._teacher.embed_images(levels.to(self._device))
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of captions."""
@@ -104,16 +108,16 @@ class TeacherRunner:
         """Return the unit embeddings of a tower's pooled outputs."""
         return self._teacher.project(pooled)
 
-    def similarities(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
+    def similarities(self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str]) -> list[float]:
         """Return the cosine of each picture with its caption."""
-        cosines = (self.images(pictures) * self.texts(captions)).sum(dim=1)
+        cosines = (self.images(levels) * self.texts(captions)).sum(dim=1)
         return cosines.tolist()
 
     def targets(
-        self, pictures: Sequence[Image.Image], captions: Sequence[str], block: int
+        self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str], block: int
     ) -> dict[str, Array]:
         """Return the columns that the targets stage stores; `block` is the tokenizer's semantic one."""
-        outputs = self._teacher.embed_all(self._levels(pictures), block)
+        outputs = self._teacher.embed_all(levels.to(self._device), block)
         texts = self.texts(captions)
         columns = {
             "similarity": (outputs.embeddings * texts).sum(dim=1),
@@ -123,9 +127,6 @@ class TeacherRunner:
             "dense": outputs.dense,
         }
         return {name: values.float().cpu().numpy() for name, values in columns.items()}
-
-    def _levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
-        return to_tensor(pictures, self._teacher.image_size).to(self._device)
 
 
 class TokenizerRunner:

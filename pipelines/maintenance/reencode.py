@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dualtoken.infra.digests import digest
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
@@ -109,14 +110,18 @@ def _compare(
         table = read_data_shard(path).take(pa.array(rows, pa.int64()))
         keys = dict(zip(rows, table["key"].to_pylist(), strict=True))
         try:
-            encoded = _encode_rows(job, tokenizer, unit, keys, scratch)
+            encoded, undecodable = _encode_rows(job, tokenizer, unit, keys, scratch)
         except (KeyError, OSError, UserError) as error:
+            if is_machine_trouble(error):
+                raise
             yield f"its images cannot be read again: {error}"
             return
+    for row, problem in undecodable.items():
+        yield f"row {row}: its image cannot be decoded again: {problem}"
     for stream in STREAMS:
         differs = encoded[stream] != codes_of(table, stream)
         for row, share in zip(rows, differs.mean(axis=1), strict=True):
-            if share > tolerance:
+            if share > tolerance and row not in undecodable:
                 yield f"row {row}: {share:.1%} of the {stream} codes are others when it is encoded again"
 
 
@@ -126,10 +131,11 @@ def _encode_rows(
     unit: str,
     keys: Mapping[int, bytes],
     scratch: Path,
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[int, str]]:
     """Encode rows of a unit, given with their keys, as the stage did; return their codes by stream.
 
-    Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded.
+    Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded. With them come
+    the rows whose image cannot be decoded, and why; their codes mean nothing.
     """
     from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415
 
@@ -139,16 +145,19 @@ def _encode_rows(
     samples = [KeptSample(places[key], key) for key in keys.values()]
     variants = [row % config.num_variants for row in keys]
     parts: dict[str, list[np.ndarray[Any, Any]]] = {stream: [] for stream in STREAMS}
+    undecodable: dict[int, str] = {}
+    numbers = list(keys)
     first = 0
     stream_of_images = ImageStream(config, tokenizer.network.transform, beside_gpu=False)
     for batch in stream_of_images.batches(shard, samples):
-        for found in batch.found:
+        for row, found in zip(numbers[first:], batch.found, strict=False):
             if isinstance(found, Undecodable):
-                raise OSError(found.detail)
+                undecodable[row] = found.detail
         levels = batch.levels.unflatten(0, (-1, config.num_variants))
         last = first + len(levels)
         codes = tokenizer.encode_levels(levels[range(len(levels)), variants[first:last]])
         first = last
         for stream, ids in zip(STREAMS, codes, strict=True):
             parts[stream].append(ids.reshape(len(ids), -1))
-    return {stream: np.concatenate(arrays) for stream, arrays in parts.items()}
+    codes_by_stream = {stream: np.concatenate(arrays) for stream, arrays in parts.items()}
+    return codes_by_stream, undecodable

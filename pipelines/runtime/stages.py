@@ -235,7 +235,7 @@ declare(
 declare(
     Stage(
         name="download",
-        version=1,
+        version=2,
         folder="{corpus}/shards",
         worker="dualtoken.pipelines.images.download:Worker",
         reads=_download_reads,

@@ -13,15 +13,13 @@ from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.metrics.arrays import Levels, psnr
 from dualtoken.pipelines.core.ledger import OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.images.crops import Crop
+from dualtoken.pipelines.images.decoding import UNDECODABLE
 from dualtoken.pipelines.images.samples import KeptSample
 from dualtoken.pipelines.inference.image_stream import ImageBatch, Undecodable
 from dualtoken.pipelines.inference.networks import TokenizerRunner
 from dualtoken.pipelines.tokens.audit import CodeCounter
 from dualtoken.pipelines.tokens.facts import STREAMS
 from dualtoken.pipelines.tokens.shards import Ids, TokenShardWriter, codes_of, read_data_shard
-
-UNDECODABLE = "undecodable"
-"""Reason for which a kept sample may still be lost: its image was damaged since it was scored."""
 
 
 class EncodedUnit:

@@ -1,6 +1,7 @@
 """Targets stage: the teacher's outputs for each kept sample, computed once for every later epoch.
 
-One Arrow IPC file per image shard; its rows are the kept samples in the shard's order.
+One Arrow IPC file per image shard; its rows are the kept samples in the shard's order, but for those whose
+image was damaged since it was scored.
 """
 
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
 
-from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
+from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
-from dualtoken.pipelines.images.samples import batched, decode_rgb, kept_samples, open_image_shard
+from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_image_shard
 from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
+from dualtoken.pipelines.inference.shard_decoder import ShardDecoder
 
 
 class Worker:
@@ -31,17 +36,19 @@ class Worker:
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
+        decoder = ShardDecoder(shard, self._view)
         file = f"{unit.id}.arrow"
         with pa.OSFile(str(scratch / file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batched(samples, recipe.targets.batch_size):
-                images = [decode_rgb(shard.image(sample.row)) for sample in batch]
-                captions = [shard.captions[sample.row] for sample in batch]
-                outputs = self._teacher.targets(images, captions, recipe.tokenizer.semantic_block)
-                keys = pa.array([sample.key for sample in batch], pa.binary(KEY_BYTES))
+            for batch in decoder.batches(samples, recipe.targets.batch_size):
+                captions = [shard.captions[sample.row] for sample in batch.samples]
+                outputs = self._teacher.targets(batch.levels, captions, recipe.tokenizer.semantic_block)
+                keys = pa.array([sample.key for sample in batch.samples], pa.binary(KEY_BYTES))
                 values = [_column(outputs[name], schema.field(name).type) for name in schema.names[1:]]
                 writer.write_batch(pa.RecordBatch.from_arrays([keys, *values], schema=schema))
-        keys = [sample.key for sample in samples]
-        return UnitOutput((file,), ledger_table(keys, [OK_VERDICT] * len(keys)))
+        return UnitOutput((file,), decoder.ledger(samples))
+
+    def _view(self, _: KeptSample, picture: Image.Image) -> UInt8[Tensor, "1 3 S S"]:
+        return self._teacher.levels([picture])
 
 
 def target_schema(embedding_width: int, tokenizer: Any, *, dense: bool) -> pa.Schema:  # noqa: ANN401

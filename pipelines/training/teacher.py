@@ -140,9 +140,9 @@ class TeacherDataLoader:
         """Return a step's images and caption tokens; runs in a thread, ahead of the training."""
         settings = self._settings
         numbers = batch_numbers(len(self._samples), settings.batch_size, settings.seed, step)
-        pictures = [self._samples.image(number) for number in numbers]
-        captions = [self._samples.caption(number) for number in numbers]
-        return to_tensor(pictures, settings.image_size), tokenize(captions, settings.text)
+        decoded = self._samples.decode(numbers, lambda _, picture: to_tensor([picture], settings.image_size))
+        captions = [self._samples.caption(number) for number in decoded.numbers]
+        return decoded.levels, tokenize(captions, settings.text)
 
 
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:

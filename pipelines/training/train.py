@@ -111,14 +111,15 @@ class TrainDataLoader:
         share = rank_share(len(whole_batch), self._context)
         numbers = [whole_batch[place] for place in share]
 
-        pictures = [self._samples.image(number) for number in numbers]
-        if recipe.train.random_crop:
-            for index, place in enumerate(share):
-                pictures[index] = self.crop(pictures[index], step, place)
-        images = to_tensor(pictures, recipe.tokenizer.image_size)
+        def view(place: int, picture: Image.Image) -> Tensor:
+            if recipe.train.random_crop:
+                picture = self.crop(picture, step, share[place])
+            return to_tensor([picture], recipe.tokenizer.image_size)
+
+        decoded = self._samples.decode(numbers, view)
         if self._teacher:
-            return TrainBatch(images, None, None)
-        return self._with_stored_targets(images, numbers)
+            return TrainBatch(decoded.levels, None, None)
+        return self._with_stored_targets(decoded.levels, decoded.numbers)
 
     def _with_stored_targets(self, images: Tensor, numbers: Sequence[int]) -> TrainBatch:
         targets = self._samples.targets(numbers)

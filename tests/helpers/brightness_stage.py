@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
-from dualtoken.pipelines.images.samples import decode_rgb, kept_samples, open_image_shard
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import kept_samples, open_image_shard
 from dualtoken.pipelines.runtime.stage import Stage, units_of
 from dualtoken.pipelines.runtime.stages import declare
 

@@ -34,7 +34,11 @@ def test_a_url_loses_its_query_and_its_user_part(text: str, left: str) -> None:
 
 
 def test_urls_among_values_are_redacted_and_other_texts_stay() -> None:
-    values = {"table": "https://u:S3CRET@h/x.csv?sig=S3CRET", "steps": 1, "names": ["/odd?name=1", "s3://b/x"]}
+    values = {
+        "table": "https://u:S3CRET@h/x.csv?sig=S3CRET",
+        "steps": 1,
+        "names": ["/odd?name=1", "s3://b/x"],
+    }
     assert redacted_values(values) == {
         "table": "https://h/x.csv",
         "steps": 1,

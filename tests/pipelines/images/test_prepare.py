@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 import zlib
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualtoken.model.vision.decode import decode_rgb
 from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.images.prepare import ImagePreparer, Prepared, Rejected, check_image
+from tests.helpers.hostile_images import big_text_png, exif_of, jpeg_of_many_scans, png_chunk, with_chunk
 from tests.helpers.images import encode, noise_image
 
 RED = (200, 30, 40)
@@ -64,6 +67,9 @@ COLOURED = {
     "jpeg": encode(PLAIN, "JPEG", quality=95),
     "webp": encode(PLAIN, "WEBP", lossless=True),
     "gif": encode(PLAIN, "GIF"),
+    "bmp": encode(PLAIN, "BMP"),
+    "tiff": encode(PLAIN, "TIFF"),
+    "avif": encode(PLAIN, "AVIF", quality=95),
     "palette": encode(PLAIN.quantize(4)),
     "rgba": encode(PLAIN.convert("RGBA")),
     "cmyk": encode(PLAIN.convert("CMYK"), "JPEG", quality=95),
@@ -132,7 +138,7 @@ def test_images_cut_short_are_told_from_whole_ones(kind: str, settings: dict[str
 
 def test_what_is_no_image_has_its_reason() -> None:
     page = b"<!doctype html><title>Gone</title>"
-    for body in (page, b"", b"\0" * 100, encode(PLAIN, "BMP"), encode(PLAIN, "TIFF"), b"<svg/>"):
+    for body in (page, b"", b"\0" * 100, encode(PLAIN, "PPM"), encode(PLAIN, "ICO"), b"<svg/>"):
         assert rejected(body) == "not_an_image"
     broken = bytearray(encode(noise_image()))
     broken[len(broken) // 2] ^= 0xFF
@@ -159,3 +165,65 @@ def test_a_huge_image_of_a_source_shard_has_too_many_pixels(monkeypatch: pytest.
     verdict = check_image(encode(Image.new("L", (70, 70))), DownloadConfig(max_pixels=4000))
     assert isinstance(verdict, Rejected)
     assert verdict.reason == "too_many_pixels"
+
+
+SMOOTH = Image.radial_gradient("L").resize((60, 40)).convert("RGB")
+NOT_RESIZED: dict[str, Any] = {"resize_mode": "no", "encode_format": "png", "encode_quality": 1}
+SEEN_ALIKE = {
+    "jpeg": encode(SMOOTH, "JPEG"),
+    "turned jpeg": encode(SMOOTH, "JPEG", exif=exif_of(6)),
+    "mirrored png": encode(SMOOTH, exif=exif_of(5)),
+    "turned webp": encode(SMOOTH, "WEBP", exif=exif_of(8)),
+    "turned mpo": encode(SMOOTH, "MPO", exif=exif_of(3), save_all=True, append_images=[BLACK]),
+    "mpo": encode(SMOOTH, "MPO", save_all=True, append_images=[BLACK]),
+    "turned cmyk": encode(SMOOTH.convert("CMYK"), "JPEG", exif=exif_of(6)),
+    "turned tiff": encode(SMOOTH, "TIFF", exif=exif_of(6)),
+    "turned avif": encode(SMOOTH, "AVIF", exif=exif_of(6)),
+    "half clear": encode(Image.merge("RGBA", (*SMOOTH.split(), SMOOTH.getchannel(0)))),
+    "progressive": encode(SMOOTH, "JPEG", progressive=True),
+    "large text": big_text_png(SMOOTH),
+    "damaged text": with_chunk(encode(SMOOTH), png_chunk(b"tEXt", b"a\0b")[:-1] + b"?"),
+}
+
+
+@pytest.mark.parametrize("kind", SEEN_ALIKE)
+def test_a_stored_picture_is_what_the_opener_makes_of_its_file(kind: str) -> None:
+    result = ImagePreparer(DownloadConfig(**NOT_RESIZED))(SEEN_ALIKE[kind])
+    assert isinstance(result, Prepared), result
+    picture = decode_rgb(SEEN_ALIKE[kind])
+    assert np.array_equal(decode_rgb(result.image), picture)
+    assert (result.original_width, result.original_height) == picture.size
+    assert not Image.open(io.BytesIO(result.image)).getexif()
+
+
+def test_a_picture_is_upright_before_it_is_resized() -> None:
+    wide_on_its_side = encode(SMOOTH, "JPEG", exif=exif_of(6))
+    config = DownloadConfig(image_size=20, resize_mode="keep_ratio", encode_format="png", encode_quality=1)
+    result = ImagePreparer(config)(wide_on_its_side)
+    assert result[1:] == (20, 30, 40, 60)
+
+
+def test_a_jpeg_of_more_scans_than_the_recipe_allows_is_refused() -> None:
+    assert rejected(jpeg_of_many_scans(101)) == "too_many_scans"
+    assert prepared(jpeg_of_many_scans(101), max_scans=101)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("webp", 16_383), ("jpg", 65_500)])
+def test_a_side_that_a_format_cannot_hold_is_a_reason(kind: Any, longest: int) -> None:
+    preparer_of_kind = ImagePreparer(DownloadConfig(resize_mode="no", encode_format=kind))
+    held = preparer_of_kind(encode(Image.new("L", (longest, 1), 90)))
+    assert isinstance(held, Prepared), held
+    too_long = preparer_of_kind(encode(Image.new("L", (1, longest + 1), 90)))
+    assert too_long == Rejected(
+        "side_too_long", f"a side of {longest + 1:,} pixels, {kind} holds {longest:,}"
+    )
+
+
+@pytest.mark.parametrize(
+    "said", ["[Errno 24] Too many open files: '/dev/null'", "", "(-4:Insufficient memory)"]
+)
+def test_the_machines_trouble_is_no_reason_of_a_row(said: str) -> None:
+    prepare = ImagePreparer(DownloadConfig())
+    prepare._resize = lambda _: (None, None, None, None, None, said)
+    with pytest.raises(OSError, match=re.escape(said) or "^$"):
+        prepare(encode(PLAIN))

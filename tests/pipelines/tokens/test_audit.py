@@ -15,7 +15,8 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import ExitCode, TokenAlarm, exit_code
-from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import open_image_shard
 from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command

@@ -17,7 +17,8 @@ from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
 from dualtoken.pipelines.core.stage import StageJob, UnitOutput
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.crops import CROP_FIELDS
-from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import open_image_shard
 from dualtoken.pipelines.images.tar_index import index_tar
 from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify

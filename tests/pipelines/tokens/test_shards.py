@@ -14,7 +14,8 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest, read_receipts
-from dualtoken.pipelines.images.samples import decode_rgb, open_image_shard
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import open_image_shard
 from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
 from dualtoken.pipelines.tokens.facts import TokenizerIdentity
 from dualtoken.pipelines.tokens.shards import (
