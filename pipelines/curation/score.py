@@ -6,16 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.networks import TeacherRunner, open_teacher, prepare_process
-from dualtoken.pipelines.inference.shard_decoder import ShardDecoder
+from dualtoken.pipelines.inference.shard_decoder import Seen, ShardDecoder
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -69,7 +67,7 @@ class _HashingView:
         self.pixel_hashes: dict[bytes, str] = {}
         """Hashes of size and RGB values, by key."""
 
-    def __call__(self, sample: KeptSample, picture: Image.Image) -> UInt8[Tensor, "1 3 S S"]:
+    def __call__(self, sample: KeptSample, picture: Image.Image) -> Seen:
         content = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
         self.pixel_hashes[sample.key] = content.hexdigest()
         return self._teacher.levels([picture])

@@ -18,7 +18,9 @@ from dualtoken.pipelines.images.decoding import UNDECODABLE, decode_rgb
 from dualtoken.pipelines.images.samples import KeptSample
 from dualtoken.pipelines.images.shards import ImageShard
 
-View = Callable[[KeptSample, Image.Image], UInt8[Tensor, "1 3 S S"]]
+Seen = UInt8[Tensor, "1 3 S S"]
+"""A picture as a network sees it."""
+View = Callable[[KeptSample, Image.Image], Seen]
 """What a network sees of a sample's picture."""
 
 
@@ -41,7 +43,7 @@ class ShardDecoder:
     def batches(self, samples: Iterable[KeptSample], size: int) -> Iterator[DecodedBatch]:
         """Yield the samples that can be decoded, in order, `size` at a time."""
         decoded: list[KeptSample] = []
-        levels: list[UInt8[Tensor, "1 3 S S"]] = []
+        levels: list[Seen] = []
         for sample in samples:
             try:
                 picture = decode_rgb(self._shard.image(sample.row))
