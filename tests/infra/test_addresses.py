@@ -4,8 +4,9 @@ import socket
 from dataclasses import replace
 
 import pytest
+import requests
 
-from dualtoken.infra.addresses import is_public
+from dualtoken.infra.addresses import direct_proxies, is_public
 from dualtoken.infra.fetch import Fetched
 from tests.helpers.scripted_server import LIMITS, get, reason, reply, serving
 
@@ -85,3 +86,29 @@ def test_public_addresses_are_public(address: str) -> None:
 )
 def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_direct"),
+    [
+        *(("http://127.0.0.1:8265", True), ("http://localhost:8265", True), ("http://[::1]:8265", True)),
+        *(("http://10.0.0.5:8265", True), ("https://192.168.1.2", True), ("http://8.8.8.8:8265", False)),
+        ("http://name-without-an-address.invalid:8265", False),
+    ],
+)
+def test_only_private_hosts_are_asked_without_a_proxy(
+    url: str, *, is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert (direct_proxies(url) is not None) == is_direct
+
+
+def test_a_private_host_answers_behind_dead_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serving(reply(b"here")) as server:
+        with pytest.raises(requests.exceptions.ProxyError):
+            requests.get(server.base, timeout=10)
+        assert requests.get(server.base, proxies=direct_proxies(server.base), timeout=10).text == "here"

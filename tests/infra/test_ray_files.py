@@ -109,6 +109,21 @@ def test_the_image_holds_every_package_and_ends_as_nobody_special() -> None:
     assert [line for line in lines if line.startswith(("USER", "EXPOSE"))] == ["USER 1000"]
 
 
+def test_nodes_and_images_are_given_the_project_by_name(launcher: dict[str, Any]) -> None:
+    mounted = {local for local in launcher["file_mounts"].values() if not local.startswith("~")}
+    lines = (ROOT / "infra" / "Dockerfile").read_text().splitlines()
+    copied: set[str] = set()
+    for line in lines:
+        if line.startswith("COPY "):
+            copied.update(line.split()[1:-1])
+    assert mounted == copied
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "*"
+    for name in mounted:
+        if (ROOT / name).is_file():
+            assert f"!{name}" in ignored
+
+
 def _documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 
