@@ -83,7 +83,7 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[Any]:
         raise
 
 
-def direct_proxies(url: str) -> dict[str, None] | None:
+def direct_proxies(url: str) -> dict[str, Any] | None:
     """Return the `proxies` by which the library requests reaches a URL of a private host: none of any kind.
 
     None for a public host, whose requests go by the environment's proxies. A private one is out of a proxy's

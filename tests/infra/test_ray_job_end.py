@@ -14,8 +14,7 @@ from dualtoken.infra.ray_job_end import exit_code, may_be_retried
 def test_a_killed_driver_is_a_temporary_failure_and_a_stopped_one_a_preemption(
     driver: int, code: int, *, again: bool
 ) -> None:
-    job = JobDetails(
-        type=JobType.SUBMISSION, status=JobStatus.FAILED, entrypoint="true", driver_exit_code=driver
-    )
+    values = {"type": JobType.SUBMISSION, "status": JobStatus.FAILED, "entrypoint": "true"}
+    job = JobDetails.model_validate({**values, "driver_exit_code": driver})
     assert exit_code(job) == code
     assert may_be_retried(job) == again
