@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.commit import upload
-from dualtoken.pipelines.core.receipts import FileRecord, Record
+from dualtoken.pipelines.core.receipts import CHECKPOINTS, FileRecord, Record
 
-FOLDER = "checkpoints"
+FOLDER = CHECKPOINTS
 RECEIPT = "receipt.json"
 NUM_KEPT = 2
 """Newest checkpoints that are kept."""
