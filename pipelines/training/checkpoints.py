@@ -14,7 +14,6 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.commit import upload
 from dualtoken.pipelines.core.receipts import CHECKPOINTS, FileRecord, Record
 
-FOLDER = CHECKPOINTS
 RECEIPT = "receipt.json"
 NUM_KEPT = 2
 """Newest checkpoints that are kept."""
@@ -38,7 +37,7 @@ class Checkpoints:
 
     def commit(self, step: int, folder: Path) -> None:
         """Move a folder's files into the checkpoint of a step, and keep `NUM_KEPT` up to that step."""
-        name = f"{FOLDER}/step-{step:09d}"
+        name = f"{CHECKPOINTS}/step-{step:09d}"
         checkpoint = self._store.at(name)
         checkpoint.remove(RECEIPT)  # of damaged files, which are replaced now
         files = [upload(checkpoint, folder, path.name) for path in sorted(folder.iterdir())]
@@ -65,7 +64,7 @@ class Checkpoints:
         return None
 
     def _names(self) -> list[str]:
-        return [name for name in self._store.folders(FOLDER) if name.startswith(f"{FOLDER}/step-")]
+        return [name for name in self._store.folders(CHECKPOINTS) if name.startswith(f"{CHECKPOINTS}/step-")]
 
     def _remove(self, name: str) -> None:
         """Remove a checkpoint, its receipt first."""
