@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,43 +46,52 @@ class Worker:
         """Write a row of scores for every sample that can be decoded."""
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples = [KeptSample(row, key) for row, key in enumerate(shard.keys)]
-        view = _HashingView(self._teacher)
+        view = _ScoringView(self._teacher)
         decoder = ShardDecoder(shard, view)
         scores: list[dict[str, Any]] = []
         for batch in decoder.batches(samples, self._job.recipe.filter.batch_size):
             captions = [shard.captions[sample.row] for sample in batch.samples]
             similarities = self._teacher.similarities(batch.levels, captions)
             for sample, similarity in zip(batch.samples, similarities, strict=True):
-                scores.append(_scores(shard, sample, view.pixel_hashes[sample.key], similarity))
+                scores.append(_scores(shard, sample, view.seen[sample.key], similarity))
         file = f"{unit.id}.parquet"
         pq.write_table(pa.Table.from_pylist(scores, schema=SCORE_SCHEMA), scratch / file, compression="zstd")
         return UnitOutput((file,), decoder.ledger(samples))
 
 
-class _HashingView:
-    """The teacher's view of pictures, whose pixels are hashed as they pass."""
+class _Picture(NamedTuple):
+    """What a score says of a picture itself."""
+
+    size: tuple[int, int]
+    """Width and height as stored, pixels."""
+    pixel_hash: str
+    """Hash of size and RGB values."""
+
+
+class _ScoringView:
+    """The teacher's view of pictures, which are measured as they pass."""
 
     def __init__(self, teacher: TeacherRunner) -> None:
         self._teacher = teacher
-        self.pixel_hashes: dict[bytes, str] = {}
-        """Hashes of size and RGB values, by key."""
+        self.seen: dict[bytes, _Picture] = {}
+        """The pictures so far, by key."""
 
     def __call__(self, sample: KeptSample, picture: Image.Image) -> Seen:
         content = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16)
-        self.pixel_hashes[sample.key] = content.hexdigest()
+        self.seen[sample.key] = _Picture(picture.size, content.hexdigest())
         return self._teacher.levels([picture])
 
 
-def _scores(shard: ImageShard, sample: KeptSample, pixel_hash: str, similarity: float) -> dict[str, Any]:
+def _scores(shard: ImageShard, sample: KeptSample, picture: _Picture, similarity: float) -> dict[str, Any]:
     """Return a row of the score file."""
     caption = shard.captions[sample.row]
-    width, height = shard.original_sizes[sample.row] or sample.image.size
+    width, height = shard.original_sizes[sample.row] or picture.size
     return {
         "key": sample.key,
         "width": width,
         "height": height,
         "caption_words": len(caption.split()),
         "caption_characters": len(caption.strip()),
-        "pixel_hash": pixel_hash,
+        "pixel_hash": picture.pixel_hash,
         "similarity": similarity,
     }

@@ -31,7 +31,7 @@ from dualtoken.pipelines.tokens.checked_files import CheckedFiles
 from dualtoken.pipelines.tokens.export import export_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
-from dualtoken.pipelines.training.train import copy_model_from_checkpoint
+from dualtoken.pipelines.training.checkpoints import CheckpointReceipt
 from tests.helpers.names import UNSAFE_NAMES
 from tests.helpers.s3_servers import s3_server
 from tests.helpers.token_datasets import write_tokens
@@ -261,9 +261,14 @@ def test_a_key_of_a_bucket_writes_no_file_outside_the_folder_that_it_is_copied_t
     assert files_below(scratch.parents[2]) == before
 
 
-def test_a_checkpoint_and_the_stages_below_a_root_are_looked_for_by_safe_names_alone(scratch: Path) -> None:
+def test_the_stages_below_a_root_are_looked_for_by_safe_names_alone() -> None:
     with pytest.raises(UnsafeNameError):
         list(stage_folders(Store("memory://names"), "../x"))
-    store = Store("memory://names/checkpoint")
-    with pytest.raises(FileNotFoundError):
-        copy_model_from_checkpoint(store, scratch)
+
+
+def test_a_checkpoint_s_receipt_names_its_own_files_alone() -> None:
+    file = {"name": "state.pt", "bytes": 1, "sha256": "0" * 64, "xxh3_128": "0" * 32}
+    assert CheckpointReceipt.model_validate({"step": 1, "files": [file]}).step == 1
+    for name in UNSAFE_NAMES:
+        with pytest.raises(ValueError, match="name"):
+            CheckpointReceipt.model_validate({"step": 1, "files": [file | {"name": name}]})
