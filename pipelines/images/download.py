@@ -120,8 +120,9 @@ class Worker:
         first = int(unit.id) * self._config.rows_per_shard
         rows, broken = check_text(self._table.rows(first, unit.rows))
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
-            with _first_of_group():
-                outcomes = asyncio.run(self._fetch_all(rows, broken, first, spool))
+            with _first_of_group(), asyncio.Runner() as runner:
+                runner.get_loop()  # which may fail for want of descriptors, before there is a coroutine
+                outcomes = runner.run(self._fetch_all(rows, broken, first, spool))
             shard_rows = [outcome.row for outcome in outcomes]
             if not self._config.accept_dead_units:
                 _check_any_answered(shard_rows)
