@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,9 @@ from dualtoken.infra.local_files import (
     sync_folder,
     write_durably,
 )
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.names import relative_name, single_name
+from dualtoken.infra.store_refusals import naming_refusals
 
 PROBE = ".probe-"
 """Prefix of the files that find out whether a store honours conditional puts."""
@@ -62,7 +64,8 @@ def join(folder: str, *names: str) -> str:
 class Store:
     """One folder of a file system; names are relative to it, with slashes.
 
-    Every name is checked (`infra.names`), so that none leads out of the folder, whoever gave it.
+    Every name is checked (`infra.names`), so that none leads out of the folder, whoever gave it. Where a remote
+    store refuses what is asked, every method raises `StoreRefusal`.
     """
 
     def __init__(self, url: str) -> None:
@@ -108,7 +111,8 @@ class Store:
     def entry(self, name: str) -> StoredFile | None:
         """Return a file as a listing would show it now, its time to the second; None where there is none."""
         try:
-            info = self.fs.info(self.path(name))
+            with self._asking(name):
+                info = self.fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         if info["type"] != "file":
@@ -127,7 +131,8 @@ class Store:
         if self.is_local:
             with open(self.path(name), "rb") as file:  # noqa: PTH123  (a path per file would double the time)
                 return file.read()
-        return bytes(self.fs.cat_file(self.path(name), **self._small_file_options))
+        with self._asking(name):
+            return bytes(self.fs.cat_file(self.path(name), **self._small_file_options))
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
@@ -138,7 +143,8 @@ class Store:
         remaining = iter(names)
         batch = list(islice(remaining, READ_AT_ONCE))
         while batch:
-            contents = self.fs.cat([self.path(name) for name in batch], **self._small_file_options)
+            with self._asking(batch[0]):
+                contents = self.fs.cat([self.path(name) for name in batch], **self._small_file_options)
             for name in batch:
                 yield name, bytes(contents[self.path(name)])
             batch = list(islice(remaining, READ_AT_ONCE))
@@ -183,7 +189,8 @@ class Store:
         request = {"Bucket": bucket, "Prefix": prefix, **self.fs.req_kw}
         while True:
             try:
-                page = self.fs.call_s3("list_objects_v2", **request)
+                with naming_refusals(self.fs, start):
+                    page = self.fs.call_s3("list_objects_v2", **request)
             except FileNotFoundError:
                 return
             for entry in page.get("Contents", ()):
@@ -196,7 +203,8 @@ class Store:
 
     def _list_remote(self, start: str) -> Iterator[tuple[str, int, float, str]]:
         try:
-            files = self.fs.find(start, detail=True)
+            with naming_refusals(self.fs, start):
+                files = self.fs.find(start, detail=True)
         except FileNotFoundError:
             return
         for path, info in sorted(files.items()):
@@ -205,7 +213,8 @@ class Store:
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders right below a folder, in order."""
         try:
-            entries = self.fs.ls(self.path(folder), detail=True)
+            with self._asking(folder):
+                entries = self.fs.ls(self.path(folder), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = [str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory"]
@@ -214,7 +223,8 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete a file; one that is gone already is no error."""
         try:
-            self.fs.rm_file(self.path(name))
+            with self._asking(name):
+                self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             return
 
@@ -241,7 +251,8 @@ class Store:
         else:
             # Where a large upload's last reply is lost, s3fs asks again, and takes an upload that has ended
             # for one that is not there.
-            _try_twice(lambda: self.fs.put_file(str(source), target))
+            with self._asking(name):
+                _try_twice(lambda: self.fs.put_file(str(source), target))
             self.fs.invalidate_cache(target)
         arrived = self.size(name)
         if arrived != expected:
@@ -252,7 +263,8 @@ class Store:
         if self.is_local:
             replace_file(self.path(name), lambda part: part.write_bytes(data))
         else:
-            self.fs.pipe_file(self.path(name), data)
+            with self._asking(name):
+                self.fs.pipe_file(self.path(name), data)
             self.fs.invalidate_cache(self.path(name))
 
     def put_if_absent(self, data: bytes, name: str) -> bool:
@@ -260,7 +272,8 @@ class Store:
         if self.is_local:
             return self._link_if_absent(data, name)
         try:
-            self.fs.pipe_file(self.path(name), data, mode="create")
+            with self._asking(name):
+                self.fs.pipe_file(self.path(name), data, mode="create")
         except FileExistsError:
             # It may be ours: a reply that is lost makes the client try again, and find its own file.
             return self.read(name) == data
@@ -291,7 +304,8 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
             # s3fs does not ask again for a part of a large file that breaks off.
-            _try_twice(lambda: self.fs.get_file(path, str(part)))
+            with self._asking(name):
+                _try_twice(lambda: self.fs.get_file(path, str(part)))
             part.replace(target)
         return target
 
@@ -311,6 +325,12 @@ class Store:
         finally:
             self.remove(name)
 
+    def _asking(self, name: str) -> AbstractContextManager[None]:
+        """Name what a remote store refuses; errors of local files name their path themselves."""
+        if self.is_local:
+            return nullcontext()
+        return naming_refusals(self.fs, self.path(name))
+
 
 def _with_single_slashes(root: str) -> str:
     """Leave out slashes that only repeat another one, or end the root; addresses stay as they are."""
@@ -327,10 +347,13 @@ def _try_twice(call: Callable[[], object]) -> None:
     """Make a call once more where it fails for what may pass; the call must be idempotent."""
     try:
         call()
+        return
     except PermissionError:
         raise
-    except Exception:  # noqa: BLE001  (errors of three libraries; the second call's is raised)
-        call()
+    except Exception as error:  # errors of three libraries; the second call's is raised
+        if is_machine_trouble(error):
+            raise
+    call()
 
 
 def _modified(info: Mapping[str, Any]) -> float:

@@ -9,6 +9,7 @@ from typing import NoReturn, TextIO, cast
 
 from dualtoken.infra.openmp import wait_passively
 from dualtoken.infra.redaction import RedactedStream
+from dualtoken.infra.store_refusals import RENEW
 from dualtoken.jobs.stopping import end_if_stopped, raise_when_stopped, stop_on_signals
 from dualtoken.pipelines.errors import (
     ExitCode,
@@ -59,7 +60,7 @@ def typed_exit() -> Iterator[None]:
 
 
 def _advice(error: Exception, code: ExitCode) -> str:
-    if code == ExitCode.TEMPORARY:
+    if code == ExitCode.TEMPORARY and not str(error).endswith(RENEW):
         return "; try again"
     if lacks_credentials(error):
         return "; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"

@@ -58,7 +58,7 @@ class UnitsFailed(Exception):
     ) -> None:
         left = ""
         if num_left:
-            left = f", and {num_left} were not tried after so many in a row"
+            left = f", and {num_left} were not tried, which would fail alike"
         unit, reason = next(iter(failures.items()))
         reason = " ".join(reason.split())
         super().__init__(f"{len(failures)} of {num_units} units failed{left}; {unit}: {reason}")
@@ -92,6 +92,11 @@ def lacks_credentials(error: BaseException) -> bool:
     return type(error).__name__ in _NO_KEYS and _is_of_storage_client(error)
 
 
+def ends_run(error: BaseException) -> bool:
+    """Tell whether the other units of a run would fail alike: the store refuses this process."""
+    return lacks_credentials(error) or getattr(error, "ends_run", False)
+
+
 def _is_of_storage_client(error: BaseException) -> bool:
     return type(error).__module__.startswith(_STORAGE_CLIENTS)
 
@@ -100,6 +105,8 @@ def exit_code(error: BaseException) -> ExitCode:
     """Classify an error: the user's, one that may pass when tried again, or a bug of ours."""
     if isinstance(error, (UnitsFailed, StageFailed)):
         return error.code
+    if getattr(error, "exit_code", None) in (ExitCode.CONFIGURATION, ExitCode.TEMPORARY):
+        return ExitCode(error.exit_code)  # pyright: ignore[reportAttributeAccessIssue]  # looked for above
     if _is_the_users(error):
         return ExitCode.CONFIGURATION
     if _may_pass(error):
@@ -109,8 +116,6 @@ def exit_code(error: BaseException) -> ExitCode:
 
 def _is_the_users(error: BaseException) -> bool:
     if isinstance(error, UserError) or lacks_credentials(error):
-        return True
-    if getattr(error, "exit_code", None) == ExitCode.CONFIGURATION:
         return True
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return True  # no folder becomes writable by trying again

@@ -167,3 +167,5 @@ class UnitOutcome:
     code: ExitCode = ExitCode.DONE
     audit: Mapping[str, Any] = field(default_factory=dict)
     """The audit of a token shard, from its receipt; empty for every other unit."""
+    ends_run: bool = False
+    """Whether the other units would fail alike, such as for wrong credentials."""

@@ -14,7 +14,7 @@ from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Worker
-from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed, ends_run, exit_code
 
 GIVE_UP_AFTER = 8
 """Units that fail in a row with a temporary error: what they need is gone, and the others would fail as
@@ -81,7 +81,15 @@ def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
     message = str(error) or type(error).__name__
     if code == ExitCode.BUG:
         message = "".join(traceback.format_exception(error))
-    return UnitOutcome(job.label, unit.id, counts={}, seconds=0.0, error=redacted(message), code=code)
+    return UnitOutcome(
+        job.label,
+        unit.id,
+        counts={},
+        seconds=0.0,
+        error=redacted(message),
+        code=code,
+        ends_run=ends_run(error),
+    )
 
 
 def report_outcomes(
@@ -92,8 +100,8 @@ def report_outcomes(
 ) -> None:
     """Print a line for each unit's outcome, and hand it to `observe`, which may end the run by an error.
 
-    Raises `UnitsFailed` when any failed: after all have run, or after `GIVE_UP_AFTER` temporary failures in
-    a row.
+    Raises `UnitsFailed` when any failed: after all have run, after `GIVE_UP_AFTER` temporary failures in a
+    row, or after the first that says that the others would fail alike.
     """
     total = sum(len(job_units.units) for job_units in work)
     failed: list[UnitOutcome] = []
@@ -105,7 +113,7 @@ def report_outcomes(
         print_line(_outcome_line(outcome, num_ended, total))
         if outcome.error:
             failed.append(outcome)
-        if temporary_in_a_row == GIVE_UP_AFTER:
+        if temporary_in_a_row == GIVE_UP_AFTER or outcome.ends_run:
             break
         observe(outcome)
     if failed:

@@ -1,7 +1,7 @@
 """An HTTP proxy that injects faults into the requests of a test.
 
-It drops and delays requests, cuts replies short, and loses replies to requests that took effect. Which
-request gets a fault follows from a seed, the method and the path, never from the clock. A request that is
+It drops and delays requests, cuts replies short, loses replies to requests that took effect, and refuses
+requests as S3 does. Which request gets a fault follows from a seed, the method and the path, never from the clock. A request that is
 made again goes through. Faults are counted by kind.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 Fault = Literal["drop", "delay", "cut", "lose"]
@@ -27,6 +27,16 @@ FAULTS: tuple[Fault, ...] = ("drop", "delay", "cut", "lose")
 DELAY_SECONDS = 0.3
 NOT_FORWARDED = {"expect", "connection"}
 NOT_RETURNED = {"connection", "transfer-encoding", "content-length", "date", "server"}
+
+
+class Refusal(NamedTuple):
+    """Which requests are refused, and what is said."""
+
+    asked: frozenset[str]
+    """HTTP methods, and LIST for a GET that lists."""
+    status: int
+    code: str
+    """Code of S3, in the reply's body; a reply to HEAD has none."""
 
 
 class Faults:
@@ -42,6 +52,7 @@ class Faults:
         self.requests = 0
         self.dead_after: int | None = None
         """Number of requests after which every one is dropped."""
+        self.refusal: Refusal | None = None
         self._drawn: set[str] = set()
         self._lock = threading.Lock()
 
@@ -91,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        refusal = self.plan.refusal
+        if refusal and self._asked() in refusal.asked:
+            self._refuse(refusal)
+            return
         fault = self.plan.draw(self.command, self.path)
         if fault == "drop":
             self._hang_up()
@@ -109,6 +124,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815
+
+    def _asked(self) -> str:
+        if self.command == "GET" and "list-type=2" in self.path:
+            return "LIST"
+        return self.command
+
+    def _refuse(self, refusal: Refusal) -> None:
+        content = f"<Error><Code>{refusal.code}</Code><Message>no</Message></Error>".encode()
+        self.plan.counts[f"refuse {self._asked()}"] += 1
+        self.send_response(refusal.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _forward(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         """Make the request of the real server; return its reply and the body of that."""

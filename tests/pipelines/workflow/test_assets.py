@@ -72,7 +72,7 @@ def test_a_failed_unit_ends_the_run_with_its_own_error(load_tiny: LoadTiny, tmp_
 
     with pytest.raises(
         UnitsFailed,
-        match="8 of 13 units failed, and 5 were not tried after so many in a row; "
+        match="8 of 13 units failed, and 5 were not tried, which would fail alike; "
         "scenes tiny-train 00000: OSError: no space",
     ) as error:
         run_workflow(load_tiny(tmp_path), Failing(), lambda _: None)
