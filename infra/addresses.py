@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
+
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that wrap an IPv4 address in their last 32 bits."""
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
@@ -96,7 +98,9 @@ def direct_proxies(url: str) -> dict[str, Any] | None:
 
 def _is_private_host(host: str) -> bool:
     try:
-        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        entries = _look_up(host, 0, socket.AF_UNSPEC)
+    except (OSError, UnicodeError) as error:
+        if is_machine_trouble(error):
+            raise
         return False
     return all(not is_public(str(address[0]).partition("%")[0]) for *_, address in entries)

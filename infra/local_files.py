@@ -19,6 +19,14 @@ _NO_LOCKS = _UNSUPPORTED | {errno.EINVAL, errno.ENOLCK}
 _NO_SYNC = _UNSUPPORTED | {errno.EINVAL}
 """Errors of a file system that brings no folder to disk by itself."""
 
+_KINDS: dict[str, Callable[[Path], bool]] = {
+    "a folder": Path.is_dir,
+    "a file": Path.is_file,
+    "a FIFO": Path.is_fifo,
+    "a socket": Path.is_socket,
+    "a device": Path.exists,
+}
+
 
 class NoLinksError(ValueError):
     """A file system that can do nothing by which the first of two writers is known."""
@@ -51,6 +59,16 @@ def _sort_name(entry: os.DirEntry[str]) -> str:
     if entry.is_dir(follow_symlinks=False):
         return f"{entry.name}/"
     return entry.name
+
+
+def kind_of_entry(path: Path) -> str | None:
+    """Return in words what is at a path that should be a folder or a file; None where nothing is."""
+    for kind, is_kind in _KINDS.items():
+        if is_kind(path):
+            return kind
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is not there"
+    return None
 
 
 def write_durably(target: Path, write: Callable[[Path], object]) -> Path:

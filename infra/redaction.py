@@ -6,13 +6,17 @@ Every record and every line for people passes here. Requests themselves use the 
 import re
 from typing import Any, TextIO, TypeVar
 
-_END = r"\s'\"<>"
-"""Characters that a URL in a text ends before."""
+_QUOTES = r"'\"<>"
+_OF_URL = rf"(?:[^\s{_QUOTES}]|[{_QUOTES}](?![{_QUOTES}]*(?:[,;:.)\]}}][^\s=]*)?(?:\s|$)))"
+"""A character of a URL in a text. A quotation mark ends it only before punctuation, a space or the end, and
+not where another value follows: signed queries may hold such marks themselves."""
+_OF_PATH = rf"(?!\?){_OF_URL}"
+_OF_USER_PART = rf"(?![/?#]){_OF_URL}"
 _NEXT_PROTOCOL = r"::[A-Za-z][A-Za-z0-9+.-]*:[:/]"
 """Where fsspec's next URL of a chain begins: `simplecache::https://...`."""
-_USER_PART = re.compile(rf"(?<=://)[^/?#{_END}]*@")
-_WEB_QUERY = re.compile(rf"(https?://(?:(?!{_NEXT_PROTOCOL})[^?{_END}])*)\?[^{_END}]*", re.IGNORECASE)
-_NAMED_QUERY = re.compile(rf"\?[\w.~%+-]+=[^{_END}]*")
+_USER_PART = re.compile(rf"(?<=://)(?:{_OF_USER_PART})*@")
+_WEB_QUERY = re.compile(rf"(https?://(?:(?!{_NEXT_PROTOCOL}){_OF_PATH})*)\?{_OF_URL}*", re.IGNORECASE)
+_NAMED_QUERY = re.compile(rf"\?[\w.~%+-]+={_OF_URL}*")
 """A query of any other URL, or of a path alone as HTTP libraries print it; a glob's question mark is none."""
 
 _Values = TypeVar("_Values")

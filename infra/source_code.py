@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
+
 PACKAGE = "dualtoken"
 COMMIT_VARIABLE = "DUALTOKEN_COMMIT"
 """Environment variable with the commit of a copy that has no history, such as a Ray job's or an image's."""
@@ -91,7 +93,9 @@ def commit() -> str:
             check=False,
             timeout=_GIT_SECONDS,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired) as error:
+        if is_machine_trouble(error):
+            raise
         return ""
     if ended.returncode:
         return ""

@@ -10,11 +10,11 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -64,8 +64,8 @@ def join(folder: str, *names: str) -> str:
 class Store:
     """One folder of a file system; names are relative to it, with slashes.
 
-    Every name is checked (`infra.names`), so that none leads out of the folder, whoever gave it. Where a remote
-    store refuses what is asked, every method raises `StoreRefusal`.
+    Every name is checked (`infra.names`), so that none leads out of the folder, whoever gave it. Where a
+    remote store refuses what is asked, every method raises `StoreRefusal`.
     """
 
     def __init__(self, url: str) -> None:
@@ -133,6 +133,12 @@ class Store:
                 return file.read()
         with self._asking(name):
             return bytes(self.fs.cat_file(self.path(name), **self._small_file_options))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading, at any places, while the block runs."""
+        with self._asking(name), self.fs.open(self.path(name), "rb") as file:
+            yield file
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) of small files in their order; a remote store is asked for many at a time."""
@@ -347,13 +353,12 @@ def _try_twice(call: Callable[[], object]) -> None:
     """Make a call once more where it fails for what may pass; the call must be idempotent."""
     try:
         call()
-        return
     except PermissionError:
         raise
     except Exception as error:  # errors of three libraries; the second call's is raised
         if is_machine_trouble(error):
             raise
-    call()
+        call()
 
 
 def _modified(info: Mapping[str, Any]) -> float:

@@ -1,12 +1,14 @@
 """Says of a store that refuses a request what was asked of which URL, and what is missing.
 
-S3 clients pass on "Forbidden" or "Bad Request" alone. The reply to a HEAD request has no body, so that not even
-its reason is known: it is asked for once more, by a listing.
+S3 clients pass on "Forbidden" or "Bad Request" alone. The reply to a HEAD request has no body, so that not
+even its reason is known: it is asked for once more, by a listing.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
+
+from fsspec.implementations.local import LocalFileSystem
 
 RENEW = "renew the credentials, then run the same command"
 """What to do about credentials that have expired."""
@@ -34,7 +36,13 @@ _BAD_NAME = "ParamValidationError"
 _WRONG_CREDENTIALS = frozenset(
     {
         *("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException"),
-        *("InvalidToken", "InvalidSecurity", "MissingSecurityHeader", "SignatureDoesNotMatch", "Unauthorized"),
+        *(
+            "InvalidToken",
+            "InvalidSecurity",
+            "MissingSecurityHeader",
+            "SignatureDoesNotMatch",
+            "Unauthorized",
+        ),
     }
 )
 _ADVICE = {
@@ -79,7 +87,7 @@ class CredentialsExpired(StoreRefusal):
 
 @contextmanager
 def naming_refusals(fs: Any, path: str) -> Iterator[None]:  # noqa: ANN401  (any fsspec file system)
-    """Raise `StoreRefusal` where the block's request of a remote file system is refused.
+    """Raise `StoreRefusal` where the block's request is refused by a remote file system.
 
     `path` is the one that is asked for, as the file system spells it.
     """
@@ -88,6 +96,8 @@ def naming_refusals(fs: Any, path: str) -> Iterator[None]:  # noqa: ANN401  (any
     except StoreRefusal:
         raise
     except Exception as error:
+        if isinstance(fs, LocalFileSystem):
+            raise  # the system names the path itself
         refusal = _refusal(fs, path, error)
         if refusal is None:
             raise

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.request_urls import host_of
 from dualtoken.infra.storage import Store
 from dualtoken.jobs.options import CorpusOption, RecipeArgument, RootOption, SetOption
@@ -185,6 +186,8 @@ def _read_keys(file: Path) -> frozenset[str]:
     try:
         lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        if is_machine_trouble(error):
+            raise
         raise UserError(f"--keys {file} cannot be read: {error}") from None
     keys = {line.strip().lower() for line in lines if line.strip()}
     wrong = [key for key in keys if len(key) != KEY_DIGITS or set(key) - set("0123456789abcdef")]

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from dualtoken.jobs.options import RootOption, SetOption
-from dualtoken.jobs.output_paths import require_apart, require_safetensors, require_writable
+from dualtoken.jobs.output_paths import ANOTHER_PLACE, require_apart, require_safetensors
 from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.jobs.stage_places import RecipeOptions, find_model
 from dualtoken.pipelines.core.messages import pluralized
+from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode, UserError
 
 ModelArgument = Annotated[
@@ -51,7 +52,7 @@ def tokenize(
         require_safetensors(out)
         if Path(found).is_dir() and out.resolve().parent == Path(found).resolve():
             raise UserError(f"--out {out} is in the model's own folder: name another place")
-        require_writable(out.parent)
+        require_writable(out.parent, ANOTHER_PLACE)
         # PyTorch takes seconds.
         from dualtoken.pipelines.inference.image_files import open_model, tokenize_files  # noqa: PLC0415
 
@@ -75,7 +76,7 @@ def reconstruct(
     with find_model(model, RecipeOptions(overrides, root)) as found:
         _require_images(images)
         require_apart(out, images)
-        require_writable(out)
+        require_writable(out, ANOTHER_PLACE)
         from dualtoken.pipelines.inference.image_files import open_model, reconstruct_files  # noqa: PLC0415
 
         counts = reconstruct_files(open_model(found), images, out, batch_size, print_line, _print_error)
@@ -93,7 +94,7 @@ def export(
 ) -> None:
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
     with find_model(model, RecipeOptions(overrides, root)) as found:
-        require_writable(out)
+        require_writable(out, ANOTHER_PLACE)
         from dualtoken.model.convert.export import export_graphs  # noqa: PLC0415
         from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
 

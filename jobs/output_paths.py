@@ -1,22 +1,13 @@
 """Where a command may write what its user names: checked before any work, and never over what is read."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import UserError
 
-
-def require_writable(folder: Path) -> None:
-    """Make a folder, and raise `UserError` if nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}): name another place"
-        ) from None
+ANOTHER_PLACE = "name another place"
+"""Advice for a folder that cannot be written."""
 
 
 def require_safetensors(file: Path) -> None:
@@ -29,7 +20,7 @@ def require_new(path: Path) -> None:
     """Raise `UserError` for a place that something is in already, and for one that cannot be written."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path} is there already: name a new one, or remove it")
-    require_writable(path.parent)
+    require_writable(path.parent, ANOTHER_PLACE)
 
 
 def require_apart(folder: Path, images: Sequence[str]) -> None:

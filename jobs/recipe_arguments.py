@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from dualtoken.infra.local_files import kind_of_entry
 from dualtoken.model.config.base import is_url
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
@@ -26,8 +27,9 @@ def _check_root(root: str) -> None:
     for place in (Path(root), *Path(root).parents):
         if place.is_dir():
             return
-        if place.exists():
-            raise UserError(f"root={root}: {place} is a file: set --root to a folder or a URL")
+        kind = kind_of_entry(place)
+        if kind is not None:
+            raise UserError(f"root={root}: {place} is {kind}: set --root to a folder or a URL")
 
 
 def check_corpora(known: Collection[str], corpora: Sequence[str] | None) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 _ASKS_FOR_CODE = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code"})
 """Keys by which Hugging Face's libraries find and run Python files of a model's folder."""
 
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors that say that there is nothing to read; others are the machine's trouble, such as a failing disk."""
+
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; raises ValueError naming the file, for keys that ask for code or stand twice."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
-    except (OSError, ValueError, RecursionError) as error:
+    except (*_NO_FILE, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         # A user's mistake, so no TypeError.

@@ -118,6 +118,8 @@ def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # noqa: BLE001  (torch raises many kinds of errors here)
         raise MissingWeightsError(f"{file} cannot be read as weights alone: {type(error).__name__}") from None
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -9,6 +9,7 @@ import fsspec
 import yaml
 from pydantic import ValidationError
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.model.config.base import is_url
 from dualtoken.pipelines.config.mistakes import closest, explain_mistakes
@@ -88,6 +89,8 @@ def _read(location: str) -> str:
             f"or one of the shipped recipes: {', '.join(names)}"
         ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
+        if is_machine_trouble(error):
+            raise
         raise UserError(f"recipe {location!r} cannot be read: {error}") from None
 
 

@@ -43,7 +43,7 @@ def content_ids(store: Store, files: Iterable[StoredFile]) -> dict[str, dict[str
 def _remote_id(store: Store, file: StoredFile) -> dict[str, Any]:
     if file.tag:
         return {"bytes": file.bytes, "checksum": file.tag}
-    with store.fs.open(store.path(file.name), "rb") as stream:
+    with store.open(file.name) as stream:
         return {"sha256": digest_stream(stream).sha256}
 
 

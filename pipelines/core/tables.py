@@ -13,7 +13,7 @@ from dualtoken.pipelines.errors import UserError
 
 def read_table(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file of a store: the whole table, or those of `columns` that it has."""
-    with store.fs.open(store.path(name), "rb") as file:
+    with store.open(name) as file:
         return pq.ParquetFile(file, pre_buffer=True).read(columns)
 
 

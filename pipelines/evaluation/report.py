@@ -1,5 +1,6 @@
 """Report stage: measures the tokenizer on held-out samples, and writes one page about the whole run."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     for line in lines:
         for name, value in line.items():
             if name != "step":
-                points.setdefault(name, []).append((line["step"], value))
+                number = math.nan if value is None else value
+                points.setdefault(name, []).append((line["step"], number))
     found: list[Curve] = []
     for name, curve_points in points.items():
         curve = Curve(

@@ -10,7 +10,9 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.pipelines.core.damage import one_line
+from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.text_tables import WantedColumns
 
@@ -93,7 +95,7 @@ def _kind(value: Any) -> str:  # noqa: ANN401  (any JSON value)
 
 def _kept(name: str, values: Sequence[Any], place: str) -> pa.Array:
     if any(isinstance(value, (list, dict)) for value in values):
-        return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+        return pa.array([None if value is None else json_text(value) for value in values], pa.string())
     try:
         return pa.array(values)
     except UnicodeEncodeError:
@@ -101,6 +103,8 @@ def _kept(name: str, values: Sequence[Any], place: str) -> pa.Array:
             f"{place} has half of a surrogate pair in {name!r}: mend it, or leave it out of keep_columns"
         ) from None
     except (pa.ArrowException, OverflowError) as error:
+        if is_machine_trouble(error):
+            raise
         raise UserError(
             f"{place} has values of several types in {name!r} ({one_line(error)}): "
             "give one type, or leave it out of keep_columns"

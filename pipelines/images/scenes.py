@@ -107,5 +107,5 @@ class SceneImages:
         file = f"{unit}.parquet"
         if not self._store.exists(file):
             return None
-        with self._store.fs.open(self._store.path(file), "rb") as stream:
+        with self._store.open(file) as stream:
             return pq.read_table(stream, columns=["image"])["image"]

@@ -82,7 +82,7 @@ def _require_both(folder: str, name: str, tars: set[str], tables: set[str]) -> N
 
 def _table_rows(store: Store, name: str) -> int:
     place = join(store.url, name)
-    with store.fs.open(store.path(name), "rb") as stream, parquet_file(stream, place, FETCH_AGAIN) as table:
+    with store.open(name) as stream, parquet_file(stream, place, FETCH_AGAIN) as table:
         check_shard_columns(table.schema_arrow, place)
         return table.metadata.num_rows
 
@@ -91,7 +91,7 @@ def _table_rows(store: Store, name: str) -> int:
 def _tar_rows(folder: str, file: StoredFile) -> int:
     store = Store(folder)
     place = join(store.url, file.name)
-    with store.fs.open(store.path(file.name), "rb") as stream:
+    with store.open(file.name) as stream:
         return len(_whole_index(stream, place).samples)
 
 

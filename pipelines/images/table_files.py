@@ -7,14 +7,17 @@ in this order, and their keys follow from it.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from dualtoken.infra.local_files import kind_of_entry
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.storage import Store
+from dualtoken.infra.store_refusals import naming_refusals
 from dualtoken.pipelines.core.content import content_ids
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.web_copy import is_web, shown_url, web_copy, web_digest
@@ -35,8 +38,8 @@ class TableFile(ABC):
         """A value of `KINDS`."""
 
     @abstractmethod
-    def open(self) -> IO[bytes]:
-        """Open the file at its beginning; it can seek."""
+    def open(self) -> AbstractContextManager[IO[bytes]]:
+        """Open the file at its beginning while a block runs; it can seek."""
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
@@ -54,9 +57,9 @@ class StoredTableFile(TableFile):
         self._store = store
         self._name = name
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> AbstractContextManager[IO[bytes]]:
         """Open the file."""
-        return self._store.fs.open(self._store.path(self._name), "rb")
+        return self._store.open(self._name)
 
     def content(self) -> dict[str, Any]:
         """Return the file's hash, or its store's tag."""
@@ -95,12 +98,13 @@ def find_table_files(table: str, setting: str) -> list[TableFile]:
     except (ValueError, ImportError) as error:
         reason = redacted(str(error))
         raise _mistake(setting, table, f": {reason}; set it to a path or a URL that fsspec knows") from error
-    entry = _kind_of_entry(fs, path)
-    if entry == "directory":
-        listed = {str(info["name"]): info for info in fs.ls(path, detail=True)}
-        return _parts(fs, listed, table, setting, "is a folder without such a file")
-    if entry is None and _GLOB.search(path):
-        return _parts(fs, fs.glob(path, detail=True), table, setting, "matches no such file")
+    with naming_refusals(fs, path):
+        entry = _kind_of_entry(fs, path)
+        if entry == "directory":
+            listed = {str(info["name"]): info for info in fs.ls(path, detail=True)}
+            return _parts(fs, listed, table, setting, "is a folder without such a file")
+        if entry is None and _GLOB.search(path):
+            return _parts(fs, fs.glob(path, detail=True), table, setting, "matches no such file")
     kind = _required_kind(path, table, setting)
     if entry != "file":
         raise _mistake(setting, table, f" is {entry or 'not there'}: set it to {EXPECTED}")
@@ -170,20 +174,12 @@ def _kind_of_entry(fs: Any, path: str) -> str | None:  # noqa: ANN401
     try:
         info = fs.info(path)
     except (FileNotFoundError, NotADirectoryError):
-        if isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
-            return f"a link to {Path(path).readlink()}, which is not there"
+        if isinstance(fs, LocalFileSystem):
+            return kind_of_entry(Path(path))
         return None
     if info["type"] == "other":
-        return _kind_of_special_file(Path(path))
+        return kind_of_entry(Path(path))
     return info["type"]
-
-
-def _kind_of_special_file(path: Path) -> str:
-    if path.is_fifo():
-        return "a FIFO"
-    if path.is_socket():
-        return "a socket"
-    return "a device"
 
 
 def _required_kind(path: str, table: str, setting: str) -> str:

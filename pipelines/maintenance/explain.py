@@ -136,12 +136,7 @@ class _Comparison:
         """Return the identities of a stage's folders below a root, finished ones first."""
         below_root = get_stage(planned.stage).folder.format(corpus=planned.corpus)
         top = Store(join(planner.root.url, below_root))
-        try:
-            paths = top.fs.ls(top.path(), detail=False)
-        except FileNotFoundError:
-            return []
-        names = [str(path).rstrip("/").rpartition("/")[2] for path in paths]
-        folders = sorted(map(top.at, names), key=lambda folder: not folder.exists(MANIFEST_FILE))
+        folders = sorted(map(top.at, top.folders()), key=lambda folder: not folder.exists(MANIFEST_FILE))
         stored = map(self.stored, folders)
         return [identity for identity in stored if identity is not None]
 

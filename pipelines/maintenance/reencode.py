@@ -13,6 +13,7 @@ import pyarrow as pa
 from dualtoken.infra.digests import digest
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.store_refusals import StoreRefusal
 from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
 from dualtoken.pipelines.core.stage import StageJob
@@ -112,7 +113,7 @@ def _compare(
         try:
             encoded, undecodable = _encode_rows(job, tokenizer, unit, keys, scratch)
         except (KeyError, OSError, UserError) as error:
-            if is_machine_trouble(error):
+            if is_machine_trouble(error) or isinstance(error, StoreRefusal):
                 raise
             yield f"its images cannot be read again: {error}"
             return

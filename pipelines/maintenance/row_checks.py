@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.damage import is_damage
 from dualtoken.pipelines.core.ledger import Status, count_statuses
 from dualtoken.pipelines.core.receipts import LEDGERS, Receipt
 from dualtoken.pipelines.core.tables import read_table
@@ -77,11 +78,15 @@ def _keys_unlike_captions(shard: OpenTokenShard) -> Iterator[str]:
 
 
 def _caption_keys(shard: OpenTokenShard) -> list[bytes]:
-    """Return the keys beside a shard's captions; none where another dataset's are damaged."""
+    """Return the keys beside a shard's captions; none where another dataset's are gone or damaged."""
     folder, name = resolve_meta_path(shard.store, meta_path(shard.receipt))
     try:
         return read_table(folder, name, ["key"])["key"].to_pylist()
-    except (OSError, pa.ArrowInvalid):
+    except FileNotFoundError:
+        return []
+    except (OSError, pa.ArrowException) as error:
+        if not is_damage(error):
+            raise
         return []
 
 

@@ -242,7 +242,7 @@ def check_file(store: Store, file: FileRecord, size: int | None) -> Problem | No
     if size != file.bytes:
         kind = FindingKind.TRUNCATED if size < file.bytes else FindingKind.ALTERED
         return Problem(kind, f"{size} bytes, its receipt says {file.bytes}")
-    with store.fs.open(store.path(file.name), "rb") as stream:
+    with store.open(file.name) as stream:
         found = digest_stream(stream)
     if found.sha256 == file.sha256:
         return None

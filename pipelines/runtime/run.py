@@ -1,12 +1,14 @@
 """Runs commands: plans a stage, hands its open units to an executor, and writes manifests at the end."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.messages import PrintLine, pluralized
 from dualtoken.pipelines.core.stage import Work
+from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.changed_code import check_code
 from dualtoken.pipelines.runtime.executor import Executor, report_outcomes
@@ -73,6 +75,8 @@ def run_planned(planned: Sequence[PlannedStage], executor: Executor, print_line:
     work: list[Work] = []
     for plan in planned:
         if plan.job:
+            if plan.job.store().is_local:
+                require_writable(Path(plan.job.folder), "set root to a folder that can be")
             write_stage_record(plan.job, plan.identity)
             if plan.units_to_do:
                 work.append(Work(plan.job, plan.units_to_do))

@@ -8,6 +8,7 @@ from typing import Any
 import fsspec
 
 from dualtoken.infra.digests import digest_stream
+from dualtoken.infra.store_refusals import naming_refusals
 from dualtoken.model.config.tokenizer import TowerConfig
 from dualtoken.model.config.training import LpipsConfig
 from dualtoken.pipelines.config.corpora import HeldoutFraction
@@ -120,5 +121,5 @@ def _file_hash(key: str, location: str | None) -> str | None:
 
 
 def _sha256(fs: Any, path: str) -> str:  # noqa: ANN401  (fsspec has no types)
-    with fs.open(path, "rb") as file:
+    with naming_refusals(fs, path), fs.open(path, "rb") as file:
         return digest_stream(file).sha256

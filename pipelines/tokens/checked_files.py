@@ -12,6 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from dualtoken.infra.digests import CHUNK_BYTES
+from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.receipts import FileRecord
 from dualtoken.pipelines.core.threads import THREADS
@@ -110,6 +111,8 @@ class CheckedFiles:
                 if store.is_local or not store.exists(file.name):
                     raise DamagedShardError.of(self.url, file.name, "missing") from None
             except pa.ArrowException as error:
+                if is_machine_trouble(error):
+                    raise
                 problem = " ".join(str(error).split())[:120]
                 raise DamagedShardError.of(self.url, file.name, problem) from None
         assert self.cache is not None

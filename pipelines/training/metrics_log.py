@@ -13,6 +13,7 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.core.json_text import json_text
 
 METRICS = "logs/metrics.jsonl"
 EVENTS = "logs/tensorboard"
@@ -31,7 +32,7 @@ class MetricsLog:
         self._folder = Path(store.root) if store.is_local else scratch / "run log"
         (self._folder / EVENTS).mkdir(parents=True, exist_ok=True)
 
-        kept = [json.dumps(line) + "\n" for line in read_metrics(store) if line["step"] < first_step]
+        kept = [json_text(line) + "\n" for line in read_metrics(store) if line["step"] < first_step]
         # Replaced at once: a run killed again right here must not lose what the first one logged.
         replacement = self._folder / f"{METRICS}.new"
         replacement.write_text("".join(kept))
@@ -48,8 +49,8 @@ class MetricsLog:
         self.save()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log a step's values; steps are counted from 0."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Log a step's values, null for one that is not finite; steps are counted from 0."""
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

@@ -16,7 +16,7 @@ import pytest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import iter_receipts
-from dualtoken.pipelines.errors import ExitCode, UnitsFailed, exit_code
+from dualtoken.pipelines.errors import ExitCode, UnitsFailed, UserError, exit_code
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.reader import TokenDataset
@@ -111,7 +111,9 @@ def test_a_folder_that_may_not_be_written_is_named_as_the_users_to_change_and_st
         tokens = Path(tokens_job(recipe).folder)
         shutil.rmtree(tokens.parents[1] / "targets")
         _mount("-o", "remount,ro", str(disk))
-        with pytest.raises(OSError, match=r"Read-only file system: '.*/targets'$") as error:
+        with pytest.raises(
+            UserError, match=r"cannot be written \(Read-only file system\): set root"
+        ) as error:
             run_command("targets", recipe, LocalExecutor(), lambda _: None)
         assert exit_code(error.value) == ExitCode.CONFIGURATION
         assert findings_below(tokens) == []

@@ -1,8 +1,8 @@
 """An HTTP proxy that injects faults into the requests of a test.
 
 It drops and delays requests, cuts replies short, loses replies to requests that took effect, and refuses
-requests as S3 does. Which request gets a fault follows from a seed, the method and the path, never from the clock. A request that is
-made again goes through. Faults are counted by kind.
+requests as S3 does. Which request gets a fault follows from a seed, the method and the path, never from the
+clock. A request that is made again goes through, unless it is refused. Faults are counted by kind.
 """
 
 import hashlib

@@ -27,6 +27,14 @@ from dualtoken.infra.redaction import RedactedStream, redacted, redacted_values
         ("zip://a.csv::https://S3CRET@h/x.zip?S3CRET", "zip://a.csv::https://h/x.zip"),
         ("az://container/x?sv=1&sig=S3CRET#part", "az://container/x"),
         ("http://[fe80::ab:cd]:80/x?S3CRET", "http://[fe80::ab:cd]:80/x"),
+        ("table='https://h/t?name=O'Neil&sig=S3CRET' is refused", "table='https://h/t' is refused"),
+        ("https://h/t?names='a','b'&sig=S3CRET", "https://h/t"),
+        ('https://h/t?a="b"<c>&sig=S3CRET (403)', "https://h/t (403)"),
+        ("https://user:S3C'RET@h/t", "https://h/t"),
+        ("https://h/it's?S3CRET", "https://h/it's"),
+        ("/it's.csv?name=O'Neil&sig=S3CRET (x)", "/it's.csv (x)"),
+        ("['https://h/a?S3CRET', 'https://h/b?x=S3CRET']", "['https://h/a', 'https://h/b']"),
+        ('{"url":"https://h/a?x=S3CRET","rows":2}', '{"url":"https://h/a","rows":2}'),
     ],
 )
 def test_a_url_loses_its_query_and_its_user_part(text: str, left: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
+from tests.helpers.descriptors import no_free_descriptor
 from tests.helpers.s3_servers import s3_server
 
 KINDS = ("local", "moto", "rclone")
@@ -95,3 +96,21 @@ def test_a_slash_that_repeats_another_or_ends_a_root_is_nothing(tmp_path: Path, 
     store = Store(spelt.format(tmp_path))
     assert (store.url, store.root) == (plain.url, plain.root)
     assert store.read("scores/0/stage.json") == b"here"
+
+
+def test_a_machine_without_descriptors_is_not_asked_twice(tmp_path: Path) -> None:
+    store = Store("memory://twice")
+    store.put_bytes(b"1", "here")
+    asked: list[str] = []
+    get_file = store.fs.get_file
+
+    def counted(path: str, target: str) -> None:
+        asked.append(path)
+        get_file(path, target)
+
+    (tmp_path / "scratch").mkdir()
+    with pytest.MonkeyPatch.context() as patch, no_free_descriptor():
+        patch.setattr(store.fs, "get_file", counted)
+        with pytest.raises(OSError, match="Too many open files"):
+            store.local_copy("here", tmp_path / "scratch")
+    assert asked == ["/twice/here"]

@@ -48,7 +48,10 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Fau
     faults = Faults(seed=0, share=0)
     with s3_server("moto", tmp_path_factory.mktemp("moto")) as url:
         Store(f"{url}/run").put_bytes(b"1", "here")
-        with fault_proxy(os.environ["AWS_ENDPOINT_URL"], faults) as proxy, pytest.MonkeyPatch.context() as patch:
+        with (
+            fault_proxy(os.environ["AWS_ENDPOINT_URL"], faults) as proxy,
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.setenv("AWS_ENDPOINT_URL", proxy)
             s3fs.S3FileSystem.clear_instance_cache()
             yield f"{url}/run", faults
@@ -132,7 +135,7 @@ def test_a_real_server_that_checks_keys_is_told_apart_from_one_that_is_down(tmp_
     with s3_server("rclone", tmp_path) as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         s3fs.S3FileSystem.clear_instance_cache()
-        with pytest.raises(StoreRefusal, match="^s3://test/run: the credentials are wrong: set AWS_ACCESS"):
+        with pytest.raises(StoreRefusal, match=r"^s3://test/run: the credentials are wrong: set AWS_ACCESS"):
             list(Store(f"{url}/run").files())
 
 

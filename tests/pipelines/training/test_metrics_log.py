@@ -1,12 +1,16 @@
 """A training's log: what is written down, and what a user sees of it meanwhile."""
 
+import json
+import math
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.evaluation.report import curves
 from dualtoken.pipelines.training import metrics_log
-from dualtoken.pipelines.training.metrics_log import MetricsLog, read_metrics
+from dualtoken.pipelines.training.metrics_log import METRICS, MetricsLog, read_metrics
 
 
 @pytest.mark.parametrize(("pause", "printed"), [(0.0, [1, 11, 21]), (3600.0, [1])])
@@ -26,3 +30,16 @@ def test_a_training_prints_its_progress_now_and_then(
         f"train: step {step} of 30, loss 3.000" for step in printed
     ]
     assert [line["step"] for line in read_metrics(store)] == [0, 10, 20]
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_log_and_a_gap_in_the_curve(tmp_path: Path) -> None:
+    def refuse(name: str) -> NoReturn:
+        raise AssertionError(f"{name} is no JSON")
+
+    store = Store(str(tmp_path))
+    for first_step in (0, 1):  # a run that resumes writes what was logged before once more
+        with MetricsLog(store, tmp_path, "train", steps=2, first_step=first_step) as log:
+            log.write(first_step, {"loss": math.nan, "psnr": math.inf})
+    logged = [json.loads(line, parse_constant=refuse) for line in store.read(METRICS).splitlines()]
+    assert logged == [{"step": step, "loss": None, "psnr": None} for step in (0, 1)]
+    assert all(math.isnan(value) for curve in curves("train", logged) for _, value in curve.points)
