@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.ray_job_context import current_job_address
+from dualtoken.infra.store_refusals import StoreRefusal, naming_refusals
 from dualtoken.model.config.base import is_url
 from dualtoken.pipelines.config.mistakes import closest, explain_mistakes
 from dualtoken.pipelines.config.recipe import Recipe
@@ -77,7 +78,10 @@ def _read(location: str) -> str:
         return _read_shipped(location)
     try:
         fs, path = fsspec.url_to_fs(location)
-        return bytes(fs.cat_file(path)).decode()
+        with naming_refusals(fs, path):
+            return bytes(fs.cat_file(path)).decode()
+    except StoreRefusal:
+        raise
     except (FileNotFoundError, IsADirectoryError):
         names = shipped_recipes()
         hint = ""

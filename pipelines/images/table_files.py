@@ -98,8 +98,8 @@ def find_table_files(table: str, setting: str) -> list[TableFile]:
     except (ValueError, ImportError) as error:
         reason = redacted(str(error))
         raise _mistake(setting, table, f": {reason}; set it to a path or a URL that fsspec knows") from error
+    entry = _kind_of_entry(fs, path)
     with naming_refusals(fs, path):
-        entry = _kind_of_entry(fs, path)
         if entry == "directory":
             listed = {str(info["name"]): info for info in fs.ls(path, detail=True)}
             return _parts(fs, listed, table, setting, "is a folder without such a file")
@@ -172,7 +172,8 @@ def _is_file(fs: Any, path: str, info: Mapping[str, Any]) -> bool:  # noqa: ANN4
 def _kind_of_entry(fs: Any, path: str) -> str | None:  # noqa: ANN401
     """Return `file`, `directory`, or words for what else is there; None where nothing is."""
     try:
-        info = fs.info(path)
+        with naming_refusals(fs, path):
+            info = fs.info(path)
     except (FileNotFoundError, NotADirectoryError):
         if isinstance(fs, LocalFileSystem):
             return kind_of_entry(Path(path))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fsspec
 
+from dualtoken.infra.store_refusals import naming_refusals
 from dualtoken.model.config.training import LpipsConfig, NoPerceptual
 from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
 from dualtoken.pipelines.errors import UserError
@@ -32,5 +33,6 @@ def _fetch(location: str | None, scratch: Path) -> Path | None:
         return Path(path)
     copy = scratch / "perceptual" / Path(path).name
     copy.parent.mkdir(exist_ok=True)
-    fs.get_file(path, str(copy))
+    with naming_refusals(fs, path):
+        fs.get_file(path, str(copy))
     return copy

@@ -9,11 +9,20 @@ import s3fs
 
 from dualtoken.infra.storage import Store
 from dualtoken.infra.store_refusals import CredentialsExpired, StoreRefusal
+from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.errors import ExitCode, exit_code
+from dualtoken.pipelines.images.table_files import find_table_files
 from tests.helpers.fault_proxy import Faults, Refusal, fault_proxy
 from tests.helpers.s3_servers import s3_server
 
 KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+
+
+def _opened(store: Store) -> bytes:
+    with store.open("here") as file:
+        return file.read()
+
+
 OPERATIONS: dict[str, Callable[[Store, Path], object]] = {
     "exists": lambda store, _: store.exists("here"),
     "read": lambda store, _: store.read("here"),
@@ -24,6 +33,9 @@ OPERATIONS: dict[str, Callable[[Store, Path], object]] = {
     "put": lambda store, scratch: store.put(scratch / "large", "new"),
     "put_bytes": lambda store, _: store.put_bytes(b"1", "new"),
     "put_if_absent": lambda store, _: store.put_if_absent(b"1", "new"),
+    "open": lambda store, _: _opened(store),
+    "table": lambda store, _: find_table_files(store.at("here.csv").url, "source.table"),
+    "recipe": lambda store, _: load_recipe(store.at("here").url, []),
     "local_copy": lambda store, scratch: store.local_copy("here", scratch / "copies"),
 }
 PERMISSIONS = [
@@ -37,9 +49,19 @@ PERMISSIONS = [
     ("put", "PUT", "s3:PutObject"),
     ("put_bytes", "PUT", "s3:PutObject"),
     ("put_if_absent", "PUT", "s3:PutObject"),
+    ("open", "GET", "s3:GetObject"),
+    ("recipe", "GET", "s3:GetObject"),
+    ("table", "HEAD", "s3:GetObject"),
     ("local_copy", "GET", "s3:GetObject"),
 ]
-NAMED = {"files": "", "folders": "", "put": "/new", "put_bytes": "/new", "put_if_absent": "/new"}
+NAMED = {
+    "files": "",
+    "folders": "",
+    "put": "/new",
+    "put_bytes": "/new",
+    "put_if_absent": "/new",
+    "table": "/here.csv",
+}
 """What each operation asks for, below the store; the others ask for `/here`."""
 
 
