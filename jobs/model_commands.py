@@ -12,6 +12,7 @@ from dualtoken.jobs.options import RootOption, SetOption
 from dualtoken.jobs.output_paths import ANOTHER_PLACE, require_apart, require_safetensors
 from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.jobs.stage_places import RecipeOptions, find_model
+from dualtoken.jobs.version import package_version
 from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode, UserError
@@ -95,12 +96,14 @@ def export(
     """Write two graphs for other runtimes: images to codes, and pixel codes to images."""
     with find_model(model, RecipeOptions(overrides, root)) as found:
         require_writable(out, ANOTHER_PLACE)
-        from dualtoken.model.convert.export import export_graphs  # noqa: PLC0415
+        from dualtoken.model.convert import Origin, export_graphs  # noqa: PLC0415
         from dualtoken.pipelines.inference.image_files import open_model  # noqa: PLC0415
 
-        tokenizer = open_model(found).network.cpu()
+        opened = open_model(found)
+        origin = Origin.of(Path(opened.folder), package_version())
+        tokenizer = opened.network.cpu()
     try:
-        paths = export_graphs(tokenizer, format.value, out)
+        paths = export_graphs(tokenizer, format.value, out, origin)
     except ValueError as error:
         raise UserError(str(error)) from error
     for path in paths:

@@ -7,13 +7,14 @@ from dualtoken.infra.source_code import PACKAGE, commit, package_hash
 
 def version_line() -> str:
     """Return the version, the hash of the package's sources, and the commit of a checkout."""
-    line = f"{PACKAGE} {_version()}, code {package_hash()}"
+    line = f"{PACKAGE} {package_version()}, code {package_hash()}"
     if commit():
         line += f", commit {commit()}"
     return line
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the package's version, or that this copy of it is not installed."""
     try:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:  # a copy that is not installed, such as a job's

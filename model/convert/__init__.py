@@ -6,11 +6,13 @@ takes seconds to import.
 """
 
 from dualtoken.model.convert.export import export_graphs
+from dualtoken.model.convert.graph_description import Origin
 from dualtoken.model.convert.reference import from_reference, refuse_older_layouts, to_reference
 from dualtoken.model.convert.reference_config import config_from_reference, config_to_reference
 from dualtoken.model.convert.siglip import load_siglip, read_weights, tower_weights
 
 __all__ = [
+    "Origin",
     "config_from_reference",
     "config_to_reference",
     "export_graphs",

@@ -1,21 +1,31 @@
 """Exports the tokenizer as two graphs, ONNX or torch.export: images to codes, and pixel codes to images.
 
-B images of S by S pixels, a grid of H by W tokens, D depths. Graphs take any batch size.
+Graphs take any batch size, and each file describes itself (`graph_description`). B images of S by S pixels, a
+grid of H by W tokens, D depths.
 """
 
 import copy
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dualtoken.model.convert.graph_description import (
+    EXTRA_FILE,
+    METADATA_KEY,
+    Origin,
+    describe,
+    require_own_readme,
+    write_readme,
+)
 from dualtoken.model.quantize.base import Quantizer
 from dualtoken.model.quantize.exportable import exportable
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -37,29 +47,35 @@ class Graph(NamedTuple):
     output_names: list[str]
 
 
-def export_graphs(tokenizer: DualTokenizer, format: Format, folder: Path) -> list[Path]:  # noqa: A002
-    """Write `encode` and `decode` into a folder, made if missing, and return the files' paths.
+def export_graphs(
+    tokenizer: DualTokenizer,
+    format: Format,  # noqa: A002
+    folder: Path,
+    origin: Origin,
+) -> list[Path]:
+    """Write `encode`, `decode` and README.md into a folder, made if missing, and return the files' paths.
 
-    ONNX's own format ends at 2 GB: the weights of a larger graph, as So400m's, are a second file,
-    `encode.onnx.data`. Raises ValueError if a package that the format needs is missing.
+    `origin` is what the graphs say that they were made of. ONNX's own format ends at 2 GB: the weights of a
+    larger graph, as So400m's, are a second file, `encode.onnx.data`. Raises ValueError if a package that the
+    format needs is missing, or the folder holds a README.md of something else.
     """
     if format == "onnx":
         _require_onnx()
     folder.mkdir(parents=True, exist_ok=True)
+    require_own_readme(folder)
     paths = []
+    descriptions: dict[str, dict[str, Any]] = {}
     with _eval_mode(tokenizer), _quiet():
         for graph in _graphs(tokenizer):
             path = folder / f"{graph.name}.{SUFFIX[format]}"
             weights = path.with_name(f"{path.name}.data")
             weights.unlink(missing_ok=True)  # an earlier export's
-            if format == "onnx":
-                _export_onnx(graph, path)
-            else:
-                _export_torch(graph, path)
+            write = _export_onnx if format == "onnx" else _export_torch
+            descriptions[path.name] = write(graph, path, tokenizer, origin)
             paths.append(path)
             if weights.exists():
                 paths.append(weights)
-    return paths
+    return [*paths, write_readme(folder, descriptions)]
 
 
 def _require_onnx() -> None:
@@ -84,25 +100,34 @@ def _graphs(tokenizer: DualTokenizer) -> tuple[Graph, Graph]:
     )
 
 
-def _export_onnx(graph: Graph, path: Path) -> None:
+def _export_onnx(graph: Graph, path: Path, tokenizer: DualTokenizer, origin: Origin) -> dict[str, Any]:
+    """Write a graph, and return its description."""
     batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(
+    program = torch.onnx.export(
         graph.module,
         graph.inputs,
-        path,
         dynamo=True,
         verbose=False,
         input_names=graph.input_names,
         output_names=graph.output_names,
         dynamic_shapes=({0: batch},),
-        external_data=False,
     )
+    assert program is not None, "the exporter by dynamo returns its program"
+    runtime = {"format": "onnx", "opset": program.model.opset_imports[""], "torch": str(torch.__version__)}
+    description = describe(tokenizer, graph.name, origin, runtime)
+    program.model.metadata_props[METADATA_KEY] = json.dumps(description)
+    program.save(path, external_data=False)
+    return description
 
 
-def _export_torch(graph: Graph, path: Path) -> None:
+def _export_torch(graph: Graph, path: Path, tokenizer: DualTokenizer, origin: Origin) -> dict[str, Any]:
+    """Write a graph, and return its description."""
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(graph.module, graph.inputs, dynamic_shapes=({0: batch},))
-    torch.export.save(program, path)
+    runtime = {"format": "torch-export", "torch": str(torch.__version__)}
+    description = describe(tokenizer, graph.name, origin, runtime)
+    torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(description)})
+    return description
 
 
 @contextmanager
