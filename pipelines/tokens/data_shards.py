@@ -50,6 +50,12 @@ class DataShards:
         """Return the 16-bit words of a row of a column."""
         return KEY_BYTES // 2 if column == "key" else self._codes_per_row
 
+    def metadata(self, row: int) -> dict[str, str]:
+        """Return the schema's metadata of a row's shard; raises as `addresses`."""
+        rows = np.array([row], np.int64)
+        self.addresses(rows, ())
+        return self.maps[int(self._index.shards_of(rows)[0])].metadata
+
     def addresses(self, rows: Rows, columns: Sequence[str]) -> dict[str, Rows]:
         """Return by column where rows, (B,), lie in memory; valid until the next call.
 

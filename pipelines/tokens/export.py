@@ -1,7 +1,8 @@
-"""Exports a token dataset to another tool's format (`pipelines.tokens.export_formats`), a shard at a time.
+"""Exports a token dataset to another tool's format (`pipelines.tokens.export_catalogue`), a shard at a time.
 
-Every shard is compared with its checksums before it is read. `export.json` is written last: what was
-exported, and each file's size and checksum. A folder without it is an export that did not end.
+Every shard is compared with its checksums before it is read. README.md describes the files. `export.json` is
+written last: the same as JSON, and each file's size and checksum. A folder without it is an export that did
+not end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,11 @@ import numpy as np
 from dualtoken.infra.digests import digest
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.core.receipts import FileRecord, Record
+from dualtoken.pipelines.core.receipts import STAGE_FILE, FileRecord, StageRecord
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.tokens.export_formats import FORMATS, Shape, ShardRows
+from dualtoken.pipelines.tokens.export_catalogue import FORMATS
+from dualtoken.pipelines.tokens.export_description import README, Description, Shape, readme
+from dualtoken.pipelines.tokens.export_formats import ShardRows
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from dualtoken.pipelines.tokens.shards import STREAMS, Ids
@@ -25,20 +28,9 @@ CACHE_BYTES = 1 << 30
 """Bytes of a remote dataset's shards that are copied at once."""
 
 
-class Export(Record):
+class Export(Description):
     """What an exported folder is."""
 
-    format: str
-    dataset: str
-    root_hash: str
-    """Hash of the dataset that was exported."""
-    tokenizer: dict[str, str]
-    grid: tuple[int, int]
-    depth: int
-    codes: dict[str, int]
-    """Size of the codebook, by stream in the order of the ids."""
-    first_id: int
-    rows: int
     files: tuple[FileRecord, ...]
 
 
@@ -61,25 +53,17 @@ def export_tokens(
         tokens = open_tokens(dataset, streams, scratch, tokenizer)
         target = _Target(Store(out), scratch / "out")
         shape = _shape(tokens)
-        writer = FORMATS[kind](target.open, shape, first_id)
+        description = _describe(tokens, kind, shape, first_id)
+        writer = FORMATS[kind].writer(target.open, shape, description)
         rows_before = 0
         for number in range(shape.num_shards):
             shard = _read(tokens, number, rows_before)
             writer.write(shard)
             rows_before += len(shard.keys)
         writer.finish()
-        export = Export(
-            format=kind,
-            dataset=tokens.url,
-            root_hash=tokens.fingerprint,
-            tokenizer={"fingerprint": tokens.tokenizer_fingerprint, "sha256": tokens.tokenizer_sha256},
-            grid=shape.grid,
-            depth=shape.depth,
-            codes=shape.num_codes,
-            first_id=first_id,
-            rows=rows_before,
-            files=tuple(target.files),
-        )
+        with target.open(README) as page:
+            page.write_text(readme(description), encoding="utf-8")
+        export = Export(**dict(description), files=tuple(target.files))
         target.store.put_bytes(export.to_bytes(), EXPORT_FILE)
         return export
 
@@ -109,6 +93,33 @@ def _shape(tokens: TokenDataset) -> Shape:
         num_shards=len(tokens.shards()),
         fingerprint=tokens.fingerprint,
     )
+
+
+def _describe(tokens: TokenDataset, kind: str, shape: Shape, first_id: int) -> Description:
+    """Say what an export is going to hold; raises `UserError` where the format cannot."""
+    export_format = FORMATS[kind]
+    return Description(
+        format=kind,
+        dataset=tokens.url,
+        root_hash=tokens.fingerprint,
+        tokenizer={"fingerprint": tokens.tokenizer_fingerprint, "sha256": tokens.tokenizer_sha256},
+        image_size=_image_size(Store(tokens.url)),
+        preprocessing=tokens.metadata()["dualtoken.preprocessing"],
+        grid=shape.grid,
+        depth=shape.depth,
+        codes=shape.num_codes,
+        first_id=first_id,
+        rows=len(tokens),
+        places=export_format.places(tokens.streams),
+        layout=export_format.layout(shape, first_id),
+    )
+
+
+def _image_size(store: Store) -> int | None:
+    """Return the image size of the tokenizer that a dataset's recipe describes, None without a recipe."""
+    if not store.exists(STAGE_FILE):
+        return None
+    return StageRecord.read(store, STAGE_FILE).recipe.get("tokenizer", {}).get("image_size")
 
 
 def _read(tokens: TokenDataset, number: int, first: int) -> ShardRows:

@@ -7,10 +7,9 @@ Face's: `Dataset.save_to_disk`.
 
 import io
 import json
-import struct
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,29 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.pipelines.core.json_text import json_text
-from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.tokens.export_description import Description, Shape, schema_metadata
 from dualtoken.pipelines.tokens.shards import Ids
 
 Open = Callable[[str], AbstractContextManager[Path]]
 """Gives a local path for a file's name; when its block ends, the file is complete."""
-
-
-class Shape(NamedTuple):
-    """What all rows of a dataset have in common."""
-
-    grid: tuple[int, int]
-    depth: int
-    num_codes: dict[str, int]
-    """Size of the codebook, by stream that is exported, in their order."""
-    num_shards: int
-    fingerprint: str
-    """The dataset's root hash."""
-
-    @property
-    def codes_per_row(self) -> int:
-        """Codes of one stream of a row, N."""
-        rows, columns = self.grid
-        return rows * columns * self.depth
 
 
 class ShardRows(NamedTuple):
@@ -53,6 +34,11 @@ class ShardRows(NamedTuple):
     """Codes by stream, (R, H, W, D)."""
     meta: pa.Table
     """Captions, URLs, scores and whatever the recipe carried along; without the keys."""
+
+
+def hex_keys(rows: ShardRows) -> pa.Array:
+    """Return the rows' keys as text, the one form that they have in every format."""
+    return pa.array([key.hex() for key in rows.keys], pa.string())
 
 
 class FormatWriter(Protocol):
@@ -74,8 +60,8 @@ class WebDatasetWriter:
     `.json`, its key and meta.
     """
 
-    def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
-        del shape, first_id
+    def __init__(self, open_file: Open, shape: Shape, description: Description) -> None:
+        del shape, description
         self._open = open_file
 
     def write(self, rows: ShardRows) -> None:
@@ -113,17 +99,18 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 class ParquetWriter:
     """Writes a `<shard>.parquet` per shard, zstd.
 
-    Columns: `key`, 16 bytes; `semantic` and `pixel`, fixed-size lists of N uint16; then the meta columns.
+    Columns: `key`, hexadecimal; `semantic` and `pixel`, fixed-size lists of N uint16; then the meta columns.
+    The schema's metadata describe the export.
     """
 
-    def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
-        del first_id
+    def __init__(self, open_file: Open, shape: Shape, description: Description) -> None:
         self._open = open_file
         self._shape = shape
+        self._metadata = schema_metadata(description)
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard."""
-        table = _table(pa.array(rows.keys, pa.binary(16)), rows, self._shape.codes_per_row)
+        table = _table(rows, self._shape.codes_per_row).replace_schema_metadata(self._metadata)
         with self._open(f"{rows.shard}.parquet") as path:
             pq.write_table(table, path, compression="zstd", row_group_size=1024)
 
@@ -131,9 +118,9 @@ class ParquetWriter:
         """Write nothing more."""
 
 
-def _table(keys: pa.Array, rows: ShardRows, width: int) -> pa.Table:
+def _table(rows: ShardRows, width: int) -> pa.Table:
     """Join codes and meta; a meta column that has the name of one of ours is called `meta_...`."""
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": keys}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": hex_keys(rows)}
     for stream, ids in rows.codes.items():
         flat = pa.array(np.ascontiguousarray(ids).reshape(-1))
         columns[stream] = pa.FixedSizeListArray.from_arrays(flat, width)
@@ -148,10 +135,11 @@ class HuggingFaceWriter:
     """Writes a folder for `datasets.load_from_disk`.
 
     Columns: `key`, hexadecimal; `semantic` and `pixel`, lists of N uint16; then the meta columns.
+    `dataset_info.json` describes the export.
     """
 
-    def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
-        del first_id
+    def __init__(self, open_file: Open, shape: Shape, description: Description) -> None:
+        self._description = description
         self._open = open_file
         self._shape = shape
         self._files: list[str] = []
@@ -159,8 +147,7 @@ class HuggingFaceWriter:
 
     def write(self, rows: ShardRows) -> None:
         """Add a shard, as an Arrow stream."""
-        keys = pa.array([key.hex() for key in rows.keys])
-        joined = _table(keys, rows, self._shape.codes_per_row)
+        joined = _table(rows, self._shape.codes_per_row)
         columns: dict[str, pa.Array] = {}
         for column in joined.column_names:
             columns[column] = _for_hugging_face(joined[column].combine_chunks())
@@ -181,7 +168,7 @@ class HuggingFaceWriter:
         assert self._schema is not None, "a dataset has a shard"
         info = {
             "citation": "",
-            "description": "",
+            "description": self._description.model_dump_json(),
             "features": _features(self._schema),
             "homepage": "",
             "license": "",
@@ -235,106 +222,3 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_fixed_size_list(kind):
         return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
     return {"dtype": _HUGGING_FACE.get(str(kind), str(kind)), "_type": "Value"}
-
-
-class _IdType(NamedTuple):
-    """One of Megatron's types of ids."""
-
-    dtype: type[Any]
-    code: int
-    """Number of the type in the index."""
-    bound: int
-    """Ids must be under it."""
-
-
-class MegatronWriter:
-    """Writes `tokens.bin` and `tokens.idx`, and beside them `tokens.parquet` with the rows' keys and meta.
-
-    A row is a document of one sequence: the semantic codes, then the pixel codes, N each. The id of a code
-    is the code, plus `first_id`, plus for pixel codes the size of the semantic codebook. Ids are uint16
-    where all fit, as Megatron chooses it too, else int32.
-    """
-
-    _HEADER = b"MMIDIDX\x00\x00"
-    _ID_TYPES = (_IdType(np.uint16, 8, bound=65_500), _IdType(np.int32, 4, bound=2**31))
-    """Types from the narrowest on."""
-
-    def __init__(self, open_file: Open, shape: Shape, first_id: int) -> None:
-        self._open = open_file
-        self._shape = shape
-        self._files = ExitStack()
-        """Files that are open until the end."""
-        self._offsets: dict[str, int] = {}
-        """Id of code 0, by stream."""
-        end = first_id
-        for stream, num_codes in shape.num_codes.items():
-            self._offsets[stream] = end
-            end += num_codes
-        self._id_type = self._choose_type(first_id, end)
-        path = self._files.enter_context(open_file("tokens.bin"))
-        self._bin = self._files.enter_context(path.open("wb"))
-        self._meta: pq.ParquetWriter | None = None
-        self._rows = 0
-
-    def _choose_type(self, first_id: int, end: int) -> _IdType:
-        """Return the narrowest type for ids under `end`; raises `UserError` where none is wide enough."""
-        for id_type in self._ID_TYPES:
-            if end < id_type.bound:
-                return id_type
-        raise UserError(
-            f"--first-id {first_id}: ids would go up to {end - 1:,}, beyond Megatron's int32: lower it"
-        )
-
-    def write(self, rows: ShardRows) -> None:
-        """Add a shard's rows."""
-        ids: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-        for stream, codes in rows.codes.items():
-            flat = codes.reshape(len(rows.keys), -1).astype(np.int64)
-            ids.append(flat + self._offsets[stream])
-        sequences = np.concatenate(ids, axis=1).astype(self._id_type.dtype)
-        self._bin.write(np.ascontiguousarray(sequences).data)
-        self._write_meta(rows)
-        self._rows += len(rows.keys)
-
-    def _write_meta(self, rows: ShardRows) -> None:
-        columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": pa.array(rows.keys, pa.binary(16))}
-        for name in rows.meta.column_names:
-            columns[name] = rows.meta[name]
-        table = pa.table(columns)
-        if self._meta is None:
-            path = self._files.enter_context(self._open("tokens.parquet"))
-            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-            self._meta = self._files.enter_context(writer)
-        self._meta.write_table(table)
-
-    def finish(self) -> None:
-        """Write the index: all sequences are of one length, so their places are arithmetic."""
-        self._files.close()
-        length = self._shape.codes_per_row * len(self._shape.num_codes)
-        sequence_bytes = length * np.dtype(self._id_type.dtype).itemsize
-        with self._open("tokens.idx") as path, path.open("wb") as index:
-            header = struct.pack("<QBQQ", 1, self._id_type.code, self._rows, self._rows + 1)
-            index.write(self._HEADER + header)
-            for first, last in _spans(self._rows):
-                lengths = np.full(last - first, length, "<i4")
-                index.write(lengths.tobytes())
-            for first, last in _spans(self._rows):
-                places = np.arange(first, last, dtype="<i8") * sequence_bytes
-                index.write(places.tobytes())
-            for first, last in _spans(self._rows + 1):
-                documents = np.arange(first, last, dtype="<i8")
-                index.write(documents.tobytes())
-
-
-def _spans(count: int, size: int = 1 << 20) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of parts of a range, so that no array of all of it is made."""
-    for first in range(0, count, size):
-        yield first, min(count, first + size)
-
-
-FORMATS: dict[str, Callable[[Open, Shape, int], FormatWriter]] = {
-    "webdataset": WebDatasetWriter,
-    "parquet": ParquetWriter,
-    "hf": HuggingFaceWriter,
-    "megatron": MegatronWriter,
-}

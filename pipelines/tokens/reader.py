@@ -102,6 +102,10 @@ class TokenDataset:
             copy_rows(addresses, columns[name])
         return self.shaped(columns)
 
+    def metadata(self) -> dict[str, str]:
+        """Return the schema's metadata of the shard with the first row; raises as `read`."""
+        return self._data.metadata(0)
+
     def addresses(self, rows: Rows) -> dict[str, Rows]:
         """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
         return self._data.addresses(rows, ("key", *self.streams))

@@ -34,6 +34,8 @@ GRID = 2
 DEPTH = 2
 """Codes per image token and stream, if a test asks for no other number."""
 NUM_CODES = 16384
+PREPROCESSING = "RGB over white, shorter side to 16 bicubic, centre crop, [-1, 1]"
+"""What was done to the images, by the shards' own account."""
 SEMANTIC_OFFSET = 0
 PIXEL_OFFSET = 5
 """Added to a row's codes in each stream, so that no stream is taken for the other."""
@@ -112,7 +114,7 @@ def write_rows(
     """Write a finished dataset of these rows and return its folder."""
     depth = content.semantic.shape[1] // grid**2
     config = tokenizer_config(grid, depth)
-    schema = token_schema(config, tokenizer, "none")
+    schema = token_schema(config, tokenizer, PREPROCESSING)
     store = Store(str(folder))
     (folder / "meta").mkdir(parents=True)
     receipts: list[Receipt] = []

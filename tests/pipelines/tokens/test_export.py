@@ -22,7 +22,7 @@ ROWS = 25
 WIDTH = GRID * GRID * DEPTH
 SEMANTIC = codes_of_rows(0, ROWS, WIDTH, 0)
 PIXEL = codes_of_rows(0, ROWS, WIDTH, 5)
-KEYS = [key_of("a", row) for row in range(ROWS)]
+HEX_KEYS = [key_of("a", row).hex() for row in range(ROWS)]
 CAPTIONS = [f"a {row}" for row in range(ROWS)]
 
 
@@ -50,7 +50,7 @@ def test_webdataset_reads_back_every_row_in_order(tokens: str, tmp_path: Path) -
     assert np.array_equal([sample["pixel.npy"] for sample in samples], PIXEL.reshape(ROWS, GRID, GRID, DEPTH))
     assert samples[0]["semantic.npy"].dtype == np.uint16
     assert [sample["txt"] for sample in samples] == CAPTIONS
-    assert [sample["json"]["key"] for sample in samples] == [key.hex() for key in KEYS]
+    assert [sample["json"]["key"] for sample in samples] == HEX_KEYS
 
 
 def test_parquet_reads_back_every_row_in_order(tokens: str, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_parquet_reads_back_every_row_in_order(tokens: str, tmp_path: Path) -> N
     table = pq.read_table(sorted(tmp_path.glob("*.parquet")))
     assert np.array_equal(table["semantic"].to_pylist(), SEMANTIC)
     assert np.array_equal(table["pixel"].to_pylist(), PIXEL)
-    assert (table["key"].to_pylist(), table["caption"].to_pylist()) == (KEYS, CAPTIONS)
+    assert (table["key"].to_pylist(), table["caption"].to_pylist()) == (HEX_KEYS, CAPTIONS)
 
 
 def test_hugging_face_datasets_loads_the_folder(tokens: str, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_hugging_face_datasets_loads_the_folder(tokens: str, tmp_path: Path) -> 
     columns = loaded[:]
     assert np.array_equal(columns["semantic"], SEMANTIC)
     assert np.array_equal(columns["pixel"], PIXEL)
-    assert (columns["key"], columns["caption"]) == ([key.hex() for key in KEYS], CAPTIONS)
+    assert (columns["key"], columns["caption"]) == (HEX_KEYS, CAPTIONS)
     assert str(loaded.data.schema.field("pixel").type.value_type) == "uint16"
 
 
@@ -96,7 +96,7 @@ def test_megatron_files_are_laid_out_as_its_reader_expects(
     )
     assert np.array_equal(sequences, expected)
     assert len(ids) == expected.size * np.dtype(kind).itemsize
-    assert pq.read_table(tmp_path / "tokens.parquet")["key"].to_pylist() == KEYS
+    assert pq.read_table(tmp_path / "tokens.parquet")["key"].to_pylist() == HEX_KEYS
 
 
 def test_ids_beyond_what_megatron_can_hold_are_refused(tokens: str, tmp_path: Path) -> None:
