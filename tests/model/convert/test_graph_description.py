@@ -1,5 +1,6 @@
 """Exported graphs, read back with their own libraries, say what they take, give and were made of."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def require_words(readme: Path, description: dict[str, Any]) -> None:
         f"dualtoken {description['package_version']}",
     ):
         assert fact in text, fact
+
+
+@pytest.mark.parametrize("graph", ["encode", "decode"])
+def test_a_description_agrees_with_the_saved_model(model: Path, tmp_path: Path, graph: str) -> None:
+    tokenizer = DualTokenizer.from_pretrained(model)
+    origin = Origin.of(model, package_version())
+    description = describe(tokenizer, graph, origin, {"format": "onnx", "opset": 20})
+    require_facts(description, model)
+    weights = (model / "model.safetensors").read_bytes()
+    assert description["tokenizer"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    require_words(write_readme(tmp_path, {f"{graph}.onnx": description}), description)
 
 
 def onnx_shape(tensor: onnx.ValueInfoProto) -> list[int | str]:

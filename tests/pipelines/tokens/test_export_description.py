@@ -16,7 +16,6 @@ from dualtoken.pipelines.tokens.export import export_tokens
 from dualtoken.pipelines.tokens.export_catalogue import FORMATS
 from tests.helpers.tiny_run import PROJECT
 from tests.helpers.token_datasets import (
-    DEPTH,
     GRID,
     NUM_CODES,
     PREPROCESSING,
@@ -27,6 +26,8 @@ from tests.helpers.token_datasets import (
 )
 
 ROWS = 12
+DEPTH = 3
+"""Codes per position: unlike the grid's sides, so that no axis is taken for another."""
 WIDTH = GRID * GRID * DEPTH
 IMAGE_SIZE = 16
 
@@ -34,7 +35,7 @@ IMAGE_SIZE = 16
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset that, as those of a run, has the recipe that it was made with."""
-    folder = write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=5)
+    folder = write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=5, depth=DEPTH)
     stage = StageRecord(
         stage="pretokenize",
         corpus="a",
@@ -77,6 +78,7 @@ def test_the_libraries_show_the_same_description(tokens: str, tmp_path: Path) ->
     for kind in ("parquet", "megatron", "hf"):
         export_tokens(tokens, kind, str(tmp_path / kind))
     loaded = datasets.load_from_disk(str(tmp_path / "hf"))
+    assert isinstance(loaded, datasets.Dataset)
     shown = {
         "parquet": pq.read_schema(tmp_path / "parquet/00000.parquet").metadata[b"dualtoken"],
         "megatron": pq.read_schema(tmp_path / "megatron/tokens.parquet").metadata[b"dualtoken"],
