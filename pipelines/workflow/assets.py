@@ -6,7 +6,6 @@ from typing import Protocol
 
 import dagster as dg
 
-from dualtoken.infra.redaction import redacted
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.errors import StageFailed
@@ -14,6 +13,8 @@ from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stages import all_stages, get_stage
+from dualtoken.pipelines.workflow.finished_work import finished_work_sensor
+from dualtoken.pipelines.workflow.metadata import stage_metadata
 
 JOB = "everything"
 
@@ -27,7 +28,7 @@ class OpenExecutor(Protocol):
 
 
 def recipe_definitions(recipe: Recipe, open_executor: OpenExecutor, print_line: PrintLine) -> dg.Definitions:
-    """Return the assets of a recipe and the job that makes all of them."""
+    """Return the assets of a recipe, the job that makes all of them and the sensor of finished ones."""
     corpora = dg.StaticPartitionsDefinition(list(recipe.corpora))
     names = asset_names(recipe)
     with warnings.catch_warnings():
@@ -36,7 +37,8 @@ def recipe_definitions(recipe: Recipe, open_executor: OpenExecutor, print_line: 
         )  # backfill_policy, which lets one run take all corpora
         assets = [_asset(name, recipe, corpora, open_executor, print_line) for name in names]
     job = dg.define_asset_job(JOB, selection=dg.AssetSelection.assets(*names))
-    return dg.Definitions(assets=assets, jobs=[job], executor=dg.in_process_executor)
+    sensor = finished_work_sensor(recipe)
+    return dg.Definitions(assets=assets, jobs=[job], sensors=[sensor], executor=dg.in_process_executor)
 
 
 def asset_names(recipe: Recipe) -> list[str]:
@@ -51,10 +53,12 @@ def _asset(
     open_executor: OpenExecutor,
     print_line: PrintLine,
 ) -> dg.AssetsDefinition:
-    per_corpus = get_stage(command).per_corpus
+    stage = get_stage(command)
+    per_corpus = stage.per_corpus
 
     @dg.asset(
         name=command,
+        description=stage.help,
         deps=_upstream(command, recipe),
         partitions_def=corpora if per_corpus else None,
         backfill_policy=dg.BackfillPolicy.single_run() if per_corpus else None,
@@ -63,9 +67,8 @@ def _asset(
     def make(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         chosen = list(context.partition_keys) if per_corpus else None
         finished = _run(command, recipe, open_executor, print_line, chosen)
-        return dg.MaterializeResult(
-            metadata=_metadata(finished), data_version=dg.DataVersion(_version(finished))
-        )
+        _add_metadata(context, [planned for planned in finished if planned.stage == command])
+        return dg.MaterializeResult(data_version=dg.DataVersion(_version(finished)))
 
     return make
 
@@ -100,13 +103,12 @@ def _upstream(command: str, recipe: Recipe) -> list[str]:
     return [name for name in asset_names(recipe) if name in upstream]
 
 
-def _metadata(finished: list[PlannedStage]) -> dict[str, str]:
-    """Return where the outputs are and what they count, by label."""
-    metadata: dict[str, str] = {}
+def _add_metadata(context: dg.AssetExecutionContext, finished: list[PlannedStage]) -> None:
+    """Give each partition of the asset its own numbers."""
     for planned in finished:
         if planned.job and planned.manifest:
-            metadata[planned.label] = f"{redacted(planned.job.folder)} {dict(planned.manifest.counts)}"
-    return metadata
+            metadata = stage_metadata(planned.job, planned.manifest)
+            context.add_asset_metadata(metadata, partition_key=planned.corpus)
 
 
 def _version(finished: list[PlannedStage]) -> str:
