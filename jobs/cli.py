@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from dualtoken.jobs.call import call
 from dualtoken.jobs.convert import convert
 from dualtoken.jobs.exits import run_program
 from dualtoken.jobs.maintenance_commands import explain, forget, gc
@@ -42,12 +43,6 @@ def global_options(version: VersionOption = False) -> None:
         raise typer.Exit
 
 
-for _name in commands():
-    _panel = "Stages, one at a time"
-    app.command(_name, help=get_stage(_name).help, rich_help_panel=_panel)(stage_command(_name))
-
-
-@app.command()
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -76,17 +71,6 @@ def run(
                 print_line(f"{planned.label}: {planned.job.store().path(stage.page)}")
 
 
-app.command()(submit)
-for _command in (convert, tokenize, reconstruct, export):
-    app.command(rich_help_panel="A saved tokenizer")(_command)
-
-for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
-    app.command(_name, rich_help_panel="Token datasets")(_command)
-for _command in (explain, forget, gc):
-    app.command(rich_help_panel="Upkeep")(_command)
-
-
-@app.command()
 def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
     """Print the stages, their units done and to do, and the bytes expected; runs nothing."""
     planner = Planner(open_recipe(recipe, overrides, root))
@@ -95,7 +79,6 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption =
     planner.require_enough_rows()
 
 
-@app.command()
 def status(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -115,12 +98,22 @@ def _print_changed_code(planner: Planner) -> None:
         print_line(str(changed))
 
 
-app.command()(verify)
+for _command in (run, submit, plan, status, verify):
+    app.command(rich_help_panel="A recipe as a whole")(_command)
+for _name in commands():
+    _panel = "Stages, one at a time"
+    app.command(_name, help=get_stage(_name).help, rich_help_panel=_panel)(stage_command(_name))
+for _command in (convert, tokenize, reconstruct, export):
+    app.command(rich_help_panel="A saved tokenizer")(_command)
+for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
+    app.command(_name, rich_help_panel="Token datasets")(_command)
+for _command in (explain, forget, gc):
+    app.command(rich_help_panel="Upkeep")(_command)
 
 
 def main() -> None:
     """Run the command line."""
-    run_program(app)
+    run_program(lambda: call(app, "dualtoken"))
 
 
 if __name__ == "__main__":

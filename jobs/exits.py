@@ -33,6 +33,7 @@ def run_program(command: Callable[[], None]) -> None:
         with typed_exit():
             command()
     finally:
+        _flush_output()
         # However the command ended: libraries turn the interruption into errors of their own, or lose it.
         end_if_stopped()
 
@@ -50,13 +51,34 @@ def typed_exit() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.DONE)
+        _end_unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer's own end of it, by 1
+            _end_unread()
+        raise
     except Exception as error:
         code = exit_code(error)
         if code == ExitCode.BUG and not isinstance(error, (UnitsFailed, StageFailed)):
             raise
         _exit(f"{error}{_advice(error, code)}", code)
+
+
+def _end_unread() -> NoReturn:
+    """End a command whose reader has seen enough, such as `head`."""
+    _discard_output()
+    sys.exit(ExitCode.DONE)
+
+
+def _flush_output() -> None:
+    """Write what is still held back, while a reader who has left can still be told from a fault."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _advice(error: Exception, code: ExitCode) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import typer
 
+from dualtoken.jobs.call import call
 from dualtoken.jobs.exits import run_program
 from dualtoken.jobs.options import (
     AddressOption,
@@ -46,7 +47,7 @@ def main(command: str) -> None:
     """Run one stage as a program of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=get_stage(command).help)(stage_command(command))
-    run_program(lambda: app(prog_name=f"python -m jobs.{command}"))
+    run_program(lambda: call(app, f"python -m jobs.{command}"))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ def _read(location: str) -> str:
             return bytes(fs.cat_file(path)).decode()
     except StoreRefusal:
         raise
-    except (FileNotFoundError, IsADirectoryError):
+    except IsADirectoryError:
+        raise UserError(f"recipe {location!r} is a folder: give the YAML file in it") from None
+    except FileNotFoundError:
         names = shipped_recipes()
         hint = ""
         match = closest(location, names)
