@@ -55,10 +55,38 @@ class ShardsSource(Config):
     """
 
 
+class FolderSource(Config):
+    """A folder of images, with captions in a table, in text files beside them, or in their names.
+
+    Images are the files with an image's suffix, in the folder and below, in natural order of their names.
+    What begins with a dot is left out, and so are links to folders.
+    """
+
+    kind: Literal["folder"]
+    folder: Location
+    captions: Location | None = None
+    """Table of captions, of the same kinds as a table of URLs; its names of files are relative to `folder`.
+
+    By default a file `metadata.csv`, `.tsv`, `.jsonl` or `.parquet` in the folder or below it, as
+    Hugging Face's imagefolder has them; its names are relative to where it is. An image without a row has
+    its caption in a `.txt` file of the same name, and else in its name.
+    """
+    file_column: str = "file_name"
+    caption_column: str | None = None
+    """By default `caption`, or `text` where there is no such column."""
+    keep_columns: tuple[str, ...] = ()
+    """Further columns to carry along, such as license."""
+    quotes: QuoteMarks | None = None
+    """What quote marks of a .csv or .tsv file are, as in a table of URLs."""
+
+
+AnySource = Annotated[ScenesSource | UrlsSource | ShardsSource | FolderSource, Field(discriminator="kind")]
+
+
 class CorpusConfig(Config):
     """A named image-text dataset."""
 
-    source: Annotated[ScenesSource | UrlsSource | ShardsSource, Field(discriminator="kind")]
+    source: AnySource
 
 
 class HeldoutCorpus(Config):

@@ -1,4 +1,4 @@
-"""Downloads a range of a URL table to one image shard, or takes over a shard that img2dataset wrote.
+"""Brings a range of a URL table or of a folder to one image shard, or takes over a shard that is there.
 
 Fetches run concurrently, images are checked and resized one at a time as they arrive, and rows are written in
 the table's order.
@@ -11,19 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, Fetcher, FetchFailed, FetchLimits, FetchReason
+from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, FetchFailed, FetchLimits, FetchReason
 from dualtoken.infra.image_server import serve_images
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.storage import Store
 from dualtoken.model.vision.faults import ImageFault
-from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource
+from dualtoken.pipelines.config.corpora import FolderSource, ScenesSource, ShardsSource
 from dualtoken.pipelines.core.ledger import (
     FORGOTTEN_VERDICT,
     OK_VERDICT,
@@ -34,8 +34,10 @@ from dualtoken.pipelines.core.ledger import (
 )
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
+from dualtoken.pipelines.images.bodies import Bodies, read_bodies, web_bodies
 from dualtoken.pipelines.images.broken_text import BAD_TEXT, check_text
 from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
+from dualtoken.pipelines.images.folder_source import FolderImages, folder_images
 from dualtoken.pipelines.images.prepare import EncodedSize, ImageReason, Prepared, Rejected
 from dualtoken.pipelines.images.prepare_apart import check_stored, prepare, warm_up
 from dualtoken.pipelines.images.scenes import SceneImages
@@ -75,7 +77,7 @@ class _Outcome(NamedTuple):
 
 
 class Worker:
-    """Fetches a unit's rows, or takes over an existing shard."""
+    """Fetches or reads a unit's rows, or takes over an existing shard."""
 
     def __init__(self, job: StageJob) -> None:
         assert job.corpus is not None, "download needs a corpus"
@@ -102,6 +104,12 @@ class Worker:
         return url_table(self._job.recipe, self._corpus, scenes_folder)
 
     @cached_property
+    def _folder(self) -> FolderImages | None:
+        if isinstance(self._source, FolderSource):
+            return folder_images(self._job.recipe, self._corpus)
+        return None
+
+    @cached_property
     def _source_shards(self) -> list[SourceShard]:
         assert isinstance(self._source, ShardsSource)
         return find_shards(self._source.folder)
@@ -114,11 +122,12 @@ class Worker:
         return self._fetch(unit, scratch)
 
     def _fetch(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Fetch the unit's rows of the URL table, and write the shard in their order."""
+        """Fetch or read the unit's rows of the table or the folder, and write the shard in their order."""
         warm_up(self._config)  # Before the first request's clock runs, since it takes seconds.
         started = time.monotonic()
         first = int(unit.id) * self._config.rows_per_shard
-        rows, broken = check_text(self._table.rows(first, unit.rows))
+        source = self._table if self._folder is None else self._folder
+        rows, broken = check_text(source.rows(first, unit.rows))
         with self._serving(), tempfile.TemporaryFile(dir=scratch) as spool:
             with _first_of_group(), asyncio.Runner() as runner:
                 runner.get_loop()  # which may fail for want of descriptors, before there is a coroutine
@@ -131,7 +140,17 @@ class Worker:
             "bytes_fetched": sum(outcome.bytes_fetched for outcome in outcomes),
             "seconds": round(time.monotonic() - started, 3),
         }
+        if self._folder is not None:
+            self._folder.require_unchanged(self._job.store(), int(unit.id), first, unit.rows)
+            facts |= self._folder.facts(first, unit.rows)
         return UnitOutput(shard_files(unit.id), _ledger(shard_rows), facts)
+
+    def _bodies(self, first: int, urls: Sequence[str | None]) -> AbstractAsyncContextManager[Bodies]:
+        """Return where the images of the unit's rows come from."""
+        folder = self._folder
+        if folder is None:
+            return web_bodies(self._limits, self._base_url, urls)
+        return read_bodies(lambda row: folder.image(first + row, self._config.max_bytes))
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -174,7 +193,7 @@ class Worker:
             async def resize(body: bytes) -> Prepared | Rejected:
                 return await asyncio.get_running_loop().run_in_executor(thread, prepare, body, self._config)
 
-            async with Fetcher(self._limits) as fetcher, asyncio.TaskGroup() as group:
+            async with self._bodies(first, urls) as bodies, asyncio.TaskGroup() as group:
 
                 async def fetch_rows() -> None:
                     for index in waiting:
@@ -183,7 +202,7 @@ class Worker:
                         if index in broken:
                             outcomes[index] = self._without_text(row, broken[index])
                         else:
-                            outcomes[index] = await self._fetch_row(fetcher, resize, row, spool)
+                            outcomes[index] = await self._fetch_row(bodies, index, resize, row, spool)
 
                 for _ in range(min(self._config.concurrency, len(urls))):
                     group.create_task(fetch_rows())
@@ -201,14 +220,12 @@ class Worker:
         return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, reason, f"{column} is not UTF-8"))
 
     async def _fetch_row(
-        self, fetcher: Fetcher, resize: _Resize, row: ShardRow, spool: IO[bytes]
+        self, bodies: Bodies, index: int, resize: _Resize, row: ShardRow, spool: IO[bytes]
     ) -> _Outcome:
-        """Fetch and resize one row, unless it is forgotten or has no URL."""
+        """Fetch and resize one row of the unit, unless it is forgotten."""
         if self._tombstones.match(row.sample_key, row.url):
             return _Outcome(_forgotten(row.sample_key))
-        if row.url is None or not row.url.strip():
-            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, FetchReason.BAD_URL, "no URL"))
-        fetched = await fetcher.fetch(self._base_url + row.url)
+        fetched = await bodies(index)
         if isinstance(fetched, FetchFailed):
             return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, fetched.reason, fetched.detail))
         prepared = await resize(fetched.body)
@@ -216,7 +233,7 @@ class Worker:
         row = row._replace(sha256=hashlib.sha256(fetched.body).hexdigest())
         if isinstance(prepared, Rejected):
             detail = prepared.detail
-            if prepared.reason == ImageFault.NOT_AN_IMAGE:
+            if prepared.reason == ImageFault.NOT_AN_IMAGE and fetched.content_type:
                 detail = f"{detail}; {fetched.content_type}"
             failed = _failed(row, FAILED_TO_RESIZE, prepared.reason, detail)
             return _Outcome(failed, bytes_fetched=num_bytes)

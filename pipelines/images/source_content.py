@@ -1,4 +1,4 @@
-"""Checks that a shard which is taken over still has the content that its download was planned with."""
+"""Checks that what a download reads still has the content that it was planned with."""
 
 from collections.abc import Sequence
 
@@ -22,3 +22,14 @@ def require_planned_content(stage: Store, source: Store, names: Sequence[str]) -
                 f"{join(source.url, name)} was changed since this download was begun: "
                 "run it again, into a folder of its own"
             )
+
+
+def require_planned_rows(stage: Store, shard: int, digest: str, source: str) -> None:
+    """Raise `UserError` where a shard's rows of a folder are not those that the stage's identity has."""
+    if not stage.exists(STAGE_FILE):
+        return  # a worker that runs outside a plan
+    record = StageRecord.read(stage, STAGE_FILE)
+    if record.identity["settings"]["source"]["shards"][shard] != digest:
+        raise UserError(
+            f"{source} was changed since this download was begun: run it again, into a folder of its own"
+        )

@@ -13,6 +13,7 @@ from dualtoken.infra.storage import Store, StoredFile, join
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.shard_tables import FETCH_AGAIN, check_shard_columns
 from dualtoken.pipelines.images.shards import FAILED_TO_DOWNLOAD, SUCCESS, ImageShard
+from dualtoken.pipelines.images.source_store import open_source
 from dualtoken.pipelines.images.table_checks import parquet_file
 from dualtoken.pipelines.images.tar_index import TarIndex, TarMember, image_member, index_samples
 
@@ -37,7 +38,7 @@ def find_shards(folder: str) -> list[SourceShard]:
 
     Raises `UserError` that names a file which is empty, damaged, or without its tar or table.
     """
-    store = Store(folder)
+    store = open_source(folder, "folder")
     files = {file.name: file for file in store.entries() if not file.is_leftover}
     tars = {name.removesuffix(".tar") for name in files if name.endswith(".tar")}
     tables = {name.removesuffix(".parquet") for name in files if name.endswith(".parquet")}

@@ -50,10 +50,7 @@ class StoredTableFile(TableFile):
     """A local file, or one of a store."""
 
     def __init__(self, store: Store, name: str, kind: str) -> None:
-        shown = store.path(name)
-        if not store.is_local:
-            shown = redacted(store.fs.unstrip_protocol(shown))
-        super().__init__(shown, kind)
+        super().__init__(stored_file_shown(store, name), kind)
         self._store = store
         self._name = name
 
@@ -84,6 +81,14 @@ class WebTableFile(TableFile):
     def content(self) -> dict[str, Any]:
         """Return the hash: an address and its signature say nothing of the content."""
         return web_digest(self._url, self._setting)
+
+
+def stored_file_shown(store: Store, name: str) -> str:
+    """Return a stored file's path or URL for people, without what is secret."""
+    shown = store.path(name)
+    if not store.is_local:
+        shown = redacted(store.fs.unstrip_protocol(shown))
+    return shown
 
 
 def find_table_files(table: str, setting: str) -> list[TableFile]:

@@ -22,7 +22,7 @@ _LONGEST_FIELD = 1 << 28
 """Letters of a field; only a quote mark that is never closed makes a longer one."""
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_URL = re.compile(r"https?://\S+")
+URL = re.compile(r"https?://\S+")
 
 
 class Delimited(NamedTuple):
@@ -33,6 +33,8 @@ class Delimited(NamedTuple):
     """Whether a field may stand in quote marks, with delimiters, line ends and doubled marks in it."""
     distrust_quotes: bool
     """Whether a quoted field that seems to hold rows of the table is refused."""
+    url: re.Pattern[str] = URL
+    """What a value of the column of URLs looks like."""
 
 
 class WantedColumns(NamedTuple):
@@ -164,7 +166,7 @@ class _Rows:
     def _has_url(self, line: str, column: int) -> bool:
         """Tell whether a line, split at delimiters, has several fields and a URL in one of them."""
         fields = line.split(self._form.delimiter)
-        return 1 < len(fields) > column and _URL.fullmatch(fields[column]) is not None
+        return 1 < len(fields) > column and self._form.url.fullmatch(fields[column]) is not None
 
     def _mistake(self, words: str) -> UserError:
         row = "the header"

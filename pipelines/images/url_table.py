@@ -1,4 +1,4 @@
-"""Reads the sources of a download: tables of URLs and captions, by ranges of rows, and their row counts.
+"""Reads tables of URLs, or names of files, and captions, by ranges of rows.
 
 A Parquet table is read by row groups; tables of text have no index, so they are read whole, once per process.
 Imports no torch, so that a plan is made at once.
@@ -6,21 +6,19 @@ Imports no torch, so that a plan is made at once.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.corpora import QuoteMarks, ScenesSource, ShardsSource, UrlsSource
+from dualtoken.pipelines.config.corpora import QuoteMarks, ScenesSource, UrlsSource
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.content import content_ids
 from dualtoken.pipelines.core.damage import naming_damage
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.json_lines import read_json_lines
 from dualtoken.pipelines.images.shards import SHARD_COLUMNS, numbered
-from dualtoken.pipelines.images.source_shards import find_shards
 from dualtoken.pipelines.images.table_checks import (
     as_strings,
     parquet_file,
@@ -28,8 +26,8 @@ from dualtoken.pipelines.images.table_checks import (
     require_column,
     require_text,
 )
-from dualtoken.pipelines.images.table_files import StoredTableFile, TableFile, content_of, find_table_files
-from dualtoken.pipelines.images.text_tables import Delimited, WantedColumns, read_delimited, text_stream
+from dualtoken.pipelines.images.table_files import StoredTableFile, TableFile, find_table_files
+from dualtoken.pipelines.images.text_tables import URL, Delimited, WantedColumns, read_delimited, text_stream
 
 _ADVICE = "give a sound file"
 
@@ -47,6 +45,13 @@ class _Part(NamedTuple):
 
 class UrlTable:
     """One table in one or several files, whose rows are numbered across them in the files' order."""
+
+    table_key: ClassVar = "table"
+    """Recipe's key of the table, for messages."""
+    url_key: ClassVar = "url_column"
+    """Recipe's key of the column of URLs, for messages."""
+    url_pattern: ClassVar = URL
+    """What a value of that column looks like."""
 
     def __init__(
         self,
@@ -95,7 +100,7 @@ class UrlTable:
             if isinstance(file, TableFile):
                 found.append(file)
             else:
-                found += find_table_files(file, f"{self._keys}table")
+                found += find_table_files(file, f"{self._keys}{self.table_key}")
         return tuple(found)
 
     def rows(self, first: int, count: int) -> pa.Table:
@@ -197,11 +202,12 @@ class UrlTable:
 
     def _form(self, kind: str) -> Delimited:
         if kind == "tsv":
-            return Delimited("\t", quoted=self._quotes == "csv", distrust_quotes=False)
-        return Delimited(",", quoted=self._quotes != "none", distrust_quotes=self._quotes is None)
+            return Delimited("\t", self._quotes == "csv", distrust_quotes=False, url=self.url_pattern)
+        distrust_quotes = self._quotes is None
+        return Delimited(",", self._quotes != "none", distrust_quotes, url=self.url_pattern)
 
     def _place(self, file: TableFile) -> str:
-        return f"{self._keys}table={file.shown!r}"
+        return f"{self._keys}{self.table_key}={file.shown!r}"
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -210,13 +216,13 @@ class UrlTable:
 
     def _check_columns(self, file: TableFile, found: Sequence[str]) -> None:
         """Raise `UserError` for a column that the file lacks or has twice, with the recipe's key for it."""
-        require_column(found, f"{self._keys}url_column", self._url_column, file.shown)
+        require_column(found, f"{self._keys}{self.url_key}", self._url_column, file.shown)
         require_column(found, f"{self._keys}caption_column", self._caption_column, file.shown)
         for name in self._keep_columns:
             require_column(found, f"{self._keys}keep_columns", name, file.shown)
 
     def _check_texts(self, file: TableFile, schema: pa.Schema) -> None:
-        for key, name in (("url_column", self._url_column), ("caption_column", self._caption_column)):
+        for key, name in ((self.url_key, self._url_column), ("caption_column", self._caption_column)):
             require_text(schema.field(name).type, f"{self._keys}{key}", name, file.shown)
 
     def _renamed(self, table: pa.Table) -> pa.Table:
@@ -247,33 +253,3 @@ def url_table(recipe: Recipe, corpus: str, scenes_folder: str | None) -> UrlTabl
     shards = numbered(name for name, _ in store.files())
     tables = [StoredTableFile(store, f"{shard}.parquet", "parquet") for shard in shards]
     return UrlTable(tables, keep_columns=("description", "questions"))
-
-
-def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
-    """Return the rows of each unit of a corpus's download; existing shards keep their own sizes."""
-    source = recipe.corpora[corpus].source
-    if isinstance(source, ShardsSource):
-        return [shard.rows for shard in find_shards(source.folder)]
-    if isinstance(source, ScenesSource):
-        total = source.num_images
-    else:
-        total = url_table(recipe, corpus, None).num_rows
-    size = recipe.download.rows_per_shard
-    return [min(size, total - first) for first in range(0, total, size)]
-
-
-def source_identity(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """Return what decides a corpus's rows, for its fingerprint: columns, and the files' content."""
-    source = recipe.corpora[corpus].source
-    identity = source.identity()
-    # The content counts, not where it is.
-    for location in ("table", "folder"):
-        identity.pop(location, None)
-    if isinstance(source, UrlsSource):
-        identity["content"] = content_of(url_table(recipe, corpus, None).files)
-    if isinstance(source, ShardsSource):
-        store = Store(source.folder)
-        suffixes = (".tar", ".parquet")
-        shards = [file for file in store.entries() if file.name.endswith(suffixes) and not file.is_leftover]
-        identity["files"] = content_ids(store, shards)
-    return identity

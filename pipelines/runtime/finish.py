@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dualtoken.pipelines.core.commit import StageContent, commit_manifest
 from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.images.folder_told import folder_notes
 from dualtoken.pipelines.runtime.stages import get_stage
 
 PRIVATE_ADDRESSES = "failed:private_address"
@@ -33,6 +34,7 @@ def user_warnings(manifest: Manifest) -> Iterator[str]:
         reasons = sorted(manifest.counts.items(), key=lambda reason: -reason[1])
         shown = ", ".join(f"{count} {reason}" for reason, count in reasons)
         yield f"none of {manifest.rows_in} rows gave an image ({shown}): later stages have nothing to work on"
+    yield from folder_notes(manifest.details)
     private = manifest.counts.get(PRIVATE_ADDRESSES)
     if private:
         yield (

@@ -17,7 +17,7 @@ from dualtoken.pipelines.core.commit import StageContent
 from dualtoken.pipelines.core.receipts import Manifest
 from dualtoken.pipelines.core.stage import StageExtras, StageJob, Unit, input_name
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.url_table import count_source_rows
+from dualtoken.pipelines.images.sources import count_source_rows
 
 _COMMIT_MODULE = "dualtoken.pipelines.core.commit"
 _TRAINING_MODULE = "dualtoken.infra.ray_train"

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.corpora import ScenesSource, ShardsSource, UrlsSource
+from dualtoken.pipelines.config.corpora import AnySource, ScenesSource
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import (
     encoding_worker,
@@ -21,7 +21,8 @@ from dualtoken.pipelines.config.resources import (
 )
 from dualtoken.pipelines.core.stage import Unit, input_name
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.url_table import source_identity
+from dualtoken.pipelines.images.folder_told import finish_folder
+from dualtoken.pipelines.images.sources import source_identity
 from dualtoken.pipelines.runtime.stage import (
     Budget,
     Inputs,
@@ -105,7 +106,7 @@ def commands() -> dict[str, list[Stage]]:
     return found
 
 
-def _source(recipe: Recipe, corpus: str | None) -> ScenesSource | UrlsSource | ShardsSource:
+def _source(recipe: Recipe, corpus: str | None) -> AnySource:
     assert corpus is not None
     return recipe.corpora[corpus].source
 
@@ -244,13 +245,15 @@ declare(
             "source": "corpora.{corpus}.source",
             "source.content": "corpora.{corpus}.source.table (its content)",
             "source.files": "corpora.{corpus}.source.folder (its content)",
+            "source.shards": "corpora.{corpus}.source.folder (its content)",
         },
         units=_units_of_source,
         row_bytes=_image_bytes,
         rewrite="dualtoken.pipelines.maintenance.forget_rewrite:image_shards",
         names_folders=("corpora.{corpus}.source.folder",),
         passed_on="Downloaded",
-        help="URL tables to image shards, with a ledger row per input row.",
+        finish=finish_folder,
+        help="URL tables and folders to image shards, with a ledger row per input row.",
     )
 )
 declare(

@@ -28,7 +28,7 @@ from dualtoken.pipelines.errors import ExitCode, UserError, exit_code
 from dualtoken.pipelines.images import download, scenes
 from dualtoken.pipelines.images.scene_generator import render, scene
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.images.url_table import count_source_rows, source_identity
+from dualtoken.pipelines.images.sources import count_source_rows, source_identity
 from tests.helpers.descriptors import no_free_descriptor
 from tests.helpers.image_shards import write_img2dataset_shard
 from tests.helpers.images import encode, noise_image

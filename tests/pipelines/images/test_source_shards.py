@@ -151,3 +151,8 @@ def test_members_that_stand_apart_and_a_tar_cut_short_are_named_at_the_plan(
     (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:1024])
     with pytest.raises(UserError, match=r"0\.tar is cut short"):
         find_shards(str(tmp_path))
+
+
+def test_a_folder_by_a_protocol_that_is_not_known_is_named() -> None:
+    with pytest.raises(UserError, match="folder='nope://x': Protocol not known: nope; set it to a path or"):
+        find_shards("nope://x")

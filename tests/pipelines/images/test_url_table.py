@@ -10,7 +10,8 @@ import pytest
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.url_table import UrlTable, count_source_rows, source_identity, url_table
+from dualtoken.pipelines.images.sources import count_source_rows, source_identity
+from dualtoken.pipelines.images.url_table import UrlTable, url_table
 from tests.helpers.image_shards import png_of_red, write_img2dataset_shard
 
 
