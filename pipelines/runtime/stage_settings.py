@@ -49,9 +49,6 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
         "train": recipe.train.identity(),
         "heldout": _heldout(recipe),
     }
-    if recipe.train.num_workers > 1:
-        # Which part of the batch a worker takes; it was every N-th sample once.
-        settings["shares"] = "contiguous"
     perceptual = recipe.train.perceptual
     if isinstance(perceptual, LpipsConfig):
         # Files that libraries bring are the same everywhere, so only those that a recipe names are hashed.

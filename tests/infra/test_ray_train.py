@@ -38,6 +38,7 @@ def test_workers_that_died_are_started_again_and_a_mistake_is_raised_at_once(
     fit(_loop, settings, name="run", storage_path=str(tmp_path), is_final=_is_final, max_failures=1)
     assert _starts(tmp_path) == ["0/1", "2/1"]
 
+    capfd.readouterr()  # in which Ray tells of the worker that was killed
     settings = {**settings, "refuse_at": 6, "steps": 9}
     with pytest.raises(ValueError, match=r"^train\.x=7: set it to 8$"):
         fit(_loop, settings, name="run", storage_path=str(tmp_path), is_final=_is_final, max_failures=2)

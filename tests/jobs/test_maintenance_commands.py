@@ -82,7 +82,7 @@ def test_gc_says_what_it_kept_because_a_run_went_on(root: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(garbage, "find_garbage", list_and_go_on)
         lines = printed_lines("gc", root, "--older-than", 0, "--delete")
-        assert lines[1] == f"{stray}: kept, it changed since it was listed"
+        assert f"{stray}: kept, it changed since it was listed" in lines
     lines = printed_lines("gc", root, "--older-than", 0, "--delete")
     assert lines[-2] == "left over by a killed write: 1 file, 2 bytes deleted"
     assert not stray.exists()

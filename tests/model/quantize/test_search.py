@@ -212,6 +212,7 @@ def test_scalar_ids_are_rounded_tanh_in_mixed_radix() -> None:
     assert quantized.vectors[0].tolist() == [[0.0, 0.0], [0.75, 1.0], [-1.0, -1.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}

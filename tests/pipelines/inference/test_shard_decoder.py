@@ -85,6 +85,7 @@ def test_foreign_images_are_upright_and_costly_ones_decoded_apart(tmp_path: Path
     assert sizes == [(16, 24), (64, 64)]
 
 
+@pytest.mark.slow
 def test_memory_stays_the_same_while_rows_grow_eightfold(tmp_path: Path) -> None:
     image = encode(Image.new("RGB", (SIDE, SIDE), "red"))
     write_shard(tmp_path / "few", [image] * 8)

@@ -41,8 +41,14 @@ def copy(tmp_path: Path, finished: Recipe) -> Store:
     return Store(str(tmp_path / "copy"))
 
 
-def found(root: Store, *recipes: Recipe, now: float = LATER) -> list[Garbage]:
+def found_with_checkpoints(root: Store, *recipes: Recipe, now: float = LATER) -> list[Garbage]:
     return list(find_garbage(root, recipes, HOUR, now))
+
+
+def found(root: Store, *recipes: Recipe, now: float = LATER) -> list[Garbage]:
+    """Return the garbage of a root but the checkpoints of its trainings, which are finished."""
+    garbage = found_with_checkpoints(root, *recipes, now=now)
+    return [one for one in garbage if one.kind != GarbageKind.CHECKPOINTS]
 
 
 def test_a_finished_run_needs_all_that_it_has(finished: Recipe, load_tiny: LoadTiny) -> None:
@@ -207,15 +213,15 @@ def test_checkpoints_go_once_their_training_is_finished_and_no_repair_writes_new
     root.put_bytes(b"weights", f"{checkpoints}/step-000000010/state.pt")
     root.put_bytes(b"snapshot", f"{checkpoints}/checkpoint_manager_snapshot.json")
     later = time.time() + 7200
-    assert found(root, now=later) == [], "the training is under way"
+    assert found_with_checkpoints(root, now=later) == [], "the training is under way"
 
     write_manifest(root.at(folder))
-    assert found(root, now=time.time()) == [], "it may be written just now"
-    (garbage,) = found(root, now=later)
+    assert found_with_checkpoints(root, now=time.time()) == [], "it may be written just now"
+    (garbage,) = found_with_checkpoints(root, now=later)
     assert (garbage.kind, garbage.name) == (GarbageKind.CHECKPOINTS, f"{checkpoints}/")
     root.put_bytes(b"a later one", f"{checkpoints}/step-000000020/state.pt")
     assert delete(root, [garbage]) == [garbage]
-    assert delete(root, found(root, now=later)) == []
+    assert delete(root, found_with_checkpoints(root, now=later)) == []
     assert list(root.entries(checkpoints)) == []
     assert not root.is_local or not Path(root.path(checkpoints)).exists()
     assert {file.name for file in root.entries()} == {f"{folder}/stage.json", f"{folder}/manifest.json"}

@@ -155,7 +155,7 @@ def test_a_lender_that_does_not_fit_is_refused_when_the_run_is_planned(
     (copy.lender / MANIFEST_FILE).unlink()
     assert "is unfinished" in refused(lender)
     for wrong, problem in (
-        (f"{CORPUS}=7", "7 is no fingerprint"),
+        (f"{CORPUS}=7", "'7' is no fingerprint"),
         (f"tiny={lender}", "captions_of.tiny is of no corpus: name one of tiny-"),
     ):
         with pytest.raises(UserError, match=problem):

@@ -186,5 +186,5 @@ def test_a_reader_refuses_another_stages_folder_by_the_stages_name(finished: Rec
 
 def test_a_reader_refuses_what_is_unfinished(tmp_path: Path, tokens: Store) -> None:
     assert require_finished(tokens).details["schema_version"] == 1
-    with pytest.raises(ValueError, match="unfinished"):
+    with pytest.raises(ValueError, match="holds no token dataset"):
         require_finished(Store(str(tmp_path)))
