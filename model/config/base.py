@@ -66,6 +66,13 @@ def _identity(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def kind_by_its_name(value: object) -> object:
+    """Read a name, such as `none`, as the mapping `{kind: none}`: the form of a choice without settings."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return value
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
+from dualtoken.model.config.optimizer import AdamWConfig, OptimizerConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 
 
@@ -26,6 +27,8 @@ class TeacherTrainingConfig(TeacherConfig):
     """Number of optimiser steps."""
     batch_size: PositiveInt = 96
     """Pairs of an image and a text per step."""
+    optimizer: OptimizerConfig = in_fingerprint_unless_default(default=AdamWConfig())
+    """`adamw`, or `{kind: muon}`: Muon for matrices, AdamW for the rest."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50

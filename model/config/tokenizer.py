@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
 from dualtoken.model.config.open_clip import Channels, Statistics, input_statistics, tower_shape
 from dualtoken.model.config.quantizer import AnyQuantizerConfig
+from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
 
 
 def _check_heads(width: int, num_heads: int) -> None:
@@ -212,6 +213,22 @@ class ConvEncoderConfig(Config):
         return self
 
 
+def _decoder_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
+    """Return the tag of a decoder in `AnyDecoder`: without a `kind`, it is convolutional."""
+    if isinstance(value, TransformerDecoderConfig):
+        return "TransformerDecoderConfig"
+    if isinstance(value, dict) and value.get("kind") == "transformer":
+        return "TransformerDecoderConfig"
+    return "DecoderConfig"
+
+
+AnyDecoder = Annotated[
+    Annotated[DecoderConfig, Tag("DecoderConfig")]
+    | Annotated[TransformerDecoderConfig, Tag("TransformerDecoderConfig")],
+    Discriminator(_decoder_kind),
+]
+
+
 class TokenizerConfig(Config):
     """The dual tokenizer: one tower, two taps, two codebooks, one decoder.
 
@@ -241,8 +258,8 @@ class TokenizerConfig(Config):
     pixel_encoder: ConvEncoderConfig | None = None
     """Encoder that reads the pixel stream from the image itself, in place of `pixel_block`: a comparison
     too."""
-    decoder: DecoderConfig
-    """Decoder of the pixel stream."""
+    decoder: AnyDecoder
+    """Decoder of the pixel stream: the released code's convolutions, or `{kind: transformer}`."""
     causal_pixel: bool = True
     """Let a pixel token, when it is widened after quantisation, see only those before it, as in the released
     code; off is UniTok's way."""
@@ -277,8 +294,8 @@ class TokenizerConfig(Config):
             )
         if self.decoder.image_size != self.image_size:
             raise ValueError(
-                f"decoder.latent_size={self.decoder.latent_size} with {len(self.decoder.multipliers)} "
-                f"multipliers decodes {self.decoder.image_size} pixels, "
+                f"decoder.latent_size={self.decoder.latent_size} with {_enlargement(self.decoder)} "
+                f"decodes {self.decoder.image_size} pixels, "
                 f"image_size={self.image_size}: make them equal"
             )
         return self
@@ -290,7 +307,7 @@ class TokenizerConfig(Config):
                 raise ValueError(
                     f"{name}.width={width}, tower.width={self.tower.width}: make one a multiple of the other"
                 )
-        if self.tower.width % self.decoder.norm_groups:
+        if isinstance(self.decoder, DecoderConfig) and self.tower.width % self.decoder.norm_groups:
             raise ValueError(
                 f"decoder.norm_groups={self.decoder.norm_groups} does not divide "
                 f"tower.width={self.tower.width}: change norm_groups"
@@ -333,3 +350,10 @@ class TokenizerConfig(Config):
                 f"by {divisor}, the tower makes {self.grid_size} tokens of it: make the grids equal"
             )
         return self
+
+
+def _enlargement(decoder: DecoderConfig | TransformerDecoderConfig) -> str:
+    """Say what makes an image of the latent grid, for an error."""
+    if isinstance(decoder, TransformerDecoderConfig):
+        return f"patch_size={decoder.patch_size}"
+    return f"{len(decoder.multipliers)} multipliers"

@@ -12,8 +12,10 @@ from dualtoken.model.config.base import (
     Location,
     PositiveInt,
     in_fingerprint_unless_default,
+    kind_by_its_name,
     not_in_fingerprint,
 )
+from dualtoken.model.config.optimizer import AdamWConfig, OptimizerConfig
 
 Phase = Literal[0, 1, 2]
 """Phase of training. 0 starts the new parts beside a frozen tower. 1 trains everything. 2 refines meaning and
@@ -62,15 +64,8 @@ class LpipsConfig(Config):
     """File with the linear heads; by default those that torchmetrics ships."""
 
 
-def _kind_by_its_name(value: object) -> object:
-    """Read `none` as `{kind: none}`."""
-    if isinstance(value, str):
-        return {"kind": value}
-    return value
-
-
 PerceptualConfig = Annotated[
-    NoPerceptual | LpipsConfig, Field(discriminator="kind"), BeforeValidator(_kind_by_its_name)
+    NoPerceptual | LpipsConfig, Field(discriminator="kind"), BeforeValidator(kind_by_its_name)
 ]
 """`none`, or a mapping with its `kind`.
 
@@ -143,6 +138,8 @@ class TrainingConfig(Config):
     """Number of optimiser steps."""
     batch_size: PositiveInt = 64
     """Images per step, over all workers together."""
+    optimizer: OptimizerConfig = in_fingerprint_unless_default(default=AdamWConfig())
+    """`adamw`, or `{kind: muon}`: Muon for matrices, AdamW for the rest."""
     learning_rate: Annotated[float, Field(gt=0)] = 7.2e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.5, 0.9)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualtoken.model.config.teacher import TeacherTrainingConfig
-from dualtoken.model.optimizer import build_optimizer, learning_rate_at, set_learning_rate
+from dualtoken.model.optimizer import AnyOptimizer, build_optimizer, learning_rate_at, set_learning_rate
 from dualtoken.model.teacher.teacher import build_teacher
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.model.vision.transform import normalize
@@ -20,7 +20,8 @@ with vision_imports():
     from open_clip.loss import SigLipLoss
 
 _LOGIT_RATE = 10.0
-"""Learning rate of the loss's scale and bias, over that of the other weights."""
+"""Learning rate of the loss's scale and bias, over that of the other weights: they must go far in a few
+hundred steps."""
 
 
 class TeacherMetrics(NamedTuple):
@@ -45,11 +46,12 @@ class TeacherTrainer:
             self.model = build_teacher(config).to(device)
         self.optimizer = build_optimizer(
             self.model,
+            config.optimizer,
             learning_rate=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
+            rate_scales=dict.fromkeys(("logit_scale", "logit_bias"), _LOGIT_RATE),
         )
-        _quicken_logits(self.optimizer, self.model)
 
     def train_step(self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> TeacherMetrics:
         """Take the next step, on levels 0 to 255 and the token ids of `teacher.tokenize`."""
@@ -64,22 +66,9 @@ class TeacherTrainer:
         return metrics
 
 
-def _quicken_logits(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Let the loss's scale and bias move at `_LOGIT_RATE` times the learning rate.
-
-    They must go far in a few hundred steps.
-    """
-    logits = [model.get_parameter("logit_scale"), model.get_parameter("logit_bias")]
-    # By identity, for `==` compares tensors number by number.
-    logit_ids = {id(logit) for logit in logits}
-    for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in logit_ids]
-    optimizer.add_param_group({"params": logits, "weight_decay": 0.0, "lr_scale": _LOGIT_RATE})
-
-
 def teacher_step(
     model: CustomTextCLIP,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AnyOptimizer,
     images: Float[Tensor, "B 3 S S"],
     tokens: Int[Tensor, "B L"],
     *,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from dualtoken.model.config.base import validated
 from dualtoken.model.config.open_clip import HALF
 from dualtoken.model.config.sizes import least_weights
-from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, NamedTower, TokenizerConfig
+from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
 from dualtoken.model.hub.model_name import CONFIG, WEIGHTS
 from dualtoken.model.hub.saved_model import (
     HubModel,
@@ -37,6 +38,7 @@ from dualtoken.model.tokenizer.decoder import Decoder
 from dualtoken.model.tokenizer.input_checks import require_shape_of_pictures, require_values_of_pictures
 from dualtoken.model.tokenizer.model_card import card
 from dualtoken.model.tokenizer.projection import AttnProjection
+from dualtoken.model.tokenizer.transformer_decoder import TransformerDecoder
 from dualtoken.model.vision.towers import (
     Tap,
     build_tower_like,
@@ -133,11 +135,7 @@ class DualTokenizer(nn.Module, HubModel):
 
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
-        # To the decoder's width; the released code's first convolution is of single positions.
-        self.post_quant = ResBlock(
-            width, config.decoder.latent_width, config.decoder.norm_groups, first_kernel=1
-        )
-        self.decoder = Decoder(config.decoder)
+        self.post_quant, self.decoder = _decoding_parts(config.decoder, width)
 
     def _share_codebook(self) -> None:
         """Name the semantic codebook `quantize_pixel` too.
@@ -342,6 +340,20 @@ class DualTokenizer(nn.Module, HubModel):
         device = next(iter(state.values())).device
         fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, device)
         return tokenizer.eval()
+
+
+class _DecodingParts(NamedTuple):
+    post_quant: nn.Module
+    decoder: Decoder | TransformerDecoder
+
+
+def _decoding_parts(config: DecoderConfig | TransformerDecoderConfig, width: int) -> _DecodingParts:
+    """Return what brings tokens of the tower's width to the decoder's, and the decoder."""
+    if isinstance(config, TransformerDecoderConfig):
+        return _DecodingParts(nn.Identity(), TransformerDecoder(config, width))
+    # The released code's first convolution is of single positions.
+    post_quant = ResBlock(width, config.latent_width, config.norm_groups, first_kernel=1)
+    return _DecodingParts(post_quant, Decoder(config))
 
 
 def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:

@@ -49,6 +49,7 @@ class TrainState:
         self.model = _wrapped(tokenizer, wrap)
         self.optimizer = build_optimizer(
             self.model,
+            config.optimizer,
             learning_rate=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,

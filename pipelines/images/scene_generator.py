@@ -173,12 +173,19 @@ def _place(draws: _Draws, attributes: _Attributes) -> SceneObject:
     shape, colour, size, quadrant = attributes
     radius = RADII[size][draws.below(len(RADII[size]))]
     half = IMAGE_SIZE // 2
-    room = half // 2 - radius - 2
-    x = half // 2 + draws.between(-room, room) + half * quadrant.endswith("right")
-    y = half // 2 + draws.between(-room, room) + half * quadrant.startswith("bottom")
+    centres = places(radius)
+    x = centres[draws.below(len(centres))] + half * quadrant.endswith("right")
+    y = centres[draws.below(len(centres))] + half * quadrant.startswith("bottom")
     red, green, blue = RGB[colour]
     rgb = (_varied(draws, red), _varied(draws, green), _varied(draws, blue))
     return SceneObject(shape, colour, size, quadrant, x, y, radius, rgb)
+
+
+def places(radius: int) -> range:
+    """Return the pixels at which an object's centre may lie along a side of its quadrant, off its borders."""
+    middle = IMAGE_SIZE // 4
+    room = middle - radius - 2
+    return range(middle - room, middle + room + 1)
 
 
 def _varied(draws: _Draws, level: int) -> int:
@@ -266,6 +273,11 @@ def _mask(shape: str, radius: int) -> NDArray[np.int32]:
     inside = _inside(shape, x, y, radius * 2 * _SUBSAMPLES)
     cells = inside.reshape(side, _SUBSAMPLES, side, _SUBSAMPLES)
     return cells.sum(axis=(1, 3), dtype=np.int32)[..., None]
+
+
+def shape_mask(shape: str, radius: int) -> NDArray[np.float32]:
+    """Return the share of each pixel that a shape covers, 0 to 1: a square of side 2 * (radius + 1) + 1."""
+    return (_mask(shape, radius)[..., 0] / _SUBSAMPLES**2).astype(np.float32)
 
 
 def render(scene: Scene) -> Image.Image:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dualtoken.model.config.optimizer import AdamWConfig
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.config.training import LossConfig, WeightEmaConfig
 from dualtoken.model.optimizer import build_optimizer, learning_rate_at
@@ -91,7 +92,9 @@ def test_weight_decay_spares_biases_norms_and_learned_tokens(config: TokenizerCo
     tokenizer = DualTokenizer(config)
     # As beside a tower with a class token.
     tokenizer.prefix = torch.nn.Parameter(torch.zeros(1, 1, config.tower.width))
-    optimizer = build_optimizer(tokenizer, learning_rate=1.0, betas=(0.9, 0.9), weight_decay=0.1)
+    optimizer = build_optimizer(
+        tokenizer, AdamWConfig(), learning_rate=1.0, betas=(0.9, 0.9), weight_decay=0.1
+    )
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     spared = {name for name, parameter in tokenizer.named_parameters() if id(parameter) not in decayed}
     assert {

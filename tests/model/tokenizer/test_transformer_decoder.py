@@ -1,0 +1,82 @@
+"""The transformer decoder: shapes, what a pixel depends on, and its place in a tokenizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig
+from dualtoken.model.config.training import GanConfig
+from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
+from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.tokenizer.transformer_decoder import TransformerDecoder
+from tests.model.training.steps import fresh_state, run, training
+
+DECODER = {
+    "kind": "transformer",
+    "latent_size": 4,
+    "patch_size": 4,
+    "width": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_width": 48,
+}
+
+
+@pytest.fixture
+def transformer_config(config: TokenizerConfig) -> TokenizerConfig:
+    return TokenizerConfig.model_validate(config.model_dump() | {"decoder": DECODER})
+
+
+def test_a_tokenizer_decodes_with_it(transformer_config: TokenizerConfig, images: Tensor) -> None:
+    tokenizer = DualTokenizer(transformer_config)
+    assert isinstance(tokenizer.decoder, TransformerDecoder)
+    output = tokenizer(images)
+    assert output.reconstruction.shape == images.shape
+    assert torch.equal(tokenizer.decode(tokenizer.encode(images).pixel), output.reconstruction)
+
+
+def test_each_token_gives_its_own_square_of_pixels() -> None:
+    torch.manual_seed(0)
+    config = TransformerDecoderConfig.model_validate(DECODER | {"depth": 1})
+    decoder = TransformerDecoder(config, in_width=8)
+    # Without blocks and the last convolution, a token reaches its own square only.
+    decoder.blocks = torch.nn.Sequential()
+    decoder.conv_out = torch.nn.Conv2d(3, 3, 1)
+    latent = torch.zeros(1, 8, 4, 4)
+    before = decoder(latent)
+    latent[:, :, 1, 2] = 1.0
+    changed = (decoder(latent) != before).any(dim=1)[0]
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[4:8, 8:12] = True
+    assert torch.equal(changed, expected)
+
+
+def test_a_saved_folder_keeps_it(transformer_config: TokenizerConfig, images: Tensor, tmp_path: Path) -> None:
+    tokenizer = DualTokenizer(transformer_config).eval()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = DualTokenizer.from_pretrained(tmp_path)
+    assert loaded.config == transformer_config
+    assert torch.equal(loaded(images).reconstruction, tokenizer(images).reconstruction)
+
+
+def test_it_trains_with_a_gan(transformer_config: TokenizerConfig) -> None:
+    gan = GanConfig(width=32).model_dump()
+    metrics = run(fresh_state(transformer_config, training(gan=gan, optimizer="muon")), 12)
+    assert metrics[-1].reconstruction is not None
+    assert metrics[0].reconstruction is not None
+    assert metrics[-1].reconstruction < 0.8 * metrics[0].reconstruction
+
+
+def test_a_decoder_without_a_kind_is_convolutional(config: TokenizerConfig) -> None:
+    assert isinstance(config.decoder, DecoderConfig)
+    assert "kind" not in config.identity()["decoder"]
+
+
+def test_a_decoder_of_another_size_than_the_images_is_refused(config: TokenizerConfig) -> None:
+    values = config.model_dump() | {"decoder": DECODER | {"patch_size": 8}}
+    message = "latent_size=4 with patch_size=8 decodes 32 pixels, image_size=16: make them equal"
+    with pytest.raises(ValidationError, match=message):
+        TokenizerConfig.model_validate(values)

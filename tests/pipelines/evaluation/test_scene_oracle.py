@@ -1,0 +1,52 @@
+"""The oracle reads true renders without a mistake, and blurs worse."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
+from dualtoken.pipelines.images.scene_generator import Scene, render, scene
+
+SCENES = [scene("heldout", 3, index) for index in range(200)]
+
+
+def rendered(scenes: list[Scene]) -> Tensor:
+    levels = np.stack([np.asarray(render(drawn)) for drawn in scenes])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
+
+
+def num_read(pictures: Tensor) -> dict[str, int]:
+    """Return how many objects have each of their attributes read, in the quadrant where they are."""
+    counts = dict.fromkeys(("quadrant", "shape", "colour", "size"), 0)
+    for drawn, found in zip(SCENES, read_scenes(pictures), strict=True):
+        by_quadrant = {read.quadrant: read for read in found}
+        for placed in drawn.objects:
+            read = by_quadrant.get(placed.quadrant)
+            for name in counts:
+                counts[name] += read is not None and getattr(read, name) == getattr(placed, name)
+    return counts
+
+
+def test_true_renders_are_read_almost_without_a_mistake() -> None:
+    for name, count in num_read(rendered(SCENES)).items():
+        assert count >= 0.99 * 2 * len(SCENES), name
+
+
+def test_blurred_shapes_are_mistaken_before_places() -> None:
+    small = F.interpolate(rendered(SCENES).float(), size=(10, 10), mode="area")
+    counts = num_read(F.interpolate(small, size=(64, 64), mode="bilinear"))
+    assert counts["quadrant"] >= 0.95 * 2 * len(SCENES)
+    assert counts["shape"] < 0.8 * 2 * len(SCENES)
+
+
+def test_pictures_of_other_scenes_are_read_as_chance() -> None:
+    counts = num_read(rendered(SCENES).roll(1, dims=0))
+    # A pair of quadrants agrees in half of its members; shapes and colours then as one in 6 and 8.
+    assert counts["shape"] < 0.2 * 2 * len(SCENES)
+    assert counts["colour"] < 0.2 * 2 * len(SCENES)
+
+
+def test_levels_of_bytes_and_floats_are_read_alike() -> None:
+    pictures = rendered(SCENES[:8])
+    assert list(read_scenes(pictures)) == list(read_scenes(pictures.float()))
