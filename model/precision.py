@@ -24,11 +24,16 @@ def tower_precision(device: torch.device, precision: Precision) -> torch.autocas
 
 
 def forbid_tf32() -> None:
-    """Make float32 mean float32 on a GPU in this process.
+    """Make float32 mean float32 on a GPU in this process, whatever was set before.
 
     By default cuDNN's convolutions round to TF32, 10 bits in place of 23.
     """
+    # First of all, since PyTorch's older getters raise an error while its two interfaces disagree.
+    torch.set_float32_matmul_precision("highest")
     # By the older names: set by the newer ones alone, cuDNN's older ones, which PyTorch itself still reads,
     # raise an error.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # By the newer names too: `torch.backends.fp32_precision` would else be what convolutions follow.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"

@@ -4,7 +4,8 @@ S streams, M vectors each, G codebooks (one, or one per depth), K codes, W chann
 depths.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from itertools import repeat
@@ -18,6 +19,8 @@ from dualtoken.model.quantize.nearest import CodebookIndex
 
 _FUSED_WIDTH = 64
 """Largest number of channels of a code whose tiles a GPU's shared memory holds."""
+_LONGEST_REASON = 200
+"""Letters of a compiler's message that a warning shows."""
 
 
 @torch.library.custom_op(
@@ -85,9 +88,36 @@ def _indexes(codes: Float[Tensor, "G K W"], depth: int) -> Iterator[CodebookInde
 
 def is_fused(vectors: Tensor, beam: int) -> bool:
     """Tell whether the fused Triton kernel finds the codes of such vectors."""
-    return beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_triton()
+    return beam == 1 and vectors.is_cuda and vectors.shape[-1] <= _FUSED_WIDTH and _has_kernel(vectors.device)
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _has_kernel(device: torch.device) -> bool:
+    """Tell whether Triton is there and can build the kernel: it needs a C compiler and Python's headers."""
+    if find_spec("triton") is None:
+        return False
+    from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (GPUs only)
+
+    return runs_on(fused_residual_codes, device)
+
+
+def runs_on(kernel: Callable[[Tensor, Tensor, int], Tensor], device: torch.device) -> bool:
+    """Try a kernel of `residual_codes` on a device, on a few vectors; where it fails, warn why, once.
+
+    An error for want of memory is raised: it may pass, and says nothing of the kernel.
+    """
+    vectors = torch.zeros((1, 16, 16), device=device)
+    codes = torch.ones((1, 1, 16, 16), device=device)
+    try:
+        kernel(vectors, codes, 1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (of a compiler, a driver or Triton, each of its own type)
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        warnings.warn(
+            f"the fused code search does not build here ({reason}): install gcc and python3-dev; "
+            "codes are the same without it, and slower",
+            stacklevel=2,
+        )
+        return False
+    return True

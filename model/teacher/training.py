@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.optimizer import AnyOptimizer, build_optimizer, learning_rate_at, set_learning_rate
+from dualtoken.model.randomness import seeded_weights
 from dualtoken.model.teacher.teacher import build_teacher
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.model.vision.transform import normalize
@@ -41,8 +42,7 @@ class TeacherTrainer:
     def __init__(self, config: TeacherTrainingConfig, device: str | torch.device = "cpu") -> None:
         self.config = config
         self.step = 0
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
+        with seeded_weights(config.seed):
             self.model = build_teacher(config).to(device)
         self.optimizer = build_optimizer(
             self.model,

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from dualtoken.model.config.training import GanConfig
 from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
+from dualtoken.model.randomness import seeded_weights
 from dualtoken.model.training.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 
 _EPSILON = 1e-4
@@ -35,8 +36,7 @@ class Adversary:
     def __init__(self, config: GanConfig, *, steps: int, seed: int, device: torch.device) -> None:
         self.config = config
         self._steps = steps
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded_weights(seed):
             self.discriminator = PatchDiscriminator(config.width)
         self.discriminator.to(device)
         self.optimizer = torch.optim.Adam(

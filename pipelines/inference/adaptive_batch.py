@@ -19,7 +19,10 @@ NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
     "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",  # no room for a handle, beside another process on the card
     "cudnn_status_alloc_failed",
+    "host_allocation_failed",
+    "unable to find an engine to execute this computation",  # no room for cuDNN's workspace
 )
 """Error texts, lower case, where PyTorch has no class of its own: driver, CPU allocator, cuBLAS, cuDNN."""
 

@@ -21,6 +21,7 @@ from dualtoken.model.quantize import (
     nearest,
     nearest_codes,
 )
+from dualtoken.model.quantize.residual_search import residual_codes, runs_on
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -238,6 +239,25 @@ def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
         "not_finite",
         "large_programs",
     ], finished.stderr
+
+
+def test_a_kernel_that_does_not_build_is_told_once_and_not_used() -> None:
+    def without_a_compiler(*_: object) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable")
+
+    with pytest.warns(UserWarning, match="Failed to find C compiler.*: install gcc and python3-dev"):
+        assert not runs_on(without_a_compiler, torch.device("cpu"))
+    assert runs_on(
+        lambda vectors, codes, depth: residual_codes(vectors, codes, depth, 1), torch.device("cpu")
+    )
+
+
+def test_a_kernel_is_not_given_up_for_want_of_memory() -> None:
+    def without_memory(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        runs_on(without_memory, torch.device("cpu"))
 
 
 def test_without_triton_a_cpu_finds_codes_all_the_same() -> None:

@@ -55,6 +55,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_codes(tokenizer:
         "CUDA error: out of memory",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "CUDA out of memory. Tried to allocate 2 GiB",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     ],
 )
 def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
