@@ -35,5 +35,5 @@ def forbid_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     # By the newer names too: `torch.backends.fp32_precision` would else be what convolutions follow.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    for operators in ("conv", "rnn"):  # which torch's stubs lack
+        getattr(torch.backends.cudnn, operators).fp32_precision = "ieee"

@@ -15,6 +15,7 @@ from torch import Tensor
 from dualtoken.model.config.quantizer import QuantizerConfig
 from dualtoken.model.config.sizes import least_weights
 from dualtoken.model.config.tokenizer import TokenizerConfig, TowerConfig
+from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
 from dualtoken.model.convert.reference_names import convert_state_dict, tokenizer_mappings
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
@@ -69,6 +70,8 @@ def to_reference(state: Mapping[str, Tensor], config: TokenizerConfig) -> dict[s
 
 def _not_in_reference(config: TokenizerConfig) -> str | None:
     """Describe the first setting of a tokenizer that the released code cannot express, or return None."""
+    if isinstance(config.decoder, TransformerDecoderConfig):
+        return "decoder.kind=transformer"
     if not isinstance(config.tower, TowerConfig):
         return (
             f"tower={config.tower!r}, where the released code has SigLIP towers described by their shape only"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualtoken.model.config.base import validated
 from dualtoken.model.config.quantizer import QuantizerConfig
-from dualtoken.model.config.tokenizer import TokenizerConfig, TowerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig, TowerConfig
 from dualtoken.model.convert.reference_names import VISION
 from dualtoken.model.convert.siglip import activation, num_siglip_blocks
 
@@ -52,6 +52,7 @@ def config_to_reference(config: TokenizerConfig) -> dict[str, Any]:
     """
     assert isinstance(config.tower, TowerConfig), "to_reference refuses towers by name"
     decoder = config.decoder
+    assert isinstance(decoder, DecoderConfig), "to_reference refuses transformers"
     if decoder.norm_groups != _NORM_GROUPS:
         raise ValueError(
             f"decoder.norm_groups={decoder.norm_groups}, where the released code has {_NORM_GROUPS}: "

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig
 from dualtoken.model.convert.reference import from_reference, to_reference
 from dualtoken.model.convert.reference_config import config_from_reference, config_to_reference
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -187,6 +187,7 @@ def simple_config() -> dict[str, Any]:
 def test_the_command_writes_a_configuration_that_reads_its_weights_back(tmp_path: Path) -> None:
     values = simple_config()
     config = initial_config(values)
+    assert isinstance(config.decoder, DecoderConfig)
     assert config.decoder.attends == (0,)
     torch.save({"state_dict": random_weights(config, 0)}, tmp_path / "epoch_6.pt")
     (tmp_path / "released.json").write_text(json.dumps(values))

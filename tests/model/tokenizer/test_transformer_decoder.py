@@ -10,6 +10,7 @@ from torch import Tensor
 from dualtoken.model.config.tokenizer import DecoderConfig, TokenizerConfig
 from dualtoken.model.config.training import GanConfig
 from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
+from dualtoken.model.convert.reference import to_reference
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.transformer_decoder import TransformerDecoder
 from tests.model.training.steps import fresh_state, run, training
@@ -80,3 +81,8 @@ def test_a_decoder_of_another_size_than_the_images_is_refused(config: TokenizerC
     message = "latent_size=4 with patch_size=8 decodes 32 pixels, image_size=16: make them equal"
     with pytest.raises(ValidationError, match=message):
         TokenizerConfig.model_validate(values)
+
+
+def test_the_released_code_has_no_such_decoder(transformer_config: TokenizerConfig) -> None:
+    with pytest.raises(ValueError, match=r"decoder\.kind=transformer: it cannot be written"):
+        to_reference({}, transformer_config)

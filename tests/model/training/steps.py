@@ -72,6 +72,8 @@ def assert_same_steps(found: TrainState, expected: TrainState) -> None:
         expected_codebook = getattr(expected.tokenizer, name)
         assert torch.equal(codebook.counts, expected_codebook.counts), name
         torch.testing.assert_close(codebook.codes, expected_codebook.codes, atol=2e-4, rtol=1e-3)
+    assert isinstance(found.optimizer, torch.optim.Optimizer), "of AdamW's moments"
+    assert isinstance(expected.optimizer, torch.optim.Optimizer)
     assert_same_weights(found.optimizer, expected.optimizer)
     if found.adversary and expected.adversary:
         assert_same_weights(found.adversary.optimizer, expected.adversary.optimizer)
