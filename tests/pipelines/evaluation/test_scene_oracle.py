@@ -18,7 +18,7 @@ def rendered(scenes: list[Scene]) -> Tensor:
 
 def num_read(pictures: Tensor) -> dict[str, int]:
     """Return how many objects have each of their attributes read, in the quadrant where they are."""
-    counts = dict.fromkeys(("quadrant", "shape", "colour", "size"), 0)
+    counts: dict[str, int] = dict.fromkeys(("quadrant", "shape", "colour", "size"), 0)
     for drawn, found in zip(SCENES, read_scenes(pictures), strict=True):
         by_quadrant = {read.quadrant: read for read in found}
         for placed in drawn.objects:
