@@ -25,6 +25,8 @@ ROOMS = {
             "config",
             "precision",
             "metrics",
+            "randomness",
+            "muon",
             "optimizer",
             "hub",
             "vision",
