@@ -31,8 +31,8 @@ _RANKED = 4
 """Lanes whose candidates are compared exactly before a second pass."""
 _COLUMNS = 128
 """Codes per step of the loop over codes, one per lane."""
-_USUAL_PROCESSORS = 132
-"""Streaming multiprocessors of an H100 or H200, where the device tells no number: in the interpreter."""
+_FEW_PROGRAMS = 132
+"""Streaming multiprocessors of an H100 or H200. With fewer programs than these, smaller ones are used."""
 _NO_CODE = tl.constexpr(2**31 - 1)
 _ROUNDING = tl.constexpr(1.125 * 2.0**-10)
 """Error bound of a product, relative to both lengths.
@@ -59,7 +59,6 @@ def fused_residual_codes(
 ) -> Int[Tensor, "S M D"]:
     """Return the same ids as `residual_codes` with a beam of 1; W is at most 64."""
     streams, num_vectors, width = vectors.shape
-    assert vectors.dtype == codes.dtype == torch.float32, f"{vectors.dtype}, {codes.dtype}: not float32"
     assert width <= 64, f"{width} channels, of which rounding is bounded for 64"
     assert codes.shape[1] in (1, depth), f"{codes.shape[1]} codebooks for {depth} depths"
     ids = torch.empty((streams, num_vectors, depth), dtype=torch.int64, device=vectors.device)
@@ -71,8 +70,7 @@ def fused_residual_codes(
     halves = torch.empty((books, steps * _COLUMNS, padded), dtype=torch.float16, device=vectors.device)
     bias, rounding = torch.empty((2, books, steps * _COLUMNS), dtype=torch.float32, device=vectors.device)
     largest = torch.linalg.vector_norm(codes, ord=torch.inf, dim=(2, 3)).flatten()
-    # With fewer programs than processors, smaller ones are used.
-    rows = 64 if streams * triton.cdiv(num_vectors, 64) >= _num_processors(vectors.device) else 16
+    rows = 64 if streams * triton.cdiv(num_vectors, 64) >= _FEW_PROGRAMS else 16
     shape = {"WIDTH": width, "PADDED": padded, "COLUMNS": _COLUMNS}
     with torch.cuda.device(vectors.device if vectors.is_cuda else -1):  # Triton launches on the current one
         _prepare_codes[(steps, books)](codes, largest, halves, bias, rounding, num_codes, **shape)
@@ -82,13 +80,6 @@ def fused_residual_codes(
             **shape, ROWS=rows, RANKED=_RANKED, num_warps=8 if rows == 64 else 4, enable_fp_fusion=False,
         )  # fmt: skip
     return ids
-
-
-def _num_processors(device: torch.device) -> int:
-    """Return the number of a GPU's streaming multiprocessors."""
-    if device.type != "cuda":
-        return _USUAL_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -120,8 +111,7 @@ def _prepare_codes(
     )
 
 
-# The number of vectors differs from batch to batch: one build serves all of them.
-@triton.jit(do_not_specialize=["num_vectors"])
+@triton.jit
 def _residual_codes(
     vectors, codes, largest, halves, bias, rounding, ids, num_vectors, num_books, num_codes, steps, depth,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr,

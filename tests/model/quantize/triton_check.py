@@ -76,7 +76,7 @@ def main() -> None:
         found = fused_residual_codes(not_finite, shared[:1], 2)
         assert found[0, 0].tolist() == [0, 0], value
         assert torch.equal(found, residual_codes(not_finite, shared[:1], 2, 1)), value
-    triton_kernel._USUAL_PROCESSORS = 1  # 64 rows to a program
+    triton_kernel._FEW_PROGRAMS = 1  # 64 rows to a program
     vectors = torch.randn(2, 70, 8)
     assert torch.equal(fused_residual_codes(vectors, shared, 2), residual_codes(vectors, shared, 2, 1))
     print(*cases, "not_finite", "large_programs")
