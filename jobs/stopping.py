@@ -7,6 +7,7 @@ beside it hears of the signal too, and ends the process where the main thread ha
 Imports Python's own library only, so that a program is ready for signals before its own imports.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -49,6 +50,8 @@ def stop_on_signals() -> None:
     if _stopping.is_ready or threading.current_thread() is not threading.main_thread():
         return
     _stopping.is_ready = True
+    # Python calls the first one that was registered last.
+    atexit.register(_ignore_signals)
     _stopping.stderr = os.dup(2)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -71,6 +74,13 @@ def end_if_stopped() -> None:
     _stopping.error = None
     if _stopping.first is not None:
         _end(_stopping.first)
+
+
+def _ignore_signals() -> None:
+    """Ignore signals: the work is done and told, and Python gives up its handlers as it ends."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -127,6 +137,7 @@ def _kill_children() -> None:
 
 def _die_of_signals() -> None:
     """Handle signals as Python does by default, in a forked child."""
+    atexit.unregister(_ignore_signals)
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) is _on_signal:
