@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
@@ -15,20 +14,19 @@ from dualtoken.model.teacher.teacher import (
     export_open_clip,
     load_teacher,
     save_teacher,
-    tokenize,
 )
 from dualtoken.model.teacher.training import TeacherTrainer
 from dualtoken.model.vision.towers import activation_of, tower_depth, tower_differs, tower_width
-from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.teacher import OpenClipTeacher, TrainedTeacher
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
 from dualtoken.pipelines.inference.networks import stage_device
-from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
+from dualtoken.pipelines.training.dataset import TrainingSet
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.process_settings import process_settings
+from dualtoken.pipelines.training.teacher_batches import TeacherDataLoader
 
 LOG_EVERY = 10
 """Steps between two lines of the metrics log."""
@@ -127,22 +125,6 @@ def _fetch_open_clip(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folde
         export_open_clip(teacher.model, teacher.pretrained, folder, tower)
     except ValueError as error:
         raise UserError(f"teacher.{error}") from None
-
-
-class TeacherDataLoader:
-    """Loads batches of images and captions."""
-
-    def __init__(self, samples: TrainingSet, settings: TrainedTeacher) -> None:
-        self._samples = samples
-        self._settings = settings
-
-    def load(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return a step's images and caption tokens; runs in a thread, ahead of the training."""
-        settings = self._settings
-        numbers = batch_numbers(len(self._samples), settings.batch_size, settings.seed, step)
-        decoded = self._samples.decode(numbers, lambda _, picture: to_tensor([picture], settings.image_size))
-        captions = [self._samples.caption(number) for number in decoded.numbers]
-        return decoded.levels, tokenize(captions, settings.text)
 
 
 def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:

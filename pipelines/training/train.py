@@ -6,27 +6,21 @@ other was stopped. Only the context differs, which is how it meets the other wor
 
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.model.hub.saved_model import FILES
-from dualtoken.model.precision import tower_precision
-from dualtoken.model.teacher.teacher import TeacherTargets, load_teacher
+from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from dualtoken.model.vision.augment import random_crop
 from dualtoken.model.vision.towers import checkpoint_gradients
-from dualtoken.model.vision.transform import normalize, to_tensor
+from dualtoken.model.vision.transform import normalize
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
@@ -34,11 +28,11 @@ from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
 from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.checkpoints import Checkpoints
-from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.perceptual import open_perceptual
 from dualtoken.pipelines.training.process_settings import process_settings
-from dualtoken.pipelines.training.train_context import RankContext, SingleProcessContext, TrainContext
+from dualtoken.pipelines.training.train_batches import TrainDataLoader
+from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
 STATE_FILE = "state.pt"
 PREFETCHED_BATCHES = 2
@@ -76,89 +70,6 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
             if log and (is_last or (step + 1) % train.checkpoint_every == 0):
                 log.save()
                 _save_checkpoint(Checkpoints(job.store()), state, step)
-
-
-class TrainBatch(NamedTuple):
-    """A rank's share of a step: B images, N tokens, W channels."""
-
-    images: Tensor
-    """(B, 3, S, S), uint8."""
-    pooled: Tensor | None
-    """(B, W), the teacher's pooled output; None where the teacher runs beside the training."""
-    dense: Tensor | None
-    """(B, N, W), its tokens; None likewise."""
-
-
-class TrainDataLoader:
-    """Loads one rank's share of each step's batch."""
-
-    def __init__(self, job: StageJob, context: RankContext, scratch: Path) -> None:
-        self._job = job
-        self._context = context
-        self._samples = TrainingSet(job, scratch / "samples")
-        if not len(self._samples):
-            raise UserError("training has no samples: the filter kept none; loosen filter.rules")
-        self._teacher = None
-        has_stored_targets = job.recipe.targets.dense
-        if not has_stored_targets:
-            folder = job.input("teacher").local_folder(scratch / "teacher")
-            self._teacher = load_teacher(folder, context.device)
-
-    def load(self, step: int) -> TrainBatch:
-        """Read and decode a step's samples; runs in a thread, ahead of the training."""
-        recipe = self._job.recipe
-        whole_batch = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)
-        share = rank_share(len(whole_batch), self._context)
-        numbers = [whole_batch[place] for place in share]
-
-        def view(place: int, picture: Image.Image) -> Tensor:
-            if recipe.train.random_crop:
-                picture = self.crop(picture, step, share[place])
-            return to_tensor([picture], recipe.tokenizer.image_size)
-
-        decoded = self._samples.decode(numbers, view)
-        if self._teacher:
-            return TrainBatch(decoded.levels, None, None)
-        return self._with_stored_targets(decoded.levels, decoded.numbers)
-
-    def _with_stored_targets(self, images: Tensor, numbers: Sequence[int]) -> TrainBatch:
-        targets = self._samples.targets(numbers)
-        assert targets.dense is not None, "the targets stage stored dense targets"
-        width = self._job.recipe.tokenizer.tower.width
-        dense = torch.from_numpy(targets.dense).unflatten(1, (-1, width))
-        return TrainBatch(images, torch.from_numpy(targets.pooled), dense)
-
-    def crop(self, picture: Image.Image, step: int, place: int) -> Image.Image:
-        """Crop at random, by the place in the whole batch: a resumed run, or more workers, draw the same."""
-        recipe = self._job.recipe
-        assert recipe.train.random_crop
-        generator = np.random.default_rng([recipe.train.seed, step, place])
-        return random_crop(picture, recipe.tokenizer.image_size, recipe.train.random_crop, generator)
-
-    def targets(self, batch: TrainBatch, images: Tensor) -> TeacherTargets:
-        """Return the teacher's targets for a batch: the stored ones, or those that it computes now.
-
-        `images` are the batch's images on the device; the teacher sees them in the run's precision.
-        """
-        recipe = self._job.recipe
-        device = self._context.device
-        if self._teacher:
-            with tower_precision(device, recipe.train.precision):
-                return self._teacher.targets(images, recipe.tokenizer.semantic_block)
-        assert batch.pooled is not None
-        assert batch.dense is not None
-        return TeacherTargets(batch.pooled.to(device), batch.dense.to(device))
-
-
-def rank_share(batch_size: int, context: RankContext) -> range:
-    """Return the places in the whole batch that a rank takes: one after the other, as micro-batches are.
-
-    So the ranks' vectors, one rank after the other, are those of one worker in their order, and a codebook
-    restarts at the same ones.
-    """
-    size, rest = divmod(batch_size, context.world_size)
-    assert not rest, "a recipe's batch is a multiple of its workers"
-    return range(context.rank * size, (context.rank + 1) * size)
 
 
 def _open_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainState:

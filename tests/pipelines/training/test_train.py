@@ -16,7 +16,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training.metrics_log import read_metrics
-from dualtoken.pipelines.training.train import TrainDataLoader
+from dualtoken.pipelines.training.train_batches import TrainDataLoader
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
