@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dualtoken.pipelines.config.corpora import ScenesSource
+from dualtoken.pipelines.config.crops import CenterCrop
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.images.crops import first_view
@@ -40,6 +41,8 @@ class HeldoutBatch(NamedTuple):
     """(B, codes of a row)"""
     descriptions: list[dict[str, Any]]
     """Contents of each scene; empty for images that nobody described."""
+    are_whole_scenes: bool
+    """Whether every picture shows the whole of a scene that is described."""
 
 
 class HeldoutSamples:
@@ -105,4 +108,5 @@ class HeldoutSamples:
             semantic=codes_of(codes, "semantic"),
             pixel=codes_of(codes, "pixel"),
             descriptions=descriptions,
+            are_whole_scenes=are_scenes and isinstance(self._job.recipe.pretokenize.crops[0], CenterCrop),
         )

@@ -72,6 +72,7 @@ class Worker:
             pairs=tuple(evaluation.pairs),
             undecodable=tuple(key.hex() for key in heldout.undecodable),
             reconstruction=evaluation.reconstruction(),
+            readings=evaluation.readings(),
             usage=evaluation.usage(),
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),

@@ -116,6 +116,10 @@ class Pair:
     """A PNG file."""
     psnr: float
     """dB."""
+    reading: str = ""
+    """What the oracle reads in the reconstruction, as a caption; empty where nothing was read."""
+    is_read_right: bool = False
+    """Whether the reading names every object as it was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +187,26 @@ class ZeroShot:
     """Mean over all attributes."""
     quantised: float
     chance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadingAccuracy:
+    """Share of drawn objects whose attribute a matched-filter oracle reads in pictures."""
+
+    name: str
+    original: float
+    """From the originals: the oracle's own ceiling."""
+    reconstruction: float
+    """From the reconstructions."""
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneReadings:
+    """What can be read in the reconstructions of generated scenes."""
+
+    num_images: int
+    attributes: tuple[ReadingAccuracy, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +285,8 @@ class ReportData:
     reconstruction: Reconstruction | None
     """None where no held-out image was left."""
     usage: tuple[CodebookUsage, ...]
+    readings: SceneReadings | None = None
+    """None where images are not the generator's, whole and in its size."""
     zero_shot: ZeroShot | None
     """None where the held-out corpus names no attributes, as with real images."""
     retrieval: Retrieval | None

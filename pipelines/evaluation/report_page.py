@@ -24,6 +24,7 @@ from dualtoken.pipelines.evaluation.report_data import (
     Reconstruction,
     ReportData,
     Retrieval,
+    SceneReadings,
     ZeroShot,
 )
 from dualtoken.pipelines.runtime.stages import all_stages
@@ -118,6 +119,7 @@ def _environment() -> Environment:
         num_gaps=num_gaps,
         usage_chart=usage_chart,
         accuracy_chart=accuracy_chart,
+        readings_chart=readings_chart,
         retrieval_chart=retrieval_chart,
     )
     return environment
@@ -317,6 +319,22 @@ def accuracy_chart(zero_shot: ZeroShot) -> str:
         bar = _comparison_bar(attribute.name, attribute.teacher, attribute.quantised)
         bars.append(bar)
     return bar_chart(bars, label=f"Zero-shot accuracy. {_titles(bars)}", tone="semantic")
+
+
+def readings_chart(readings: SceneReadings) -> str:
+    """Draw a bar per attribute: what is read from reconstructions, with the originals' as a mark."""
+    bars: list[Bar] = []
+    for attribute in readings.attributes:
+        read = percent(attribute.reconstruction)
+        bar = Bar(
+            label=attribute.name,
+            value=attribute.reconstruction,
+            text=read,
+            title=f"{attribute.name}: originals {percent(attribute.original)}, reconstructions {read}",
+            mark=attribute.original,
+        )
+        bars.append(bar)
+    return bar_chart(bars, label=f"Attributes read by the oracle. {_titles(bars)}", tone="pixel")
 
 
 def retrieval_chart(retrieval: Retrieval) -> str:

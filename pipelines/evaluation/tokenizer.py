@@ -23,11 +23,17 @@ from dualtoken.pipelines.evaluation.report_data import (
     Pair,
     Reconstruction,
     Retrieval,
+    SceneReadings,
     Stream,
     ZeroShot,
 )
+from dualtoken.pipelines.evaluation.scene_readings import (
+    PictureReading,
+    ReadingCounter,
+    compared_readings,
+)
 from dualtoken.pipelines.images.samples import batched
-from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
+from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE, Attribute, attribute_choices
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
 from dualtoken.pipelines.tokens.shards import Ids
 
@@ -57,6 +63,8 @@ class Evaluation:
         self._num_pairs = num_pairs
         self._psnr: list[float] = []
         self._ssim: list[float] = []
+        self._original_readings = ReadingCounter()
+        self._reconstruction_readings = ReadingCounter()
         self._counts: dict[Stream, Tensor] = {}
         self._teacher_images: list[Tensor] = []
         self._quantised_images: list[Tensor] = []
@@ -86,16 +94,31 @@ class Evaluation:
         ratios = psnr_per_image(reconstructions, originals)
         self._psnr += ratios.tolist()
         self._ssim += ssim(reconstructions, originals).reshape(-1).tolist()
+        readings = self._readings(batch, originals, reconstructions)
         num_shown = min(len(batch.keys), self._num_pairs - len(self.pairs))
         for row in range(num_shown):
+            reading = readings[row]
             pair = Pair(
                 caption=batch.captions[row],
                 key=batch.keys[row].hex(),
                 original=_png(originals[row]),
                 reconstruction=_png(reconstructions[row]),
                 psnr=ratios[row].item(),
+                reading=reading.text,
+                is_read_right=reading.is_right,
             )
             self.pairs.append(pair)
+
+    def _readings(
+        self, batch: HeldoutBatch, originals: Tensor, reconstructions: Tensor
+    ) -> list[PictureReading]:
+        """Read scenes in a batch's pictures, and return what is read in the reconstructions."""
+        is_drawn_size = originals.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE)
+        if not batch.are_whole_scenes or not is_drawn_size:
+            return [PictureReading("", is_right=False)] * len(batch.keys)
+        for _ in self._original_readings.add(originals.cpu(), batch.descriptions):
+            pass
+        return list(self._reconstruction_readings.add(reconstructions.cpu(), batch.descriptions))
 
     def _add_counts(self, stream: Stream, codes: Ids, num_codes: int) -> None:
         ids = torch.from_numpy(codes.astype(np.int64)).reshape(-1, self._tokenizer.config.pixel.depth)
@@ -120,6 +143,10 @@ class Evaluation:
             psnr_per_image=tuple(self._psnr),
             ssim_per_image=tuple(self._ssim),
         )
+
+    def readings(self) -> SceneReadings | None:
+        """Return how well objects can be read in the reconstructions; None without whole scenes."""
+        return compared_readings(self._original_readings, self._reconstruction_readings)
 
     def usage(self) -> tuple[CodebookUsage, ...]:
         """Return how evenly each stream's codes are used."""

@@ -387,7 +387,7 @@ declare(
 declare(
     Stage(
         name="report",
-        version=2,
+        version=3,
         folder="reports",
         worker="dualtoken.pipelines.evaluation.report:Worker",
         reads=_every_other_stage,

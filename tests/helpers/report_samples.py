@@ -17,8 +17,10 @@ from dualtoken.pipelines.evaluation.report_data import (
     Funnel,
     FunnelStep,
     Pair,
+    ReadingAccuracy,
     Reconstruction,
     ReportData,
+    SceneReadings,
     StageTime,
     TokenAudit,
     TokenizerFacts,
@@ -197,6 +199,13 @@ AUDITS = (
 PARTS = (
     TimeBreakdown(
         corpus="web", seconds={"fetch": 1.25, "wait": 60.0, "encode": 30.0, "audit": 5.0, "rest": 3.75}
+    ),
+)
+READINGS = SceneReadings(
+    num_images=1024,
+    attributes=(
+        ReadingAccuracy(name="place", original=1.0, reconstruction=0.998, chance=0.5),
+        ReadingAccuracy(name="shape", original=0.997, reconstruction=0.913, chance=1 / 6),
     ),
 )
 EMPTY = replace(

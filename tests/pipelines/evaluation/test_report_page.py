@@ -20,7 +20,7 @@ from dualtoken.pipelines.evaluation.report_page import (
     shorten,
     size,
 )
-from tests.helpers.report_samples import AUDITS, DATA, EMPTY, PARTS, Page, funnel, pair, rows, step
+from tests.helpers.report_samples import AUDITS, DATA, EMPTY, PARTS, READINGS, Page, funnel, pair, rows, step
 
 
 def test_the_headline_tells_the_run_in_five_figures() -> None:
@@ -231,7 +231,9 @@ def test_every_table_has_scoped_headers_and_every_chart_a_label() -> None:
 
 def test_json_has_every_figure_and_no_image() -> None:
     written = json.loads(to_json(replace(DATA, pairs=(replace(pair(), psnr=math.inf),))))
-    assert written["pairs"] == [{"caption": "a red circle", "key": "0f" * 16, "psnr": None}]
+    assert written["pairs"] == [
+        {"caption": "a red circle", "key": "0f" * 16, "psnr": None, "reading": "", "is_read_right": False}
+    ]
     assert written["funnels"][0]["closes"] is True
     assert written["funnels"][0]["rows_out"] == 750
     assert written["funnels"][0]["steps"][0]["rows_ok"] == 900
@@ -297,3 +299,19 @@ def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
     assert loss.points == ((0, 3.0), (10, 2.0), (20, 1.0))
     assert weight.name == "adaptive weight"
     assert weight.points == ((10, 0.5), (20, 0.4))
+
+
+def test_what_can_be_read_in_reconstructions_is_shown() -> None:
+    right = replace(DATA.pairs[0], reading="a small red ring at the top left", is_read_right=True)
+    wrong = replace(DATA.pairs[1], reading="a small red cross at the top left")
+    page = Page(render(replace(DATA, readings=READINGS, pairs=(right, wrong))))
+    tiles = page.texts("dd", "big")
+    assert "91.3%" in tiles
+    assert page.texts("p", "reading") == ["✓ reads as drawn", "✕ reads a small red cross at the top left"]
+    section = next(element.text for element in page.of_tag("section") if "oracle" in element.text)
+    assert "1,024 × 2 objects" in section
+    assert "50.0% of places, 16.7% of shapes." in section
+
+
+def test_pictures_that_are_no_scenes_have_no_readings() -> None:
+    assert not Page(render(DATA)).texts("p", "reading")

@@ -1,0 +1,90 @@
+"""What the oracle reads in pictures of scenes, against what was drawn in them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dualtoken.pipelines.evaluation.report_data import ReadingAccuracy, SceneReadings
+from dualtoken.pipelines.evaluation.scene_oracle import ReadObject, read_scenes
+from dualtoken.pipelines.images.scene_captions import QUADRANTS, canonical_phrase
+
+CHANCE = {"place": 1 / 2, "shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
+"""Accuracy of guessing by attribute, for an object whose place is known; two of the four places have one."""
+
+
+class PictureReading(NamedTuple):
+    """What the oracle reads in one picture."""
+
+    text: str
+    """The objects read, in the words of a caption."""
+    is_right: bool
+    """Whether every attribute of every object is read as it was drawn."""
+
+
+class ReadingCounter:
+    """Counts, over pictures of scenes, the objects whose attributes are read as they were drawn."""
+
+    def __init__(self) -> None:
+        self.num_pictures = 0
+        self._num_objects = 0
+        self._num_right = dict.fromkeys(CHANCE, 0)
+
+    def add(
+        self, pictures: UInt8[Tensor, "B 3 64 64"], descriptions: Sequence[Mapping[str, Any]]
+    ) -> Iterator[PictureReading]:
+        """Count pictures, and yield what is read in each; `descriptions` are those of the generator."""
+        for found, description in zip(read_scenes(pictures), descriptions, strict=True):
+            drawn: list[Mapping[str, Any]] = description["objects"]
+            self.num_pictures += 1
+            yield PictureReading(_caption(found), self._count(found, drawn))
+
+    def accuracy(self, attribute: str) -> float:
+        """Return the share of objects whose attribute is read as drawn, in the place where they are."""
+        return self._num_right[attribute] / self._num_objects
+
+    def _count(self, found: Sequence[ReadObject], drawn: Sequence[Mapping[str, Any]]) -> bool:
+        """Count a picture's objects, and tell whether all are read as they were drawn."""
+        read_by_place = {read.quadrant: read for read in found}
+        is_right = True
+        for placed in drawn:
+            self._num_objects += 1
+            right = _right_attributes(read_by_place.get(placed["quadrant"]), placed)
+            for attribute in right:
+                self._num_right[attribute] += 1
+            is_right = is_right and len(right) == len(CHANCE)
+        return is_right
+
+
+def compared_readings(originals: ReadingCounter, reconstructions: ReadingCounter) -> SceneReadings | None:
+    """Return the accuracy of readings from reconstructions beside their ceiling; None without pictures."""
+    if not originals.num_pictures:
+        return None
+    attributes: list[ReadingAccuracy] = []
+    for name, chance in CHANCE.items():
+        accuracy = ReadingAccuracy(
+            name=name,
+            original=originals.accuracy(name),
+            reconstruction=reconstructions.accuracy(name),
+            chance=chance,
+        )
+        attributes.append(accuracy)
+    return SceneReadings(num_images=originals.num_pictures, attributes=tuple(attributes))
+
+
+def _right_attributes(read: ReadObject | None, placed: Mapping[str, Any]) -> list[str]:
+    """Return the attributes of an object that are read as they were drawn; none where its place is missed."""
+    if read is None:
+        return []
+    right = ["place"]
+    for attribute in ("shape", "colour", "size"):
+        if getattr(read, attribute) == placed[attribute]:
+            right.append(attribute)
+    return right
+
+
+def _caption(found: Sequence[ReadObject]) -> str:
+    """Return what was read as a caption, objects in the order of their places."""
+    in_order = sorted(found, key=lambda read: QUADRANTS.index(read.quadrant))
+    return canonical_phrase(in_order)
