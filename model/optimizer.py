@@ -2,13 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from dualtoken.model.config.optimizer import AdamWConfig, MuonConfig
+from dualtoken.model.config.optimizer import (
+    AdamWConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    MuonConfig,
+    ParameterGroup,
+    WsdSchedule,
+)
 from dualtoken.model.muon import Muon
 
 _LEARNED_TOKENS = ("pos_embed", "positional_embedding", "latent", "prefix", "cls_token", "reg_token")
@@ -53,6 +61,7 @@ class Optimizers:
 
 
 AnyOptimizer = torch.optim.Optimizer | Optimizers
+Schedule = CosineSchedule | WsdSchedule | ConstantSchedule
 
 
 def build_optimizer(
@@ -62,58 +71,105 @@ def build_optimizer(
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
-    rate_scales: Mapping[str, float] | None = None,
+    groups: Sequence[ParameterGroup] = (),
 ) -> AnyOptimizer:
-    """Return an optimiser of the parameters that have gradients.
+    """Return an optimiser of the parameters that have gradients; there must be some.
 
-    Weight decay is on matrices and kernels, not on biases, norms, scales and learned tokens. `rate_scales`
-    are factors of the learning rate, by parameter's name. `betas` are AdamW's.
+    Weight decay is on matrices and kernels, not on biases, norms, scales and learned tokens, unless a group
+    sets its own. `betas` are AdamW's.
     """
-    groups = _Groups(model, rate_scales or {}, with_muon=isinstance(config, MuonConfig))
-    adamw_groups = [
-        {"params": groups.decayed, "weight_decay": weight_decay},
-        {"params": groups.not_decayed, "weight_decay": 0.0},
-    ]
-    for scale, parameters in groups.scaled.items():
-        adamw_groups.append({"params": parameters, "weight_decay": 0.0, "lr_scale": scale})
-    adamw = torch.optim.AdamW(adamw_groups, lr=learning_rate, betas=betas, fused=True)
-    if not isinstance(config, MuonConfig):
-        return adamw
+    use_muon = isinstance(config, MuonConfig)
+    adamw: dict[_Movement, list[nn.Parameter]] = {}
+    matrices: dict[_Movement, list[nn.Parameter]] = {}
+    embeddings = _embedding_weights(model)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_weight = parameter.ndim >= 2 and not name.endswith(_LEARNED_TOKENS)
+        is_matrix = is_weight and parameter.ndim == 2 and id(parameter) not in embeddings
+        moved = matrices if use_muon and is_matrix else adamw
+        movement = _movement(group_of(name, groups), weight_decay if is_weight else 0.0)
+        moved.setdefault(movement, []).append(parameter)
+
+    parts: list[torch.optim.Optimizer] = []
+    if adamw:
+        groups_of_rest = [movement.group(parameters) for movement, parameters in adamw.items()]
+        parts.append(torch.optim.AdamW(groups_of_rest, lr=learning_rate, betas=betas, fused=True))
+    if isinstance(config, MuonConfig) and matrices:
+        parts.append(_muon(matrices, config, learning_rate, weight_decay))
+    return parts[0] if len(parts) == 1 else Optimizers(parts)
+
+
+def _muon(
+    matrices: Mapping["_Movement", list[nn.Parameter]],
+    config: MuonConfig,
+    learning_rate: float,
+    weight_decay: float,
+) -> Muon:
+    """Return Muon for matrices; `learning_rate` is that of the other weights."""
     matrix_rate = config.learning_rate or learning_rate
-    muon = Muon(
-        [{"params": groups.matrices, "lr_scale": matrix_rate / learning_rate}],
+    over_rest = matrix_rate / learning_rate
+    return Muon(
+        [movement.group(parameters, over_rest) for movement, parameters in matrices.items()],
         lr=matrix_rate,
         weight_decay=weight_decay,
         momentum=config.momentum,
         ns_steps=config.num_iterations,
     )
-    return Optimizers([adamw, muon])
 
 
-class _Groups:
-    """The parameters of a model that have gradients, by how they are to move."""
+class _Movement(NamedTuple):
+    """How parameters move that one group of an optimiser holds."""
 
-    def __init__(self, model: nn.Module, rate_scales: Mapping[str, float], *, with_muon: bool) -> None:
-        self.decayed: list[nn.Parameter] = []
-        """Matrices and kernels."""
-        self.not_decayed: list[nn.Parameter] = []
-        """Biases, norms, scales and learned tokens."""
-        self.scaled: dict[float, list[nn.Parameter]] = {}
-        """Parameters with a learning rate of their own, by its factor; not decayed either."""
-        self.matrices: list[nn.Parameter] = []
-        """Weights of linear layers, where Muon moves them."""
-        embeddings = _embedding_weights(model)
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name in rate_scales:
-                self.scaled.setdefault(rate_scales[name], []).append(parameter)
-            elif parameter.ndim < 2 or name.endswith(_LEARNED_TOKENS):
-                self.not_decayed.append(parameter)
-            elif with_muon and parameter.ndim == 2 and id(parameter) not in embeddings:
-                self.matrices.append(parameter)
-            else:
-                self.decayed.append(parameter)
+    rate: float
+    """Factor of the learning rate."""
+    weight_decay: float
+
+    def group(self, parameters: list[nn.Parameter], rate: float = 1.0) -> dict[str, Any]:
+        """Return the optimiser's group of parameters, with one more factor of the learning rate."""
+        return {"params": parameters, "weight_decay": self.weight_decay, "lr_scale": self.rate * rate}
+
+
+def _movement(group: ParameterGroup | None, weight_decay: float) -> _Movement:
+    if group is None:
+        return _Movement(1.0, weight_decay)
+    return _Movement(group.rate, weight_decay if group.weight_decay is None else group.weight_decay)
+
+
+def group_of(name: str, groups: Sequence[ParameterGroup]) -> ParameterGroup | None:
+    """Return the first group whose pattern matches a parameter's name, if one does."""
+    for group in groups:
+        if fnmatchcase(name, group.pattern):
+            return group
+    return None
+
+
+def freeze_groups(model: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+    """Take the gradients from the parameters of frozen groups.
+
+    Raises ValueError, naming the pattern, for a group that no parameter belongs to, and where none is left to
+    train.
+    """
+    matched: set[int] = set()
+    for name, parameter in model.named_parameters():
+        group = group_of(name, groups)
+        if group is None:
+            continue
+        matched.add(groups.index(group))
+        if group.freeze:
+            parameter.requires_grad_(False)
+    for number, group in enumerate(groups):
+        if number not in matched:
+            raise ValueError(
+                f"parameters[{number}].pattern={group.pattern!r} matches no parameter that an earlier pattern"
+                f" has left; one is called {_some_name(model)}: correct it, or take it out"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("parameters freezes all that there is to train: narrow its patterns")
+
+
+def _some_name(model: nn.Module) -> str:
+    return next(name for name, _ in model.named_parameters())
 
 
 def _embedding_weights(model: nn.Module) -> set[int]:
@@ -124,15 +180,26 @@ def _embedding_weights(model: nn.Module) -> set[int]:
     return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int, steps: int, final: float = 0.0) -> float:
+def learning_rate_at(
+    step: int, *, peak: float, warmup_steps: int, steps: int, schedule: Schedule | None = None
+) -> float:
     """Return the learning rate of step number `step`, 0 the first.
 
-    It rises linearly up to `peak`, then falls along a cosine to `final` at `steps`.
+    It rises linearly up to `peak`, then goes by the schedule up to `steps`: by default along a cosine to 0.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    match schedule:
+        case ConstantSchedule():
+            return peak
+        case WsdSchedule(decay=decay, final=final):
+            num_decaying = max(1, round(decay * steps))
+            left = max(0.0, min(1.0, (steps - step) / num_decaying))
+            return peak * (final + (1 - final) * left)
+        case _:
+            final = peak * schedule.final if schedule else 0.0
+            return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: AnyOptimizer, learning_rate: float) -> None:

@@ -33,3 +33,55 @@ OptimizerConfig = Annotated[
     AdamWConfig | MuonConfig, Field(discriminator="kind"), BeforeValidator(kind_by_its_name)
 ]
 """`adamw`, `muon`, or a mapping with its `kind`."""
+
+
+class CosineSchedule(Config):
+    """After the warm-up the learning rate falls along a cosine to the end of the run."""
+
+    kind: Literal["cosine"] = "cosine"
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Rate at the end over the peak."""
+
+
+class WsdSchedule(Config):
+    """Warm-up, stable, decay (arXiv 2404.06395): the rate stays at its peak, and falls linearly at the end.
+
+    A run that is made longer before its decay takes the same steps so far.
+    """
+
+    kind: Literal["wsd"]
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the steps in which the rate falls."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Rate at the end over the peak."""
+
+
+class ConstantSchedule(Config):
+    """After the warm-up the learning rate stays at its peak."""
+
+    kind: Literal["constant"]
+
+
+ScheduleConfig = Annotated[
+    CosineSchedule | WsdSchedule | ConstantSchedule,
+    Field(discriminator="kind"),
+    BeforeValidator(kind_by_its_name),
+]
+"""`cosine`, `wsd`, `constant`, or a mapping with its `kind`."""
+
+
+class ParameterGroup(Config):
+    """Parameters that move otherwise than the rest."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    """Names of parameters as in `model.safetensors`, with `*` for any characters: `tower.*`, `*.bias`."""
+    rate: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay; by default that of the rest, which is none for biases, norms and learned tokens."""
+    freeze: bool = False
+    """Keep these parameters as they are."""
+
+
+ParameterGroups = tuple[ParameterGroup, ...]
+"""Groups in their order: a parameter belongs to the first whose pattern matches."""

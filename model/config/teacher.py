@@ -5,7 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
-from dualtoken.model.config.optimizer import AdamWConfig, OptimizerConfig
+from dualtoken.model.config.optimizer import (
+    AdamWConfig,
+    CosineSchedule,
+    OptimizerConfig,
+    ParameterGroups,
+    ScheduleConfig,
+)
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 
 
@@ -32,7 +38,11 @@ class TeacherTrainingConfig(TeacherConfig):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    """Steps of linear warm-up; the rate then falls along a cosine to 0."""
+    """Steps of linear warm-up."""
+    schedule: ScheduleConfig = in_fingerprint_unless_default(default=CosineSchedule())
+    """Learning rate after the warm-up: `cosine`, `wsd`, `constant`, or a mapping with its `kind`."""
+    parameters: ParameterGroups = in_fingerprint_unless_default(default=())
+    """Parameters with a rate or weight decay of their own, or frozen, by patterns of their names."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Weight decay of matrices and kernels."""
     seed: int = 0

@@ -15,7 +15,13 @@ from dualtoken.model.config.base import (
     kind_by_its_name,
     not_in_fingerprint,
 )
-from dualtoken.model.config.optimizer import AdamWConfig, OptimizerConfig
+from dualtoken.model.config.optimizer import (
+    AdamWConfig,
+    CosineSchedule,
+    OptimizerConfig,
+    ParameterGroups,
+    ScheduleConfig,
+)
 
 Phase = Literal[0, 1, 2]
 """Phase of training. 0 starts the new parts beside a frozen tower. 1 trains everything. 2 refines meaning and
@@ -147,7 +153,11 @@ class TrainingConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Weight decay of matrices and kernels."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear warm-up; the rate then falls along a cosine to 0."""
+    """Steps of linear warm-up."""
+    schedule: ScheduleConfig = in_fingerprint_unless_default(default=CosineSchedule())
+    """Learning rate after the warm-up: `cosine`, `wsd`, `constant`, or a mapping with its `kind`."""
+    parameters: ParameterGroups = in_fingerprint_unless_default(default=())
+    """Parameters with a rate or weight decay of their own, or frozen, by patterns of their names."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the trunk and decoder; quantisers are float32 always."""
     compile: bool = in_fingerprint_unless_default(default=False)

@@ -9,8 +9,15 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from dualtoken.model.config.optimizer import ParameterGroup
 from dualtoken.model.config.teacher import TeacherTrainingConfig
-from dualtoken.model.optimizer import AnyOptimizer, build_optimizer, learning_rate_at, set_learning_rate
+from dualtoken.model.optimizer import (
+    AnyOptimizer,
+    build_optimizer,
+    freeze_groups,
+    learning_rate_at,
+    set_learning_rate,
+)
 from dualtoken.model.randomness import seeded_weights
 from dualtoken.model.teacher.teacher import build_teacher
 from dualtoken.model.vision.imports import vision_imports
@@ -20,9 +27,8 @@ with vision_imports():
     from open_clip import CustomTextCLIP
     from open_clip.loss import SigLipLoss
 
-_LOGIT_RATE = 10.0
-"""Learning rate of the loss's scale and bias, over that of the other weights: they must go far in a few
-hundred steps."""
+_LOGIT = ParameterGroup(pattern="logit_*", rate=10.0)
+"""The loss's scale and bias: they must go far in a few hundred steps."""
 
 
 class TeacherMetrics(NamedTuple):
@@ -37,20 +43,24 @@ class TeacherMetrics(NamedTuple):
 
 
 class TeacherTrainer:
-    """A teacher under training, with its optimiser and the number of steps done."""
+    """A teacher under training, with its optimiser and the number of steps done.
+
+    Raises ValueError for a group of `config.parameters` that no parameter belongs to.
+    """
 
     def __init__(self, config: TeacherTrainingConfig, device: str | torch.device = "cpu") -> None:
         self.config = config
         self.step = 0
         with seeded_weights(config.seed):
             self.model = build_teacher(config).to(device)
+        freeze_groups(self.model, config.parameters)
         self.optimizer = build_optimizer(
             self.model,
             config.optimizer,
             learning_rate=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
-            rate_scales=dict.fromkeys(("logit_scale", "logit_bias"), _LOGIT_RATE),
+            groups=(*config.parameters, _LOGIT),
         )
 
     def train_step(self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> TeacherMetrics:
@@ -60,6 +70,7 @@ class TeacherTrainer:
             peak=self.config.learning_rate,
             warmup_steps=self.config.warmup_steps,
             steps=self.config.steps,
+            schedule=self.config.schedule,
         )
         metrics = teacher_step(self.model, self.optimizer, normalize(images), tokens, learning_rate=rate)
         self.step += 1

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dualtoken.model.config.optimizer import CosineSchedule
 from dualtoken.model.config.training import GanConfig
 from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
 from dualtoken.model.randomness import seeded_weights
@@ -36,6 +37,8 @@ class Adversary:
     def __init__(self, config: GanConfig, *, steps: int, seed: int, device: torch.device) -> None:
         self.config = config
         self._steps = steps
+        final = min(1.0, config.final_learning_rate / config.learning_rate)
+        self._schedule = CosineSchedule(final=final)
         with seeded_weights(seed):
             self.discriminator = PatchDiscriminator(config.width)
         self.discriminator.to(device)
@@ -83,7 +86,7 @@ class Adversary:
             peak=config.learning_rate,
             warmup_steps=config.warmup_steps,
             steps=max(1, self._steps - config.start_step),
-            final=min(config.final_learning_rate, config.learning_rate),
+            schedule=self._schedule,
         )
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()

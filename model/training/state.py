@@ -48,11 +48,12 @@ class TrainState:
         freeze(tokenizer, config)
         self.model = _wrapped(tokenizer, wrap)
         self.optimizer = build_optimizer(
-            self.model,
+            self.tokenizer,
             config.optimizer,
             learning_rate=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            groups=config.parameters,
         )
 
         self.perceptual = None

@@ -83,7 +83,11 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     config = state.config
     adversary = _adversary(state)
     rate = learning_rate_at(
-        state.step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps
+        state.step,
+        peak=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        schedule=config.schedule,
     )
     set_learning_rate(state.optimizer, rate)
     state.model.train()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.config.training import TrainingConfig
+from dualtoken.model.optimizer import freeze_groups
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 
 _BLOCK = re.compile(r"tower\.(?:blocks|transformer\.resblocks)\.(\d+)\.")
@@ -47,10 +48,10 @@ def streams_in_training(config: TrainingConfig) -> Streams:
 
 
 def freeze(tokenizer: DualTokenizer, config: TrainingConfig) -> None:
-    """Let only those parameters have gradients that the phase trains.
+    """Let only those parameters have gradients that the phase trains, and that no group freezes.
 
-    `TrainState` calls it, before it wraps the model. Raises ValueError if the phase trains nothing of this
-    tokenizer, or cannot keep its streams apart.
+    `TrainState` calls it, before it wraps the model. Raises ValueError if nothing of this tokenizer is left
+    to train, if the phase cannot keep its streams apart, and for a group that no parameter belongs to.
     """
     if config.stage == 2 and tokenizer.config.shared_codebook:
         raise ValueError(
@@ -62,6 +63,7 @@ def freeze(tokenizer: DualTokenizer, config: TrainingConfig) -> None:
         raise ValueError("train.losses has no weight above 0: set one, there is nothing to train")
     for parameter, trains in zip(tokenizer.parameters(), trained, strict=True):
         parameter.requires_grad_(trains)
+    freeze_groups(tokenizer, config.parameters)
 
 
 def is_trained(name: str, tokenizer_config: TokenizerConfig, config: TrainingConfig) -> bool:

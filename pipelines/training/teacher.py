@@ -141,7 +141,10 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
                 f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: "
                 "lower it"
             )
-        trainer = TeacherTrainer(settings, device)
+        try:
+            trainer = TeacherTrainer(settings, device)
+        except ValueError as error:
+            raise UserError(f"teacher: {error}") from None
         steps = range(settings.steps)
         data_loader = TeacherDataLoader(samples, settings)
         batches = map_ahead(data_loader.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
