@@ -92,6 +92,12 @@ def validated(kind: type[ConfigT], values: object, place: str) -> ConfigT:
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
+def require_divisible_width(width: int, num_heads: int) -> None:
+    """Raise ValueError unless attention heads share the channels of a token evenly."""
+    if width % num_heads:
+        raise ValueError(f"width={width} is no multiple of num_heads={num_heads}: change one of them")
+
+
 def _absolute(location: str) -> str:
     if is_url(location):
         return location

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
+from dualtoken.model.config.base import (
+    Config,
+    PositiveInt,
+    in_fingerprint_unless_default,
+    require_divisible_width,
+)
 from dualtoken.model.config.open_clip import Channels, Statistics, input_statistics, tower_shape
 from dualtoken.model.config.quantizer import AnyQuantizerConfig
 from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
-
-
-def _check_heads(width: int, num_heads: int) -> None:
-    if width % num_heads:
-        raise ValueError(f"width={width} is no multiple of num_heads={num_heads}: change one of them")
 
 
 class TowerConfig(Config):
@@ -37,7 +37,7 @@ class TowerConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TowerConfig":
-        _check_heads(self.width, self.num_heads)
+        require_divisible_width(self.width, self.num_heads)
         return self
 
 
@@ -121,7 +121,7 @@ class TextConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TextConfig":
-        _check_heads(self.width, self.num_heads)
+        require_divisible_width(self.width, self.num_heads)
         return self
 
 

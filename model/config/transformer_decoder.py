@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.config.base import Config, PositiveInt, require_divisible_width
 
 
 class TransformerDecoderConfig(Config):
@@ -37,8 +37,5 @@ class TransformerDecoderConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TransformerDecoderConfig":
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width={self.width} is no multiple of num_heads={self.num_heads}: change one of them"
-            )
+        require_divisible_width(self.width, self.num_heads)
         return self
