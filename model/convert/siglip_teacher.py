@@ -19,7 +19,7 @@ from dualtoken.model.convert.siglip import (
 from dualtoken.model.hub.json_files import read_json
 from dualtoken.model.teacher.folder import TOKENIZER_CONFIG, check_tokenizer_config, copy_tokenizer_files
 from dualtoken.model.teacher.teacher import save_open_clip
-from dualtoken.model.vision.siglip_tower import tower_name
+from dualtoken.model.vision.siglip_tower import timm_mlp_ratio, tower_name
 
 _TEXT_DEFAULTS = {
     "hidden_size": 768,
@@ -105,8 +105,7 @@ def _model_config(tower: SiglipTower, text: Mapping[str, Any]) -> dict[str, Any]
         "width": text["hidden_size"],
         "heads": text["num_attention_heads"],
         "layers": text["num_hidden_layers"],
-        # open_clip truncates the product; the half keeps rounding from losing a channel.
-        "mlp_ratio": (text["intermediate_size"] + 0.5) / text["hidden_size"],
+        "mlp_ratio": timm_mlp_ratio(text["intermediate_size"], text["hidden_size"]),
         "no_causal_mask": True,
         "proj_bias": True,
         "pool_type": "last",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
 from dualtoken.model.vision.imports import vision_imports
+from dualtoken.model.vision.siglip_tower import timm_mlp_ratio
 
 with vision_imports():
     from timm.models.vision_transformer import Block
@@ -25,14 +26,11 @@ class TransformerDecoder(nn.Module):
         self.proj_in = nn.Linear(in_width, config.width)
         self.pos_embed = nn.Parameter(torch.empty(1, config.latent_size**2, config.width))
         nn.init.normal_(self.pos_embed, std=_POSITION_STD)
-        # timm truncates width * mlp_ratio; the half keeps rounding from losing a channel.
-        mlp_ratio = (config.mlp_width + 0.5) / config.width
-        self.blocks = nn.Sequential(
-            *(
-                Block(config.width, config.num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
-                for _ in range(config.depth)
-            )
-        )
+        mlp_ratio = timm_mlp_ratio(config.mlp_width, config.width)
+        self.blocks = nn.Sequential()
+        for _ in range(config.depth):
+            block = Block(config.width, config.num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
+            self.blocks.append(block)
         self.norm_out = nn.LayerNorm(config.width)
         self.patches = nn.Linear(config.width, config.patch_channels * config.patch_size**2)
         self.to_pixels = nn.PixelShuffle(config.patch_size)

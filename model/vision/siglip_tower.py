@@ -32,14 +32,22 @@ def build_tower(config: TowerConfig, image_size: int) -> VisionTransformer:
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.num_heads,
-        # timm truncates width * mlp_ratio; the half keeps rounding from losing a channel.
-        mlp_ratio=(config.mlp_width + 0.5) / config.width,
+        mlp_ratio=timm_mlp_ratio(config.mlp_width, config.width),
         class_token=False,
         global_pool="map",
         fc_norm=False,
         num_classes=0,
         act_layer=config.activation,
     )
+
+
+def timm_mlp_ratio(mlp_width: int, width: int) -> float:
+    """Return the ratio that makes timm's MLP `mlp_width` channels wide in a block of `width`.
+
+    timm truncates their product, as open_clip does in its text towers: the half keeps rounding from losing a
+    channel.
+    """
+    return (mlp_width + 0.5) / width
 
 
 def tower_name(config: TowerConfig, image_size: int) -> str:
