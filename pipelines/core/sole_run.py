@@ -33,9 +33,6 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class AnotherRunError(OSError):
     """Another run works in the same folder; it will end."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-
 
 @contextmanager
 def sole_run(store: Store) -> Iterator[None]:
