@@ -9,11 +9,12 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.model.vision.containers import without_metadata
@@ -23,6 +24,7 @@ from dualtoken.model.vision.pixels import may_be_transparent
 from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.images.decoding import raise_machine_trouble
 
+Result = TypeVar("Result")
 _PNG_DEPTH = 24
 """Offset of the bit depth in a PNG's header."""
 _LONGEST_SIDE = {"jpg": 65_500, "png": 1_000_000, "webp": 16_383}
@@ -122,27 +124,26 @@ def _resizer_class() -> type[Any]:
 
 def check_image(body: bytes, config: DownloadConfig) -> bytes | Rejected:
     """Return bytes that OpenCV reads as the opener's picture, 8-bit grey or RGB, or why not."""
-    try:
-        # The recipe's max_pixels takes the place of Pillow's limit.
-        with without_pillow_pixel_limit():
-            return use_image(body, _limits(config), partial(_checked, config=config), quiet=True)
-    except UnreadableImageError as error:
-        raise_machine_trouble(error)
-        return Rejected(error.fault, error.detail)
+    return _opened(body, config, partial(_checked, config=config))
 
 
 def check_stored_image(data: bytes, config: DownloadConfig) -> EncodedSize | Rejected:
     """Decode an image that is taken over as it is; return its size, or why it gives no picture."""
+    return _opened(data, config, _decoded_size)
+
+
+def _opened(
+    data: bytes, config: DownloadConfig, use: Callable[[EncodedImage], Result | Rejected]
+) -> Result | Rejected:
+    """Return what `use` makes of an image that is opened within the recipe's limits, or why it is none."""
+    limits = DecodeLimits(max_pixels=config.max_pixels, max_scans=config.max_scans)
     try:
+        # The recipe's max_pixels takes the place of Pillow's limit.
         with without_pillow_pixel_limit():
-            return use_image(data, _limits(config), _decoded_size, quiet=True)
+            return use_image(data, limits, use, quiet=True)
     except UnreadableImageError as error:
         raise_machine_trouble(error)
         return Rejected(error.fault, error.detail)
-
-
-def _limits(config: DownloadConfig) -> DecodeLimits:
-    return DecodeLimits(max_pixels=config.max_pixels, max_scans=config.max_scans)
 
 
 def _decoded_size(encoded: EncodedImage) -> EncodedSize:
