@@ -94,7 +94,11 @@ def test_a_card_that_was_written_anew_by_hand_names_no_fingerprint_and_is_no_fau
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "README.md").write_text("# My tokenizer\n")
-    DualTokenizer.from_pretrained(tmp_path)
+    loaded = DualTokenizer.from_pretrained(tmp_path).state_dict()
+    saved = tokenizer.state_dict()
+    assert list(loaded) == list(saved)
+    for name, weights in saved.items():
+        assert torch.equal(loaded[name], weights), name
 
 
 def test_a_configuration_that_cannot_be_is_one_line_with_its_key(
