@@ -14,49 +14,38 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
 from dualtoken.infra.fetch import MAY_PASS, WITHOUT_A_NETWORK, FetchFailed, FetchLimits, FetchReason
 from dualtoken.infra.image_server import serve_images
-from dualtoken.infra.redaction import redacted
 from dualtoken.infra.storage import Store
 from dualtoken.model.vision.faults import ImageFault
 from dualtoken.pipelines.config.corpora import FolderSource, ScenesSource, ShardsSource
-from dualtoken.pipelines.core.ledger import (
-    FORGOTTEN_VERDICT,
-    OK_VERDICT,
-    Status,
-    Verdict,
-    ledger_table,
-    sample_key,
-)
+from dualtoken.pipelines.core.ledger import sample_key
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import FORGOTTEN, Tombstones, read_tombstones
 from dualtoken.pipelines.images.bodies import Bodies, read_bodies, web_bodies
 from dualtoken.pipelines.images.broken_text import BAD_TEXT, check_text
-from dualtoken.pipelines.images.drop_samples import blank_row, drop_samples
+from dualtoken.pipelines.images.drop_samples import blank_row
 from dualtoken.pipelines.images.folder_source import FolderImages, folder_images
-from dualtoken.pipelines.images.prepare import EncodedSize, ImageReason, Prepared, Rejected
-from dualtoken.pipelines.images.prepare_apart import check_stored, prepare, warm_up
+from dualtoken.pipelines.images.prepare import Prepared, Rejected
+from dualtoken.pipelines.images.prepare_apart import prepare, warm_up
 from dualtoken.pipelines.images.scenes import SceneImages
+from dualtoken.pipelines.images.shard_rows import failed_row, forgotten_row, ledger_of_rows
 from dualtoken.pipelines.images.shards import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
-    SHARD_SCHEMA,
     SUCCESS,
-    ImageShard,
     ImageShardWriter,
     ShardRow,
     shard_files,
-    write_metadata,
 )
-from dualtoken.pipelines.images.source_content import require_planned_content
-from dualtoken.pipelines.images.source_shards import SourceShard, find_shards, open_source_shard
+from dualtoken.pipelines.images.source_shards import SourceShard, find_shards
+from dualtoken.pipelines.images.take_over import take_over
 from dualtoken.pipelines.images.url_table import UrlTable, url_table
 
-_SIZE_COLUMNS = ("width", "height", "original_width", "original_height")
 _Resize = Callable[[bytes], Awaitable[Prepared | Rejected]]
 
 
@@ -118,7 +107,8 @@ class Worker:
         """Write the unit's three files."""
         self._tombstones = read_tombstones(Store(self._job.recipe.root), self._corpus)
         if isinstance(self._source, ShardsSource):
-            return self._take_over(unit, scratch, Store(self._source.folder))
+            shard = self._source_shards[int(unit.id)]
+            return take_over(self._job, unit, shard, self._tombstones, scratch)
         return self._fetch(unit, scratch)
 
     def _fetch(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -143,7 +133,7 @@ class Worker:
         if self._folder is not None:
             self._folder.require_unchanged(self._job.store(), int(unit.id), first, unit.rows)
             facts |= self._folder.facts(first, unit.rows)
-        return UnitOutput(shard_files(unit.id), _ledger(shard_rows), facts)
+        return UnitOutput(shard_files(unit.id), ledger_of_rows(shard_rows), facts)
 
     def _bodies(self, first: int, urls: Sequence[str | None]) -> AbstractAsyncContextManager[Bodies]:
         """Return where the images of the unit's rows come from."""
@@ -213,21 +203,21 @@ class Worker:
     def _without_text(self, row: ShardRow, column: str) -> _Outcome:
         """Give up a row of which a column is no UTF-8, unless it is forgotten."""
         if self._tombstones.match(row.sample_key, row.url):
-            return _Outcome(_forgotten(row.sample_key))
+            return _Outcome(forgotten_row(row.sample_key))
         reason = BAD_TEXT
         if column == "url":
             reason = FetchReason.BAD_URL
-        return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, reason, f"{column} is not UTF-8"))
+        return _Outcome(failed_row(row, FAILED_TO_DOWNLOAD, reason, f"{column} is not UTF-8"))
 
     async def _fetch_row(
         self, bodies: Bodies, index: int, resize: _Resize, row: ShardRow, spool: IO[bytes]
     ) -> _Outcome:
         """Fetch and resize one row of the unit, unless it is forgotten."""
         if self._tombstones.match(row.sample_key, row.url):
-            return _Outcome(_forgotten(row.sample_key))
+            return _Outcome(forgotten_row(row.sample_key))
         fetched = await bodies(index)
         if isinstance(fetched, FetchFailed):
-            return _Outcome(_failed(row, FAILED_TO_DOWNLOAD, fetched.reason, fetched.detail))
+            return _Outcome(failed_row(row, FAILED_TO_DOWNLOAD, fetched.reason, fetched.detail))
         prepared = await resize(fetched.body)
         num_bytes = len(fetched.body)
         row = row._replace(sha256=hashlib.sha256(fetched.body).hexdigest())
@@ -235,50 +225,12 @@ class Worker:
             detail = prepared.detail
             if prepared.reason == ImageFault.NOT_AN_IMAGE and fetched.content_type:
                 detail = f"{detail}; {fetched.content_type}"
-            failed = _failed(row, FAILED_TO_RESIZE, prepared.reason, detail)
+            failed = failed_row(row, FAILED_TO_RESIZE, prepared.reason, detail)
             return _Outcome(failed, bytes_fetched=num_bytes)
         # No other task runs between these two, since neither waits.
         place = _SpoolPlace(spool.tell(), len(prepared.image))
         spool.write(prepared.image)
         return _Outcome(_with_sizes(row, prepared), place, num_bytes)
-
-    def _take_over(self, unit: Unit, scratch: Path, source: Store) -> UnitOutput:
-        """Take an existing shard over as it is, once its tar has all images that its table promises."""
-        started = time.monotonic()
-        shard = self._source_shards[int(unit.id)]
-        images, names = open_source_shard(source, shard, self._corpus, scratch / "source")
-        with images:
-            checked = self._check_images(images)
-        table = images.table
-        tar = images.path
-        rows: list[ShardRow] = []
-        for number, row in enumerate(table.to_pylist()):
-            key = sample_key(self._corpus, shard.first_row + number)
-            rows.append(_adopted(row, key, checked.get(row["key"])))
-        table = _with_verdicts(table, rows)
-        files = shard_files(unit.id)
-        forgotten = self._forgotten_keys(rows)
-        if forgotten:
-            drop_samples(tar, table, forgotten, scratch, unit.id)
-            rows = [_forgotten(row.sample_key) if row.sample_key in forgotten else row for row in rows]
-        else:
-            # Not a copy: what commits this unit reads through the link.
-            (scratch / files[0]).symlink_to(tar.resolve())
-            write_metadata(scratch, unit.id, table)
-        require_planned_content(self._job.store(), source, names)
-        facts = {
-            "bytes_fetched": tar.stat().st_size,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        return UnitOutput(files, _ledger(rows), facts)
-
-    def _check_images(self, images: ImageShard) -> dict[str, EncodedSize | Rejected]:
-        """Return the sizes of a shard's pictures, or why there are none, by their rows' keys."""
-        keys = images.metadata["key"].to_pylist()
-        return {key: check_stored(images.image(row), self._config) for row, key in enumerate(keys)}
-
-    def _forgotten_keys(self, rows: Sequence[ShardRow]) -> frozenset[bytes]:
-        return frozenset(row.sample_key for row in rows if self._tombstones.match(row.sample_key, row.url))
 
 
 @contextmanager
@@ -305,71 +257,6 @@ def _check_any_answered(rows: Sequence[ShardRow]) -> None:
     )
 
 
-def _adopted(source: Mapping[str, Any], key: bytes, checked: EncodedSize | Rejected | None) -> ShardRow:
-    """Return the row of an existing shard's input, with the upright picture's sizes, or why it failed."""
-    row = ShardRow(
-        url=source.get("url"),
-        caption=source.get("caption") or "",
-        sample_key=key,
-        status=source["status"],
-        error_message=source.get("error_message"),
-        width=source.get("width"),
-        height=source.get("height"),
-        original_width=source.get("original_width"),
-        original_height=source.get("original_height"),
-    )
-    if isinstance(checked, Rejected):
-        return _failed(row, FAILED_TO_RESIZE, checked.reason, checked.detail)
-    if checked is not None:
-        return _with_upright_sizes(row, checked)
-    return _failed(row, source["status"], ImageReason.FAILED_IN_SOURCE, row.error_message or row.status)
-
-
-def _with_upright_sizes(row: ShardRow, stored: EncodedSize) -> ShardRow:
-    """Return a row with the sizes that its table says, or leaves out, as those of the upright picture.
-
-    img2dataset writes the sizes of a picture that lies on its side as it lies.
-    """
-    width, height = row.width or stored.width, row.height or stored.height
-    original_width, original_height = row.original_width, row.original_height
-    if stored.is_on_its_side and _lies_on_its_side(width, height, stored):
-        width, height = height, width
-        original_width, original_height = original_height, original_width
-    return row._replace(
-        width=width, height=height, original_width=original_width, original_height=original_height
-    )
-
-
-def _lies_on_its_side(width: int, height: int, upright: EncodedSize) -> bool:
-    """Tell whether of a size and an upright picture one is wider than high, and the other is not."""
-    return (width > height) != (upright.width > upright.height)
-
-
-def _with_verdicts(table: pa.Table, rows: Sequence[ShardRow]) -> pa.Table:
-    """Return an existing shard's table with the columns that are decided here added or replaced."""
-    for name in ("caption", "status", "error_message", *_SIZE_COLUMNS, "sample_key", "reason"):
-        values = [getattr(row, name) for row in rows]
-        column = pa.array(values, SHARD_SCHEMA.field(name).type)
-        index = table.schema.get_field_index(name)
-        table = table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
-    return table
-
-
-def _failed(row: ShardRow, status: str, reason: str, detail: str) -> ShardRow:
-    return row._replace(status=status, reason=str(reason), error_message=redacted(detail) or str(reason))
-
-
-def _forgotten(key: bytes) -> ShardRow:
-    return ShardRow(
-        url=None,
-        caption="",
-        sample_key=key,
-        status=FAILED_TO_DOWNLOAD,
-        reason=FORGOTTEN,
-        error_message=FORGOTTEN,
-    )
-
-
 def _with_sizes(row: ShardRow, prepared: Prepared) -> ShardRow:
     return row._replace(
         width=prepared.width,
@@ -384,16 +271,3 @@ def _read(spool: IO[bytes], place: _SpoolPlace | None) -> bytes | None:
         return None
     spool.seek(place.offset)
     return spool.read(place.size)
-
-
-def _ledger(rows: Sequence[ShardRow]) -> pa.Table:
-    keys = [row.sample_key for row in rows]
-    return ledger_table(keys, map(_verdict, rows))
-
-
-def _verdict(row: ShardRow) -> Verdict:
-    if row.reason == FORGOTTEN:
-        return FORGOTTEN_VERDICT
-    if row.status == SUCCESS:
-        return OK_VERDICT
-    return Verdict(Status.FAILED, row.reason, row.error_message or "")
