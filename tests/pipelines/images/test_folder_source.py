@@ -15,11 +15,11 @@ from PIL import Image
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import write_stage_record
-from dualtoken.pipelines.core.ledger import check_closed, count_statuses
-from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
+from dualtoken.pipelines.core.ledger import count_statuses
+from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images import download
 from dualtoken.pipelines.images.sources import count_source_rows, source_identity
+from tests.helpers.downloads import run_all
 from tests.helpers.images import encode
 
 
@@ -46,16 +46,6 @@ def job_of(recipe: Recipe, place: Path) -> StageJob:
     counts = count_source_rows(recipe, "web")
     units = tuple(Unit(f"{index:05d}", rows) for index, rows in enumerate(counts))
     return StageJob("download", "web", recipe, str(place / "out"), "0", {}, units)
-
-
-def run_all(job: StageJob, place: Path) -> list[UnitOutput]:
-    place.mkdir()
-    worker = download.Worker(job)
-    outputs = [worker.run(unit, place) for unit in job.units]
-    for unit, output in zip(job.units, outputs, strict=True):
-        assert output.ledger is not None
-        check_closed(output.ledger, unit.rows)
-    return outputs
 
 
 def downloaded(recipe: Recipe, place: Path) -> list[dict[str, Any]]:
