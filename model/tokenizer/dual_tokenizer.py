@@ -18,10 +18,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from dualtoken.model.config.base import validated
-from dualtoken.model.config.open_clip import HALF
 from dualtoken.model.config.sizes import least_weights
-from dualtoken.model.config.tokenizer import DecoderConfig, NamedTower, TokenizerConfig
-from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
+from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.hub.model_name import CONFIG, WEIGHTS
 from dualtoken.model.hub.saved_model import (
     HubModel,
@@ -32,13 +30,11 @@ from dualtoken.model.hub.saved_model import (
     write_folder,
 )
 from dualtoken.model.quantize import Quantized, Quantizer, build_quantizer, encode_streams
-from dualtoken.model.tokenizer.conv_blocks import ResBlock
 from dualtoken.model.tokenizer.conv_encoder import ConvEncoder
-from dualtoken.model.tokenizer.decoder import Decoder
 from dualtoken.model.tokenizer.input_checks import require_shape_of_pictures, require_values_of_pictures
 from dualtoken.model.tokenizer.model_card import card
+from dualtoken.model.tokenizer.parts import decoding_parts, input_change, learned_prefix
 from dualtoken.model.tokenizer.projection import AttnProjection
-from dualtoken.model.tokenizer.transformer_decoder import TransformerDecoder
 from dualtoken.model.vision.towers import (
     Tap,
     build_tower_like,
@@ -110,8 +106,8 @@ class DualTokenizer(nn.Module, HubModel):
         width = config.tower.width
 
         self.tower = build_tower_like(config.tower, config.image_size)
-        self.prefix = _learned_prefix(config, num_prefix_tokens(self.tower))
-        scale, shift = _input_change(config)
+        self.prefix = learned_prefix(config, num_prefix_tokens(self.tower))
+        scale, shift = input_change(config)
         self.register_buffer("input_scale", scale)
         self.register_buffer("input_shift", shift)
 
@@ -135,7 +131,7 @@ class DualTokenizer(nn.Module, HubModel):
 
         self.expand_pixel = AttnProjection(config.pixel.width, width, causal=config.causal_pixel)
         self.expand_semantic = AttnProjection(config.semantic.width, width, causal=config.causal_semantic)
-        self.post_quant, self.decoder = _decoding_parts(config.decoder, width)
+        self.post_quant, self.decoder = decoding_parts(config.decoder, width)
 
     def _share_codebook(self) -> None:
         """Name the semantic codebook `quantize_pixel` too.
@@ -340,38 +336,6 @@ class DualTokenizer(nn.Module, HubModel):
         device = next(iter(state.values())).device
         fill_computed_buffers(tokenizer.tower, config.tower, config.image_size, device)
         return tokenizer.eval()
-
-
-class _DecodingParts(NamedTuple):
-    post_quant: nn.Module
-    decoder: Decoder | TransformerDecoder
-
-
-def _decoding_parts(config: DecoderConfig | TransformerDecoderConfig, width: int) -> _DecodingParts:
-    """Return what brings tokens of the tower's width to the decoder's, and the decoder."""
-    if isinstance(config, TransformerDecoderConfig):
-        return _DecodingParts(nn.Identity(), TransformerDecoder(config, width))
-    # The released code's first convolution is of single positions.
-    post_quant = ResBlock(width, config.latent_width, config.norm_groups, first_kernel=1)
-    return _DecodingParts(post_quant, Decoder(config))
-
-
-def _learned_prefix(config: TokenizerConfig, count: int) -> nn.Parameter | None:
-    """Return what stands for the class token beside semantic codes, if the tower has one."""
-    if not isinstance(config.tower, NamedTower) or config.tower.prefix == "tower" or not count:
-        return None
-    return nn.Parameter(nn.init.normal_(torch.empty(1, count, config.tower.width), std=0.02))
-
-
-def _input_change(config: TokenizerConfig) -> tuple[Tensor | None, Tensor | None]:
-    """Return scale and shift from images of -1 to 1 to what the tower expects.
-
-    None for both where that is the same.
-    """
-    if not isinstance(config.tower, NamedTower) or config.tower.statistics == HALF:
-        return None, None
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in config.tower.statistics)
-    return 0.5 / std, (0.5 - mean) / std
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], expected: str, *, assign: bool = False) -> None:
