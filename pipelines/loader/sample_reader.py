@@ -104,9 +104,19 @@ class SampleReader:
 
         columns: dict[str, Words] = {}
         for name, addresses in column_addresses.items():
-            columns[name] = self._buffers.take(len(locations.rows), datasets[0].width(name))
-            copy_rows(addresses, columns[name])
+            columns[name] = self._lent_or_copied(locations, name, addresses)
         return datasets[0].shaped(columns)
+
+    def _lent_or_copied(self, locations: SampleLocations, name: str, addresses: Rows) -> Words:
+        """Return a column's rows as they lie in their shard, if side by side in one, else a copy of them."""
+        if len(addresses):
+            dataset = self.plan.datasets[int(locations.sources[0])]
+            lent = dataset.lend(int(locations.rows[0]), name, addresses)
+            if lent is not None:
+                return lent
+        copied = self._buffers.take(len(addresses), self.plan.datasets[0].width(name))
+        copy_rows(addresses, copied)
+        return copied
 
     def captions(self, locations: SampleLocations) -> list[str]:
         """Return captions; raises `DamagedShardError`."""

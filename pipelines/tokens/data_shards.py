@@ -14,7 +14,7 @@ from dualtoken.pipelines.core.receipts import FileRecord
 from dualtoken.pipelines.core.threads import map_ahead_unless_ready
 from dualtoken.pipelines.tokens.checked_files import CheckedFiles, DamagedShardError
 from dualtoken.pipelines.tokens.dataset_index import DatasetIndex
-from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, map_shard
+from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, Words, are_side_by_side, map_shard
 from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH
 
@@ -69,6 +69,18 @@ class DataShards:
             row_bytes = 2 * self.width(name)
             addresses[name] = begins[name] + places * row_bytes
         return addresses
+
+    def lend(self, row: int, column: str, addresses: Rows) -> Words | None:
+        """Return rows of a column as they lie in a shard, writable; None where they must be copied.
+
+        `row` is the first of them, and `addresses`, (B,), are what was just returned for all. See
+        `lent_rows`.
+        """
+        width = self.width(column)
+        if not len(addresses) or not are_side_by_side(addresses, 2 * width):
+            return None
+        shard = self.maps[int(self._index.shards_of(np.array([row]))[0])]
+        return shard.lender.lend(int(addresses[0]) - shard.begin, (len(addresses), width))
 
     def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:
         # Side by side: a batch shuffled over all shards lacks as many as it has rows at first.

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from dualtoken.pipelines.tokens.lent_rows import RowLender, Words
 from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH, schema_metadata
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """Numbers of rows, or addresses of them."""
-Words = np.ndarray[Any, np.dtype[np.uint16]]
-"""Rows of 16-bit values, (B, V)."""
 _LOWEST_ADDRESS = 1 << 16
 """Address that no system maps anything below."""
 _ADDRESSES = 1 << 48
@@ -48,6 +47,9 @@ class MappedShard(NamedTuple):
     """Address of each batch's first row, by column; the rows of a batch lie side by side."""
     batches: list[pa.RecordBatch]
     """Batches that keep the map alive."""
+    begin: int
+    """Address of the file's first byte."""
+    lender: RowLender
 
 
 def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
@@ -62,6 +64,8 @@ def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
             if name not in reader.schema.names:
                 raise pa.ArrowInvalid(f"no column {name}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        source.seek(0)
+        begin = source.read_buffer(1).address
     for batch in batches:
         batch.validate()
         _require_types(batch, types)
@@ -71,7 +75,8 @@ def map_shard(path: Path, types: Mapping[str, pa.DataType]) -> MappedShard:
         first_rows = [_first_row(batch.column(name)) for batch in batches]
         addresses[name] = np.array(first_rows, np.int64)
     rows = sum(batch.num_rows for batch in batches)
-    return MappedShard(path, inode, schema_metadata(reader.schema), rows, addresses, batches)
+    metadata = schema_metadata(reader.schema)
+    return MappedShard(path, inode, metadata, rows, addresses, batches, begin, RowLender(path, inode))
 
 
 def _require_types(batch: pa.RecordBatch, types: Mapping[str, pa.DataType]) -> None:
@@ -117,10 +122,7 @@ def copy_rows(addresses: Rows, out: Words) -> None:
     """Copy rows of V values at even addresses, which must be mapped, to `out`, (B, V)."""
     if not len(out):
         return
-    row_bytes = out.strides[0]
-    span = int(addresses[-1]) - int(addresses[0])
-    side_by_side = span == (len(out) - 1) * row_bytes and (np.diff(addresses) == row_bytes).all()
-    if side_by_side:
+    if are_side_by_side(addresses, out.strides[0]):
         ctypes.memmove(out.ctypes.data, int(addresses[0]), out.nbytes)
         return
     import torch  # noqa: PLC0415  (seconds that a look at a few rows need not wait)
@@ -128,6 +130,14 @@ def copy_rows(addresses: Rows, out: Words) -> None:
     memory = _memory(out.shape[1])
     rows = torch.from_numpy((addresses - _LOWEST_ADDRESS) >> 1)
     torch.index_select(memory, 0, rows, out=torch.from_numpy(out))
+
+
+def are_side_by_side(addresses: Rows, row_bytes: int) -> bool:
+    """Tell whether rows, one at least, lie one after the other in memory."""
+    span = int(addresses[-1]) - int(addresses[0])
+    if span != (len(addresses) - 1) * row_bytes:
+        return False
+    return bool((np.diff(addresses) == row_bytes).all())
 
 
 @lru_cache(maxsize=8)

@@ -110,6 +110,13 @@ class TokenDataset:
         """Return by column where rows lie in memory, valid until the next call; raises as `read`."""
         return self._data.addresses(rows, ("key", *self.streams))
 
+    def lend(self, row: int, name: str, addresses: Rows) -> Words | None:
+        """Return rows of a column as they lie in a shard, writable; None where they must be copied.
+
+        `row` is the first, and `addresses` are those that `addresses` just gave. See `lent_rows`.
+        """
+        return self._data.lend(row, name, addresses)
+
     def width(self, name: str) -> int:
         """Return the 16-bit words of a row of a column."""
         return self._data.width(name)

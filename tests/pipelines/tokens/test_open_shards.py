@@ -11,6 +11,7 @@ import pytest
 from dualtoken.pipelines.core.threads import map_ahead_unless_ready
 from dualtoken.pipelines.tokens.caption_cache import CaptionCache
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
+from dualtoken.pipelines.tokens.lent_rows import RowLender
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows
 from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.reader import TokenDataset
@@ -18,7 +19,8 @@ from tests.helpers.token_datasets import write_tokens
 
 
 def shard(number: int) -> MappedShard:
-    return MappedShard(Path("none"), 0, {}, 256, {"key": np.array([1000 * number])}, [])
+    addresses = {"key": np.array([1000 * number])}
+    return MappedShard(Path("none"), 0, {}, 256, addresses, [], 0, RowLender(Path("none"), 0))
 
 
 class Together:
