@@ -3,32 +3,30 @@
 All read the same codes in the same run. Run: python -m benchmarks.loader [--peers-python PYTHON]. Each
 contestant is a process of its own, kept warm; rounds are interleaved, so that other load hits all alike.
 Rates are by processor seconds of the process, all threads, so that a loaded machine or a peer's waiting
-changes nothing; wall seconds stand beside. A peer that cannot be imported by this Python (they come with the
-extra `bench`; mosaicml-streaming asks for an older huggingface_hub than ours, so it needs an environment of
-its own) is run by PYTHON, or else left out by name. See `loader_peers.py` for how each peer is set up.
+changes little; wall seconds stand beside, and what a sample's time goes into (`loader_contest.py`). A peer
+that cannot be imported by this Python (they come with the extra `bench`; mosaicml-streaming asks for an older
+huggingface_hub than ours, so it needs an environment of its own) is run by PYTHON, or else left out by name.
+See `loader_peers.py` for how each peer is set up.
 
 Then: seconds to resume at a random point, of few shards and of 1,024, and the share of positions that packed
 sequences use.
 """
 
 import argparse
-import contextlib
-import itertools
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import loader_peers
+from benchmarks.loader_contest import compare
 from benchmarks.loader_data import write_captioned, write_codes, write_dataset, write_links
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
@@ -36,8 +34,6 @@ from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
-MODES = ("sequential", "shuffled")
-CLOCKS = ("cpu", "wall")
 BATCH = loader_peers.BATCH
 NUM_SHARDS = 1024
 """Shards of the larger dataset that a run is resumed on.
@@ -71,7 +67,7 @@ def main() -> None:
         check_sum = write_codes(folder, arguments.rows)
         write_dataset(folder, arguments.rows)
         expected = {"samples": arguments.rows, "total": check_sum}
-        compare(folder, arguments.rounds, arguments.peers_python, expected)
+        compare(folder, _commands(arguments.peers_python), arguments.rounds, expected)
         resume(folder)
         packing(folder)
 
@@ -103,32 +99,6 @@ class _TwoStreams:
         return self.streams[stream][(rows, *rest)]
 
 
-def compare(folder: Path, rounds: int, peers_python: str | None, expected: dict[str, int]) -> None:
-    """Time all contestants, and print medians and ratios.
-
-    `expected` holds the number of samples and the check sum of an epoch.
-    """
-    with contextlib.ExitStack() as stack:
-        contestants: dict[str, Contestant] = {}
-        for name, command in _commands(peers_python).items():
-            contestants[name] = stack.enter_context(Contestant(command, name, folder))
-        rates = _measure(contestants, rounds, expected)
-    print(f"{expected['samples']} samples of 729 x 8 x 2 codes, batches of {BATCH}, one core, warm, ", end="")
-    print(f"{rounds} rounds; samples a second, medians")
-    header = f"{'':12}"
-    for mode, clock in itertools.product(MODES, CLOCKS):
-        header += f"{f'{mode}, {clock}':>20}"
-    print(header + f"{'ours is, by cpu':>24}")
-    for name in contestants:
-        line = f"{name:12}"
-        for mode, clock in itertools.product(MODES, CLOCKS):
-            line += f"{rates[name, mode, clock]:20,.0f}"
-        for mode in MODES:
-            line += f"{rates['ours', mode, 'cpu'] / rates[name, mode, 'cpu']:11.1f} x"
-        print(line)
-    _print_ratios_to_best_peer(rates, [name for name in contestants if name in loader_peers.DOCUMENTED])
-
-
 def _commands(peers_python: str | None) -> dict[str, list[str]]:
     """Return the start of the command of each contestant that a Python has; name those that are left out."""
     commands = {"ours": [sys.executable, "-m", "benchmarks.loader"]}
@@ -146,91 +116,6 @@ def _commands(peers_python: str | None) -> dict[str, list[str]]:
 def _has_package(python: str, name: str) -> bool:
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
     return subprocess.run([python, "-c", look], check=False, cwd="/").returncode == 0  # noqa: S603
-
-
-Rates = dict[tuple[str, str, str], float]
-"""Samples a second by contestant, mode and clock."""
-
-
-def _measure(contestants: Mapping[str, "Contestant"], rounds: int, expected: dict[str, int]) -> Rates:
-    """Let the contestants read epochs in turn; return medians. The first round warms up."""
-    measured: dict[tuple[str, str, str], list[float]] = {}
-    for number in range(rounds + 1):
-        for mode, (name, contestant) in itertools.product(MODES, contestants.items()):
-            epoch = contestant.epoch(mode)
-            found = {"samples": epoch["samples"], "total": epoch["total"]}
-            assert found == expected, f"{name} does not give each sample once: {epoch}, {expected}"
-            if number == 0:
-                continue
-            for clock in CLOCKS:
-                rate = epoch["samples"] / epoch[clock]
-                measured.setdefault((name, mode, clock), []).append(rate)
-    return {key: statistics.median(rates) for key, rates in measured.items()}
-
-
-def _print_ratios_to_best_peer(rates: Rates, peers: list[str]) -> None:
-    if not peers:
-        return
-    for mode in MODES:
-        best = peers[0]
-        for peer in peers:
-            if rates[peer, mode, "cpu"] > rates[best, mode, "cpu"]:
-                best = peer
-        ratio = rates["ours", mode, "cpu"] / rates[best, mode, "cpu"]
-        print(f"{mode}: {ratio:.1f} times the best peer at its documented best, {best}")
-
-
-class Contestant:
-    """A process that reads an epoch when told."""
-
-    def __init__(self, command: list[str], name: str, folder: Path) -> None:
-        quiet = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        }
-        self._log = (folder / f"{name}.log").open("w", encoding="utf-8")
-        self._process = subprocess.Popen(  # noqa: S603
-            [*command, name, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=quiet,
-        )
-        self._name = name
-
-    def __enter__(self) -> Self:
-        assert self._answer() == {"ready": self._name}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _pipe(self._process.stdin).close()
-        self._process.terminate()
-        self._process.wait()
-        self._log.close()
-
-    def epoch(self, mode: str) -> dict[str, float]:
-        """Read one epoch; return its samples, check sum and seconds."""
-        pipe = _pipe(self._process.stdin)
-        pipe.write(mode + "\n")
-        pipe.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        """Return the next JSON object that the process prints; a peer may print lines of its own."""
-        for line in _pipe(self._process.stdout):
-            with contextlib.suppress(json.JSONDecodeError):
-                answer = json.loads(line)
-                if isinstance(answer, dict):
-                    return answer
-        raise RuntimeError(f"{self._name} ended: see {self._log.name}")
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
 
 
 def resume(folder: Path) -> None:

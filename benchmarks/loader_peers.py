@@ -1,8 +1,9 @@
 """One contestant of `benchmarks/loader.py`: writes its format, then reads epochs as standard input asks.
 
 Run by that command as: PYTHON loader_peers.py NAME FOLDER. Needs numpy and the peer, nothing of ours. FOLDER
-holds codes.npy, (rows, 2, 729, 8) of uint16. Each line read, `sequential` or `shuffled`, is answered by a
-line of JSON. A batch is memory of its own, as training needs it (what is only a view of a file is copied).
+holds codes.npy, (rows, 2, 729, 8) of uint16. Each line read, one of `MODES`, is answered by a line of JSON.
+A batch may be written to and the file stays as it is, as training needs it (what is only a view of a file is
+copied).
 Each peer has one record per sample, raw where its format has a raw type.
 """
 
@@ -20,6 +21,10 @@ from typing import Any
 
 import numpy as np
 
+IN_ORDER = "in order"
+IN_ORDER_USED = "in order, all codes made int32"
+SHUFFLED = "shuffled"
+MODES = (IN_ORDER, IN_ORDER_USED, SHUFFLED)
 BATCH = 64
 """Samples of a batch."""
 SHARD = 4096
@@ -39,22 +44,32 @@ def main(make: Callable[[str, Path], Epoch]) -> None:
     epoch = make(name, folder)
     print(json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(_read(epoch(line.strip() == "shuffled"))), flush=True)
+        mode = line.strip()
+        read = _read(epoch(mode == SHUFFLED), use_all=mode == IN_ORDER_USED)
+        print(json.dumps(read), flush=True)
 
 
-def _read(batches: Batches) -> dict[str, float]:
-    """Read an epoch; return its samples, a check sum of two corners of each, and the seconds it took."""
+def _read(batches: Batches, *, use_all: bool) -> dict[str, float]:
+    """Read an epoch; return its samples, a check sum of two corners of each, and the seconds it took.
+
+    With `use_all`, all codes are made into int32, as a model does that looks them up.
+    """
     samples = 0
     total = 0
     cpu = _cpu_seconds()
+    system = _system_seconds()
     wall = time.perf_counter()
     for batch in batches:
         samples += len(batch)
         total += _sum(batch[:, 0, 0, 0]) + _sum(batch[:, 1, -1, -1])
+        if use_all:
+            for stream in range(2):
+                np.asarray(batch[:, stream]).astype(np.int32)
     return {
         "samples": samples,
         "total": total,
         "cpu": _cpu_seconds() - cpu,
+        "system": _system_seconds() - system,
         "wall": time.perf_counter() - wall,
     }
 
@@ -69,6 +84,14 @@ def _cpu_seconds() -> float:
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(who)
         total += usage.ru_utime + usage.ru_stime
+    return total
+
+
+def _system_seconds() -> float:
+    """Return the part of `_cpu_seconds` that the kernel took."""
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        total += resource.getrusage(who).ru_stime
     return total
 
 
