@@ -3,6 +3,7 @@
 Sources: the DualToken paper (arXiv 2503.14324) and its released configuration files.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -179,13 +180,8 @@ class DecoderConfig(Config):
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> "DecoderConfig":
-        channels = [self.latent_width, *(self.width * multiplier for multiplier in self.multipliers)]
-        for count in channels:
-            if count % self.norm_groups:
-                raise ValueError(
-                    f"norm_groups={self.norm_groups} does not divide {count} channels: "
-                    "change latent_width, width or norm_groups"
-                )
+        _require_whole_groups(self.norm_groups, [self.latent_width], "latent_width")
+        _require_whole_groups(self.norm_groups, _level_widths(self), "width")
         return self
 
 
@@ -203,14 +199,22 @@ class ConvEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> "ConvEncoderConfig":
-        for multiplier in self.multipliers:
-            count = self.width * multiplier
-            if count % self.norm_groups:
-                raise ValueError(
-                    f"norm_groups={self.norm_groups} does not divide {count} channels: "
-                    "change width or norm_groups"
-                )
+        _require_whole_groups(self.norm_groups, _level_widths(self), "width")
         return self
+
+
+def _level_widths(config: DecoderConfig | ConvEncoderConfig) -> list[int]:
+    """Return the channels of each level, highest resolution first."""
+    return [config.width * multiplier for multiplier in config.multipliers]
+
+
+def _require_whole_groups(norm_groups: int, channels: Sequence[int], key: str) -> None:
+    """Raise ValueError unless GroupNorm's groups share channels evenly, which `key` decides."""
+    for count in channels:
+        if count % norm_groups:
+            raise ValueError(
+                f"norm_groups={norm_groups} does not divide {count} channels: change {key} or norm_groups"
+            )
 
 
 def _decoder_kind(value: Any) -> str:  # noqa: ANN401  (whatever a recipe holds)
