@@ -14,6 +14,7 @@ from dualtoken.pipelines.core.receipts import FileRecord
 from dualtoken.pipelines.core.threads import map_ahead_unless_ready
 from dualtoken.pipelines.tokens.checked_files import CheckedFiles, DamagedShardError
 from dualtoken.pipelines.tokens.dataset_index import DatasetIndex
+from dualtoken.pipelines.tokens.lent_rows import LEAST_BYTES
 from dualtoken.pipelines.tokens.mapped_shards import MappedShard, Rows, Words, are_side_by_side, map_shard
 from dualtoken.pipelines.tokens.open_shards import ShardMaps
 from dualtoken.pipelines.tokens.shards import ROWS_PER_BATCH
@@ -77,9 +78,10 @@ class DataShards:
         `lent_rows`.
         """
         width = self.width(column)
-        if not len(addresses) or not are_side_by_side(addresses, 2 * width):
+        is_large = 2 * width * len(addresses) >= LEAST_BYTES
+        if not is_large or not are_side_by_side(addresses, 2 * width):
             return None
-        shard = self.maps[int(self._index.shards_of(np.array([row]))[0])]
+        shard = self.maps[self._index.shard_of(row)]
         return shard.lender.lend(int(addresses[0]) - shard.begin, (len(addresses), width))
 
     def _map_all(self, numbers: Sequence[int]) -> Iterator[MappedShard]:

@@ -32,7 +32,7 @@ import numpy as np
 Words = np.ndarray[Any, np.dtype[np.uint16]]
 """Rows of 16-bit values, (B, V)."""
 LEAST_BYTES = 1 << 17
-"""Size from which on rows are lent: a copy of fewer is as fast."""
+"""Size of the rows from which on lending them pays; a copy of fewer is as fast."""
 _PAGEMAP = Path("/proc/self/pagemap")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ENTRY_BYTES = 8
@@ -76,7 +76,7 @@ class RowLender:
         `offset` is that of the first in the file, an even number of bytes.
         """
         size = 2 * shape[0] * shape[1]
-        if not self._is_open or size < LEAST_BYTES:
+        if not self._is_open:
             return None
         if self._map is None:
             self._map = self._mapped()
