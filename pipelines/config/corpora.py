@@ -2,12 +2,32 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dualtoken.model.config.base import Config, Location, PositiveInt, in_fingerprint_unless_default
 
+JSON = "json"
+"""Suffix of the member that holds what else is known of a sample."""
+
+
+def _caption_key(written: str) -> str:
+    """Return a caption's place as it is looked up in a tar: suffixes are lower-case, keys of JSON are not."""
+    if written.lower() == JSON:
+        raise ValueError("json is a whole member: set it to json.KEY, such as json.text")
+    if written.startswith(".") or written.endswith(".") or "/" in written:
+        raise ValueError(
+            f"{written!r} is no suffix: write it without the first dot, such as txt or json.text"
+        )
+    suffix, dot, key = written.partition(".")
+    if suffix.lower() == JSON and dot:
+        return f"{JSON}.{key}"
+    return written.lower()
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Name of a folder, so only: lower case, digits, dot, dash, underscore."""
+CaptionKey = Annotated[str, Field(min_length=1), AfterValidator(_caption_key)]
+CaptionKeys = Annotated[tuple[CaptionKey, ...], Field(min_length=1)]
 QuoteMarks = Literal["csv", "none"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -51,8 +71,24 @@ class ShardsSource(Config):
     folder: Location
     """Folder with NNNNN.tar and NNNNN.parquet, or with tars alone.
 
-    A tar without a table has its samples' captions in members `.txt`, or as `caption` in `.json`.
+    A tar without a table has its samples' captions in members `.txt`, `.text` or `.caption`, or as `caption`
+    in `.json`, unless `caption_key` says otherwise.
     """
+    caption_key: CaptionKey | CaptionKeys | None = in_fingerprint_unless_default(default=None)
+    """Where a tar without a table has a sample's caption: the suffix of a member, such as `en.txt`, or
+    `json.KEY` for a key of the member `.json`.
+
+    Of several, the first that a sample has. Tables have their captions in the column `caption`.
+    """
+
+    @property
+    def caption_keys(self) -> tuple[str, ...]:
+        """The recipe's own places of captions in the order of preference; none for the usual ones."""
+        if self.caption_key is None:
+            return ()
+        if isinstance(self.caption_key, str):
+            return (self.caption_key,)
+        return self.caption_key
 
 
 class FolderSource(Config):

@@ -101,7 +101,7 @@ class Worker:
     @cached_property
     def _source_shards(self) -> list[SourceShard]:
         assert isinstance(self._source, ShardsSource)
-        return find_shards(self._source.folder)
+        return find_shards(self._source.folder, self._source.caption_keys)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write the unit's three files."""

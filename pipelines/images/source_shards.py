@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualtoken.infra.storage import Store, StoredFile, join
+from dualtoken.pipelines.config.corpora import JSON
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.shard_tables import FETCH_AGAIN, check_shard_columns
 from dualtoken.pipelines.images.shards import FAILED_TO_DOWNLOAD, SUCCESS, ImageShard
@@ -17,8 +18,8 @@ from dualtoken.pipelines.images.source_store import open_source
 from dualtoken.pipelines.images.table_checks import parquet_file
 from dualtoken.pipelines.images.tar_index import TarIndex, TarMember, image_member, index_samples
 
-_CAPTION_SUFFIXES = ("txt", "text", "caption")
-"""Suffixes of members that are a caption, in order of preference; behind them comes the JSON's `caption`."""
+_CAPTION_KEYS = ("txt", "text", "caption", f"{JSON}.caption")
+"""Where captions usually are, in order of preference: in a member of that suffix, or in a key of the JSON."""
 _COLUMNS = pa.schema([(name, pa.string()) for name in ("key", "url", "caption", "status", "error_message")])
 """Columns of the table that is made for a tar without one."""
 
@@ -33,10 +34,11 @@ class SourceShard(NamedTuple):
     has_table: bool = True
 
 
-def find_shards(folder: str) -> list[SourceShard]:
+def find_shards(folder: str, caption_keys: Sequence[str] = ()) -> list[SourceShard]:
     """List a folder's shards: by number, or by name where there are no tables.
 
-    Raises `UserError` that names a file which is empty, damaged, or without its tar or table.
+    Raises `UserError` that names a file which is empty, damaged, or without its tar or table, and for
+    `caption_keys` of tars that have tables.
     """
     store = open_source(folder, "folder")
     files = {file.name: file for file in store.entries() if not file.is_leftover}
@@ -47,6 +49,11 @@ def find_shards(folder: str) -> list[SourceShard]:
         raise UserError(
             f"folder={folder!r} has no .tar: set it to a folder of webdataset shards, such as img2dataset "
             "writes with output_format=webdataset"
+        )
+    if caption_keys and tables:
+        raise UserError(
+            f"caption_key={', '.join(caption_keys)} is for tars without tables, and folder={folder!r} has "
+            "tables, whose column 'caption' is read: leave caption_key out"
         )
     shards: list[SourceShard] = []
     first_row = 0
@@ -111,43 +118,78 @@ def _whole_index(stream: Any, place: str) -> TarIndex:  # noqa: ANN401
     return index
 
 
-def write_table(tar: Path, parquet: Path) -> None:
+def write_table(tar: Path, parquet: Path, caption_keys: Sequence[str] = ()) -> None:
     """Write the table of a tar that has none: a row a sample, in its order, with caption and URL if it says.
 
-    A sample without an image has failed.
+    A sample without an image has failed. Raises `UserError` where no sample has one of the `caption_keys`.
     """
     rows: list[dict[str, Any]] = []
     with tar.open("rb") as stream:
-        for key, members in _whole_index(stream, str(tar)).samples.items():
-            row = _row_of(key, members, stream, str(tar))
+        samples = _whole_index(stream, str(tar)).samples
+        for key, members in samples.items():
+            row = _row_of(key, members, _Contents(stream, str(tar)), caption_keys or _CAPTION_KEYS)
             if image_member(members, key, str(tar)) is None:
                 suffixes = ", ".join(members)
                 row |= {"status": FAILED_TO_DOWNLOAD, "error_message": f"no image among {suffixes}"}
             rows.append(row)
+    if caption_keys and samples and all(row["caption"] is None for row in rows):
+        present = sorted({suffix for members in samples.values() for suffix in members})
+        raise UserError(
+            f"caption_key={', '.join(caption_keys)}: no sample of {tar} has it; "
+            f"the members have the suffixes {', '.join(present)}"
+        )
     pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), parquet)
 
 
-def _row_of(key: str, members: dict[str, TarMember], stream: Any, place: str) -> dict[str, Any]:  # noqa: ANN401
+class _Contents(NamedTuple):
+    """The bytes of a tar's members."""
+
+    stream: Any
+    place: str
+
+    def read(self, member: TarMember) -> bytes:
+        self.stream.seek(member.offset)
+        return self.stream.read(member.size)
+
+
+def _row_of(
+    key: str, members: dict[str, TarMember], contents: _Contents, caption_keys: Sequence[str]
+) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    if "json" in members:
-        facts = _json_object(_content(stream, members["json"]))
-    caption = facts.get("caption")
-    for suffix in _CAPTION_SUFFIXES:
-        if suffix in members:
-            caption = _content(stream, members[suffix]).decode("utf-8", "backslashreplace").strip()
-            break
-    if caption is not None and not isinstance(caption, str):
-        raise UserError(
-            f"{place} has a caption of type {type(caption).__name__} in {key}.json: write it as text"
-        )
+    if JSON in members:
+        facts = _json_object(contents.read(members[JSON]))
     url = facts.get("url")
     return {
         "key": key,
         "url": url if isinstance(url, str) else None,
-        "caption": caption,
+        "caption": _caption(key, members, contents, caption_keys, facts),
         "status": SUCCESS,
         "error_message": None,
     }
+
+
+def _caption(
+    key: str,
+    members: dict[str, TarMember],
+    contents: _Contents,
+    caption_keys: Sequence[str],
+    facts: dict[str, Any],
+) -> str | None:
+    """Return the caption from the first place that the sample has; None where it has none."""
+    for caption_key in caption_keys:
+        if caption_key in members:
+            return contents.read(members[caption_key]).decode("utf-8", "backslashreplace").strip()
+        suffix, _, name = caption_key.partition(".")
+        if suffix != JSON or facts.get(name) is None:
+            continue
+        caption = facts[name]
+        if not isinstance(caption, str):
+            raise UserError(
+                f"{contents.place} has a caption of type {type(caption).__name__} in {key}.json"
+                f" ({name}): write it as text"
+            )
+        return caption
+    return None
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
@@ -161,13 +203,8 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return facts
 
 
-def _content(stream: Any, member: TarMember) -> bytes:  # noqa: ANN401
-    stream.seek(member.offset)
-    return stream.read(member.size)
-
-
 def open_source_shard(
-    store: Store, shard: SourceShard, corpus: str, scratch: Path
+    store: Store, shard: SourceShard, corpus: str, scratch: Path, caption_keys: Sequence[str] = ()
 ) -> tuple[ImageShard, Sequence[str]]:
     """Open a shard, copied to scratch unless it is local; returns the names of its files too."""
     names = [f"{shard.name}.tar"]
@@ -178,5 +215,5 @@ def open_source_shard(
     else:
         scratch.mkdir(parents=True, exist_ok=True)
         parquet = scratch / "made.parquet"
-        write_table(tar, parquet)
+        write_table(tar, parquet, caption_keys)
     return ImageShard(tar, parquet, corpus, shard.first_row), names

@@ -19,7 +19,7 @@ def count_source_rows(recipe: Recipe, corpus: str) -> list[int]:
     """Return the rows of each unit of a corpus's download; existing shards keep their own sizes."""
     source = recipe.corpora[corpus].source
     if isinstance(source, ShardsSource):
-        return [shard.rows for shard in find_shards(source.folder)]
+        return [shard.rows for shard in find_shards(source.folder, source.caption_keys)]
     if isinstance(source, ScenesSource):
         total = source.num_images
     elif isinstance(source, FolderSource):

@@ -43,7 +43,7 @@ def take_over(
     source = job.recipe.corpora[job.corpus].source
     assert isinstance(source, ShardsSource)
     store = Store(source.folder)
-    images, names = open_source_shard(store, shard, job.corpus, scratch / "source")
+    images, names = open_source_shard(store, shard, job.corpus, scratch / "source", source.caption_keys)
     with images:
         checked = _check_images(images, job.recipe.download)
     rows = _adopted_rows(images.table, shard, job.corpus, checked)

@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.corpora import ShardsSource
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.shard_tables import read_metadata
 from dualtoken.pipelines.images.shards import ImageShard
@@ -139,6 +141,64 @@ def test_a_caption_of_a_tar_that_is_no_text_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": png_of_red(1), "a.json": json.dumps({"caption": ["x"]}).encode()})
     with pytest.raises(UserError, match=r"0\.tar has a caption of type list in a\.json"):
         open_source_shard(Store(str(tmp_path)), find_shards(str(tmp_path))[0], "c", tmp_path / "scratch")
+
+
+CAPTIONED = {
+    "a.png": png_of_red(1),
+    "a.en.TXT": b"a member",
+    "a.json": b'{"Text": "a key", "caption": "the usual"}',
+    "b.png": png_of_red(2),
+    "b.json": b'{"Text": "another key"}',
+    "c.png": png_of_red(3),
+}
+
+
+@pytest.mark.parametrize(
+    ("caption_key", "captions"),
+    [
+        ("en.txt", ["a member", None, None]),
+        ("json.Text", ["a key", "another key", None]),
+        (["en.TXT", "JSON.Text"], ["a member", "another key", None]),
+        (["json.absent", "json.caption"], ["the usual", None, None]),
+        (None, ["the usual", None, None]),
+    ],
+)
+def test_a_recipe_says_where_a_tars_captions_are(
+    caption_key: Any, captions: list[str | None], tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "0.tar", CAPTIONED)
+    source = ShardsSource(kind="shards", folder=str(tmp_path), caption_key=caption_key)
+    (shard,) = find_shards(source.folder, source.caption_keys)
+    store = Store(source.folder)
+    images, _ = open_source_shard(store, shard, "c", tmp_path / "scratch", source.caption_keys)
+    with images:
+        assert images.table["caption"].to_pylist() == captions
+
+
+def test_a_caption_key_that_nothing_has_is_named_with_what_there_is(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", CAPTIONED)
+    (shard,) = find_shards(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"^caption_key=cap: no sample of .*0\.tar has it; .* en\.txt, json, png$"
+    ):
+        open_source_shard(Store(str(tmp_path)), shard, "c", tmp_path / "scratch", ["cap"])
+    write_shard(tmp_path, "0")
+    with pytest.raises(
+        UserError, match=r"caption_key=txt is for tars without tables, .* leave caption_key out"
+    ):
+        find_shards(str(tmp_path), ["txt"])
+
+
+@pytest.mark.parametrize("wrong", ["json", ".txt", "json.", "a/b", "", []])
+def test_what_is_no_caption_key_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValidationError, match="caption_key"):
+        ShardsSource(kind="shards", folder="/shards", caption_key=wrong)
+
+
+def test_captions_of_another_place_are_another_source_and_the_usual_one_is_as_before() -> None:
+    usual = ShardsSource(kind="shards", folder="/shards")
+    assert usual.identity() == {"kind": "shards", "folder": "/shards"}
+    assert usual.model_copy(update={"caption_key": "en.txt"}).identity() != usual.identity()
 
 
 def test_members_that_stand_apart_and_a_tar_cut_short_are_named_at_the_plan(
