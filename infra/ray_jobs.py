@@ -24,6 +24,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from dualtoken.infra.addresses import direct_proxies
+from dualtoken.infra.log_levels import at_least
 from dualtoken.infra.ray_job_end import DONE, ended, exit_code, may_be_retried
 from dualtoken.infra.ray_session import AuthenticationRefused, ClusterUnreachable, reread_authentication
 from dualtoken.infra.ray_upload import EXCLUDES, check_size
@@ -46,11 +47,15 @@ _LAST_TAILS = 3
 
 _T = TypeVar("_T")
 
-# They log each connection's end, and set their own level, so that Ray's `logging_level` does not reach them.
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-# It has a line for each package that is uploaded.
-logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+_CHATTY = (
+    # They log each connection's end, and set their own level, so that Ray's `logging_level` does not reach
+    # them.
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    # It has a line for each package that is uploaded.
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray whose information is nothing to a user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +364,8 @@ def submit_and_follow(
         describe_found=describe_found,
     )
     try:
-        return work.run(max_attempts)
+        with at_least(logging.WARNING, *_CHATTY):
+            return work.run(max_attempts)
     except KeyboardInterrupt:
         if work.current:
             print_line(

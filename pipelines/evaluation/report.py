@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from dualtoken.infra.redaction import redacted_values
+from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, input_name
 from dualtoken.pipelines.core.timing import TimeBreakdown
@@ -65,7 +67,7 @@ class Worker:
         data = ReportData(
             title=recipe.name,
             created_at=max(manifest.last_finished_at for manifest in self._manifests.values()),
-            recipe_yaml=yaml.safe_dump(recipe.identity(), sort_keys=False, allow_unicode=True),
+            recipe_yaml=shown_recipe(recipe),
             facts=_facts(self._tokenizer, self._manifests["train"]),
             funnels=tuple(self._funnel(corpus) for corpus in recipe.corpora),
             curves=self._curves(),
@@ -104,6 +106,12 @@ class Worker:
         """Return the time of each stage on each corpus, in the order of a run."""
         manifests = sorted(self._manifests.values(), key=lambda manifest: position(manifest.stage))
         return tuple(map(_stage_time, manifests))
+
+
+def shown_recipe(recipe: Recipe) -> str:
+    """Return a recipe as YAML for people to read: what decides its outputs, without the secrets of URLs."""
+    values = redacted_values(recipe.identity())
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:

@@ -6,6 +6,7 @@ runs under Ray Train. Nothing here decides what is done: receipts do.
 
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ import ray.data
 import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
+from dualtoken.infra.log_levels import at_least
+from dualtoken.infra.native_stderr import without_lines
 from dualtoken.infra.ray_errors import first_line, is_death
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.ray_session import LOCAL, ray_session
@@ -39,6 +42,8 @@ _log = logging.getLogger(__name__)
 TASK_RETRIES = 3
 """Retries of a unit whose process died. Processes themselves restart without limit: a cluster of spot
 machines loses many."""
+_ABOUT_RESTARTS = re.compile(rb"\[[^]]*\] core_worker\.cc:\d+: Actor with class name: .* max_restarts > 0")
+"""Ray's warning, logged as an error, of how Ray Data starts its actors. It keeps their arguments itself."""
 MAX_BLOCKS = 4096
 """Ray Data keeps a record per block; more units than this share blocks, whose outcomes come when all of
 them are done."""
@@ -82,7 +87,7 @@ class RayExecutor:
             raise UserError(f"cluster.{error}") from None
         self._connected = True
         # Errors of Ray Data are raised, or come out as units without an outcome.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        self._session.enter_context(at_least(logging.CRITICAL, "ray.data"))
 
     def _check_room(self, job: StageJob) -> None:
         """Raise `UserError` for what our own cluster can never run; warn of it on another, which may grow."""
@@ -129,7 +134,7 @@ class RayExecutor:
         yield from _without_outcome(work, ended, reason)
 
     def _outcome_rows(self, work: Sequence[Work], places: list[dict[str, int]]) -> Iterator[dict[str, Any]]:
-        """Map the pool of actors over units, and return an iterator over rows of one JSON outcome each."""
+        """Map the pool of actors over units, and yield rows of one JSON outcome each."""
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = sys.stderr.isatty()
         context.max_errored_blocks = GIVE_UP_AFTER  # the others are done beside a unit that kills its process
@@ -155,7 +160,12 @@ class RayExecutor:
                 max_restarts=-1,
                 max_task_retries=TASK_RETRIES,
             )
-        return iter(outcomes.iter_rows())
+        rows = iter(outcomes.iter_rows())
+        with without_lines(_ABOUT_RESTARTS, first_byte=b"["):  # before it has a row, it starts its actors
+            first = next(rows, None)
+        if first is not None:
+            yield first
+        yield from rows
 
 
 def _without_outcome(

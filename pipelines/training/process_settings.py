@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from dualtoken.infra.log_levels import at_least
 from dualtoken.pipelines.inference.networks import set_num_threads
 
 
@@ -16,15 +17,11 @@ def process_settings(num_threads: int | None) -> Iterator[None]:
     In the block, open_clip's reports of each of its steps to the root logger are left out, and PyTorch has
     `num_threads`, or its own number where that is None.
     """
-    root = logging.getLogger()
-    level_before = root.level
     threads_before = torch.get_num_threads()
-    root.setLevel(max(level_before, logging.WARNING))
     if num_threads is not None:
         set_num_threads(num_threads)
     try:
-        with torch.random.fork_rng(devices=()):
+        with at_least(logging.WARNING, ""), torch.random.fork_rng(devices=()):
             yield
     finally:
         torch.set_num_threads(threads_before)
-        root.setLevel(level_before)

@@ -1,4 +1,4 @@
-"""A real Ray head with token authentication, as the fixture `dashboard`: its dashboard's address."""
+"""A real Ray head with token authentication: the fixture `ray_head`, and its address as `dashboard`."""
 
 import os
 import secrets
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,9 +19,24 @@ from tests.helpers.waiting import free_ports, wait_until
 BIN = Path(sys.executable).parent
 
 
+class RayHead(NamedTuple):
+    """A running head."""
+
+    address: str
+    """The dashboard's."""
+    folder: Path
+    """Where the session keeps its logs and uploads."""
+
+
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
+def dashboard(ray_head: RayHead) -> str:
     """The address of a cluster's dashboard; this process has its token."""
+    return ray_head.address
+
+
+@pytest.fixture(scope="module")
+def ray_head() -> Iterator[RayHead]:
+    """A cluster's head; this process has its token."""
     # Here, not above: Ray takes a second that most tests do not need.
     from dualtoken.infra.ray_session import reread_authentication  # noqa: PLC0415
 
@@ -42,7 +58,7 @@ def dashboard() -> Iterator[str]:
         )
         try:
             wait_until(lambda: _lists_jobs(address), seconds=60)
-            yield address
+            yield RayHead(address, Path(folder))
         finally:
             _stop(head)
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ def test_a_stage_runs_once_on_the_cluster_and_is_judged_by_its_receipts(
     first = submit("scenes", tmp_path, dashboard)
     assert first.returncode == 0, first.stderr
     assert "scenes tiny-train 00000 done" in first.stdout
+    assert "core_worker.cc" not in first.stdout + first.stderr, "Ray's words about Ray Data"
     manifest = planned(load_tiny(tmp_path), "scenes", "tiny-train").manifest
     assert manifest is not None
     assert manifest.counts == {"ok": 40}
