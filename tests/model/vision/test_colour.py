@@ -1,7 +1,6 @@
 """Pictures with a colour profile look as it says; one that says nothing new costs nothing."""
 
 import io
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image, ImageCms
 
 from dualtoken.model.vision.colour import transform_to_srgb
 from dualtoken.model.vision.decode import DecodeLimits, decode_rgb, use_image
+from tests.helpers.icc_profiles import ADOBE, DISPLAY_P3, INKS, PROPHOTO, curve, profile
 from tests.helpers.images import encode, same_picture
 
 RAMP = Image.merge(
@@ -23,41 +23,6 @@ RAMP = Image.merge(
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def curve(gamma: float) -> bytes:
-    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
-
-
-def xyz(values: tuple[float, float, float]) -> bytes:
-    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
-
-
-def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """Return an ICC profile of version 2 with given tags (ICC.1:2001-04)."""
-    tags = {b"wtpt": xyz((0.9642, 1.0, 0.8249)), **tags}
-    offset = 128 + 4 + 12 * len(tags)
-    table = struct.pack(">I", len(tags))
-    content = b""
-    for name, tag in tags.items():
-        table += name + struct.pack(">II", offset + len(content), len(tag))
-        content += tag
-    size = offset + len(content)
-    head = (
-        struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", space, b"XYZ ") + bytes(12) + b"acsp"
-    )
-    head += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
-    return head.ljust(128, b"\0") + table + content
-
-
-def rgb_profile(gamma: float, red: tuple, green: tuple, blue: tuple) -> bytes:
-    primaries = {b"rXYZ": xyz(red), b"gXYZ": xyz(green), b"bXYZ": xyz(blue)}
-    curves = {name: curve(gamma) for name in (b"rTRC", b"gTRC", b"bTRC")}
-    return profile(b"RGB ", primaries | curves)
-
-
-ADOBE = rgb_profile(
-    2.2, (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)
-)
-PROPHOTO = rgb_profile(1.8, (0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03134, 0.00009, 0.82491))
 GREY = profile(b"GRAY", {b"kTRC": curve(1.0)})
 
 
@@ -73,13 +38,22 @@ def mean_error(found: Image.Image, right: Image.Image) -> float:
     return float(np.abs(np.asarray(found).astype(int) - np.asarray(right)).mean())
 
 
-@pytest.mark.parametrize("icc", [ADOBE, PROPHOTO], ids=["Adobe RGB", "ProPhoto"])
+@pytest.mark.parametrize("icc", [ADOBE, PROPHOTO, DISPLAY_P3], ids=["Adobe RGB", "ProPhoto", "Display P3"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_wide_colours_are_brought_to_srgb(kind: str, icc: bytes) -> None:
     data = encode(RAMP, kind, icc_profile=icc, quality=95)
     stored = decode_rgb(encode(RAMP, kind, quality=95))
-    assert mean_error(stored, reference(stored, icc)) > 2
+    assert mean_error(stored, reference(stored, icc)) > 1.5
     assert mean_error(decode_rgb(data), reference(stored, icc)) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_inks_are_brought_to_srgb_as_their_profile_says(kind: str) -> None:
+    data = encode(RAMP.convert("CMYK"), kind, icc_profile=INKS, quality=95)
+    stored = Image.open(io.BytesIO(data))
+    assert stored.mode == "CMYK"
+    assert mean_error(stored.convert("RGB"), reference(stored, INKS)) > 10
+    assert mean_error(decode_rgb(data), reference(stored, INKS)) < 0.1
 
 
 @pytest.mark.parametrize("convert", [lambda image: image.convert("L"), lambda image: image.convert("LA")])
