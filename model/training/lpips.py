@@ -122,7 +122,12 @@ def _read(file: Path, prefix: str) -> Mapping[str, Tensor]:
         raise
     except Exception as error:  # noqa: BLE001  (torch raises many kinds of errors here)
         raise MissingWeightsError(f"{file} cannot be read as weights alone: {type(error).__name__}") from None
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    tensors = state if isinstance(state, dict) else {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if isinstance(name, str) and isinstance(tensor, Tensor) and name.startswith(prefix):
+            found[name.removeprefix(prefix)] = tensor
+    return found
 
 
 def _cached_backbone() -> Path:

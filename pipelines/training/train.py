@@ -112,7 +112,10 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
         teacher = load_teacher(job.input("teacher").local_folder(scratch / "teacher"))
         model.init_tower(teacher.trunk)
         return model
-    model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
+    try:
+        model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
+    except ValueError as error:
+        raise UserError(f"train.start_from={folder!r}: {' '.join(str(error).split())}") from error
     if model.config != recipe.tokenizer:
         raise UserError(
             f"train.start_from={folder!r} holds another tokenizer than the recipe's: "

@@ -15,9 +15,10 @@ from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.teacher.folder import CONFIG_FILE, TOKENIZER_CONFIG
 from dualtoken.model.teacher.teacher import build_teacher, load_teacher, save_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import ExitCode, exit_code
 from tests.helpers.evil_folders import SENTINEL_VARIABLE, add_evil_code, change_json, write_evil_pickle
-from tests.helpers.tiny_run import TINY
+from tests.helpers.tiny_run import TINY, planned_job
 from tests.helpers.tiny_tokenizer import tiny_tokenizer_config
 
 AUTO_MAP = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}
@@ -67,6 +68,7 @@ def refused(arguments: Sequence[object]) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     message = result.output + str(result.exception)
     assert isinstance(result.exception, Exception), message
+    assert len(str(result.exception).splitlines()) == 1, message
     assert exit_code(result.exception) == ExitCode.CONFIGURATION, message
     return message
 
@@ -161,6 +163,59 @@ def test_a_tokenizer_s_folder_runs_nothing(tmp_path: Path, sentinel: Path) -> No
         assert keys[-1] in message
         with pytest.raises(ValueError, match=r"\A.+\Z"):
             DualTokenizer.from_pretrained(tmp_path / "model")
+    assert not sentinel.exists()
+
+
+def train_refused(finished: Recipe, *settings: str) -> str:
+    """Run a training with other settings beside the finished one; return the one line that refuses it."""
+    arguments = ["train", TINY, "--in-process", "--root", finished.root]
+    for setting in settings:
+        arguments += ["--set", f"train.{setting}"]
+    line = refused(arguments)
+    assert not list(Path(finished.root).rglob("evil.py"))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("config.json", ("auto_map",), AUTO_MAP),
+        ("config.json", ("config", "trust_remote_code"), True),
+        ("config.json", ("config", "tower"), {"model": "hf-hub:evil/tower"}),
+        ("config.json", ("config", "tower", "width"), 32 * 10**7),
+    ],
+)
+def test_a_training_starts_from_no_folder_that_asks_for_code_or_memory(
+    file: str, keys: tuple[str, ...], value: object, finished: Recipe, tmp_path: Path, sentinel: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(planned_job(finished, "train").folder, folder)
+    add_evil_code(folder)
+    change_json(folder / file, *keys, value=value)
+    line = train_refused(finished, f"start_from={folder}")
+    assert (
+        line.startswith("1 of 1 units failed; train model: train.start_from=") or "train.start_from" in line
+    )
+    assert not sentinel.exists()
+
+
+def test_a_training_starts_from_no_pickle_in_the_place_of_weights(
+    finished: Recipe, tmp_path: Path, sentinel: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(planned_job(finished, "train").folder, folder)
+    write_evil_pickle(folder / "model.safetensors", sentinel)
+    assert "start_from" in train_refused(finished, f"start_from={folder}")
+    assert not sentinel.exists()
+
+
+def test_weights_of_lpips_run_no_code(finished: Recipe, tmp_path: Path, sentinel: Path) -> None:
+    write_evil_pickle(tmp_path / "vgg.pth", sentinel)
+    for key in ("backbone", "heads"):
+        line = train_refused(finished, f"perceptual={{kind: lpips, {key}: {tmp_path / 'vgg.pth'}}}")
+        assert "train.perceptual" in line
+        if key == "backbone":
+            assert "vgg.pth cannot be read as weights alone" in line
     assert not sentinel.exists()
 
 

@@ -117,6 +117,15 @@ def test_a_file_of_other_weights_is_refused(tmp_path: Path, backbone: Path) -> N
         load_lpips(tmp_path / "other.pth")
     with pytest.raises(MissingWeightsError, match=r"vgg\.pth holds no heads\.0 of shape \(1, 64, 1, 1\)"):
         load_lpips(backbone, heads=backbone)
+    for no_weights in (
+        [torch.zeros(3)],
+        torch.zeros(3),
+        {"features.0.weight": "a text", 7: torch.zeros(3)},
+        7,
+    ):
+        torch.save(no_weights, tmp_path / "other.pth")
+        with pytest.raises(MissingWeightsError, match=r"other\.pth holds no features\.0\.weight of shape"):
+            load_lpips(tmp_path / "other.pth")
     for damaged in (backbone.read_bytes()[:1000], b"a text"):
         (tmp_path / "other.pth").write_bytes(damaged)
         with pytest.raises(MissingWeightsError, match=r"other\.pth cannot be read as weights alone: \w+$"):
