@@ -1,6 +1,7 @@
 """The wheel beside other people's modules: it brings one name, `dualtoken`, and needs none of ours."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dualtoken.pipelines.config.recipe import Recipe
-from tests.helpers.tiny_run import PROJECT, planned_job, tokens_job
+from tests.helpers.ray_head import RayHead
+from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned, planned_job, tokens_job
 
 pytestmark = pytest.mark.slow
 
@@ -76,17 +78,24 @@ def test_the_wheel_has_one_top_level_name_and_all_of_its_files(wheel: Path) -> N
         assert f"dualtoken/{file}" in names
 
 
-def test_a_training_script_beside_a_model_py_of_its_own_reads_tokens_and_tokenizes(
-    wheel: Path, tmp_path: Path, finished: Recipe
-) -> None:
-    python = tmp_path / "env" / "bin" / "python"
-    run(sys.executable, "-m", "venv", tmp_path / "env", folder=tmp_path)
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment in which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    python = folder / "env" / "bin" / "python"
+    run(sys.executable, "-m", "venv", folder / "env", folder=folder)
     constraints = PROJECT / "constraints.txt"
     run(
         *(sys.executable, "-m", "uv", "pip", "install", "--quiet"),
         *("--python", python, "--constraint", constraints, wheel),
-        folder=tmp_path,
+        folder=folder,
     )
+    return python
+
+
+def test_a_training_script_beside_a_model_py_of_its_own_reads_tokens_and_tokenizes(
+    python: Path, tmp_path: Path, finished: Recipe
+) -> None:
     project = tmp_path / "project"
     for package in ("infra", "jobs", "pipelines", "recipes"):
         (project / package).mkdir(parents=True)
@@ -98,3 +107,22 @@ def test_a_training_script_beside_a_model_py_of_its_own_reads_tokens_and_tokeniz
     lines = run(python, "train.py", tokens.folder, tokenizer.folder, folder=project).splitlines()
     kept = sum(unit.rows for unit in tokens.units)
     assert lines == ["(2, 4, 4, 2)", str(kept), "(1, 4, 4, 2) (1, 4, 4, 2)", "scenes 1"]
+
+
+def test_an_installed_wheel_submits_a_stage_with_its_own_code(
+    python: Path, tmp_path: Path, ray_head: RayHead, load_tiny: LoadTiny
+) -> None:
+    shutil.copy(TINY, tmp_path / "mine.yaml")
+    (tmp_path / "keys.env").write_text("SECRET=1\n")
+    # What the job runs is told from the code that the cluster has.
+    recipes = next(python.parents[1].glob("lib/*/site-packages/dualtoken/recipes/__init__.py"))
+    recipes.write_text(recipes.read_text() + "\n# as installed\n")
+    command = [python.with_name("dualtoken"), "submit", "scenes", "mine.yaml", "--root", tmp_path / "root"]
+    ended = run(*command, "--address", ray_head.address, folder=tmp_path)
+    assert "scenes tiny-train 00000 done" in ended
+    manifest = planned(load_tiny(tmp_path / "root"), "scenes", "tiny-train").manifest
+    assert manifest is not None
+    assert manifest.counts == {"ok": 40}
+    uploaded = list(ray_head.folder.glob("session_2*/runtime_resources/working_dir_files/*/dualtoken"))
+    assert [(folder / "recipes/__init__.py").read_bytes() for folder in uploaded] == [recipes.read_bytes()]
+    assert not list(ray_head.folder.rglob("keys.env"))

@@ -32,6 +32,7 @@ from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.images.sources import count_source_rows, source_identity
 from tests.helpers.descriptors import no_free_descriptor
 from tests.helpers.downloads import run_all
+from tests.helpers.hostile_images import big_text_png, jpeg_of_many_scans
 from tests.helpers.image_shards import write_img2dataset_shard
 from tests.helpers.images import encode, noise_image
 from tests.helpers.waiting import free_ports
@@ -66,6 +67,37 @@ def job_of(recipe: Recipe, folder: Path, inputs: dict[str, str] | None = None) -
     counts = count_source_rows(recipe, "scenes-train")
     units = tuple(Unit(f"{index:05d}", rows) for index, rows in enumerate(counts))
     return StageJob("download", "scenes-train", recipe, str(folder), "0", inputs or {}, units)
+
+
+def test_each_hostile_image_costs_one_row_and_its_neighbours_nothing(tmp_path: Path) -> None:
+    sound = encode(noise_image(), "JPEG")
+    hostile = {
+        "scans.jpg": (jpeg_of_many_scans(1000), "too_many_scans"),
+        "slow.jpg": (jpeg_of_many_scans(99, side=4000), "too_slow"),
+        "bomb.png": (encode(Image.new("L", (20_000, 20_000))), "too_many_pixels"),
+        "cut.png": (encode(noise_image())[:5000], "truncated_image"),
+        "cut.jpg": (sound[: len(sound) // 2], "truncated_image"),
+        "damaged.png": (big_text_png(noise_image())[:-40] + bytes(40), "broken_image"),
+        "text.jpg": (b"<svg/>", "not_an_image"),
+    }
+    bodies = {name: body for name, (body, _) in hostile.items()}
+    expected: list[str] = []
+    names: list[str] = []
+    for name, (_, reason) in hostile.items():
+        names += [name, f"sound-{len(names)}.jpg"]
+        expected += [reason, ""]
+        bodies[names[-1]] = sound
+    with serve_images(bodies.get) as base:
+        table = pa.table({"url": [f"{base}/{name}" for name in names], "caption": names})
+        pq.write_table(table, tmp_path / "urls.parquet")
+        source = {"kind": "urls", "table": str(tmp_path / "urls.parquet")}
+        recipe = recipe_with(source, max_pixels=100_000_000, decode_seconds=0.5)
+        (output,) = run_all(job_of(recipe, tmp_path), tmp_path / "a")
+    assert output.ledger is not None
+    assert output.ledger["reason"].to_pylist() == expected
+    with ImageShard(tmp_path / "a/00000.tar", tmp_path / "a/00000.parquet") as shard:
+        pictures = [shard.image(row) for row in range(len(names)) if not expected[row]]
+    assert len(set(pictures)) == 1
 
 
 def test_every_row_of_a_table_is_accounted_for_in_order_and_bytes_repeat(tmp_path: Path, server: str) -> None:
