@@ -13,7 +13,7 @@ import numpy as np
 from dualtoken.pipelines.loader.permutation import FeistelPermutation
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import Mask, Quarantine
-from dualtoken.pipelines.loader.windowed_order import WindowedOrder
+from dualtoken.pipelines.loader.windowed_order import WindowedEpochs
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import Buffers, Rows, Words, copy_rows
 from dualtoken.pipelines.tokens.reader import TokenRows
@@ -43,8 +43,13 @@ class SampleReader:
         self.plan = plan
         self.mixture = plan.mixture()
         self._buffers = Buffers()
-        self._windowed_orders: dict[tuple[int, int], WindowedOrder] = {}
-        """Windowed orders by (source, epoch): the last few, since each holds a table of its shards."""
+        self._windowed_epochs: dict[int, WindowedEpochs] = {}
+        """Windowed orders by source, where rows are shuffled within windows."""
+        if plan.shuffle_shards is not None:
+            for source, dataset in enumerate(plan.datasets):
+                self._windowed_epochs[source] = WindowedEpochs(
+                    dataset.bounds(), plan.shuffle_shards, plan.seed, dataset.fingerprint
+                )
         self._quarantine: Quarantine | None = None
         if plan.on_damage == "quarantine" and plan.damage_ledger:
             self._quarantine = Quarantine(plan.damage_ledger, plan.datasets)
@@ -73,19 +78,10 @@ class SampleReader:
 
     def _epoch_order(self, source: int, epoch: int) -> Callable[[Rows], Rows]:
         """Return the function from positions of a source's epoch to rows."""
-        seed = self.plan.seed
-        window = self.plan.shuffle_shards
+        if source in self._windowed_epochs:
+            return self._windowed_epochs[source].epoch(epoch)
         dataset = self.plan.datasets[source]
-        if window is None:
-            return _permutation(len(dataset), seed, epoch, dataset.fingerprint)
-
-        if (source, epoch) not in self._windowed_orders:
-            if len(self._windowed_orders) >= 2 * len(self.plan.datasets):
-                oldest = next(iter(self._windowed_orders))
-                del self._windowed_orders[oldest]
-            order = WindowedOrder(dataset.bounds(), window, seed, epoch, dataset.fingerprint)
-            self._windowed_orders[source, epoch] = order
-        return self._windowed_orders[source, epoch]
+        return _permutation(len(dataset), self.plan.seed, epoch, dataset.fingerprint)
 
     # From rows to what they hold.
 

@@ -13,8 +13,9 @@ from dualtoken.pipelines.core.receipts import receipt_name
 from dualtoken.pipelines.tokens.caption_cache import CaptionCache
 from dualtoken.pipelines.tokens.captions import meta_record, resolve_meta_path
 from dualtoken.pipelines.tokens.checked_files import CheckedFiles, DamagedShardError
-from dualtoken.pipelines.tokens.dataset_index import DatasetIndex, ShardRows
+from dualtoken.pipelines.tokens.dataset_index import DatasetIndex
 from dualtoken.pipelines.tokens.mapped_shards import Rows
+from dualtoken.pipelines.tokens.shard_bounds import ShardRows
 
 
 class DatasetCaptions:

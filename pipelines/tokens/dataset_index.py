@@ -1,21 +1,16 @@
-"""A token dataset's index in memory: which shard a row is in, and what the shard's files must be.
-
-B rows.
-"""
+"""A token dataset's index in memory: which shard a row is in, and what the shard's files must be."""
 
 import hashlib
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from dualtoken.infra.names import PLAIN_NAME, PLAIN_PART, UnsafeNameError
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.receipts import FileRecord, Manifest
 from dualtoken.pipelines.core.tables import read_table
-from dualtoken.pipelines.tokens.mapped_shards import Rows
+from dualtoken.pipelines.tokens.shard_bounds import ShardBounds
 from dualtoken.pipelines.tokens.shards import INDEX_FILE, ROWS_PER_BATCH
 
 _COLUMNS = ["shard", "path", "meta_path", "rows", "bytes", "sha256", "xxh3_128"]
@@ -32,18 +27,7 @@ class IndexEntry(NamedTuple):
     """Path of the file that holds its captions, relative to the dataset's folder."""
 
 
-class ShardRows(NamedTuple):
-    """Requested rows that lie in one shard."""
-
-    number: int
-    """Number of the shard."""
-    places: Rows
-    """Places among the rows that were asked for."""
-    rows: Rows
-    """Numbers of the rows in the shard, 0 the first."""
-
-
-class DatasetIndex:
+class DatasetIndex(ShardBounds):
     """Index of a finished dataset, its shards in order of name."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -56,9 +40,7 @@ class DatasetIndex:
         self._table = read_table(store, INDEX_FILE, _COLUMNS).sort_by("shard").combine_chunks()
         _require_safe_names(store.url, self._table)
         rows = self._table["rows"].to_numpy()
-        self._ends = np.cumsum(rows, dtype=np.int64)
-        self.starts: Rows = self._ends - rows
-        """Row of the dataset that each shard begins with."""
+        super().__init__(rows)
         self.max_batches = -(-int(rows.max(initial=0)) // ROWS_PER_BATCH)
         """Batches of the longest shard."""
         self.largest = int(self._table["bytes"].to_numpy().max(initial=1))
@@ -66,15 +48,6 @@ class DatasetIndex:
 
     def __len__(self) -> int:
         return len(self._table)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all shards."""
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def bounds(self) -> Rows:
-        """Return where each shard's rows begin, and the end."""
-        return np.append(0, self._ends)
 
     def names_and_rows(self) -> list[tuple[str, int]]:
         """Return each shard's name and number of rows."""
@@ -93,26 +66,6 @@ class DatasetIndex:
     def number_of(self, name: str) -> int:
         """Return the number of the shard with a name, -1 where there is none."""
         return self._table["shard"].index(name).as_py()
-
-    def shards_of(self, rows: Rows) -> Rows:
-        """Return the number of each row's shard, (B,)."""
-        within = len(rows) == 0 or (rows.min() >= 0 and rows.max() < self.num_rows)
-        assert within, "a row outside the dataset"
-        return np.searchsorted(self._ends, rows, side="right")
-
-    def shard_of(self, row: int) -> int:
-        """Return the number of one row's shard, in a tenth of the time that `shards_of` takes."""
-        return int(self._ends.searchsorted(row, side="right"))
-
-    def by_shard(self, rows: Rows) -> Iterator[ShardRows]:
-        """Part rows by their shards, which come in order."""
-        shards = self.shards_of(rows)
-        order = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[order])) + 1
-        for places in np.split(order, cuts):
-            if len(places):
-                number = int(shards[places[0]])
-                yield ShardRows(number, places, rows[places] - self.starts[number])
 
 
 def _require_index(store: Store, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualtoken.pipelines.loader.windowed_order import WindowedOrder
+from dualtoken.pipelines.loader.windowed_order import WindowedEpochs, WindowedOrder
 
 SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 
@@ -37,6 +37,7 @@ def test_each_epoch_has_each_row_once_and_touches_the_windows_shards_only(
     assert not left
 
 
+@settings(deadline=None)
 @given(SHARDS, st.integers(1, 6), st.data())
 def test_any_part_of_an_order_is_that_part_of_the_whole(
     rows: list[int], window: int, data: st.DataObject
@@ -62,3 +63,33 @@ def test_a_windows_rows_are_mixed_and_each_epoch_has_other_windows() -> None:
         assert len(set(first[begin : begin + 1000].tolist())) == 10
         assert len(set(first[begin : begin + 200].tolist())) == 10
     assert len(set(first[:1000].tolist()) & set(second[:1000].tolist())) < 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHARDS, st.integers(1, 6))
+def test_windows_say_which_shards_their_positions_read(rows: list[int], size: int) -> None:
+    bounds = bounds_of(rows)
+    order = WindowedEpochs(bounds, size, seed=2, name="a").epoch(5)
+    window = order.window_at(0)
+    seen = 0
+    while True:
+        read = np.searchsorted(bounds, order(np.arange(window.first, window.end)), side="right") - 1
+        filled = {shard for shard in window.shards.tolist() if rows[shard]}
+        assert set(read.tolist()) == filled
+        for position in (window.first, window.end - 1)[: window.end - window.first]:
+            assert order.window_at(position).shards.tolist() == window.shards.tolist()
+        seen += window.end - window.first
+        following = order.window_after(window)
+        if following is None:
+            break
+        window = following
+    assert seen == sum(rows)
+
+
+def test_epochs_are_those_of_one_order_each_and_two_are_kept() -> None:
+    bounds = bounds_of([4, 2, 3, 1])
+    epochs = WindowedEpochs(bounds, 2, seed=0, name="a")
+    for number in (0, 1, 0, 2, 1):
+        expected = WindowedOrder(bounds, 2, 0, number, "a")(np.arange(10))
+        assert epochs.epoch(number)(np.arange(10)).tolist() == expected.tolist()
+    assert epochs.epoch(1) is epochs.epoch(1)
