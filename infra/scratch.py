@@ -6,10 +6,13 @@ Beside a folder lies its lock, which the system releases when the process ends, 
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from dualtoken.infra.names import single_name
 
 PREFIX = "dualtoken-"
 LOCK = ".lock"
@@ -27,6 +30,55 @@ def scratch_folder() -> Iterator[str]:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
         _release(descriptor, lock)
+
+
+@contextmanager
+def shared_scratch_folder(name: str) -> Iterator[Path]:
+    """Make or join the scratch folder of this name for the time of a `with` block.
+
+    It is shared by the processes of this user under this TMPDIR, and removed by the last one that leaves it.
+    Raises `OSError` where the name is taken by another user's folder or by a link.
+    """
+    base = f"{PREFIX}{os.getuid()}-{single_name(name)}"
+    folder = Path(tempfile.gettempdir()) / base
+    lock = f"{folder}{LOCK}"
+    descriptor = _join_lock(lock)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _require_own(folder)
+        yield folder
+    finally:
+        # The others hold the lock too, so only the last one gets it for itself.
+        if _take(descriptor):
+            with suppress(OSError):  # such as for a folder that was not ours to join
+                shutil.rmtree(folder)
+            _release(descriptor, lock)
+        else:
+            os.close(descriptor)
+
+
+def _join_lock(lock: str) -> int:
+    """Open a lock that others may hold too, and hold it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        # Meanwhile the last one that held it may have removed its file.
+        if _is_at(descriptor, lock):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.fstat(descriptor).st_ino == os.stat(path, follow_symlinks=False).st_ino  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
+def _require_own(folder: Path) -> None:
+    state = folder.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        raise FileExistsError(f"{folder} is a link, or another user's: set TMPDIR to a folder of your own")
 
 
 def remove_abandoned() -> int:

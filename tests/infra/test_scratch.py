@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dualtoken.infra.scratch import remove_abandoned, scratch_folder
+from dualtoken.infra.scratch import remove_abandoned, scratch_folder, shared_scratch_folder
 from dualtoken.infra.storage import Store
 
 KILLED = """
@@ -63,6 +63,52 @@ def test_a_link_in_place_of_a_folder_or_lock_is_not_followed(temporary: Path) ->
     (temporary / "dualtoken-b.lock").symlink_to(linked / "file")
     remove_abandoned()
     assert (linked / "file").exists()
+
+
+JOINED = """
+import sys
+from dualtoken.infra.scratch import shared_scratch_folder
+with shared_scratch_folder("copies") as folder:
+    (folder / "theirs").write_bytes(b"1")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_shared_folder_stays_until_the_last_process_leaves_it(temporary: Path) -> None:
+    with shared_scratch_folder("copies") as folder:
+        (folder / "ours").write_bytes(b"1")
+        other = subprocess.Popen(
+            [sys.executable, "-c", JOINED],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == str(folder)
+        assert (folder / "theirs").exists()
+    assert (folder / "ours").exists()
+    assert remove_abandoned() == 0
+    other.communicate("")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_shared_folder_of_killed_processes_is_removed_like_any_other(temporary: Path) -> None:
+    killed = JOINED.replace("sys.stdin.read()", "import os; os.kill(os.getpid(), 9)")
+    subprocess.run([sys.executable, "-c", killed], check=False, env={**os.environ, "TMPDIR": str(temporary)})
+    assert len(list(temporary.glob("dualtoken-*/theirs"))) == 1
+    assert remove_abandoned() == 1
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_shared_folder_is_never_joined_through_a_link(temporary: Path) -> None:
+    target = temporary / "target"
+    target.mkdir()
+    (temporary / f"dualtoken-{os.getuid()}-copies").symlink_to(target)
+    with pytest.raises(FileExistsError, match="set TMPDIR"), shared_scratch_folder("copies"):
+        pass
+    assert target.exists()
 
 
 def test_a_receipt_is_reported_once_its_name_is_on_disk(
