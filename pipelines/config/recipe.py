@@ -4,7 +4,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, Location, not_in_fingerprint
+from dualtoken.model.config.base import (
+    Config,
+    Location,
+    in_fingerprint_unless_default,
+    not_in_fingerprint,
+)
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.config.code import CodeConfig
@@ -13,6 +18,7 @@ from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.config.filter import FilterConfig
 from dualtoken.pipelines.config.load import LoadConfig
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
+from dualtoken.pipelines.config.reader import ReaderConfig
 from dualtoken.pipelines.config.report import ReportConfig
 from dualtoken.pipelines.config.teacher import LocalTeacher, OpenClipTeacher, TargetsConfig, TrainedTeacher
 from dualtoken.pipelines.config.train import TrainConfig
@@ -40,6 +46,7 @@ class Recipe(Config):
     report: ReportConfig = ReportConfig()
     code: CodeConfig = not_in_fingerprint(default=CodeConfig())
     load: LoadConfig = not_in_fingerprint(default=LoadConfig())
+    reader: ReaderConfig = in_fingerprint_unless_default(default=ReaderConfig())
 
     @property
     def training_corpora(self) -> tuple[str, ...]:

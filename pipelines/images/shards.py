@@ -205,6 +205,10 @@ class ImageShard:
             return [None] * len(self)
         return self.metadata[name].to_pylist()
 
+    def member(self, row: int) -> TarMember:
+        """Return where a row's encoded image lies in the tar."""
+        return self._members[row]
+
     def image(self, row: int) -> bytes:
         """Return a row's encoded image; may be called by several threads."""
         member = self._members[row]

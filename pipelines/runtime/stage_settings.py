@@ -26,6 +26,14 @@ def _heldout(recipe: Recipe) -> dict[str, Any]:
     return {"kind": "corpus"}
 
 
+def _sample_order(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides the order of samples; nothing at its default, which is older than the key."""
+    reader = recipe.reader.identity()
+    if not reader:
+        return {}
+    return {"reader": reader}
+
+
 def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Return how the teacher is trained, or the content of the model that is fetched or adopted."""
     settings: dict[str, Any] = {"teacher": recipe.teacher.identity()}
@@ -33,6 +41,7 @@ def teacher_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     if recipe.teacher.kind == "train":
         settings["heldout"] = _heldout(recipe)
         settings["gpu"] = recipe.train.use_gpu
+        settings |= _sample_order(recipe)
     elif recipe.teacher.kind == "open_clip" and isinstance(tower, TowerConfig):
         settings["activation"] = tower.activation
     elif isinstance(recipe.teacher, LocalTeacher):
@@ -48,6 +57,7 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
         "tokenizer": recipe.tokenizer.identity(),
         "train": recipe.train.identity(),
         "heldout": _heldout(recipe),
+        **_sample_order(recipe),
     }
     perceptual = recipe.train.perceptual
     if isinstance(perceptual, LpipsConfig):

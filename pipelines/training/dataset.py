@@ -1,198 +1,200 @@
-"""The training samples of a recipe, by number: image bytes from the shards, targets from the Arrow files.
+"""The training samples of a recipe: image bytes from the shards, targets from the Arrow files.
 
-Which samples a step takes is a pure function of (seed, step, rank). So a run resumes from one integer, and
-under the same batch size gives the same batches to any number of workers.
+Which samples a step takes is a pure function of (seed, step): see `sample_sequence.py`. Nothing is opened
+before it is needed or about to be. Of remote corpora the shards of the window are copied into the machine's
+cache, and ahead of the training those of the next.
 """
 
-import sys
+import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import numpy as np
-import pyarrow as pa
-import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
-from dualtoken.infra.storage import Store
+from dualtoken.infra.scratch import shared_scratch_folder
 from dualtoken.model.vision.faults import UnreadableImageError
-from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.core.tables import finished_files, read_input
+from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.images.samples import is_heldout, kept_samples, open_image_shard
-from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.tokens.shards import read_data_shard
+from dualtoken.pipelines.images.decoding import decode_rgb, peek_size
+from dualtoken.pipelines.inference.image_stream import PIXELS_AT_ONCE, PixelBudget
+from dualtoken.pipelines.tokens.checked_files import DamagedShardError
+from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from dualtoken.pipelines.training.damage import DamageLog
+from dualtoken.pipelines.training.open_shard import OpenShard
+from dualtoken.pipelines.training.sample_index import open_sample_index
+from dualtoken.pipelines.training.sample_sequence import SampleSequence, WindowOfRun
+from dualtoken.pipelines.training.shard_files import ShardFiles
+from dualtoken.pipelines.training.shard_pool import ShardPool
 
-Array = np.ndarray[Any, Any]
-
-
-class SampleLocation(NamedTuple):
-    """Location of a sample's image and targets: shard and row."""
-
-    shard: int
-    """Number of the shard, over all corpora."""
-    image_row: int
-    target_row: int
+_FILLED = 0.9
+"""Share of the cache that shards may fill: it evicts down to that."""
 
 
-class _TrainingShard(NamedTuple):
-    """An image shard, and the targets of its kept samples."""
+class Sample(NamedTuple):
+    """A sample that could be decoded."""
 
-    images: ImageShard
-    targets: pa.Table | None
+    picture: Image.Image
+    shard: OpenShard
+    row: int
+    """Place among the samples of its shard."""
+    epoch: int
+    """Epoch of the run that it is taken in."""
+
+    @property
+    def key(self) -> bytes:
+        """The sample's key."""
+        return self.shard.key(self.row)
+
+    def generator(self, seed: int) -> np.random.Generator:
+        """Return the random numbers of the sample in its epoch, wherever in a batch it comes."""
+        return np.random.default_rng([seed, self.epoch, int.from_bytes(self.key, "big")])
 
 
-class DecodedSamples(NamedTuple):
-    """B samples as a network sees them."""
-
-    numbers: list[int]
-    levels: UInt8[Tensor, "B 3 S S"]
-
-
-View = Callable[[int, Image.Image], UInt8[Tensor, "1 3 S S"]]
-"""What a network sees of a picture, by its place in the batch."""
-
-
-class TargetBatch(NamedTuple):
-    """Stored teacher targets of B samples, float32: N tokens, W channels."""
-
-    pooled: Array
-    """(B, W)"""
-    dense: Array | None
-    """(B, N*W); None where the recipe stores no dense targets."""
+Take = Callable[[int, Sample], None]
+"""Takes a decoded sample, given its place in the batch; called by several threads."""
 
 
 class TrainingSet:
-    """Random access to the samples that training sees; their order does not depend on how they were made."""
+    """Reads the samples of a run by their index in it; close it, or use it in a `with` block."""
 
-    def __init__(self, job: StageJob, scratch: Path, *, with_targets: bool = True) -> None:
-        self._shards: list[_TrainingShard] = []
-        self._locations: list[SampleLocation] = []
-        self._undecodable: set[int] = set()
-        """Samples whose image was damaged since it was scored."""
-        for corpus in job.recipe.training_corpora:
-            self._add_corpus(job, corpus, scratch / corpus, with_targets=with_targets)
+    def __init__(
+        self, job: StageJob, scratch: Path, *, seed: int, num_threads: int, with_targets: bool
+    ) -> None:
+        """Open the index, no shard.
+
+        `num_threads` decode. With targets, samples are those that have some; without, all that were
+        downloaded, with their captions. Held-out samples are left out. Raises `UserError` where none is left.
+        """
+        reader = job.recipe.reader
+        self._window = reader.shuffle_shards
+        self._num_threads = num_threads
+        self._index = open_sample_index(job, "targets" if with_targets else "download", scratch)
+        if not self._index.num_rows:
+            raise UserError("training has no samples: the filter kept none; loosen filter.rules")
+        self._sequence = SampleSequence(self._index, self._window, seed, self._index.identity)
+        self._stack = ExitStack()
+        name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
+        folder = self._stack.enter_context(shared_scratch_folder(f"reader-{name}"))
+        self._cache = ShardCache(folder, int(reader.cache_gb * 1e9))
+        self._files = ShardFiles(job, self._index, self._cache, with_targets=with_targets)
+        self._pool = ShardPool(self._files.open, self._cache, 2 * self._window)
+        self._stack.callback(self._pool.close)
+        self.damage = DamageLog(job.store(), self._index, ends_run=reader.on_damage == "raise")
+        self._budget = PixelBudget(PIXELS_AT_ONCE)
+        self._fitting_window: tuple[int, int] = (-1, -1)
+        """Epoch and number of the window that is known to fit into the cache."""
+        self._num_ahead = 0
+        """Shards of the next window that fit beside this one."""
 
     def __len__(self) -> int:
-        return len(self._locations)
+        """Return the number of samples of an epoch."""
+        return self._index.num_rows
 
-    def _add_corpus(self, job: StageJob, corpus: str, scratch: Path, *, with_targets: bool) -> None:
-        images = job.input("download", corpus)
-        manifest = read_manifest(images)
-        assert manifest is not None, "a job is planned on finished inputs"
-        for name in manifest.units:
-            shard = open_image_shard(images, name, scratch)
-            rows = list(range(len(shard.keys)))
-            targets = None
-            if with_targets:
-                decisions = read_input(job.input("filter", corpus), f"{name}.parquet")
-                rows = [sample.row for sample in kept_samples(shard, decisions)]
-                targets = _read_targets(job.input("targets", corpus), name, scratch / "targets")
-                rows = _rows_with_targets(targets, shard, rows)
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
 
-            for target_row, image_row in enumerate(rows):
-                if not is_heldout(job.recipe, corpus, shard.keys[image_row]):
-                    self._locations.append(SampleLocation(len(self._shards), image_row, target_row))
-            self._shards.append(_TrainingShard(shard, targets))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
 
-    def decode(self, numbers: Sequence[int], view: View) -> DecodedSamples:
-        """Decode samples, one at a time, into what a network sees of them.
+    def close(self) -> None:
+        """End the threads; the cache goes with the last process that uses it."""
+        self._stack.close()
 
-        In the place of a sample that cannot be decoded stands the next one that can: the same for any number
-        of workers, and in a run that resumes. Raises `UserError` where none can.
+    def read(self, first: int, places: Sequence[int], take: Take) -> None:
+        """Decode the samples `first + place` of the run, and give each to `take`; ends when all are taken.
+
+        In the place of a sample that cannot be read stands one that can: the same for any number of ranks,
+        and in a run that resumes. Raises `UserError` where none can be read.
         """
-        decoded: list[int] = []
-        levels: list[UInt8[Tensor, "1 3 S S"]] = []
-        for place, number in enumerate(numbers):
-            found, picture = self._first_decodable(number)
-            decoded.append(found)
-            levels.append(view(place, picture))
-        return DecodedSamples(decoded, torch.cat(levels))
+        samples = first + np.asarray(places, np.int64)
+        self._open_ahead(int(samples[-1]))
+        rows = self._sequence.rows(samples)
+        tasks = list(zip(places, samples.tolist(), rows.tolist(), strict=True))
+        decode = partial(self._take_readable, take)
+        if self._num_threads == 1:
+            for task in tasks:
+                decode(task)
+            return
+        for _ in map_ahead(decode, tasks, self._num_threads, ahead=len(tasks)):
+            pass
 
-    def _first_decodable(self, number: int) -> tuple[int, Image.Image]:
-        """Return the first sample that can be decoded from a number on, and its picture."""
-        for candidate in (*range(number, len(self)), *range(number)):
-            if candidate in self._undecodable:
-                continue
-            try:
-                return candidate, decode_rgb(self._encoded(candidate))
-            except UnreadableImageError as error:
-                self._note_undecodable(candidate, error)
-        raise UserError("no image of the training samples can be decoded: fetch the image shards again")
-
-    def _encoded(self, number: int) -> bytes:
-        location = self._locations[number]
-        return self._shards[location.shard].images.image(location.image_row)
-
-    def _note_undecodable(self, number: int, error: UnreadableImageError) -> None:
-        self._undecodable.add(number)
-        location = self._locations[number]
-        key = self._shards[location.shard].images.keys[location.image_row]
-        print(
-            f"the image of sample {key.hex()} is damaged ({error}): training takes another in its place; "
-            f"{len(self._undecodable)} of {len(self):,} so far",
-            file=sys.stderr,
-            flush=True,
+    def _take_readable(self, take: Take, task: tuple[int, int, int]) -> None:
+        place, sample, row = task
+        if self._took(take, place, sample, row):
+            return
+        for substitute in self._sequence.substitutes(sample):
+            if self._took(take, place, sample, substitute):
+                return
+        raise UserError(
+            f"{self.damage.num_lost:,} of {len(self):,} training samples cannot be read, and none was found "
+            "to take their places: see the lines above, and fetch the image shards again"
         )
 
-    def caption(self, number: int) -> str:
-        """Return a sample's caption."""
-        location = self._locations[number]
-        return self._shards[location.shard].images.captions[location.image_row]
+    def _took(self, take: Take, place: int, sample: int, row: int) -> bool:
+        """Decode one sample and give it to `take`; return whether it could be read."""
+        number = int(self._index.shards_of(np.array([row]))[0])
+        if self.damage.is_lost(row, number):
+            return False
+        row_in_shard = row - int(self._index.starts[number])
+        try:
+            shard = self._pool.get(number)
+            data = shard.encoded(row_in_shard)
+            width, height = peek_size(data)
+            with self._budget.taken(width * height):
+                picture = decode_rgb(data)
+                take(place, Sample(picture, shard, row_in_shard, self._sequence.epoch_of(sample)))
+        except DamagedShardError as error:
+            self.damage.lose_shard(number, error)
+            return False
+        except UnreadableImageError as error:
+            key = self._pool.get(number).key(row_in_shard)
+            self.damage.lose_image(row, number, key, str(error))
+            return False
+        return True
 
-    def targets(self, numbers: Sequence[int]) -> TargetBatch:
-        """Return the targets of samples, in their order."""
-        pooled: list[Array] = []
-        dense: list[Array] = []
-        for number in numbers:
-            row = self._target_row(number)
-            pooled.append(row["pooled"])
-            if "dense" in row:
-                dense.append(row["dense"])
-        return TargetBatch(np.stack(pooled), np.stack(dense) if dense else None)
+    def _open_ahead(self, sample: int) -> None:
+        """Begin to open the shards of a sample's window, and of the next as this one is used up."""
+        window = self._sequence.window_at(sample)
+        self._require_room(window)
+        num_ahead = min(self._num_ahead, math.ceil(2 * window.done * self._window))
+        wanted = window.window.shards.tolist()
+        if num_ahead:
+            following = self._sequence.window_after(window).shards.tolist()
+            wanted += [number for number in following[:num_ahead] if number not in wanted]
+        self._pool.want(wanted)
 
-    def _target_row(self, number: int) -> dict[str, Array]:
-        location = self._locations[number]
-        table = self._shards[location.shard].targets
-        assert table is not None, "opened without targets"
-        columns: dict[str, Array] = {}
-        for name in ("pooled", "dense"):
-            if name in table.column_names:
-                values = table[name][location.target_row].values.to_numpy()
-                columns[name] = values.astype(np.float32)
-        return columns
+    def _require_room(self, window: WindowOfRun) -> None:
+        """Raise `UserError` unless the copies of a window's shards fit into the cache together."""
+        this_window = (window.epoch, window.window.number)
+        if this_window == self._fitting_window:
+            return
+        self._fitting_window = this_window
+        self._num_ahead = self._window
+        if self._files.are_local:
+            return
+        sizes = list(map_ahead(self._bytes_of, window.window.shards.tolist()))
+        room = self._cache.max_bytes * _FILLED
+        if sum(sizes) > room:
+            raise UserError(
+                f"reader.cache_gb={self._cache.max_bytes / 1e9:g} holds less than the {len(sizes)} shards "
+                f"that are shuffled together, {sum(sizes) / 1e9:.3g} GB: raise it, or lower "
+                f"reader.shuffle_shards={self._window}"
+            )
+        self._num_ahead = int((room - sum(sizes)) / max(*sizes, 1))
 
-
-def _read_targets(stored: Store, shard: str, scratch: Path) -> pa.Table:
-    """Read the targets of an image shard, copied to `scratch` where they are remote."""
-    file = f"{shard}.arrow"
-    with finished_files(stored, file):
-        return read_data_shard(stored.local_copy(file, scratch))
-
-
-def _rows_with_targets(targets: pa.Table, shard: ImageShard, kept_rows: Sequence[int]) -> list[int]:
-    """Return the kept rows that have targets, in their order: all whose image could be decoded then."""
-    keys = set(targets["key"].to_pylist())
-    rows = [row for row in kept_rows if shard.keys[row] in keys]
-    assert targets["key"].to_pylist() == [shard.keys[row] for row in rows], "targets name other samples"
-    return rows
-
-
-def batch_numbers(num_samples: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Return the samples of a step: epochs are seeded permutations, laid end to end."""
-    first = step * batch_size
-    numbers: list[int] = []
-    for position in range(first, first + batch_size):
-        epoch, position_in_epoch = divmod(position, num_samples)
-        numbers.append(_epoch_order(num_samples, seed, epoch)[position_in_epoch])
-    return numbers
-
-
-@lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
-def _epoch_order(num_samples: int, seed: int, epoch: int) -> Array:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+    def _bytes_of(self, number: int) -> int:
+        try:
+            return self._files.records(number).bytes
+        except DamagedShardError:
+            return 0  # whoever reads the shard says so

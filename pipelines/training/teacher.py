@@ -1,6 +1,7 @@
 """Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError, user_error_on_divergence
 from dualtoken.pipelines.inference.networks import stage_device
-from dualtoken.pipelines.training.dataset import TrainingSet
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.teacher_batches import TeacherDataLoader
@@ -134,24 +134,20 @@ def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None
         scratch_folder() as scratch,
         process_settings(job.recipe.train.cpus_per_worker),
         MetricsLog(job.store(), Path(scratch), job.label, settings.steps) as log,
+        ExitStack() as stack,
     ):
-        samples = TrainingSet(job, Path(scratch), with_targets=False)
-        if len(samples) < settings.batch_size:
-            raise UserError(
-                f"teacher.batch_size={settings.batch_size} is over the {len(samples)} training samples: "
-                "lower it"
-            )
+        data_loader = stack.enter_context(TeacherDataLoader(job, settings, device, Path(scratch)))
         try:
             trainer = TeacherTrainer(settings, device)
         except ValueError as error:
             raise UserError(f"teacher: {error}") from None
         steps = range(settings.steps)
-        data_loader = TeacherDataLoader(samples, settings)
         batches = map_ahead(data_loader.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
         started = time.monotonic()
         for step, (images, tokens) in zip(steps, batches, strict=True):
             with user_error_on_divergence():
-                metrics = trainer.train_step(images.to(device), tokens.to(device))
+                images_there = images.to(device, non_blocking=True)
+                metrics = trainer.train_step(images_there, tokens.to(device, non_blocking=True))
             if step % LOG_EVERY == 0 or step == settings.steps - 1:
                 num_images = (step + 1) * settings.batch_size
                 images_per_second = num_images / (time.monotonic() - started)

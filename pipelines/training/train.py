@@ -45,7 +45,7 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
     num_threads = train.cpus_per_worker if context.device.type == "cpu" else None
     with scratch_folder() as name, process_settings(num_threads), ExitStack() as stack:
         scratch = Path(name)
-        data_loader = TrainDataLoader(job, context, scratch)
+        data_loader = stack.enter_context(TrainDataLoader(job, context, scratch))
         state = _open_state(job, context, scratch)
         first_step = state.step
         log = None
@@ -58,7 +58,7 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
         started = time.monotonic()
         for step, batch in zip(steps, batches, strict=True):
             with user_error_on_divergence():
-                images = batch.images.to(context.device)
+                images = batch.images.to(context.device, non_blocking=True)
                 targets = data_loader.targets(batch, images)
                 metrics = train_step(state, normalize(images), targets).present()
 

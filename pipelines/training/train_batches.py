@@ -1,12 +1,13 @@
-"""Batches of the tokenizer's training: a rank's share of each step's images, and the teacher's targets."""
+"""Batches of the tokenizer's training: a rank's share of each step's images, and the teacher's targets.
 
-from collections.abc import Sequence
+B images, N tokens, W channels.
+"""
+
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dualtoken.model.precision import tower_precision
@@ -14,72 +15,100 @@ from dualtoken.model.teacher.teacher import TeacherTargets, load_teacher
 from dualtoken.model.vision.augment import random_crop
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.training.dataset import TrainingSet, batch_numbers
+from dualtoken.pipelines.training.dataset import Sample, TrainingSet
 from dualtoken.pipelines.training.train_context import RankContext
 
 
 class TrainBatch(NamedTuple):
-    """A rank's share of a step: B images, N tokens, W channels."""
+    """A rank's share of a step, in pinned memory beside a GPU."""
 
     images: Tensor
     """(B, 3, S, S), uint8."""
     pooled: Tensor | None
-    """(B, W), the teacher's pooled output; None where the teacher runs beside the training."""
+    """(B, W), float32, the teacher's pooled output; None where the teacher runs beside the training."""
     dense: Tensor | None
-    """(B, N, W), its tokens; None likewise."""
+    """(B, N, W), float16 as it is stored, its tokens; None likewise."""
 
 
 class TrainDataLoader:
-    """Loads one rank's share of each step's batch."""
+    """Loads one rank's share of each step's batch; close it, or use it in a `with` block."""
 
     def __init__(self, job: StageJob, context: RankContext, scratch: Path) -> None:
         self._job = job
         self._context = context
-        self._samples = TrainingSet(job, scratch / "samples")
-        if not len(self._samples):
-            raise UserError("training has no samples: the filter kept none; loosen filter.rules")
+        train = job.recipe.train
+        beside_gpu = context.device.type == "cuda"
+        num_threads = job.recipe.reader.threads(cpus=train.cpus_per_worker, beside_gpu=beside_gpu)
+        self.samples = TrainingSet(
+            job, scratch / "samples", seed=train.seed, num_threads=num_threads, with_targets=True
+        )
+        self._pin_memory = beside_gpu
         self._teacher = None
         has_stored_targets = job.recipe.targets.dense
         if not has_stored_targets:
             folder = job.input("teacher").local_folder(scratch / "teacher")
             self._teacher = load_teacher(folder, context.device)
 
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self.samples.close()
+
     def load(self, step: int) -> TrainBatch:
         """Read and decode a step's samples; runs in a thread, ahead of the training."""
-        recipe = self._job.recipe
-        whole_batch = batch_numbers(len(self._samples), recipe.train.batch_size, recipe.train.seed, step)
-        share = rank_share(len(whole_batch), self._context)
-        numbers = [whole_batch[place] for place in share]
+        train = self._job.recipe.train
+        share = rank_share(train.batch_size, self._context)
+        batch = self._empty_batch(len(share))
 
-        def view(place: int, picture: Image.Image) -> Tensor:
-            if recipe.train.random_crop:
-                picture = self.crop(picture, step, share[place])
-            return to_tensor([picture], recipe.tokenizer.image_size)
+        def take(place: int, sample: Sample) -> None:
+            index = place - share.start
+            batch.images[index] = self.view(sample)[0]
+            if batch.pooled is not None and batch.dense is not None:
+                batch.pooled[index] = _copied(sample, "pooled")
+                batch.dense[index] = _copied(sample, "dense").unflatten(0, batch.dense.shape[1:])
 
-        decoded = self._samples.decode(numbers, view)
+        self.samples.read(step * train.batch_size, share, take)
+        return batch
+
+    def _empty_batch(self, size: int) -> TrainBatch:
+        tokenizer = self._job.recipe.tokenizer
+        side = tokenizer.image_size
+        images = torch.empty((size, 3, side, side), dtype=torch.uint8, pin_memory=self._pin_memory)
         if self._teacher:
-            return TrainBatch(decoded.levels, None, None)
-        return self._with_stored_targets(decoded.levels, decoded.numbers)
+            return TrainBatch(images, None, None)
+        width = tokenizer.tower.width
+        pooled = torch.empty((size, width), dtype=torch.float32, pin_memory=self._pin_memory)
+        tokens = (size, tokenizer.grid_size**2, width)
+        dense = torch.empty(tokens, dtype=torch.float16, pin_memory=self._pin_memory)
+        return TrainBatch(images, pooled, dense)
 
-    def _with_stored_targets(self, images: Tensor, numbers: Sequence[int]) -> TrainBatch:
-        targets = self._samples.targets(numbers)
-        assert targets.dense is not None, "the targets stage stored dense targets"
-        width = self._job.recipe.tokenizer.tower.width
-        dense = torch.from_numpy(targets.dense).unflatten(1, (-1, width))
-        return TrainBatch(images, torch.from_numpy(targets.pooled), dense)
+    def view(self, sample: Sample) -> Tensor:
+        """Return what the network sees of a sample, (1, 3, S, S), uint8.
 
-    def crop(self, picture: Image.Image, step: int, place: int) -> Image.Image:
-        """Crop at random, by the place in the whole batch: a resumed run, or more workers, draw the same."""
-        recipe = self._job.recipe
-        assert recipe.train.random_crop
-        generator = np.random.default_rng([recipe.train.seed, step, place])
-        return random_crop(picture, recipe.tokenizer.image_size, recipe.train.random_crop, generator)
+        A random crop is drawn from seed, epoch and key: a run that resumes, another number of ranks and
+        another batch size draw the same.
+        """
+        train = self._job.recipe.train
+        size = self._job.recipe.tokenizer.image_size
+        picture = sample.picture
+        if train.random_crop:
+            picture = random_crop(picture, size, train.random_crop, sample.generator(train.seed))
+        return to_tensor([picture], size)
 
     def targets(self, batch: TrainBatch, images: Tensor) -> TeacherTargets:
         """Return the teacher's targets for a batch: the stored ones, or those that it computes now.
 
-        `images` are the batch's images on the device; the teacher sees them in the run's precision.
+        `images` are the batch's images on the device; the teacher sees them in the run's precision. Stored
+        tokens stay float16; the loss computes in float32.
         """
         recipe = self._job.recipe
         device = self._context.device
@@ -88,7 +117,13 @@ class TrainDataLoader:
                 return self._teacher.targets(images, recipe.tokenizer.semantic_block)
         assert batch.pooled is not None
         assert batch.dense is not None
-        return TeacherTargets(batch.pooled.to(device), batch.dense.to(device))
+        pooled = batch.pooled.to(device, non_blocking=True)
+        return TeacherTargets(pooled, batch.dense.to(device, non_blocking=True))
+
+
+def _copied(sample: Sample, column: str) -> Tensor:
+    """Return a stored target; a copy, since torch takes no array that may not be written to."""
+    return torch.from_numpy(sample.shard.target(column, sample.row).copy())
 
 
 def rank_share(batch_size: int, context: RankContext) -> range:

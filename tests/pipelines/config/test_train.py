@@ -76,6 +76,17 @@ def test_settings_that_came_later_enter_the_fingerprint_only_where_they_are_set(
     assert compiled == plain | {"compile": True}
 
 
+@pytest.mark.parametrize("stage", ["teacher", "train"])
+def test_only_the_window_of_the_shuffle_enters_the_fingerprint_and_only_where_it_is_set(stage: str) -> None:
+    def settings(*overrides: str) -> object:
+        return get_stage(stage).settings(load_recipe("scenes", overrides), None)
+
+    machine = ("reader.decode_threads=3", "reader.cache_gb=1", "reader.check=never", "reader.on_damage=raise")
+    assert "reader" not in str(settings())
+    assert settings(*machine) == settings()
+    assert settings("reader.shuffle_shards=4") != settings()
+
+
 def test_weights_enter_the_fingerprint_by_content_not_by_name(tmp_path: Path) -> None:
     def settings(part: str, name: str) -> object:
         perceptual = f"train.perceptual={{kind: lpips, {part}: {tmp_path / name}}}"

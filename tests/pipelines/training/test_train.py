@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from dualtoken.infra.storage import Store
@@ -62,24 +61,30 @@ class Rank(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-def test_crops_follow_the_seed_the_step_and_the_place_in_the_batch_of_all_workers(
-    root: Path, load_tiny: LoadTiny, tmp_path: Path
-) -> None:
-    recipe = load_tiny(root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}")
-    run_command("targets", recipe, LocalExecutor(), lambda _: None)
-    job = planned_job(recipe, "train")
+def test_crops_follow_the_seed_the_epoch_and_the_key(root: Path, load_tiny: LoadTiny, tmp_path: Path) -> None:
+    small = load_tiny(root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}")
+    large = load_tiny(
+        root, "targets.dense=false", "train.random_crop={scale: [0.3, 0.9]}", "train.batch_size=12"
+    )
+    run_command("targets", small, LocalExecutor(), lambda _: None)
+    job = planned_job(small, "train")
 
-    alone = TrainDataLoader(job, Rank(0, 1), tmp_path / "alone")
-    first = TrainDataLoader(job, Rank(0, 2), tmp_path / "first")
-    second = TrainDataLoader(job, Rank(1, 2), tmp_path / "second")
-    images = alone.load(2).images
-    assert torch.equal(first.load(2).images, images[:4])
-    assert torch.equal(second.load(2).images, images[4:])
-    picture = Image.linear_gradient("L").rotate(45)
-    crop = alone.crop(picture, step=0, place=0)
-    assert alone.crop(picture, step=0, place=0) == crop
-    assert alone.crop(picture, step=1, place=0) != crop
-    assert alone.crop(picture, step=0, place=1) != crop
+    with TrainDataLoader(job, Rank(0, 1), tmp_path) as alone:
+        images = [alone.load(step).images for step in range(9)]
+        first = TrainDataLoader(job, Rank(0, 2), tmp_path)
+        second = TrainDataLoader(job, Rank(1, 2), tmp_path)
+        with first, second:
+            assert torch.equal(first.load(2).images, images[2][:4])
+            assert torch.equal(second.load(2).images, images[2][4:])
+        with TrainDataLoader(planned_job(large, "train"), Rank(0, 1), tmp_path) as other:
+            in_twelves = torch.cat([other.load(step).images for step in range(6)])
+        in_eights = torch.cat(images)
+        assert torch.equal(in_twelves, in_eights)
+        num_samples = len(alone.samples)
+        assert num_samples == 36
+        epochs = in_eights.flatten(1)[: 2 * num_samples].split(num_samples)
+    # The second epoch has the same pictures, cropped otherwise.
+    assert not {row.numpy().tobytes() for row in epochs[0]} & {row.numpy().tobytes() for row in epochs[1]}
 
 
 def test_a_teacher_beside_the_training_computes_in_its_precision(
@@ -90,9 +95,9 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
         recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
         run_command("targets", recipe, LocalExecutor(), lambda _: None)
         job = planned_job(recipe, "train")
-        batches = TrainDataLoader(job, Rank(0, 1), tmp_path / precision)
-        batch = batches.load(0)
-        dense.append(batches.targets(batch, batch.images).dense)
+        with TrainDataLoader(job, Rank(0, 1), tmp_path / precision) as batches:
+            batch = batches.load(0)
+            dense.append(batches.targets(batch, batch.images).dense)
     assert not torch.equal(dense[1], dense[0])
     torch.testing.assert_close(dense[1].float(), dense[0], rtol=0.1, atol=0.1)
 
