@@ -131,6 +131,9 @@ def test_a_damaged_shard_is_named_once_and_others_take_its_samples_places_on_eve
     with opened(job, num_threads=3) as samples:
         found = taken(samples, 0, range(2 * SIZE))
         assert samples.damage.num_lost == 9
+        flip_byte(tmp_path / "shards/00002.tar")
+        assert not lost & set(taken(samples, 2 * SIZE, range(SIZE)))  # until the process ends
+        flip_byte(tmp_path / "shards/00002.tar")
     (said,) = capsys.readouterr().err.splitlines()
     for number, expected in zip(found, whole, strict=True):
         if expected in lost:
