@@ -59,7 +59,8 @@ def rates(root: Path, rounds: int, num_batches: int) -> None:
         wall, cpu = _median(answers, "wall_rate"), _median(answers, "cpu_rate")
         print(
             f"{reader:11} {threads} {wall:9,.0f} by the clock, {cpu:9,.0f} by processor seconds; "
-            f"one thread of ours: {ours['wall_rate'] / wall:5.2f} and {ours['cpu_rate'] / cpu:5.2f} times that",
+            f"one thread of ours: {ours['wall_rate'] / wall:5.2f} and "
+            f"{ours['cpu_rate'] / cpu:5.2f} times that",
             flush=True,
         )
 
