@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 
 class Muon(torch.optim.Muon):
     """torch's Muon with the step sizes of AdamW, in float32 on a CPU; its state is that of torch's.
 
-    Matrices of one shape are brought to their steps together. On a GPU, or where matrices are sharded, a step
-    is torch's own.
+    Matrices of one shape are brought to their steps together. Sharded ones are gathered for it: their step is
+    that of the whole matrix, which every rank computes. On a GPU the step of whole matrices is torch's own.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every matrix that has a gradient."""
         assert closure is None, "a training step computes its gradients before"
-        if not all(_is_plain_on_cpu(matrix) for group in self.param_groups for matrix in group["params"]):
+        if all(_is_whole_on_gpu(matrix) for group in self.param_groups for matrix in group["params"]):
             super().step()
             return
         for group in self.param_groups:
@@ -54,13 +55,17 @@ class Muon(torch.optim.Muon):
 
     def _move(self, matrices: list[Tensor], group: Mapping[str, Any]) -> None:
         """Move matrices of one shape."""
-        updates = torch.stack([self._update(matrix, group["momentum"]) for matrix in matrices])
-        directions = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"])
+        updates = torch.stack([_whole(self._update(matrix, group["momentum"])) for matrix in matrices])
+        if updates.device.type != "cpu":
+            updates = updates.bfloat16()  # as torch's own
+        directions = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"]).to(
+            matrices[0].dtype
+        )
         rate = group["lr"]
         step_size = 0.2 * math.sqrt(max(matrices[0].shape)) * rate
         for matrix, direction in zip(matrices, directions, strict=True):
             matrix.mul_(1 - rate * group["weight_decay"])
-            matrix.add_(direction, alpha=-step_size)
+            matrix.add_(_sharded_like(matrix, direction), alpha=-step_size)
 
     def _update(self, matrix: Tensor, momentum: float) -> Float[Tensor, "R C"]:
         """Return Nesterov's update of a matrix, and keep its momentum."""
@@ -73,9 +78,25 @@ class Muon(torch.optim.Muon):
         return matrix.grad.lerp(average, momentum)
 
 
-def _is_plain_on_cpu(matrix: Tensor) -> bool:
-    """Tell whether a parameter is a whole tensor in this process's memory, and no shard of one."""
-    return matrix.device.type == "cpu" and type(matrix.data) is Tensor
+def _is_whole_on_gpu(matrix: Tensor) -> bool:
+    """Tell whether a parameter is a whole tensor in a GPU's memory."""
+    return matrix.device.type != "cpu" and not isinstance(matrix, DTensor)
+
+
+def _whole(update: Tensor) -> Tensor:
+    """Return an update as a whole matrix, gathered from all ranks where it is sharded."""
+    if isinstance(update, DTensor):
+        return update.full_tensor()
+    return update
+
+
+def _sharded_like(matrix: Tensor, direction: Float[Tensor, "R C"]) -> Tensor:
+    """Return a direction, which every rank has, in the shards of a parameter."""
+    if not isinstance(matrix, DTensor):
+        return direction
+    mesh = matrix.device_mesh
+    replicated = DTensor.from_local(direction, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(mesh, matrix.placements)
 
 
 def _by_shape(matrices: Iterable[Tensor]) -> dict[torch.Size, list[Tensor]]:

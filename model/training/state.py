@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 from torch._functorch import config as functorch_config
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -26,8 +27,9 @@ class TrainState:
     """Model, optimisers, averages and the number of steps done.
 
     It is all that a resumed run needs, but the data's order. `wrap` puts the tokenizer into
-    DistributedDataParallel with forward_sync_buffers=False: the codebooks are buffers, and `train_step` keeps
-    them equal on all ranks. `perceptual` is the network of `config.perceptual`.
+    DistributedDataParallel with forward_sync_buffers=False, or shards it in place by FSDP2: the codebooks are
+    buffers, and `train_step` keeps them equal on all ranks. `perceptual` is the network of
+    `config.perceptual`.
 
     Raises ValueError if the phase trains nothing of this tokenizer, or cannot keep its streams apart.
     """
@@ -43,10 +45,20 @@ class TrainState:
         self.tokenizer = tokenizer
         self.config = config
         self.step = 0
+        self.accumulate_steps = config.accumulate_steps
+        """Parts that a rank takes its share of a batch in; another number gives the same step."""
         self.streams = streams_in_training(config)
         # This order matters: wrapper and optimiser take those parameters that have gradients at that moment.
         freeze(tokenizer, config)
+        self.average = None
+        if config.weight_ema:
+            # A sharded model cannot be copied any more.
+            self.average = AveragedModel(
+                tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.weight_ema.decay)
+            )
         self.model = _wrapped(tokenizer, wrap)
+        if self.average and wrap and isinstance(self.model, FSDPModule):
+            wrap(cast("DualTokenizer", self.average.module))
         self.optimizer = build_optimizer(
             self.tokenizer,
             config.optimizer,
@@ -63,11 +75,6 @@ class TrainState:
         self.adversary = None
         if config.gan and self.streams.pixel:
             self.adversary = Adversary(config.gan, steps=config.steps, seed=config.seed, device=self.device)
-        self.average = None
-        if config.weight_ema:
-            self.average = AveragedModel(
-                tokenizer, multi_avg_fn=get_ema_multi_avg_fn(config.weight_ema.decay)
-            )
         self._compiled: dict[Callable[..., Any], Any] = {}
 
     @property
@@ -111,7 +118,7 @@ class TrainState:
     def compiled(self, function: Function, *, calls_model: bool = False) -> Function:
         """Return a function of the step as the configuration wants it run: as it stands, or by torch.compile.
 
-        It becomes one graph; if it calls a model that DistributedDataParallel wraps, a few.
+        It becomes one graph; if it calls a model that is wrapped or sharded, a few.
         """
         if not self.config.compile:
             return function
@@ -119,7 +126,8 @@ class TrainState:
             # A setting of the whole process. The adaptive weight of a GAN goes through a graph twice, and a
             # graph that gives its buffers away can be gone through only once.
             functorch_config.donated_buffer = False
-            one_graph = self.model is self.tokenizer or not calls_model
+            is_plain = self.model is self.tokenizer and not isinstance(self.model, FSDPModule)
+            one_graph = is_plain or not calls_model
             self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=one_graph)
         return self._compiled[function]
 

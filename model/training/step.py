@@ -1,10 +1,10 @@
-"""One step of the tokenizer's training, the same on one process and under DistributedDataParallel.
+"""One step of the tokenizer's training, the same on one process, under DistributedDataParallel and FSDP2.
 
 B images of S by S pixels on this rank.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
@@ -75,10 +77,16 @@ class _MicroBatchResult(NamedTuple):
     """Semantic tokens with their codes."""
 
 
-def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets) -> TrainMetrics:
+def train_step(
+    state: TrainState,
+    images: Float[Tensor, "B 3 S S"],
+    targets: TeacherTargets,
+    check: Callable[[float], None] | None = None,
+) -> TrainMetrics:
     """Take one step on images of -1 to 1 and the teacher's targets of the same images.
 
-    Raises FloatingPointError, before any weight changes, if a loss or its gradient is not finite.
+    `check` is called with the gradient's norm before any weight changes, and may raise an error against the
+    step. Raises FloatingPointError, before any weight changes, if a loss or its gradient is not finite.
     """
     config = state.config
     adversary = _adversary(state)
@@ -95,14 +103,16 @@ def train_step(state: TrainState, images: Float[Tensor, "B 3 S S"], targets: Tea
     if adversary:
         adversary.optimizer.zero_grad()
 
-    results = _backward_all(state, _split(_Batch(images, targets), config.accumulate_steps))
+    results = _backward_all(state, _split(_Batch(images, targets), state.accumulate_steps))
     figures = _mean_losses(results)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    figures["gradient_norm"] = nn.utils.get_total_norm(gradients)
+    figures["gradient_norm"] = _whole(nn.utils.get_total_norm(gradients))
     if adversary:
         figures["discriminator_gradient_norm"] = adversary.finish_backward()
     metrics = _metrics(figures, rate)
     _check_finite(metrics, state.step)
+    if check is not None:
+        check(metrics.gradient_norm)
 
     # From here on weights and codebooks change.
     if config.max_gradient_norm is not None:
@@ -196,9 +206,18 @@ def _backward(
 
 def _gradient_sync(state: TrainState, *, last: bool) -> AbstractContextManager[object]:
     """Return the context of a backward pass: ranks average their gradients in the last micro-batch only."""
-    if isinstance(state.model, DistributedDataParallel) and not last:
+    if isinstance(state.model, FSDPModule):
+        state.model.set_requires_gradient_sync(last)
+    elif isinstance(state.model, DistributedDataParallel) and not last:
         return state.model.no_sync()
     return nullcontext()
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """Return a number over all ranks: that of sharded gradients has a part on each."""
+    if isinstance(norm, DTensor):
+        return norm.full_tensor()
+    return norm
 
 
 def forward_losses(

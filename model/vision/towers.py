@@ -106,6 +106,11 @@ def tower_depth(tower: Tower) -> int:
     return len(_blocks(tower))
 
 
+def tower_blocks(tower: Tower) -> list[nn.Module]:
+    """Return the transformer blocks, in their order."""
+    return list(_blocks(tower))
+
+
 def activation_of(tower: Tower) -> str | None:
     """Return our name of the activation in a tower's MLPs, `gelu` or `gelu_tanh`; None for another one."""
     mlp = getattr(_blocks(tower)[0], "mlp", None)
