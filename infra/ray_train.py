@@ -4,11 +4,14 @@ The training loop is the caller's, and so are its checkpoints: a loop begins wit
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec.core
 import ray
@@ -20,16 +23,19 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal import util as ray_train_util
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
 from dualtoken.infra.ray_session import environment
+from dualtoken.infra.ray_stop_notice import StopNotice, forwarding_stop_requests
 
 POLL_SECONDS = 0.5
 """Time between two looks of the controller at its workers; 2 s by Ray's default."""
@@ -43,13 +49,11 @@ class WorkerRun:
     """Rank, 0 to world_size - 1; after a restart a worker may have another one."""
     world_size: int
     device: torch.device
+    stop_notice: StopNotice
 
-    def wrap(self, model: torch.nn.Module, **ddp_options: Any) -> torch.nn.Module:  # noqa: ANN401
-        """Move a model to the device and average its gradients over the workers.
-
-        Buffers are equal at the start only. `ddp_options` are those of DistributedDataParallel.
-        """
-        return prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False, **ddp_options})
+    def asked_to_stop(self) -> bool:
+        """Tell whether the driver was asked to end, and asks its workers to end; one of them hears of it."""
+        return self.rank == 0 and self.stop_notice.is_given()
 
 
 Loop = Callable[[dict[str, Any], WorkerRun], None]
@@ -65,27 +69,37 @@ def fit(
     name: str,
     storage_path: str,
     is_final: IsFinal,
-    num_workers: int = 1,
+    group_sizes: Sequence[int] = (1,),
     cpus_per_worker: int = 1,
     use_gpu: bool = False,
     max_failures: int = 0,
+    progress: Callable[[], int | None] | None = None,
+    collective_timeout_seconds: float = 1800.0,
 ) -> None:
-    """Run `loop` in `num_workers` processes, on CPUs over gloo or one GPU each over nccl.
+    """Run `loop` in a group of processes, on CPUs over gloo or one GPU each over nccl.
+
+    The group has one of `group_sizes`, in rising order: the largest that the cluster has room for, whenever
+    it starts, and a larger one once there is room for it.
 
     Needs a Ray session. `storage_path` is a folder or any fsspec URL that all nodes reach; Ray looks whether
     they do, by a file in its folder `name`. After a failure the workers are started again, `max_failures`
-    times at most.
+    times at most; where `progress` tells something new, such as the step of a checkpoint, the failures before
+    it are forgotten. It is pickled too. Where the caller defers stop requests, workers are told of one.
 
     Raises a loop's error that `is_final` at once, as it is. Raises ProcessesDied where workers died too
     often, and TrainingFailedError where the loop failed otherwise.
     """
+    notice = StopNotice(uuid.uuid4().hex)
+    _remove_snapshot(name, storage_path)
     trainer = _Trainer(
-        is_final,
-        partial(_run_loop, loop),
+        _Policy(is_final, progress, tuple(group_sizes)),
+        partial(_run_loop, loop, notice),
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=math.ceil(collective_timeout_seconds)
+        ),
         scaling_config=ScalingConfig(
-            num_workers=num_workers,
+            num_workers=_num_workers(group_sizes),
             use_gpu=use_gpu,
             resources_per_worker=_resources(cpus_per_worker, use_gpu),
         ),
@@ -93,7 +107,7 @@ def fit(
     )
     # Train needs this actor; it starts now, beside the controller and not after it.
     get_or_create_autoscaling_coordinator()
-    with environment(_variables()):
+    with environment(_variables()), forwarding_stop_requests(notice):
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -102,10 +116,21 @@ def fit(
                 raise own_error from error
             if lost_workers(error):
                 raise ProcessesDied(
-                    f"{name}: workers died more than {max_failures} times (max_failures), "
+                    f"{name}: workers died more than {max_failures} times without a new checkpoint "
+                    "(max_failures), "
                     "as of too little memory or a crash"
                 ) from error
             raise
+
+
+def _remove_snapshot(name: str, storage_path: str) -> None:
+    """Remove Ray's list of the checkpoints that it made, of another run: we make ours, and ask it for none.
+
+    Ray reads it before it starts any worker, and ends the run where it is cut.
+    """
+    filesystem, root = fsspec.core.url_to_fs(storage_path)
+    with suppress(FileNotFoundError):
+        filesystem.rm_file(f"{root}/{name}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}")
 
 
 def _run_config(name: str, storage_path: str, max_failures: int) -> RunConfig:
@@ -126,18 +151,58 @@ def _is_local(filesystem: Any) -> bool:  # noqa: ANN401  (fsspec has no types)
     return "file" in protocols
 
 
-class _FailurePolicy(DefaultFailurePolicy):
-    """Restarts the workers as Ray Train does by default, but for errors that would only come again."""
+class _Policy(NamedTuple):
+    """The caller's part in what a failure leads to."""
 
-    def __init__(self, failure_config: FailureConfig, is_final: IsFinal) -> None:
+    is_final: IsFinal
+    progress: Callable[[], int | None] | None
+    group_sizes: tuple[int, ...]
+
+
+def _num_workers(group_sizes: Sequence[int]) -> int | tuple[int, int]:
+    """Return a fixed number of workers, or the fewest and the most of them."""
+    if len(group_sizes) == 1:
+        return group_sizes[0]
+    return group_sizes[0], group_sizes[-1]
+
+
+class _GroupSizes(ElasticScalingPolicy):
+    """Takes the largest of the sizes that a group may have, and waits where there is room for none."""
+
+    def __init__(self, scaling_config: ScalingConfig, sizes: tuple[int, ...]) -> None:
+        super().__init__(scaling_config)
+        self._sizes = sizes
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ANN401  (Ray's own type)
+        room = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self._sizes if size <= room), default=0)
+
+
+class _FailurePolicy(DefaultFailurePolicy):
+    """Restarts the workers as Ray Train does by default, but for errors that would only come again.
+
+    It counts failures since the last progress, not over a run's life: a long run meets many.
+    """
+
+    def __init__(self, failure_config: FailureConfig, policy: _Policy) -> None:
         super().__init__(failure_config)
-        self._is_final = is_final
+        self._policy = policy
+        self._last_progress: int | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Decide what a failure leads to."""
-        if _find_final(training_failed_error, self._is_final) is not None:
+        if _find_final(training_failed_error, self._policy.is_final) is not None:
             return FailureDecision.RAISE
+        self._forget_failures_before_progress()
         return super().make_decision(training_failed_error)
+
+    def _forget_failures_before_progress(self) -> None:
+        if self._policy.progress is None:
+            return
+        progress = self._policy.progress()
+        if progress != self._last_progress:
+            self._last_progress = progress
+            self._worker_group_failures = 0
 
 
 class _Trainer(TorchTrainer):
@@ -146,14 +211,16 @@ class _Trainer(TorchTrainer):
     It has no watcher of orphaned placement groups, where they end with the session anyway.
     """
 
-    def __init__(self, is_final: IsFinal, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (Ray's own)
+    def __init__(self, policy: _Policy, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (Ray's own)
         super().__init__(*arguments, **options)
-        self._is_final = is_final
+        self._policy = policy
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:  # noqa: ANN401
         failure_config = self.run_config.failure_config
         assert failure_config is not None
-        options["failure_policy"] = _FailurePolicy(failure_config, self._is_final)
+        options["failure_policy"] = _FailurePolicy(failure_config, self._policy)
+        if self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = _GroupSizes(self.scaling_config, self._policy.group_sizes)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -187,14 +254,21 @@ def _variables() -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
-def _run_loop(loop: Loop, settings: dict[str, Any]) -> None:
+def _run_loop(loop: Loop, notice: StopNotice, settings: dict[str, Any]) -> None:
     """Run the caller's loop in a worker."""
     context = ray.train.get_context()
     device = get_device()
     assert isinstance(device, torch.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     # It prints the traceback of each error, which is raised in the driver as well.
     logging.getLogger(ray_train_util.__name__).setLevel(logging.CRITICAL)
-    run = WorkerRun(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    run = WorkerRun(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        stop_notice=notice,
+    )
     loop(settings, run)
 
 

@@ -4,7 +4,10 @@ A signal raises an error in the main thread, whose `with` blocks release what th
 enough: native code may not look at signals for minutes, and a library may swallow the exception. So a thread
 beside it hears of the signal too, and ends the process where the main thread has not done so in time.
 
-Imports Python's own library only, so that a program is ready for signals before its own imports.
+Work that ends by itself when it is asked to, such as a training, is asked first and has its own time.
+
+Imports Python's own library only, and one file of ours that does likewise, so that a program is ready for
+signals before its own imports.
 """
 
 import atexit
@@ -16,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from dualtoken.infra.stop_request import stop_request
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
@@ -87,6 +92,8 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     _note(number)
     if _stopping.error is None:
         _end(number)
+    if _is_deferred(number):
+        return
     if not _stopping.has_raised:
         _stopping.has_raised = True
         raise _stopping.error
@@ -98,8 +105,15 @@ def _watch(reader: int) -> None:
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
     _note(number)
+    if _is_deferred(number):
+        time.sleep(stop_request.grace_seconds)
     time.sleep(GRACE_SECONDS)
     _end(number)
+
+
+def _is_deferred(number: int) -> bool:
+    """Ask work that ends by itself to do so; return whether there is any. SIGINT does not wait for it."""
+    return number != signal.SIGINT and stop_request.ask()
 
 
 def _note(number: int) -> None:

@@ -1,8 +1,7 @@
 """Errors that a command ends with, and its exit codes."""
 
 import errno
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import IntEnum
 
 from dualtoken.infra.machine_trouble import is_machine_trouble
@@ -39,15 +38,6 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(redacted(message))
-
-
-@contextmanager
-def user_error_on_divergence() -> Iterator[None]:
-    """Raise a divergence of a training as a `UserError`, which names the key to lower."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise UserError(str(error)) from None
 
 
 class UnitsFailed(Exception):

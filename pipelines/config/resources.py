@@ -6,6 +6,7 @@ Imports no Ray, so that a recipe that no cluster could run is refused at once.
 from typing import NamedTuple
 
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.config.teacher import TrainedTeacher
 from dualtoken.pipelines.errors import UserError
 
 
@@ -30,8 +31,8 @@ class Resources(NamedTuple):
     """GPUs of one worker, or its share of one."""
     demands: tuple[Demand, Demand]
     """CPUs and GPUs that must be free at once for the stage to begin."""
-    num_workers: int = 1
-    """Workers of a training group, which start together."""
+    group_sizes: tuple[int, ...] = (1,)
+    """Numbers of workers that a training group may have: as many start together as there is room for."""
     max_failures: int = 0
     """Restarts of a training group before the stage fails."""
 
@@ -59,29 +60,36 @@ def encoding_worker(recipe: Recipe) -> Resources:
 
 
 def teacher_training(recipe: Recipe) -> Resources:
-    """Return what the one process that trains a teacher needs."""
-    cpus = recipe.train.cpus_per_worker
-    gpus = float(recipe.train.use_gpu)
-    cpu = Demand("CPU", cpus, f"train.cpus_per_worker={cpus:g}", "lower train.cpus_per_worker")
-    gpu = Demand("GPU", gpus, "train.use_gpu=true", "set train.use_gpu=false")
-    return Resources(cpus, gpus, (cpu, gpu))
+    """Return what a teacher's workers need: as many of the tokenizer's as can share its batch, or one."""
+    sizes: list[int] = []
+    if isinstance(recipe.teacher, TrainedTeacher):
+        for size in recipe.train.group_sizes:
+            if recipe.teacher.batch_size % size == 0:
+                sizes.append(size)
+    return _training_group(recipe, tuple(sizes) or (1,))
 
 
 def tokenizer_training(recipe: Recipe) -> Resources:
     """Return what the data-parallel workers of the tokenizer's training need, all of them at once."""
-    workers = recipe.train.num_workers
-    alone = teacher_training(recipe)
-    if workers == 1:
-        return alone._replace(max_failures=recipe.train.max_failures)
-    times = f"train.num_workers={workers} times "
-    cpu, gpu = alone.demands
+    return _training_group(recipe, recipe.train.group_sizes)
+
+
+def _training_group(recipe: Recipe, sizes: tuple[int, ...]) -> Resources:
+    """Return what a group of workers needs that may have several sizes."""
+    cpus = recipe.train.cpus_per_worker
+    gpus = float(recipe.train.use_gpu)
+    cpu = Demand("CPU", cpus, f"train.cpus_per_worker={cpus:g}", "lower train.cpus_per_worker")
+    gpu = Demand("GPU", gpus, "train.use_gpu=true", "set train.use_gpu=false")
+    if sizes == (1,):
+        return Resources(cpus, gpus, (cpu, gpu), sizes, recipe.train.max_failures)
+    workers = sizes[0]
+    key = "num_workers" if len(sizes) == 1 else "min_workers"
+    times = f"train.{key}={workers} times "
     together = (
-        Demand(
-            "CPU", workers * cpu.amount, times + cpu.keys, "lower train.num_workers or train.cpus_per_worker"
-        ),
-        Demand("GPU", workers * gpu.amount, times + gpu.keys, "lower train.num_workers"),
+        Demand("CPU", workers * cpu.amount, times + cpu.keys, f"lower train.{key} or train.cpus_per_worker"),
+        Demand("GPU", workers * gpu.amount, times + gpu.keys, f"lower train.{key}"),
     )
-    return Resources(alone.cpus, alone.gpus, together, workers, recipe.train.max_failures)
+    return Resources(cpus, gpus, together, sizes, recipe.train.max_failures)
 
 
 _ONE_CPU = Demand("CPU", 1, "a worker", "add a node with one")

@@ -29,11 +29,12 @@ from dualtoken.infra.ray_errors import first_line, is_death
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.ray_session import LOCAL, ray_session
 from dualtoken.infra.ray_train import fit
+from dualtoken.infra.stop_request import stop_request
 from dualtoken.pipelines.config.cluster import ClusterConfig
-from dualtoken.pipelines.core.receipts import CHECKPOINTS, done_units
+from dualtoken.pipelines.core.receipts import CHECKPOINT_RECEIPT, CHECKPOINTS, done_units
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, TrainingWorker, Unit, UnitOutcome, UnitOutput, Work
-from dualtoken.pipelines.errors import ExitCode, UserError, exit_code
+from dualtoken.pipelines.errors import ExitCode, Preempted, UserError, exit_code
 from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt, worker_class_of
 from dualtoken.pipelines.runtime.stages import get_stage
 
@@ -69,7 +70,7 @@ class RayExecutor:
             self._connect()
         job = work[0].job
         self._check_room(job)
-        if get_stage(job.stage).engine == "ray_train":
+        if get_stage(job.stage).engine(job.recipe) == "ray_train":
             yield from self._train(work)
         else:
             yield from self._map(work)
@@ -213,19 +214,33 @@ class _RayTrainWorker:
         """Train, then take the model out of the last checkpoint."""
         assert unit.rows == 0
         resources = self._job.asks
-        with sole_run(self._job.store()):
+        config = self._job.recipe.train
+        with sole_run(self._job.store()), stop_request.deferred(config.stop_grace_seconds):
             fit(
                 self._worker.loop,
                 {"job": self._job},
                 name=CHECKPOINTS,
                 storage_path=self._job.folder,
                 is_final=is_final,
-                num_workers=resources.num_workers,
+                group_sizes=resources.group_sizes,
                 cpus_per_worker=int(resources.cpus),
                 use_gpu=bool(resources.gpus),
                 max_failures=resources.max_failures,
+                progress=partial(newest_checkpoint, self._job),
+                collective_timeout_seconds=config.collective_timeout_seconds,
             )
+            if stop_request.is_set():
+                raise Preempted
             return self._worker.output(self._job, scratch)
+
+
+def newest_checkpoint(job: StageJob) -> int | None:
+    """Return the step of a training's newest checkpoint; None where there is none."""
+    store = job.store()
+    for name in reversed(store.folders(CHECKPOINTS)):
+        if store.exists(f"{name}/{CHECKPOINT_RECEIPT}"):
+            return int(name.rpartition("-")[2])
+    return None
 
 
 def is_final(error: BaseException) -> bool:

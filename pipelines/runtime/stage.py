@@ -24,6 +24,8 @@ _TRAINING_MODULE = "dualtoken.infra.ray_train"
 
 Inputs = list[tuple[str, str | None]]
 """Stages, each with the corpus that it ran on, or None where it runs once per recipe."""
+Engine = Literal["map", "ray_train"]
+"""`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
 Manifests = Mapping[str, Manifest]
 """Manifests of a stage's inputs, by input name."""
 UnitsOf = Callable[[Recipe, str | None, Manifests], list[Unit]]
@@ -124,8 +126,8 @@ class Stage:
     also_runs: tuple[str, ...] = ()
     """Earlier stages that the stage's command runs too, where they are not done: those that nobody wants for
     themselves."""
-    engine: Literal["map", "ray_train"] = "map"
-    """`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
+    engine: Callable[[Recipe], Engine] = lambda _recipe: "map"
+    """How a recipe's units are run on a cluster."""
     resources: Callable[[Recipe], Resources] = cpu_worker
     """Resources that the stage asks of a cluster."""
     per_corpus: bool = True
@@ -176,7 +178,7 @@ class Stage:
     def modules(self) -> tuple[str, ...]:
         """Modules that decide the output's bytes, with what they import."""
         modules = [self.worker.partition(":")[0], _COMMIT_MODULE]
-        if self.engine == "ray_train":
+        if self.trains:
             modules.append(_TRAINING_MODULE)
         if self.finish is not None:
             modules.append(self.finish.__module__)

@@ -25,6 +25,7 @@ from dualtoken.pipelines.images.folder_told import finish_folder
 from dualtoken.pipelines.images.sources import source_identity
 from dualtoken.pipelines.runtime.stage import (
     Budget,
+    Engine,
     Inputs,
     Manifests,
     SharedFiles,
@@ -149,6 +150,12 @@ def _teacher_reads(recipe: Recipe, _: str | None) -> Inputs:
     return []
 
 
+def _teacher_engine(recipe: Recipe) -> Engine:
+    if recipe.teacher.kind == "train":
+        return "ray_train"
+    return "map"
+
+
 def _whole_corpus(_: Recipe, corpus: str | None, manifests: Manifests) -> list[Unit]:
     scored = manifests[input_name("score", corpus)]
     return [Unit("all", sum(scored.units.values()))]
@@ -270,6 +277,7 @@ declare(
             "teacher.files": "teacher.folder (its content)",
         },
         units=single_unit("model"),
+        engine=_teacher_engine,
         resources=teacher_training,
         per_corpus=False,
         names_folders=("teacher.folder",),
@@ -340,7 +348,7 @@ declare(
         version=1,
         folder="models/tokenizer",
         worker="dualtoken.pipelines.training.train:Worker",
-        engine="ray_train",
+        engine=lambda _recipe: "ray_train",
         reads=_train_reads,
         settings=train_settings,
         recipe_keys={

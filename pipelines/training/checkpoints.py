@@ -1,24 +1,39 @@
 """Checkpoints of a training, in its folder: `checkpoints/step-NNNNNNNNN/`, the same for every executor.
 
-A checkpoint's files are written first and its receipt last, with their checksums. So a training goes on from
-the newest checkpoint that is whole, whatever killed the one before, and wherever that ran.
+A checkpoint's files are stored first and its receipt last, with their checksums. So a training goes on from
+the newest checkpoint that is whole, whatever killed the one before, and wherever that ran. What Ray Train
+notes of checkpoints is not asked.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.core.commit import upload
-from dualtoken.pipelines.core.receipts import CHECKPOINTS, FileRecord, Record
-
-RECEIPT = "receipt.json"
-NUM_KEPT = 2
-"""Newest checkpoints that are kept."""
+from dualtoken.pipelines.config.engine import BestConfig
+from dualtoken.pipelines.core.receipts import (
+    CHECKPOINT_RECEIPT,
+    CHECKPOINTS,
+    DamagedRecordError,
+    FileRecord,
+    Record,
+)
 
 _log = logging.getLogger(__name__)
+
+
+class RunRecord(Record):
+    """A part of a training, from a start or restart to the next: what may change between them."""
+
+    first_step: int
+    """First step of the part, 0 the first of all."""
+    num_workers: int
+    settings: dict[str, Any]
+    """Values of the recipe that may change while a training goes on."""
 
 
 class CheckpointReceipt(Record):
@@ -27,62 +42,126 @@ class CheckpointReceipt(Record):
     step: int
     """Last step taken, 0 the first."""
     files: tuple[FileRecord, ...]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Metrics of that step."""
+    runs: tuple[RunRecord, ...] = ()
+    """Parts of the training up to that step."""
+
+
+class Checkpoint:
+    """A checkpoint that is whole."""
+
+    def __init__(self, store: Store, receipt: CheckpointReceipt) -> None:
+        self._store = store
+        self.receipt = receipt
+
+    def local_folder(self, scratch: Path) -> Path:
+        """Return a local folder with its files, copied to `scratch` where they are remote."""
+        return self._store.local_folder(scratch / f"step-{self.receipt.step:09d}")
+
+    def damage(self, scratch: Path) -> str | None:
+        """Return the first file that is missing, is not as it was written, or does not belong there."""
+        names = {CHECKPOINT_RECEIPT}
+        for file in self.receipt.files:
+            names.add(file.name)
+            if self._store.size(file.name) != file.bytes:
+                return file.name
+            copy = self._store.local_copy(file.name, scratch / f"step-{self.receipt.step:09d}")
+            if digest(copy).sha256 != file.sha256:
+                return file.name
+        for name, _ in self._store.files():
+            if name not in names:
+                return name
+        return None
 
 
 class Checkpoints:
     """The checkpoints of one training; one process at a time commits them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keep: int = 2, keep_best: BestConfig | None = None) -> None:
         self._store = store
+        self._keep = keep
+        self._keep_best = keep_best
 
-    def commit(self, step: int, folder: Path) -> None:
-        """Move a folder's files into the checkpoint of a step, and keep `NUM_KEPT` up to that step."""
-        name = f"{CHECKPOINTS}/step-{step:09d}"
-        checkpoint = self._store.at(name)
-        checkpoint.remove(RECEIPT)  # of damaged files, which are replaced now
-        files = [upload(checkpoint, folder, path.name) for path in sorted(folder.iterdir())]
-        checkpoint.put_bytes(CheckpointReceipt(step=step, files=tuple(files)).to_bytes(), RECEIPT)
+    def begin(self, step: int) -> Store:
+        """Return the empty folder of a step's checkpoint; what a killed or damaged one left is removed."""
+        name = _name(step)
+        self._remove(name)
+        return self.folder(step)
+
+    def folder(self, step: int) -> Store:
+        """Return the folder of a step's checkpoint."""
+        return self._store.at(_name(step))
+
+    def commit(self, receipt: CheckpointReceipt) -> None:
+        """Declare a checkpoint whole whose files are all stored, and remove those that are not kept."""
+        name = _name(receipt.step)
+        self._store.at(name).put_bytes(receipt.to_bytes(), CHECKPOINT_RECEIPT)
         # Later ones are damaged: this training went on from one before them.
-        kept = [found for found in self._names() if found <= name][-NUM_KEPT:]
+        earlier = [found for found in self._names() if found <= name]
+        kept = {*earlier[-self._keep :], *self._best(earlier)}
         for found in self._names():
             if found not in kept:
                 self._remove(found)
 
-    def latest(self, scratch: Path) -> Path | None:
-        """Return the newest whole checkpoint as a local folder, copied to `scratch` where it is remote.
+    def _best(self, names: Sequence[str]) -> list[str]:
+        """Return the checkpoint with the best metric, as a list; an empty one where none has it."""
+        best = self._keep_best
+        if best is None:
+            return []
+        values: dict[str, float] = {}
+        for name in names:
+            receipt = self._receipt(name)
+            if receipt is not None and best.metric in receipt.metrics:
+                values[name] = receipt.metrics[best.metric]
+        if not values:
+            return []
+        choose = min if best.mode == "min" else max
+        return [choose(values, key=values.__getitem__)]
 
-        None where there is none. A damaged one is named, and the one before is taken.
+    def latest(self, scratch: Path, *, before_step: int | None = None) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or the newest that was taken before a step; None for none.
+
+        A damaged one is named, and the one before is taken. Remote files are copied to `scratch`.
         """
         for name in reversed(self._names()):
-            checkpoint = self._store.at(name)
-            if not checkpoint.exists(RECEIPT):
+            if before_step is not None and name >= _name(before_step):
+                continue
+            if not self._store.exists(f"{name}/{CHECKPOINT_RECEIPT}"):
                 continue  # its run was killed while it wrote
-            damage = _damage(checkpoint, scratch / name)
-            if damage is None:
-                return checkpoint.local_folder(scratch / name)
+            receipt = self._receipt(name)
+            damage: str | None = CHECKPOINT_RECEIPT
+            if receipt is not None:
+                checkpoint = Checkpoint(self._store.at(name), receipt)
+                damage = checkpoint.damage(scratch)
+                if damage is None:
+                    return checkpoint
             _log.warning("%s: %s is not as it was written; an earlier checkpoint is used", name, damage)
         return None
+
+    def at_step(self, step: int) -> Checkpoint:
+        """Return the checkpoint of a step, which is whole."""
+        receipt = self._receipt(_name(step))
+        assert receipt is not None, f"the checkpoint of step {step} is whole"
+        return Checkpoint(self.folder(step), receipt)
+
+    def _receipt(self, name: str) -> CheckpointReceipt | None:
+        """Return a checkpoint's receipt; None where there is none that can be read."""
+        try:
+            return CheckpointReceipt.from_bytes(self._store.read(f"{name}/{CHECKPOINT_RECEIPT}"))
+        except (FileNotFoundError, DamagedRecordError):
+            return None
 
     def _names(self) -> list[str]:
         return [name for name in self._store.folders(CHECKPOINTS) if name.startswith(f"{CHECKPOINTS}/step-")]
 
     def _remove(self, name: str) -> None:
         """Remove a checkpoint, its receipt first."""
-        self._store.remove(f"{name}/{RECEIPT}")
+        self._store.remove(f"{name}/{CHECKPOINT_RECEIPT}")
         for file, _ in list(self._store.files(name)):
             self._store.remove(file)
         self._store.remove_empty_folders(name)
 
 
-def _damage(checkpoint: Store, scratch: Path) -> str | None:
-    """Return the first file that is missing, or is not as it was written."""
-    try:
-        receipt = CheckpointReceipt.from_bytes(checkpoint.read(RECEIPT))
-    except ValidationError:
-        return RECEIPT
-    for file in receipt.files:
-        if checkpoint.size(file.name) != file.bytes:
-            return file.name
-        if digest(checkpoint.local_copy(file.name, scratch)).sha256 != file.sha256:
-            return file.name
-    return None
+def _name(step: int) -> str:
+    return f"{CHECKPOINTS}/step-{step:09d}"

@@ -129,6 +129,15 @@ class TrainingSet:
         for _ in map_ahead(decode, tasks, self._num_threads, ahead=len(tasks)):
             pass
 
+    def keys(self, first: int, places: Sequence[int]) -> list[str]:
+        """Return the keys, hexadecimal, of the samples that `read` takes where all can be read."""
+        rows = self._sequence.rows(first + np.asarray(places, np.int64))
+        keys: list[str] = []
+        for row, number in zip(rows.tolist(), self._index.shards_of(rows).tolist(), strict=True):
+            row_in_shard = row - int(self._index.starts[number])
+            keys.append(self._pool.get(number).key(row_in_shard).hex())
+        return keys
+
     def _take_readable(self, take: Take, task: tuple[int, int, int]) -> None:
         place, sample, row = task
         if self._took(take, place, sample, row):

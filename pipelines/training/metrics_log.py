@@ -4,6 +4,7 @@ They outlive the cluster. Progress lines go to the terminal too.
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.json_text import json_text
+from dualtoken.pipelines.errors import ExitCode, exit_code
 
 METRICS = "logs/metrics.jsonl"
 EVENTS = "logs/tensorboard"
@@ -59,9 +61,20 @@ class MetricsLog:
             print(f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}", flush=True)
 
     def save(self) -> None:
-        """Copy the log to storage, where that is not a local folder."""
+        """Copy the log to storage, where that is not a local folder.
+
+        A store that does not answer for a while ends no training: the next copy has all lines too.
+        """
         if self._store.is_local:
             return
+        try:
+            self._copy()
+        except Exception as error:
+            if exit_code(error) != ExitCode.TEMPORARY:
+                raise
+            print(f"{self._label}: the log was not stored ({error})", file=sys.stderr, flush=True)
+
+    def _copy(self) -> None:
         for path in sorted(self._folder.rglob("*")):
             if path.is_file():
                 self._store.put(path, path.relative_to(self._folder).as_posix())

@@ -1,10 +1,11 @@
 """Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
-import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
@@ -12,6 +13,7 @@ from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig, TowerC
 from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE, copy_teacher_files
 from dualtoken.model.teacher.teacher import (
     Teacher,
+    build_teacher,
     export_open_clip,
     load_teacher,
     save_teacher,
@@ -22,38 +24,17 @@ from dualtoken.pipelines.config.teacher import OpenClipTeacher, TrainedTeacher
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
-from dualtoken.pipelines.errors import UserError, user_error_on_divergence
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import stage_device
-from dualtoken.pipelines.training.metrics_log import MetricsLog
-from dualtoken.pipelines.training.process_settings import process_settings
+from dualtoken.pipelines.training.checkpoint_saver import load_module
+from dualtoken.pipelines.training.engine import raise_if_stopped, train
+from dualtoken.pipelines.training.parallel import data_parallel
+from dualtoken.pipelines.training.resume import job_checkpoints
+from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
 from dualtoken.pipelines.training.teacher_batches import TeacherDataLoader
+from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
-LOG_EVERY = 10
-"""Steps between two lines of the metrics log."""
 PREFETCHED_BATCHES = 2
-
-
-class Worker:
-    """Writes the teacher's folder in open_clip's own format, whatever it is made from."""
-
-    def __init__(self, job: StageJob) -> None:
-        self._job = job
-
-    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
-        """Write `open_clip_config.json`, `open_clip_model.safetensors` and the text tokeniser's own files."""
-        assert unit.rows == 0
-        teacher = self._job.recipe.teacher
-        if isinstance(teacher, TrainedTeacher):
-            with sole_run(self._job.store()):
-                train_teacher(self._job, teacher, scratch)
-        elif isinstance(teacher, OpenClipTeacher):
-            _fetch_open_clip(teacher, self._job.recipe.tokenizer, scratch)
-        else:
-            given = Store(teacher.folder).local_folder(scratch / "given")
-            _copy_given(given, scratch)
-        check_teacher(scratch, self._job.recipe.tokenizer)
-        names = sorted(path.name for path in scratch.iterdir() if path.is_file())
-        return UnitOutput(tuple(names), None)
 
 
 def _copy_given(given: Path, folder: Path) -> None:
@@ -127,29 +108,114 @@ def _fetch_open_clip(teacher: OpenClipTeacher, tokenizer: TokenizerConfig, folde
         raise UserError(f"teacher.{error}") from None
 
 
-def train_teacher(job: StageJob, settings: TrainedTeacher, folder: Path) -> None:
-    """Train on all that was downloaded and is not held out, and save the model into `folder`."""
-    device = stage_device(job)
-    with (
-        scratch_folder() as scratch,
-        process_settings(job.recipe.train.cpus_per_worker),
-        MetricsLog(job.store(), Path(scratch), job.label, settings.steps) as log,
-        ExitStack() as stack,
-    ):
-        data_loader = stack.enter_context(TeacherDataLoader(job, settings, device, Path(scratch)))
+class TeacherTask:
+    """The training of a teacher, as the engine sees it; several workers train it by DDP."""
+
+    accumulate_steps = 1
+    smaller = "lower teacher.batch_size: the loss compares all of a batch's images and texts"
+
+    def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
+        teacher = job.recipe.teacher
+        assert isinstance(teacher, TrainedTeacher)
+        self._context = context
         try:
-            trainer = TeacherTrainer(settings, device)
+            # FSDP2 shards no scalars, such as the loss's scale; a teacher that is trained here is small.
+            self._trainer = TeacherTrainer(
+                teacher, context.device, wrap=lambda model: data_parallel(model, context, "ddp")
+            )
         except ValueError as error:
             raise UserError(f"teacher: {error}") from None
-        steps = range(settings.steps)
-        batches = map_ahead(data_loader.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
-        started = time.monotonic()
-        for step, (images, tokens) in zip(steps, batches, strict=True):
-            with user_error_on_divergence():
-                images_there = images.to(device, non_blocking=True)
-                metrics = trainer.train_step(images_there, tokens.to(device, non_blocking=True))
-            if step % LOG_EVERY == 0 or step == settings.steps - 1:
-                num_images = (step + 1) * settings.batch_size
-                images_per_second = num_images / (time.monotonic() - started)
-                log.write(step, {**metrics._asdict(), "images_per_second": round(images_per_second, 1)})
-    save_teacher(trainer.model, settings, folder)
+        self._data = TeacherDataLoader(job, teacher, context, scratch)
+        self.steps = teacher.steps
+        self.batch_size = teacher.batch_size
+
+    @property
+    def step(self) -> int:
+        """The step that comes next."""
+        return self._trainer.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._trainer.step = step
+
+    @property
+    def parts(self) -> TrainedParts:
+        """The teacher and its optimiser."""
+        model = self._trainer.model
+        return TrainedParts({"model": model}, {"optimizer": OptimizerOf(self._trainer.optimizer, model)})
+
+    def batches(self, steps: range) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield this worker's share of each step's images and caption tokens."""
+        return map_ahead(self._data.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
+
+    def sample_keys(self, step: int) -> list[str]:
+        """Return the keys of the samples in this worker's share of a step."""
+        return self._data.sample_keys(step)
+
+    def train_step(self, batch: tuple[Tensor, Tensor], check: Callable[[float], None]) -> Mapping[str, float]:
+        """Take the next step."""
+        images, tokens = batch
+        device = self._context.device
+        images = images.to(device, non_blocking=True)
+        tokens = tokens.to(device, non_blocking=True)
+        return self._trainer.train_step(images, tokens, check)._asdict()
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._data.close()
+
+    def accumulate_more(self) -> bool:
+        """Return False: the loss is not a mean over images alone."""
+        return False
+
+
+def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
+    """Train the teacher of a job, which `settings` holds, to its last step or until asked to stop."""
+    train(settings["job"], context, TeacherTask)
+
+
+def trained_teacher(job: StageJob, scratch: Path) -> UnitOutput:
+    """Write the model of a training's last checkpoint as the output of the stage."""
+    teacher = job.recipe.teacher
+    assert isinstance(teacher, TrainedTeacher)
+    with scratch_folder() as name:
+        checkpoint = job_checkpoints(job).latest(Path(name))
+        assert checkpoint is not None, "a training ends with a checkpoint"
+        with torch.random.fork_rng(devices=()):
+            model = build_teacher(teacher)
+        load_module(checkpoint, "model", model, Path(name))
+    save_teacher(model, teacher, scratch)
+    return _checked_output(job, scratch)
+
+
+def _checked_output(job: StageJob, scratch: Path) -> UnitOutput:
+    """Return a teacher's folder as the stage's output, once a tokenizer could start from it."""
+    check_teacher(scratch, job.recipe.tokenizer)
+    names = sorted(path.name for path in scratch.iterdir() if path.is_file())
+    return UnitOutput(tuple(names), None)
+
+
+class Worker:
+    """Writes the teacher's folder in open_clip's own format, whatever it is made from."""
+
+    loop = staticmethod(train_loop)
+    output = staticmethod(trained_teacher)
+
+    def __init__(self, job: StageJob) -> None:
+        self._job = job
+
+    def run(self, unit: Unit, scratch: Path) -> UnitOutput:
+        """Write `open_clip_config.json`, `open_clip_model.safetensors` and the text tokeniser's own files."""
+        assert unit.rows == 0
+        teacher = self._job.recipe.teacher
+        if isinstance(teacher, TrainedTeacher):
+            with sole_run(self._job.store()):
+                train_loop({"job": self._job}, SingleProcessContext(stage_device(self._job)))
+                raise_if_stopped()
+                return trained_teacher(self._job, scratch)
+        if isinstance(teacher, OpenClipTeacher):
+            _fetch_open_clip(teacher, self._job.recipe.tokenizer, scratch)
+        else:
+            given = Store(teacher.folder).local_folder(scratch / "given")
+            _copy_given(given, scratch)
+        return _checked_output(self._job, scratch)

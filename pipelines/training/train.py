@@ -1,96 +1,124 @@
-"""Train stage: the dual tokenizer, data-parallel, from image shards, decisions and targets.
+"""Train stage: the dual tokenizer, data-parallel, from image shards, decisions and targets."""
 
-The loop is the same in this process and under Ray Train, and so are its checkpoints: either goes on where the
-other was stopped. Only the context differs, which is how it meets the other workers.
-"""
-
-import shutil
-import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.model.hub.saved_model import FILES
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
-from dualtoken.model.vision.towers import checkpoint_gradients
+from dualtoken.model.vision.towers import checkpoint_gradients, tower_blocks
 from dualtoken.model.vision.transform import normalize
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
-from dualtoken.pipelines.errors import UserError, user_error_on_divergence
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import stage_device
-from dualtoken.pipelines.training.checkpoints import Checkpoints
-from dualtoken.pipelines.training.metrics_log import MetricsLog
+from dualtoken.pipelines.training.checkpoint_saver import load_module
+from dualtoken.pipelines.training.engine import raise_if_stopped, train
+from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.perceptual import open_perceptual
-from dualtoken.pipelines.training.process_settings import process_settings
-from dualtoken.pipelines.training.train_batches import TrainDataLoader
+from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
+from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
+from dualtoken.pipelines.training.train_batches import TrainBatch, TrainDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
-STATE_FILE = "state.pt"
 PREFETCHED_BATCHES = 2
 
 
-def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
-    """Train to the last step, from the last checkpoint if there is one; `settings` holds the job."""
-    job: StageJob = settings["job"]
-    train = job.recipe.train
-    num_threads = train.cpus_per_worker if context.device.type == "cpu" else None
-    with scratch_folder() as name, process_settings(num_threads), ExitStack() as stack:
-        scratch = Path(name)
-        data_loader = stack.enter_context(TrainDataLoader(job, context, scratch))
-        state = _open_state(job, context, scratch)
-        first_step = state.step
-        log = None
-        if context.rank == 0:
-            log = MetricsLog(job.store(), scratch, job.label, train.steps, first_step)
-            stack.enter_context(log)
+class TokenizerTask:
+    """The tokenizer's training, as the engine sees it."""
 
-        steps = range(first_step, train.steps)
-        batches = map_ahead(data_loader.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
-        started = time.monotonic()
-        for step, batch in zip(steps, batches, strict=True):
-            with user_error_on_divergence():
-                images = batch.images.to(context.device, non_blocking=True)
-                targets = data_loader.targets(batch, images)
-                metrics = train_step(state, normalize(images), targets).present()
+    smaller = "lower tokenizer.image_size, set train.checkpoint_tower=true, or take machines with more memory"
 
-            is_last = step == train.steps - 1
-            if log and (is_last or step % train.log_every == 0):
-                num_images = (step + 1 - first_step) * train.batch_size
-                images_per_second = num_images / (time.monotonic() - started)
-                log.write(step, {**metrics, "images_per_second": round(images_per_second, 1)})
-            if log and (is_last or (step + 1) % train.checkpoint_every == 0):
-                log.save()
-                _save_checkpoint(Checkpoints(job.store()), state, step)
+    def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
+        self._config = job.recipe.train
+        self._context = context
+        self._state = _first_state(job, context, scratch)
+        self._data = TrainDataLoader(job, context, scratch)
+        self.steps = self._config.steps
+        self.batch_size = self._config.batch_size
+
+    @property
+    def step(self) -> int:
+        """The step that comes next."""
+        return self._state.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._state.step = step
+
+    @property
+    def accumulate_steps(self) -> int:
+        """Parts that a worker takes its share of a batch in."""
+        return self._state.accumulate_steps
+
+    @property
+    def parts(self) -> TrainedParts:
+        """Tokenizer, averages, discriminator and their optimisers."""
+        state = self._state
+        modules: dict[str, torch.nn.Module] = {"model": state.tokenizer}
+        optimizers = {"optimizer": OptimizerOf(state.optimizer, state.tokenizer)}
+        if state.average:
+            modules["average"] = state.average
+        if state.adversary:
+            discriminator = state.adversary.discriminator
+            modules["discriminator"] = discriminator
+            optimizers["discriminator_optimizer"] = OptimizerOf(state.adversary.optimizer, discriminator)
+        return TrainedParts(modules, optimizers)
+
+    def batches(self, steps: range) -> Iterable[TrainBatch]:
+        """Yield this worker's share of each step's images and stored targets."""
+        return map_ahead(self._data.load, steps, threads=1, ahead=PREFETCHED_BATCHES)
+
+    def sample_keys(self, step: int) -> list[str]:
+        """Return the keys of the samples in this worker's share of a step."""
+        return self._data.sample_keys(step)
+
+    def train_step(self, batch: TrainBatch, check: Callable[[float], None]) -> Mapping[str, float]:
+        """Take the next step."""
+        images = batch.images.to(self._context.device, non_blocking=True)
+        targets = self._data.targets(batch, images)
+        return train_step(self._state, normalize(images), targets, check).present()
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        self._data.close()
+
+    def accumulate_more(self) -> bool:
+        """Take a share in the next larger number of parts that divides it."""
+        share = self.batch_size // self._context.world_size
+        for parts in range(self._state.accumulate_steps + 1, share + 1):
+            if share % parts == 0:
+                self._state.accumulate_steps = parts
+                return True
+        return False
 
 
-def _open_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainState:
-    """Build the model that training begins with, and load the last checkpoint if there is one."""
-    train = job.recipe.train
-    torch.default_generator.manual_seed(train.seed)  # weights are drawn on the CPU
+def _first_state(job: StageJob, context: TrainContext, scratch: Path) -> TrainState:
+    """Build the model that training begins with."""
+    config = job.recipe.train
+    torch.default_generator.manual_seed(config.seed)  # weights are drawn on the CPU
     model = _initial_model(job, scratch)
-    apply_memory_layout(model, train)
+    apply_memory_layout(model, config)
     model.to(context.device)
-    perceptual = open_perceptual(train.perceptual, scratch)
+    perceptual = open_perceptual(config.perceptual, scratch)
     if perceptual is not None:
         perceptual = perceptual.to(context.device)
+
+    def wrap(tokenizer: DualTokenizer) -> torch.nn.Module:
+        return data_parallel(tokenizer, context, config.parallel, tower_blocks(tokenizer.tower))
+
     try:
-        state = TrainState(model, train, perceptual, wrap=context.wrap)
+        return TrainState(model, config, perceptual, wrap=wrap)
     except ValueError as error:
         raise UserError(f"train: {error}") from None
-    folder = Checkpoints(job.store()).latest(scratch)
-    if folder is not None:
-        checkpoint = torch.load(folder / STATE_FILE, map_location=context.device, weights_only=True)
-        state.load_state_dict(checkpoint)
-    return state
 
 
 def apply_memory_layout(model: DualTokenizer, train: TrainConfig) -> None:
@@ -112,10 +140,7 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
         teacher = load_teacher(job.input("teacher").local_folder(scratch / "teacher"))
         model.init_tower(teacher.trunk)
         return model
-    try:
-        model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
-    except ValueError as error:
-        raise UserError(f"train.start_from={folder!r}: {' '.join(str(error).split())}") from error
+    model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
     if model.config != recipe.tokenizer:
         raise UserError(
             f"train.start_from={folder!r} holds another tokenizer than the recipe's: "
@@ -124,29 +149,36 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
     return model
 
 
-def _save_checkpoint(checkpoints: Checkpoints, state: TrainState, step: int) -> None:
-    """Write the model so far, and all that the next step needs."""
-    with scratch_folder() as name:
-        folder = Path(name)
-        state.result.save_pretrained(folder)
-        torch.save(state.state_dict(), folder / STATE_FILE)
-        checkpoints.commit(step, folder)
+def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
+    """Train the tokenizer of a job, which `settings` holds, to its last step or until asked to stop."""
+    train(settings["job"], context, TokenizerTask)
 
 
-def copy_model_from_checkpoint(job: StageJob, scratch: Path) -> UnitOutput:
-    """Copy the model's files out of a run's last checkpoint, as the output of the stage."""
-    checkpoint = Checkpoints(job.store()).latest(scratch / "last")
+def trained_model(job: StageJob, scratch: Path) -> UnitOutput:
+    """Write the model of a training's last checkpoint as the output of the stage."""
+    checkpoint = job_checkpoints(job).latest(scratch / "last")
     assert checkpoint is not None, "a training ends with a checkpoint"
-    for name in FILES:
-        shutil.copyfile(checkpoint / name, scratch / name)
+    part = "average.module" if job.recipe.train.weight_ema else "model"
+    with torch.random.fork_rng(devices=()):
+        model = _model_like_the_trained(job, scratch)
+    load_module(checkpoint, part, model, scratch / "last")
+    model.save_pretrained(scratch)
+    add_runs_to_card(scratch, checkpoint.receipt.runs)
     return UnitOutput(FILES, None)
+
+
+def _model_like_the_trained(job: StageJob, scratch: Path) -> DualTokenizer:
+    """Return a model to load the trained weights into."""
+    if job.recipe.train.start_from is None:
+        return DualTokenizer(job.recipe.tokenizer)
+    return _initial_model(job, scratch)
 
 
 class Worker:
     """Trains in this process; Ray Train runs `loop` in a group of processes."""
 
     loop = staticmethod(train_loop)
-    output = staticmethod(copy_model_from_checkpoint)
+    output = staticmethod(trained_model)
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
@@ -159,4 +191,5 @@ class Worker:
             raise UserError(f"train.num_workers={num_workers} in one process: run on Ray, or set it to 1")
         with sole_run(self._job.store()):
             train_loop({"job": self._job}, SingleProcessContext(stage_device(self._job)))
-            return copy_model_from_checkpoint(self._job, scratch)
+            raise_if_stopped()
+            return trained_model(self._job, scratch)

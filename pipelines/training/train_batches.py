@@ -79,6 +79,11 @@ class TrainDataLoader:
         self.samples.read(step * train.batch_size, share, take)
         return batch
 
+    def sample_keys(self, step: int) -> list[str]:
+        """Return the keys of the samples in this rank's share of a step."""
+        batch_size = self._job.recipe.train.batch_size
+        return self.samples.keys(step * batch_size, rank_share(batch_size, self._context))
+
     def _empty_batch(self, size: int) -> TrainBatch:
         tokenizer = self._job.recipe.tokenizer
         side = tokenizer.image_size

@@ -1,16 +1,17 @@
-"""Train context: what the training loop needs of the process it runs in.
+"""Train context: what a training needs to know of the process it runs in.
 
-That is its rank and device, and the averaging of gradients. `infra/ray_train.py` has the context of a worker
-of Ray Train.
+`infra/ray_train.py` has the context of a worker of Ray Train.
 """
 
 from typing import Protocol
 
 import torch
 
+from dualtoken.infra.stop_request import stop_request
+
 
 class RankContext(Protocol):
-    """The rank of a worker, which takes its part of each batch."""
+    """The rank of a worker, which takes its part of each batch, and its device."""
 
     @property
     def rank(self) -> int:
@@ -29,10 +30,10 @@ class RankContext(Protocol):
 
 
 class TrainContext(RankContext, Protocol):
-    """A worker that trains."""
+    """A worker that trains; several have a default process group of `torch.distributed`."""
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model, in DistributedDataParallel where there are several workers."""
+    def asked_to_stop(self) -> bool:
+        """Tell whether the run was asked to end soon; it is enough that one worker hears of it."""
         ...
 
 
@@ -45,6 +46,6 @@ class SingleProcessContext:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model as it is."""
-        return model
+    def asked_to_stop(self) -> bool:
+        """Tell whether a signal asks this process to end."""
+        return stop_request.is_set()

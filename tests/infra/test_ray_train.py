@@ -58,10 +58,52 @@ def test_two_workers_average_gradients_and_are_started_again_after_what_may_pass
             name="run",
             storage_path=f"file://{tmp_path}",
             is_final=_is_final,
-            num_workers=2,
+            group_sizes=(2,),
             max_failures=1,
         )
     assert _starts(tmp_path) == ["0/2", "2/2"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("_session")
+def test_a_group_has_the_largest_size_that_there_is_room_for(tmp_path: Path) -> None:
+    settings = {"folder": str(tmp_path), "kill_at": 0, "refuse_at": 0, "fail_at": 0, "steps": 2}
+    fit(_loop, settings, name="run", storage_path=str(tmp_path), is_final=_is_final, group_sizes=(1, 2, 4))
+    assert _starts(tmp_path) == ["0/2"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("_session")
+def test_failures_before_the_last_progress_are_forgotten_and_a_cut_snapshot_is_not_read(
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "folder": str(tmp_path),
+        "kill_at": 0,
+        "refuse_at": 0,
+        "fail_at": 0,
+        "steps": 4,
+        "kill_always": True,
+    }
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
+    state = str(tmp_path / "state")
+    fit(
+        _loop,
+        settings,
+        name="run",
+        storage_path=str(tmp_path),
+        is_final=_is_final,
+        max_failures=1,
+        progress=lambda: _read_state(state),
+    )
+    assert _starts(tmp_path) == ["0/1", "1/1", "2/1", "3/1"]
+
+
+def _read_state(file: str) -> int | None:
+    path = Path(file)
+    return int(path.read_text()) if path.exists() else None
 
 
 def _starts(folder: Path) -> list[str]:
@@ -76,7 +118,9 @@ def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
     if run.rank == 0:
         with (folder / "starts").open("a") as file:
             file.write(f"{first}/{run.world_size} ")
-    model = run.wrap(torch.nn.Linear(1, 1, bias=False))
+    model = torch.nn.Linear(1, 1, bias=False)
+    if run.world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
     for step in range(first + 1, settings["steps"] + 1):
         if step == settings["refuse_at"]:
             raise ValueError("train.x=7: set it to 8")
@@ -91,3 +135,5 @@ def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
         assert parameter.grad.item() == (run.world_size - 1) / 2
         if run.rank == 0:
             state.write_text(str(step))
+        if settings.get("kill_always") and step < settings["steps"]:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.training.teacher import train_teacher
+from dualtoken.pipelines.training.teacher import train_loop as train_teacher
 from dualtoken.pipelines.training.train import train_loop
 from dualtoken.pipelines.training.train_context import SingleProcessContext
 from tests.helpers.tiny_run import planned_job
@@ -46,7 +46,7 @@ def test_a_training_leaves_its_callers_process_as_it_was(
             train_loop({"job": job}, SingleProcessContext(torch.device("cpu")))
         else:
             assert job.recipe.teacher.kind == "train"
-            train_teacher(job, job.recipe.teacher, tmp_path)
+            train_teacher({"job": job}, SingleProcessContext(torch.device("cpu")))
         after = process()
     finally:
         torch.set_num_threads(threads_before)

@@ -1,0 +1,48 @@
+"""How a training runs: checkpoints, failures and log, for every trained model; imports neither torch nor ray.
+
+Nothing here decides what is learnt, so none of it is part of a fingerprint.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
+
+
+class BestConfig(Config):
+    """A metric of the training's log by which one checkpoint is kept beside the newest."""
+
+    metric: str
+    """Name of the metric, such as `loss`."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a lower value is better, or a higher one."""
+
+
+class EngineConfig(Config):
+    """Checkpoints, failures and log of every training of a recipe."""
+
+    checkpoint_every: PositiveInt = not_in_fingerprint(default=100)
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = not_in_fingerprint(default=2)
+    """Newest checkpoints that are kept."""
+    keep_best: BestConfig | None = not_in_fingerprint(default=None)
+    """Metric whose best checkpoint is kept too, such as `{metric: loss}`."""
+    log_every: PositiveInt = not_in_fingerprint(default=10)
+    """Steps between log lines."""
+    max_failures: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=2)
+    """Restarts of the workers without a new checkpoint between them, before the run fails."""
+    max_bad_steps: PositiveInt = not_in_fingerprint(default=3)
+    """Steps in a row with a loss or gradient that is not finite, or a spike, that end the run; fewer are
+    skipped."""
+    max_gradient_spike: Annotated[float, Field(gt=1)] | None = not_in_fingerprint(default=None)
+    """Times the median gradient norm of the last steps from which on a step is skipped as a spike."""
+    max_upload_attempts: PositiveInt = not_in_fingerprint(default=4)
+    """Attempts to store a checkpoint's file before the run fails."""
+    stop_grace_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=30.0)
+    """Time that a training has from SIGTERM, or a notice of preemption, to end its step and store a
+    checkpoint."""
+    hang_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
+    """Time that one step may take before its process writes its stacks and ends."""
+    collective_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
+    """Time that a worker waits for the others in one operation of the process group."""

@@ -1,0 +1,102 @@
+"""The engine of every training: its loop, checkpoints, failure policy and log.
+
+What is trained is a `Task`: the engine knows nothing of tokenizers or captions. The loop is the same in this
+process and under Ray Train, and so are its checkpoints: either goes on where the other was stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.stop_request import stop_request
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import Preempted
+from dualtoken.pipelines.training.checkpoint_saver import CheckpointSaver
+from dualtoken.pipelines.training.checkpoints import CheckpointReceipt, RunRecord
+from dualtoken.pipelines.training.metrics_log import MetricsLog
+from dualtoken.pipelines.training.process_settings import process_settings
+from dualtoken.pipelines.training.resume import job_checkpoints, resume
+from dualtoken.pipelines.training.step_policy import StepPolicy
+from dualtoken.pipelines.training.task import Task
+from dualtoken.pipelines.training.train_context import TrainContext
+from dualtoken.pipelines.training.watchdog import Watchdog
+from dualtoken.pipelines.training.worker_group import WorkerGroup
+
+OpenTask = Callable[[StageJob, TrainContext, Path], Task[Any]]
+"""Builds a task at its first step, from a job, its worker, and a scratch folder."""
+
+
+def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
+    """Train to the last step, from the newest whole checkpoint if there is one.
+
+    Where the run is asked to stop, ends early, with a checkpoint of the last step that was taken.
+    """
+    config = job.recipe.train
+    num_threads = config.cpus_per_worker if context.device.type == "cpu" else None
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(scratch_folder()))
+        stack.enter_context(process_settings(num_threads))
+        stack.enter_context(stop_request.deferred(config.stop_grace_seconds))
+        watchdog = stack.enter_context(Watchdog(job, context, config.hang_timeout_seconds))
+        workers = WorkerGroup(context, config.collective_timeout_seconds)
+        task = stack.enter_context(closing(open_task(job, context, scratch)))
+        runs = resume(job, task, workers, scratch)
+        saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))
+        policy = StepPolicy(job, task, workers)
+        speed = _Speed(task)
+        log = None
+        if context.rank == 0:
+            log = stack.enter_context(MetricsLog(job.store(), scratch, job.label, task.steps, task.step))
+
+        is_due = False
+        for batch in task.batches(range(task.step, task.steps)):
+            metrics = policy.take_step(batch)
+            watchdog.step_taken()
+            step = task.step - 1
+            is_last = task.step == task.steps
+            must_stop = workers.any(value=context.asked_to_stop())
+            if log and metrics and (is_last or step % config.log_every == 0):
+                log.write(step, {**metrics, **speed.metrics(saver.stalled_seconds)})
+            is_due = is_due or is_last or must_stop or task.step % config.checkpoint_every == 0
+            # Not after a bad step, which weights that are no numbers any more may have caused.
+            if is_due and metrics:
+                is_due = False
+                saver.save(task.parts, _receipt(step, metrics, runs))
+                if log:
+                    log.save()
+            if must_stop:
+                break
+
+
+class _Speed:
+    """Speed of a run since its start or restart."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
+        self._first_step = task.step
+        self._started = time.monotonic()
+
+    def metrics(self, stalled_seconds: float) -> dict[str, float]:
+        """Return images per second, and the share of the time that steps waited for checkpoints."""
+        seconds = time.monotonic() - self._started
+        num_images = (self._task.step - self._first_step) * self._task.batch_size
+        return {
+            "images_per_second": round(num_images / seconds, 1),
+            "checkpoint_stall": round(stalled_seconds / seconds, 5),
+        }
+
+
+def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:
+    """Return the receipt of a checkpoint, which the files are to be added to."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return CheckpointReceipt(step=step, files=(), metrics=finite, runs=runs)
+
+
+def raise_if_stopped() -> None:
+    """Raise `Preempted` where a training ended because this process was asked to stop."""
+    if stop_request.is_set():
+        raise Preempted

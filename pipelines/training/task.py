@@ -1,0 +1,69 @@
+"""A task: one training, as the engine sees it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+from dualtoken.pipelines.training.state_tensors import TrainedParts
+
+Batch = TypeVar("Batch")
+
+
+class Task(Protocol[Batch]):
+    """The state, the data and the step of a training, on one worker."""
+
+    @property
+    def step(self) -> int:
+        """The step that comes next, 0 the first: the engine sets it, and a step that was taken raises it."""
+        ...
+
+    @step.setter
+    def step(self, step: int) -> None: ...
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole training."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step, over all workers together."""
+        ...
+
+    @property
+    def accumulate_steps(self) -> int:
+        """Parts that a worker takes its share of a batch in."""
+        ...
+
+    @property
+    def parts(self) -> TrainedParts:
+        """All that changes from step to step, but `step`."""
+        ...
+
+    def batches(self, steps: range) -> Iterable[Batch]:
+        """Yield this worker's share of the batch of each step, which depends on the step alone."""
+        ...
+
+    def sample_keys(self, step: int) -> list[str]:
+        """Return the keys of the samples in this worker's share of a step's batch."""
+        ...
+
+    def train_step(self, batch: Batch, check: Callable[[float], None]) -> Mapping[str, float]:
+        """Take the next step on a batch, and return its metrics, the `loss` among them.
+
+        Calls `check` with the norm of the gradient, which is the same on all workers, before anything
+        changes. Raises FloatingPointError, before anything changes too, where loss or norm is not finite.
+        """
+        ...
+
+    def accumulate_more(self) -> bool:
+        """Take a share in more parts from now on; return False where it cannot be taken in more."""
+        ...
+
+    def close(self) -> None:
+        """Release what reads the data."""
+        ...
+
+    @property
+    def smaller(self) -> str:
+        """Advice for a step that needs too much memory even so, such as what to lower."""
+        ...

@@ -1,0 +1,208 @@
+"""The engine's failure policy, by a task that learns in no time: each failure is met as the recipe says."""
+
+import json
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.stop_request import stop_request
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import ExitCode, Preempted, UserError
+from dualtoken.pipelines.training.checkpoints import Checkpoints
+from dualtoken.pipelines.training.engine import raise_if_stopped, train
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from tests.helpers.tiny_run import TINY
+from tests.helpers.toy_training import FarTooLarge, Hangs, NotANumber, Slow, Spike, TooLarge, ToyTask
+from tests.helpers.training_groups import CPU, load_trained, train_as_group
+from tests.helpers.waiting import wait_until
+
+
+def toy_job(folder: Path | str, *overrides: str) -> StageJob:
+    recipe = load_recipe(TINY, ["train.batch_size=12", *overrides])
+    return StageJob("train", None, recipe, str(folder), "f" * 12, {}, ())
+
+
+def run(job: StageJob, task: type[ToyTask] = ToyTask) -> dict[str, torch.Tensor]:
+    train(job, SingleProcessContext(CPU), task)
+    with scratch_folder() as scratch:
+        return load_trained(job, "model", torch.nn.Linear(4, 3), Path(scratch))
+
+
+def logged_steps(job: StageJob) -> list[int]:
+    return [line["step"] for line in read_metrics(job.store())]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = toy_job(tmp_path / "run", "train.steps=6")
+    run(job, NotANumber)
+    assert logged_steps(job) == [0, 1, 4, 5]
+    dump = json.loads(job.store().read("logs/bad-steps/step-000000003-rank0.json"))
+    assert (dump["step"], dump["samples"]) == (3, ["sample 3"])
+    assert capsys.readouterr().err.count("the step is skipped") == 2
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_before_weights_change(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.steps=6", "train.max_bad_steps=2")
+    with pytest.raises(UserError, match=r"step 3 .*2 bad steps in a row.*train\.max_bad_steps=2"):
+        run(job, NotANumber)
+    checkpoint = Checkpoints(job.store()).latest(tmp_path / "copies")
+    assert checkpoint is not None
+    assert checkpoint.receipt.step == 1
+    with pytest.raises(UserError, match=r"step 3 .* it is the last step"):
+        run(toy_job(tmp_path / "short", "train.steps=4"), NotANumber)
+
+
+def test_a_spike_is_skipped_where_the_recipe_bounds_it(tmp_path: Path) -> None:
+    bounded = toy_job(tmp_path / "bounded", "train.steps=32", "train.max_gradient_spike=50")
+    run(bounded, Spike)
+    assert 30 not in logged_steps(bounded)
+    unbounded = toy_job(tmp_path / "unbounded", "train.steps=32")
+    run(unbounded, Spike)
+    assert 30 in logged_steps(unbounded)
+
+
+def test_a_step_too_large_for_the_memory_is_taken_in_more_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(toy_job(tmp_path / "roomy"))
+    found = run(toy_job(tmp_path / "tight"), TooLarge)
+    assert torch.equal(found["weight"], expected["weight"])
+    assert "a share of the batch is taken in 4 parts from now on" in capsys.readouterr().err
+    with pytest.raises(UserError, match="in 4 parts is too large for the memory of this machine: lower the"):
+        run(toy_job(tmp_path / "too tight"), FarTooLarge)
+
+
+def test_a_file_that_was_not_stored_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([OSError("a store that does not answer")] * 2)
+    put = MemoryFileSystem.put_file
+
+    def put_at_last(self: MemoryFileSystem, *arguments: Any, **options: Any) -> None:
+        if "safetensors" in str(arguments):
+            for error in failures:
+                raise error
+        put(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_at_last)
+    job = toy_job(f"memory://{uuid.uuid4().hex}/run")
+    run(job)
+    failures = iter([OSError("a store that does not answer")] * 2)
+    with pytest.raises(OSError, match="does not answer"):
+        run(toy_job(f"memory://{uuid.uuid4().hex}/run", "train.max_upload_attempts=1"))
+
+
+class AskedAtStep(SingleProcessContext):
+    """A process that is asked to stop after two steps."""
+
+    num_asked = 0
+
+    def asked_to_stop(self) -> bool:
+        self.num_asked += 1
+        if self.num_asked == 3:
+            stop_request.ask()
+        return super().asked_to_stop()
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    expected = run(toy_job(tmp_path / "whole", "train.steps=9"))
+    job = toy_job(tmp_path / "stopped", "train.steps=9", "train.checkpoint_every=100")
+    train(job, AskedAtStep(CPU), ToyTask)
+    with pytest.raises(Preempted):
+        raise_if_stopped()
+    checkpoint = Checkpoints(job.store()).latest(tmp_path / "copies")
+    assert checkpoint is not None
+    assert checkpoint.receipt.step == 2
+    assert torch.equal(run(job)["weight"], expected["weight"])
+
+
+def toy_process(job: StageJob, task: type[ToyTask]) -> "subprocess.Popen[str]":
+    """Train in a process of its own."""
+    code = (
+        "import sys; from pathlib import Path; from tests.pipelines.training import test_engine as t; "
+        f"t.run(t.toy_job(Path({job.folder!r}), *sys.argv[1:]), t.{task.__name__})"
+    )
+    train_settings = job.recipe.train
+    values = [
+        f"train.steps={train_settings.steps}",
+        f"train.checkpoint_every={train_settings.checkpoint_every}",
+        f"train.hang_timeout_seconds={train_settings.hang_timeout_seconds}",
+    ]
+    return subprocess.Popen([sys.executable, "-c", code, *values], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_worker_that_hangs_writes_its_stacks_and_ends(tmp_path: Path) -> None:
+    # The first step has ten times as long.
+    job = toy_job(tmp_path / "run", "train.hang_timeout_seconds=3")
+    with toy_process(job, Hangs) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.TEMPORARY
+    assert "worker 0 took no step in 3 s (train.hang_timeout_seconds)" in errors
+    assert "toy_training.py" in (tmp_path / "run/logs/hang-rank0.txt").read_text()
+
+
+def test_a_driver_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    expected = run(toy_job(tmp_path / "whole", "train.steps=20"))
+    job = toy_job(tmp_path / "killed", "train.steps=20", "train.checkpoint_every=2")
+    with toy_process(job, Slow) as process:
+        wait_until(lambda: any(job.store().files("checkpoints")), seconds=60)
+        process.send_signal(signal.SIGKILL)
+    assert torch.equal(run(job)["weight"], expected["weight"])
+
+
+class _Killed(Exception):
+    """What a kill is to the code that it strikes."""
+
+
+@pytest.mark.parametrize("written", ["safetensors", "receipt.json"])
+def test_a_checkpoint_cut_in_its_upload_or_its_commit_is_not_used(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(toy_job(f"memory://{uuid.uuid4().hex}/run"))
+    job = toy_job(f"memory://{uuid.uuid4().hex}/run")
+    name = {"safetensors": "put_file", "receipt.json": "pipe_file"}[written]
+    write = getattr(MemoryFileSystem, name)
+
+    def cut(self: MemoryFileSystem, *arguments: object, **options: object) -> None:
+        if any("step-000000003/" in str(argument) for argument in arguments):
+            raise _Killed
+        write(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, name, cut)
+        with pytest.raises(_Killed):
+            run(job)
+    checkpoint = Checkpoints(job.store()).latest(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.receipt.step == 1
+    assert torch.equal(run(job)["weight"], expected["weight"])
+
+
+def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Path) -> None:
+    jobs = [toy_job(tmp_path / kind, f"train.parallel={kind}", "train.steps=4") for kind in ("ddp", "fsdp2")]
+    expected = run(toy_job(tmp_path / "whole", "train.steps=4"))
+    train_as_group([(job, ToyTask) for job in jobs], 3, tmp_path)
+    for job in jobs:
+        last = Path(job.folder) / "checkpoints" / "step-000000003"
+        assert len(list(last.glob("*.safetensors"))) == 3
+        found = load_trained(job, "model", torch.nn.Linear(4, 3), Path(f"{job.folder} copies"))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        (last / "receipt.json").unlink()
+        torch.testing.assert_close(run(job), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_step_waits_for_the_copy_of_its_tensors_alone(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.steps=20", "train.checkpoint_every=10")
+    train(job, SingleProcessContext(CPU), Slow)
+    stall = read_metrics(job.store())[-1]["checkpoint_stall"]
+    assert stall < 0.05
