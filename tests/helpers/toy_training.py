@@ -66,6 +66,9 @@ class ToyTask:
         """Return the loss of a batch."""
         return (self.wrapped(batch) - batch[:, :3]).square().mean()
 
+    def close(self) -> None:
+        pass
+
     def accumulate_more(self) -> bool:
         if self.accumulate_steps == 4:
             return False
