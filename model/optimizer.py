@@ -1,7 +1,7 @@
 """Optimisers and the learning rate schedule, for all trainings alike."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple
@@ -62,6 +62,15 @@ class Optimizers:
 
 AnyOptimizer = torch.optim.Optimizer | Optimizers
 Schedule = CosineSchedule | WsdSchedule | ConstantSchedule
+StepCheck = Callable[[float, str], None]
+"""Judges a step before it changes anything, by the norm of its gradient and by what is not finite in it, in
+words that are empty where all is. It raises an error against the step; several ranks may agree on it."""
+
+
+def require_finite(_gradient_norm: float, problem: str) -> None:
+    """Raise FloatingPointError for a step that is not finite: the check of a single rank."""
+    if problem:
+        raise FloatingPointError(problem)
 
 
 def build_optimizer(

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from dualtoken.model.config.optimizer import ParameterGroup
 from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.optimizer import (
+    StepCheck,
     build_optimizer,
     freeze_groups,
     learning_rate_at,
+    require_finite,
     set_learning_rate,
 )
 from dualtoken.model.randomness import seeded_weights
@@ -76,12 +78,12 @@ class TeacherTrainer:
         self,
         images: UInt8[Tensor, "B 3 S S"],
         tokens: Int[Tensor, "B L"],
-        check: Callable[[float], None] | None = None,
+        check: StepCheck = require_finite,
     ) -> TeacherMetrics:
         """Take the next step, on levels 0 to 255 and the token ids of `teacher.tokenize`.
 
-        `check` is called with the gradient's norm before any weight changes, and may raise an error against
-        the step. Raises FloatingPointError, before any weight changes, if the gradient is not finite.
+        `check` is called before any weight changes; by default it raises FloatingPointError if the gradient
+        is not finite.
         """
         rate = learning_rate_at(
             self.step,
@@ -97,13 +99,13 @@ class TeacherTrainer:
         loss = _loss(image_features, text_features, scale, bias)
         loss.backward()
         norm = _gradient_norm(self.model)
+        problem = ""
         if not math.isfinite(norm):
-            raise FloatingPointError(
+            problem = (
                 f"step {self.step} has loss {loss.item()} and gradient norm {norm}: "
                 "lower teacher.learning_rate, or look for broken images"
             )
-        if check is not None:
-            check(norm)
+        check(norm, problem)
         self.optimizer.step()
         self.step += 1
         return TeacherMetrics(loss.item(), _accuracy(image_features, text_features), rate)

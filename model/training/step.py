@@ -4,7 +4,7 @@ B images of S by S pixels on this rank.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dualtoken.model.optimizer import learning_rate_at, set_learning_rate
+from dualtoken.model.optimizer import StepCheck, learning_rate_at, require_finite, set_learning_rate
 from dualtoken.model.quantize import Quantized
 from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer, TokenizerOutput
@@ -81,12 +81,12 @@ def train_step(
     state: TrainState,
     images: Float[Tensor, "B 3 S S"],
     targets: TeacherTargets,
-    check: Callable[[float], None] | None = None,
+    check: StepCheck = require_finite,
 ) -> TrainMetrics:
     """Take one step on images of -1 to 1 and the teacher's targets of the same images.
 
-    `check` is called with the gradient's norm before any weight changes, and may raise an error against the
-    step. Raises FloatingPointError, before any weight changes, if a loss or its gradient is not finite.
+    `check` is called before any weight changes; by default it raises FloatingPointError if a loss or its
+    gradient is not finite.
     """
     config = state.config
     adversary = _adversary(state)
@@ -110,9 +110,7 @@ def train_step(
     if adversary:
         figures["discriminator_gradient_norm"] = adversary.finish_backward()
     metrics = _metrics(figures, rate)
-    _check_finite(metrics, state.step)
-    if check is not None:
-        check(metrics.gradient_norm)
+    check(metrics.gradient_norm, _problem(metrics, state.step))
 
     # From here on weights and codebooks change.
     if config.max_gradient_norm is not None:
@@ -316,14 +314,14 @@ def _metrics(figures: dict[str, Tensor], rate: float) -> TrainMetrics:
     return TrainMetrics(**values)
 
 
-def _check_finite(metrics: TrainMetrics, step: int) -> None:
-    # A norm that is not finite is so on every rank, the gradient being shared: all raise, and none waits for
-    # another.
-    if not all(map(math.isfinite, metrics.present().values())):
-        raise FloatingPointError(
-            f"step {step} has loss {metrics.loss} and gradient norm {metrics.gradient_norm}: "
-            "lower train.learning_rate"
-        )
+def _problem(metrics: TrainMetrics, step: int) -> str:
+    """Say what is not finite in a step; nothing where all is."""
+    if all(map(math.isfinite, metrics.present().values())):
+        return ""
+    return (
+        f"step {step} has loss {metrics.loss} and gradient norm {metrics.gradient_norm}: "
+        "lower train.learning_rate"
+    )
 
 
 def _update_codebooks(state: TrainState, results: Sequence[_MicroBatchResult]) -> None:

@@ -16,7 +16,7 @@ from dualtoken.model.hub.saved_model import CARD
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, STAGE_FILE, DamagedRecordError, StageRecord
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.checkpoint_saver import load_checkpoint
-from dualtoken.pipelines.training.checkpoints import Checkpoint, Checkpoints, RunRecord
+from dualtoken.pipelines.training.checkpoints import Checkpoints, RunRecord
 from dualtoken.pipelines.training.task import Task
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
@@ -41,7 +41,7 @@ def resume(job: StageJob, task: Task[Any], workers: WorkerGroup, scratch: Path) 
     if found is not None:
         url, step = found
         checkpoint = Checkpoints(Store(url)).at_step(step)
-        workers.all(partial(_load, checkpoint, task, scratch))
+        workers.all(partial(load_checkpoint, checkpoint, task.parts, _copies(scratch, url)))
         task.step = step + 1
         earlier = checkpoint.receipt.runs
         if workers.rank == 0:
@@ -51,14 +51,13 @@ def resume(job: StageJob, task: Task[Any], workers: WorkerGroup, scratch: Path) 
 
 def _find(job: StageJob, steps: int, scratch: Path) -> tuple[str, int] | None:
     """Return the folder and the step of the newest whole checkpoint; None where there is none."""
-    own = job_checkpoints(job).latest(scratch)
+    own = job_checkpoints(job).latest(_copies(scratch, job.folder))
     if own is not None:
         return job.folder, own.receipt.step
     newest: tuple[str, int] | None = None
     for store in _left_folders(job):
         # At least one step is left: it ends with a checkpoint in this folder.
-        copies = scratch / store.root.rpartition("/")[2]
-        checkpoint = Checkpoints(store).latest(copies, before_step=steps - 1)
+        checkpoint = Checkpoints(store).latest(_copies(scratch, store.url), before_step=steps - 1)
         if checkpoint is not None and (newest is None or newest[1] < checkpoint.receipt.step):
             newest = (store.url, checkpoint.receipt.step)
     return newest
@@ -105,8 +104,9 @@ def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _load(checkpoint: Checkpoint, task: Task[Any], scratch: Path) -> None:
-    load_checkpoint(checkpoint, task.parts, scratch / "loaded")
+def _copies(scratch: Path, url: str) -> Path:
+    """Return where the checkpoints of a remote folder are copied to, once for looking and loading."""
+    return scratch / "checkpoints" / url.rpartition("/")[2]
 
 
 def _say(job: StageJob, url: str, step: int) -> None:

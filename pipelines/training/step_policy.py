@@ -76,8 +76,13 @@ class StepPolicy:
             # Past the handler, which keeps the step's tensors alive.
             self._accumulate_more()
 
-    def _check(self, gradient_norm: float) -> None:
-        """Raise `GradientSpike` for a spike; from here on a step changes weights."""
+    def _check(self, gradient_norm: float, problem: str) -> None:
+        """Raise FloatingPointError for a step that is not finite on some worker, and for a spike.
+
+        From here on a step changes weights, those of all workers or of none.
+        """
+        if self._workers.any(value=bool(problem)):
+            raise FloatingPointError(problem or f"step {self._task.step} is not finite on another worker")
         factor = self._config.max_gradient_spike
         if factor is not None and len(self._norms) >= MIN_NORMS:
             usual = statistics.median(self._norms)

@@ -1,8 +1,9 @@
 """A task: one training, as the engine sees it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeVar
 
+from dualtoken.model.optimizer import StepCheck
 from dualtoken.pipelines.training.state_tensors import TrainedParts
 
 Batch = TypeVar("Batch")
@@ -47,11 +48,11 @@ class Task(Protocol[Batch]):
         """Return the keys of the samples in this worker's share of a step's batch."""
         ...
 
-    def train_step(self, batch: Batch, check: Callable[[float], None]) -> Mapping[str, float]:
+    def train_step(self, batch: Batch, check: StepCheck) -> Mapping[str, float]:
         """Take the next step on a batch, and return its metrics, the `loss` among them.
 
-        Calls `check` with the norm of the gradient, which is the same on all workers, before anything
-        changes. Raises FloatingPointError, before anything changes too, where loss or norm is not finite.
+        Calls `check` before anything changes, with the norm of the gradient, which is the same on all
+        workers, and with what is not finite. Lets its errors through.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.tokenizer import NamedTower, TokenizerConfig, TowerConfig
+from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE, copy_teacher_files
 from dualtoken.model.teacher.teacher import (
     Teacher,
@@ -152,7 +153,7 @@ class TeacherTask:
         """Return the keys of the samples in this worker's share of a step."""
         return self._data.sample_keys(step)
 
-    def train_step(self, batch: tuple[Tensor, Tensor], check: Callable[[float], None]) -> Mapping[str, float]:
+    def train_step(self, batch: tuple[Tensor, Tensor], check: StepCheck) -> Mapping[str, float]:
         """Take the next step."""
         images, tokens = batch
         device = self._context.device

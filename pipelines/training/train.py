@@ -1,6 +1,6 @@
 """Train stage: the dual tokenizer, data-parallel, from image shards, decisions and targets."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.hub.saved_model import FILES
+from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.state import TrainState
@@ -81,7 +82,7 @@ class TokenizerTask:
         """Return the keys of the samples in this worker's share of a step."""
         return self._data.sample_keys(step)
 
-    def train_step(self, batch: TrainBatch, check: Callable[[float], None]) -> Mapping[str, float]:
+    def train_step(self, batch: TrainBatch, check: StepCheck) -> Mapping[str, float]:
         """Take the next step."""
         images = batch.images.to(self._context.device, non_blocking=True)
         targets = self._data.targets(batch, images)

@@ -101,7 +101,8 @@ def test_a_stage_whose_worker_and_whose_drivers_were_killed_ends_with_the_same_b
     assert time.monotonic() - killed < 60
     print(f"the next checkpoint came {time.monotonic() - killed:.1f} s after the worker was killed")
     errors = stage.end(signal.SIGTERM)
-    assert (stage.process.returncode, errors) == (143, SENTENCE)
+    assert stage.process.returncode == 143
+    assert errors.endswith(SENTENCE)  # after Ray's words of the killed worker
     stopped_after = wait_for_checkpoint(job, after=step - 1)
 
     stage = RunningStage(root)

@@ -1,14 +1,14 @@
 """A small task for the engine's tests: a linear layer that learns numbers, in no time."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dualtoken.model.config.optimizer import AdamWConfig
-from dualtoken.model.optimizer import build_optimizer
+from dualtoken.model.optimizer import StepCheck, build_optimizer
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
@@ -50,14 +50,15 @@ class ToyTask:
     def sample_keys(self, step: int) -> list[str]:
         return [f"sample {step}"]
 
-    def train_step(self, batch: Tensor, check: Callable[[float], None]) -> Mapping[str, float]:
+    def train_step(self, batch: Tensor, check: StepCheck) -> Mapping[str, float]:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
         norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        problem = ""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {self.step} has loss {loss.item()}: lower train.learning_rate")
-        check(norm)
+            problem = f"step {self.step} has loss {loss.item()}: lower train.learning_rate"
+        check(norm, problem)
         self.optimizer.step()
         self.step += 1
         return {"loss": loss.item()}
@@ -84,6 +85,16 @@ class NotANumber(ToyTask):
     def loss(self, batch: Tensor) -> Tensor:
         loss = super().loss(batch)
         return loss * float("nan") if self.step in self.bad else loss
+
+
+class NotANumberOfFirst(ToyTask):
+    """The first worker's loss is infinite in step 2, and its gradient is finite."""
+
+    def loss(self, batch: Tensor) -> Tensor:
+        loss = super().loss(batch)
+        if self.step == 2 and self.context.rank == 0:
+            loss = loss + torch.tensor(float("inf"))
+        return loss
 
 
 class Spike(ToyTask):

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from dualtoken.model.config.training import LpipsConfig, NoPerceptual
+from dualtoken.pipelines.config.engine import EngineConfig
 from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.resources import teacher_training, tokenizer_training
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.stages import get_stage
@@ -30,6 +32,16 @@ def test_perceptual_is_none_or_a_mapping() -> None:
 
 
 MISTAKES = {
+    ("train.parallel=fsdp2", "train.gan={}"): (
+        "train: parallel=fsdp2 shards the decoder's last layer, whose gradients weigh the gan: "
+        "set parallel=ddp or gan=null"
+    ),
+    ("train.min_workers=2",): ("train: min_workers=2 is over num_workers=1: lower it, or raise num_workers"),
+    ("train.max_gradient_spike=1",): "train.max_gradient_spike=1: should be greater than 1",
+    ("train.keep_checkpoints=0",): "train.keep_checkpoints=0: should be greater than 0",
+    ("train.keep_best={metric: loss, mod: max}",): (
+        "train.keep_best.mod='max' is no key of a recipe: did you mean mode?"
+    ),
     ("train.perceptual=vgg",): "train.perceptual.kind='vgg': set it to one of 'none', 'lpips'",
     (
         "train.perceptual={kind: lpips, wait: 2}",
@@ -168,3 +180,21 @@ def test_the_keys_of_the_fingerprint_and_of_the_report_keep_their_order() -> Non
         *("kind", "image_size", "tower", "text", "steps", "batch_size"),
         *("learning_rate", "warmup_steps", "weight_decay", "seed"),
     ]
+
+
+def test_a_group_has_a_size_that_divides_the_batch_of_the_tokenizer_and_of_the_teacher() -> None:
+    recipe = load_recipe("scenes", ["cluster.num_cpus=64", "train.min_workers=2", "train.num_workers=16"])
+    assert (recipe.train.batch_size, recipe.train.group_sizes) == (32, (2, 4, 8, 16))
+    assert tokenizer_training(recipe).group_sizes == (2, 4, 8, 16)
+    odd = load_recipe("scenes", ["teacher.batch_size=99", "cluster.num_cpus=64", "train.num_workers=2"])
+    assert teacher_training(odd).group_sizes == (1,)
+    assert teacher_training(recipe).demands[0].amount == 2 * recipe.train.cpus_per_worker
+
+
+def test_how_a_training_runs_decides_no_fingerprint() -> None:
+    plain = load_recipe("scenes").train
+    keys = ("parallel=fsdp2", "keep_checkpoints=5", "keep_best={metric: loss}", "max_bad_steps=1")
+    seconds = ("stop_grace_seconds=1", "hang_timeout_seconds=1", "collective_timeout_seconds=1")
+    others = load_recipe("scenes", [f"train.{key}" for key in (*keys, *seconds)]).train
+    assert others.identity() == plain.identity()
+    assert set(EngineConfig.model_fields).isdisjoint(plain.identity())

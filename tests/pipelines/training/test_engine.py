@@ -22,7 +22,16 @@ from dualtoken.pipelines.training.engine import raise_if_stopped, train
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.train_context import SingleProcessContext
 from tests.helpers.tiny_run import TINY
-from tests.helpers.toy_training import FarTooLarge, Hangs, NotANumber, Slow, Spike, TooLarge, ToyTask
+from tests.helpers.toy_training import (
+    FarTooLarge,
+    Hangs,
+    NotANumber,
+    NotANumberOfFirst,
+    Slow,
+    Spike,
+    TooLarge,
+    ToyTask,
+)
 from tests.helpers.training_groups import CPU, load_trained, train_as_group
 from tests.helpers.waiting import wait_until
 
@@ -191,7 +200,9 @@ def test_a_checkpoint_cut_in_its_upload_or_its_commit_is_not_used(
 def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Path) -> None:
     jobs = [toy_job(tmp_path / kind, f"train.parallel={kind}", "train.steps=4") for kind in ("ddp", "fsdp2")]
     expected = run(toy_job(tmp_path / "whole", "train.steps=4"))
-    train_as_group([(job, ToyTask) for job in jobs], 3, tmp_path)
+    uneven = toy_job(tmp_path / "uneven", "train.steps=4")
+    train_as_group([*((job, ToyTask) for job in jobs), (uneven, NotANumberOfFirst)], 3, tmp_path)
+    assert logged_steps(uneven) == [0, 1, 3]  # skipped by all: else they would wait for each other
     for job in jobs:
         last = Path(job.folder) / "checkpoints" / "step-000000003"
         assert len(list(last.glob("*.safetensors"))) == 3
