@@ -59,6 +59,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(
     assert logged_steps(job) == [0, 1, 4, 5]
     dump = json.loads(job.store().read("logs/bad-steps/step-000000003-rank0.json"))
     assert (dump["step"], dump["samples"]) == (3, ["sample 3"])
+    # Due after step 3, a bad one, and made after the next good one.
+    assert job.store().folders("checkpoints") == [f"checkpoints/step-00000000{step}" for step in (4, 5)]
     assert capsys.readouterr().err.count("the step is skipped") == 2
 
 
