@@ -56,11 +56,11 @@ def rates(root: Path, rounds: int, num_batches: int) -> None:
     print(f"{RATE_SHAPE.side}-pixel JPEGs, batches of 64, medians of {rounds} rounds, samples a second:")
     ours = {clock: _median(measured["ours", 1], clock) for clock in ("wall_rate", "cpu_rate")}
     for (reader, threads), answers in measured.items():
-        wall, cpu = _median(answers, "wall_rate"), _median(answers, "cpu_rate")
+        wall = _median(answers, "wall_rate")
+        cpu = _median(answers, "cpu_rate")
         print(
-            f"{reader:11} {threads} {wall:9,.0f} by the clock, {cpu:9,.0f} by processor seconds; "
-            f"one thread of ours: {ours['wall_rate'] / wall:5.2f} and "
-            f"{ours['cpu_rate'] / cpu:5.2f} times that",
+            f"{reader:11} {threads} {wall:9,.0f} by the clock, {cpu:9,.0f} by processor time; "
+            f"ours, one thread: {ours['wall_rate'] / wall:5.2f} and {ours['cpu_rate'] / cpu:5.2f} times that",
             flush=True,
         )
 
@@ -73,7 +73,7 @@ def starts(folder: Path, *, quick: bool) -> None:
             num_shards=-(-num_samples // ROWS_PER_SHARD),
             rows_per_shard=ROWS_PER_SHARD,
             side=64,
-            num_distinct=min(2 * WINDOW, -(-num_samples // ROWS_PER_SHARD)),
+            num_distinct=min(WINDOW, -(-num_samples // ROWS_PER_SHARD)),
             sparse=num_samples > 10**7,
         )
         root = folder / f"starts-{num_samples}"

@@ -1,8 +1,8 @@
 """Data of `benchmarks/training_reader.py`: corpora of image shards by the real writer, and simulated ones.
 
-A simulated corpus has the manifest of all of its shards, and on disk as many different ones as two windows
-hold. Those that come first in the order have a content each. Of the others, all are hard links to these, or,
-where `sparse`, none is there: a run that reads two windows does not see the difference.
+A simulated corpus has the manifest of all of its shards, and on disk as many different ones as a window
+holds. Those of the first window have a content each, those of the second the same ones. The others are hard
+links to these, or, where `sparse`, not there: a run that reads two windows does not see the difference.
 """
 
 import os
@@ -68,7 +68,9 @@ def write_corpus(job: StageJob, root: Path, shape: CorpusShape) -> None:
     folder = root / "shards"
     (folder / RECEIPTS).mkdir(parents=True)
     (folder / MANIFEST_FILE).write_bytes(_manifest(shape).to_bytes())
-    contents = [_write_shard(root / "contents", number, shape) for number in range(shape.num_distinct)]
+    contents: list[tuple[FileRecord, ...]] = []
+    for number in range(shape.num_distinct):
+        contents.append(_write_shard(_contents(root, shape), number, shape))
     index = open_sample_index(job, "download", root / "scratch")
     sequence = SampleSequence(index, WINDOW, 0, index.identity)
     window = sequence.window_at(0)
@@ -77,7 +79,12 @@ def write_corpus(job: StageJob, root: Path, shape: CorpusShape) -> None:
     if not shape.sparse:
         order |= dict.fromkeys(range(shape.num_shards))
     for place, number in enumerate(order):
-        _link_shard(root, index.name(number).shard, contents[place % len(contents)])
+        _link_shard(root, index.name(number).shard, _contents(root, shape), contents[place % len(contents)])
+
+
+def _contents(root: Path, shape: CorpusShape) -> Path:
+    """Return the folder of the different shards, which corpora of one shape of shard share."""
+    return root.parent / f"contents-{shape.rows_per_shard}-{shape.side}"
 
 
 def _manifest(shape: CorpusShape) -> Manifest:
@@ -101,9 +108,11 @@ def _manifest(shape: CorpusShape) -> Manifest:
 
 
 def _write_shard(folder: Path, number: int, shape: CorpusShape) -> tuple[FileRecord, ...]:
-    """Write a shard of JPEGs; return what its files are."""
+    """Write a shard of JPEGs unless it is there; return what its files are."""
     folder.mkdir(exist_ok=True)
     name = f"{number:05d}"
+    if (folder / shard_files(name)[-1]).exists():
+        return _records(folder, name)
     pictures = _pictures(shape.side)
     with ImageShardWriter(folder, name, "jpg") as writer:
         for row in range(shape.rows_per_shard):
@@ -112,6 +121,10 @@ def _write_shard(folder: Path, number: int, shape: CorpusShape) -> tuple[FileRec
             size = shape.side
             image = pictures[row % len(pictures)]
             writer.write(ShardRow(None, caption, key, SUCCESS, width=size, height=size), image)
+    return _records(folder, name)
+
+
+def _records(folder: Path, name: str) -> tuple[FileRecord, ...]:
     records: list[FileRecord] = []
     for file in shard_files(name):
         content = digest(folder / file)
@@ -131,11 +144,11 @@ def _pictures(side: int) -> list[bytes]:
     return pictures
 
 
-def _link_shard(root: Path, name: str, content: tuple[FileRecord, ...]) -> None:
+def _link_shard(root: Path, name: str, contents: Path, content: tuple[FileRecord, ...]) -> None:
     """Give a shard a content, and its receipt."""
     files: list[FileRecord] = []
     for file, linked in zip(content, shard_files(name), strict=True):
-        os.link(root / "contents" / file.name, root / "shards" / linked)
+        os.link(contents / file.name, root / "shards" / linked)
         files.append(file.model_copy(update={"name": linked}))
     receipt = Receipt(
         stage="download",
