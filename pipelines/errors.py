@@ -4,6 +4,7 @@ import errno
 from collections.abc import Mapping
 from enum import IntEnum
 
+from dualtoken.infra.lost_device import lost_device
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.redaction import redacted
 
@@ -113,7 +114,7 @@ def _is_the_users(error: BaseException) -> bool:
 
 
 def _may_pass(error: BaseException) -> bool:
-    if is_machine_trouble(error):
+    if is_machine_trouble(error) or lost_device(error):
         return True
     if isinstance(error, _PATH_ERRORS):
         return False

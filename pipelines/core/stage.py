@@ -169,3 +169,5 @@ class UnitOutcome:
     """The audit of a token shard, from its receipt; empty for every other unit."""
     ends_run: bool = False
     """Whether the other units would fail alike, such as for wrong credentials."""
+    needs_new_process: bool = False
+    """Whether the process that failed can do no other unit either, such as one that lost its GPU."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
+from dualtoken.infra.lost_device import lost_device
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
@@ -89,6 +90,7 @@ def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
         error=redacted(message),
         code=code,
         ends_run=ends_run(error),
+        needs_new_process=lost_device(error),
     )
 
 
@@ -101,7 +103,8 @@ def report_outcomes(
     """Print a line for each unit's outcome, and hand it to `observe`, which may end the run by an error.
 
     Raises `UnitsFailed` when any failed: after all have run, after `GIVE_UP_AFTER` temporary failures in a
-    row, or after the first that says that the others would fail alike.
+    row, or after the first that says that the others would fail alike, be it for want of a new process:
+    executors that have further processes do such a unit again in one.
     """
     total = sum(len(job_units.units) for job_units in work)
     failed: list[UnitOutcome] = []
@@ -113,7 +116,7 @@ def report_outcomes(
         print_line(_outcome_line(outcome, num_ended, total))
         if outcome.error:
             failed.append(outcome)
-        if temporary_in_a_row == GIVE_UP_AFTER or outcome.ends_run:
+        if temporary_in_a_row == GIVE_UP_AFTER or outcome.ends_run or outcome.needs_new_process:
             break
         observe(outcome)
     if failed:

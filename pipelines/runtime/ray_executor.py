@@ -6,6 +6,7 @@ runs under Ray Train. Nothing here decides what is done: receipts do.
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import numpy as np
 import ray
@@ -122,7 +123,7 @@ class RayExecutor:
             for unit_number in range(len(job_units.units)):
                 places.append({"job": job_number, "unit": unit_number})
         ended: set[tuple[str, str]] = set()
-        reason = f"its process died {TASK_RETRIES + 1} times, as of too little memory or a crash"
+        reason = f"its process died {TASK_RETRIES + 1} times, as of too little memory, a lost GPU or a crash"
         try:
             for row in self._outcome_rows(work, places):
                 fields = json.loads(row["outcome"])
@@ -200,7 +201,24 @@ class _UnitActor:
 
     def _attempt(self, job_number: int, unit_number: int) -> UnitOutcome:
         job, units = self._work[job_number].job, self._work[job_number].units
-        return run_attempt(job, partial(self._slot.open, job), units[unit_number])
+        outcome = run_attempt(job, partial(self._slot.open, job), units[unit_number])
+        if outcome.needs_new_process:
+            _end_process(outcome)
+        return outcome
+
+
+def _end_process(outcome: UnitOutcome) -> NoReturn:
+    """End this process at once, so that Ray does the unit again in a new one.
+
+    It would fail each unit that it is given, in milliseconds, and so draw all that are left.
+    """
+    reason = outcome.error.rstrip().splitlines()[-1]
+    print(
+        f"{outcome.label} {outcome.unit}: {reason}: its process lost the device and ends: a new one follows",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # without handlers of the device's libraries, which may hang
 
 
 class _RayTrainWorker:

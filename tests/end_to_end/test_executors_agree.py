@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from ray import cloudpickle
 
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, read_receipts
-from dualtoken.pipelines.core.stage import StageJob, UnitOutcome
+from dualtoken.pipelines.core.stage import StageJob, UnitOutcome, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime import ray_executor, stages
+from dualtoken.pipelines.runtime.executor import WorkerSlot
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
@@ -92,6 +94,42 @@ def test_a_unit_that_kills_its_process_is_given_up_and_its_neighbours_are_done(
     cloudpickle.unregister_pickle_by_value(this_module)
     assert error.value.code == ExitCode.TEMPORARY
     assert set(read_receipts(scores.store())) == all_units(scores) - {"00002"}
+
+
+class _LostSlot(WorkerSlot):
+    """The workers of a process that lost its device: every unit fails."""
+
+    def open(self, job: StageJob) -> Worker:  # noqa: ARG002
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+class _LosesDevice(ray_executor._UnitActor):
+    """An actor whose process loses its device in unit 00003, the first time."""
+
+    def _attempt(self, job_number: int, unit_number: int) -> UnitOutcome:
+        recipe = self._work[job_number].job.recipe
+        lost_before = Path(recipe.root) / "lost"
+        if unit_number == 3 and not lost_before.exists():
+            lost_before.touch()
+            self._slot = _LostSlot()
+        return super()._attempt(job_number, unit_number)
+
+
+@pytest.mark.slow
+def test_a_process_that_lost_its_device_ends_and_all_units_come_back(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_tiny(Path(shutil.copytree(finished.root, tmp_path / "run")), ONE_WORKER)
+    scores = planned_job(recipe, "score", "tiny-train")
+    shutil.rmtree(scores.folder)
+    monkeypatch.setattr(ray_executor, "_UnitActor", _LosesDevice)
+    this_module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(this_module)  # workers cannot import a test
+    with RayExecutor(recipe.cluster) as executor:
+        run_command("filter", recipe, executor, lambda _: None)
+    cloudpickle.unregister_pickle_by_value(this_module)
+    assert (Path(recipe.root) / "lost").exists()
+    assert set(read_receipts(scores.store())) == all_units(scores)
 
 
 def all_units(job: StageJob) -> set[str]:

@@ -3,16 +3,24 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import s3fs
+import torch
 
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.stage import Unit, UnitOutcome, Work
+from dualtoken.pipelines.core.stage import Unit, UnitOutcome, Work, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
-from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, LocalExecutor, WorkerSlot, report_outcomes
+from dualtoken.pipelines.runtime.executor import (
+    GIVE_UP_AFTER,
+    LocalExecutor,
+    WorkerSlot,
+    report_outcomes,
+    run_attempt,
+)
 from dualtoken.pipelines.runtime.finish import user_warnings
 from dualtoken.pipelines.runtime.stages import get_stage
 from tests.helpers.fault_proxy import Faults, Refusal, fault_proxy
@@ -25,6 +33,7 @@ DONE, GONE = (
 )
 
 
+LOST = UnitOutcome("targets web", "2", {}, 0.0, "no answer", ExitCode.TEMPORARY, needs_new_process=True)
 REFUSED = UnitOutcome("targets web", "2", {}, 0.0, "no answer", ExitCode.TEMPORARY, ends_run=True)
 
 
@@ -35,6 +44,7 @@ REFUSED = UnitOutcome("targets web", "2", {}, 0.0, "no answer", ExitCode.TEMPORA
         ([DONE, *[GONE] * 30], 1 + GIVE_UP_AFTER),
         ([*[GONE] * (GIVE_UP_AFTER - 1), DONE] * 3, 3 * GIVE_UP_AFTER),
         ([DONE, REFUSED, *[DONE] * 30], 2),
+        ([DONE, LOST, *[DONE] * 30], 2),
     ],
 )
 def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(
@@ -52,6 +62,16 @@ def test_a_run_ends_when_unit_after_unit_fails_for_what_may_pass(
         report_outcomes(come(), [Work(job, job.units)], lambda _: None, lambda _: None)
     assert error.value.code == ExitCode.TEMPORARY
     assert len(seen) == looked_at
+
+
+def test_a_unit_that_loses_the_device_is_told_so(finished: Recipe) -> None:
+    def open_worker() -> Worker:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    job = planned_job(finished, "targets", "tiny-train")
+    outcome = run_attempt(replace(job, folder=f"{job.folder}-lost"), open_worker, job.units[0])
+    assert outcome.needs_new_process
+    assert outcome.code == ExitCode.TEMPORARY
 
 
 def test_a_process_that_opens_a_stage_removes_what_killed_ones_left(
