@@ -38,8 +38,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        # On a GPU a teacher's convolutions keep PyTorch's default, TF32, which stored scores were made with.
-        prepare_process(threads=1, exact_float32=False)
+        prepare_process(threads=1)
         self._teacher = open_teacher(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:

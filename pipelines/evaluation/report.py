@@ -46,7 +46,7 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        prepare_process(threads=1, exact_float32=True)
+        prepare_process(threads=1)
         self._tokenizer = open_tokenizer(job)
         self._teacher = open_teacher(job)
         self._manifests: dict[str, Manifest] = {}

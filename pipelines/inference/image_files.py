@@ -43,7 +43,7 @@ def open_model(name: str) -> TokenizerRunner:
 
     For a command that has the process to itself: forbids TF32 in it. Raises `UserError` if it is neither.
     """
-    prepare_process(threads=None, exact_float32=True)
+    prepare_process(threads=None)
     try:
         return TokenizerRunner(find_folder(name), best_device())
     except ValueError as error:

@@ -26,19 +26,18 @@ from dualtoken.pipelines.errors import UserError
 Array = np.ndarray[Any, Any]
 
 
-def prepare_process(*, threads: int | None, exact_float32: bool) -> None:
+def prepare_process(*, threads: int | None) -> None:
     """Set how PyTorch computes in this whole process, so that the bytes it stores repeat.
 
-    Both settings outlive the call and reach every network of the process. So whoever owns the process calls
-    this before it opens one: a stage's worker, or a command. No network does so by itself.
+    Both settings outlive the call and reach every network of the process, also those that are open already.
+    So whoever owns the process calls this before it opens one: a stage's worker, or a command. No network
+    does so by itself.
 
-    `threads` is the number of CPU threads; None leaves PyTorch's own. `exact_float32` forbids TF32 on a GPU,
-    also to the networks that are open already.
+    `threads` is the number of CPU threads; None leaves PyTorch's own. TF32 is forbidden on a GPU.
     """
     if threads is not None:
         set_num_threads(threads)
-    if exact_float32:
-        forbid_tf32()
+    forbid_tf32()
 
 
 def set_num_threads(count: int) -> None:
@@ -56,7 +55,8 @@ def best_device() -> torch.device:
 def stage_device(job: StageJob) -> torch.device:
     """Return the device that the recipe gives a stage, whatever else this machine has.
 
-    A GPU's results differ in the last bits. Raises `UserError` for a GPU that this process does not have.
+    A GPU's results differ in the last bits; TF32 is forbidden in this process, so that no stage's bytes
+    depend on which ran before it. Raises `UserError` for a GPU that this process does not have.
     """
     if not job.gpus:
         return torch.device("cpu")
@@ -65,6 +65,7 @@ def stage_device(job: StageJob) -> torch.device:
             f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: "
             "run where there is one, or change it"
         )
+    forbid_tf32()
     return torch.device("cuda")
 
 

@@ -210,7 +210,7 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
         prepare_process,
     )
 
-    prepare_process(threads=None, exact_float32=True)
+    prepare_process(threads=None)
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
     levels = TokenizerRunner(folder, best_device()).decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

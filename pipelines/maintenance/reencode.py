@@ -59,7 +59,7 @@ def differences(
         prepare_process,
     )
 
-    prepare_process(threads=1, exact_float32=True)
+    prepare_process(threads=1)
     tokenizer = open_tokenizer(job, best_device())
     for unit, rows in chosen.items():
         for problem in _compare(job, tokenizer, unit, rows, settings.tolerance):

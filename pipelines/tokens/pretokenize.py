@@ -56,7 +56,7 @@ class Worker:
         self._caption_source = caption_source_of(job)
         config = job.recipe.pretokenize
         self._is_cropped = config.crops != WHOLE_IMAGE
-        prepare_process(threads=1, exact_float32=True)
+        prepare_process(threads=1)
         self._tokenizer = open_tokenizer(job)
         self._encoder = AdaptiveBatchEncoder(self._tokenizer, config.batch_size)
         on_gpu = self._tokenizer.device.type == "cuda"

@@ -94,14 +94,22 @@ def tf32_is_allowed() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+@pytest.mark.usefixtures("tf32_is_allowed", "machine")
+@pytest.mark.parametrize("machine", [GPU_THERE], indirect=True)
+@pytest.mark.parametrize("stage", ASKED)
+def test_no_stage_on_a_gpu_rounds_to_tf32(stage: str, job_of: JobOf) -> None:
+    stage_device(job_of(stage, ASKED[stage]))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.usefixtures("tf32_is_allowed")
 def test_a_process_is_prepared_as_its_owner_asks() -> None:
     threads = torch.get_num_threads()
-    prepare_process(threads=None, exact_float32=False)
+    prepare_process(threads=None)
     assert torch.get_num_threads() == threads
-    assert torch.backends.cudnn.allow_tf32
     try:
-        prepare_process(threads=threads + 1, exact_float32=True)
+        prepare_process(threads=threads + 1)
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
