@@ -4,15 +4,19 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from ray.autoscaler._private.aws.config import DEFAULT_AMI_NAME
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from dualtoken.jobs.recipe_arguments import open_recipe
 from dualtoken.model.config.base import is_url
 from dualtoken.pipelines.config.corpora import UrlsSource
+from dualtoken.pipelines.config.parse import load_recipe
+from dualtoken.pipelines.config.resources import Resources
+from dualtoken.pipelines.runtime.stages import all_stages
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
@@ -26,7 +30,7 @@ def launcher() -> dict[str, Any]:
 def test_the_launcher_accepts_its_file(launcher: dict[str, Any]) -> None:
     validate_config(launcher)
     prepared = prepare_config(launcher)
-    assert prepared["available_node_types"].keys() == {"head", "cpu", "gpu"}
+    assert prepared["available_node_types"].keys() == {"head", "cpu", "gpu", "gpu8"}
     validate_config(prepared)
 
 
@@ -47,6 +51,56 @@ def test_only_the_head_is_paid_on_demand_and_no_node_has_open_metadata(launcher:
             "HttpTokens": "required",
             "HttpPutResponseHopLimit": 1,
         }
+
+
+def test_every_node_of_the_launcher_has_an_image_of_its_own(launcher: dict[str, Any]) -> None:
+    assert "18.04" in DEFAULT_AMI_NAME, "Ray's default may be new enough by now for PyTorch's wheel"
+    for node in launcher["available_node_types"].values():
+        assert node["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/ami/x86_64/")
+
+
+class NodeKind(NamedTuple):
+    cpus: float
+    gpus: float
+    most: int
+
+
+def launcher_nodes(launcher: dict[str, Any]) -> list[NodeKind]:
+    nodes: list[NodeKind] = []
+    for name, node in launcher["available_node_types"].items():
+        if name != launcher["head_node_type"]:
+            resources = node["resources"]
+            nodes.append(NodeKind(resources["CPU"], resources.get("GPU", 0), node["max_workers"]))
+    return nodes
+
+
+def kubernetes_nodes() -> list[NodeKind]:
+    (document,) = _documents(ROOT / "infra" / "kuberay" / "raycluster.yaml")
+    nodes: list[NodeKind] = []
+    for group in _workers(document):
+        requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+        gpus = float(requests.get("nvidia.com/gpu", 0))
+        nodes.append(NodeKind(float(requests["cpu"]), gpus, group["maxReplicas"]))
+    return nodes
+
+
+def fits(asked: Resources, nodes: list[NodeKind]) -> bool:
+    """Tell whether some kind of node takes all workers that start together, as NVLink between them needs."""
+    for node in nodes:
+        cpus = asked.cpus * asked.num_workers <= node.cpus
+        gpus = asked.gpus * asked.num_workers <= node.gpus
+        if cpus and gpus and node.most > 0:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_fits_into_the_clusters_as_shipped(recipe: str, launcher: dict[str, Any]) -> None:
+    settings = load_recipe(str(ROOT / "recipes" / f"{recipe}.yaml"))
+    for stage in all_stages():
+        asked = stage.resources(settings)
+        assert fits(asked, launcher_nodes(launcher)), stage.name
+        assert fits(asked, kubernetes_nodes()), stage.name
 
 
 def test_every_cluster_on_kubernetes_has_authentication_and_this_version_of_ray() -> None:
