@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from enum import IntEnum
 
-from dualtoken.infra.lost_device import lost_device
+from dualtoken.infra.device_errors import is_device_lost, is_device_memory_full
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.redaction import redacted
 
@@ -108,13 +108,15 @@ def exit_code(error: BaseException) -> ExitCode:
 def _is_the_users(error: BaseException) -> bool:
     if isinstance(error, UserError) or lacks_credentials(error):
         return True
+    if is_device_memory_full(error):
+        return True  # the recipe decides how much of it is asked for
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return True  # no folder becomes writable by trying again
     return isinstance(error, _PATH_ERRORS) and _NO_BUCKET in str(error)
 
 
 def _may_pass(error: BaseException) -> bool:
-    if is_machine_trouble(error) or lost_device(error):
+    if is_machine_trouble(error) or is_device_lost(error):
         return True
     if isinstance(error, _PATH_ERRORS):
         return False

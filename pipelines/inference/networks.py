@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from dualtoken.infra.nvidia_driver import driver_version
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
@@ -24,6 +25,11 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 
 Array = np.ndarray[Any, Any]
+
+_SHARE_IN_USE = 0.95
+"""Part of a worker's share of a GPU's memory that PyTorch may take; CUDA's own context takes the rest."""
+_LEAST_DRIVERS = {"12": "525", "13": "580"}
+"""Least driver by CUDA's major version (CUDA Toolkit Release Notes, table 2, minor version compatibility)."""
 
 
 def prepare_process(*, threads: int | None) -> None:
@@ -63,19 +69,33 @@ def stage_device(job: StageJob) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(
             f"{job.label}: {job.gpu_setting} asks for a GPU, and PyTorch finds none here: "
-            "run where there is one, or change it"
+            f"{_how_to_find_gpus(torch.version.cuda, driver_version())}"
         )
     forbid_tf32()
+    if job.gpus < 1:
+        # Whether a batch fits, and so its size and the last bits, would else depend on the other processes.
+        torch.cuda.set_per_process_memory_fraction(job.gpus * _SHARE_IN_USE)
     return torch.device("cuda")
 
 
+def _how_to_find_gpus(cuda: str | None, driver: str | None) -> str:
+    """Say what to do where PyTorch, made for that version of CUDA, finds no GPU beside that driver."""
+    if driver is None:
+        return "run where there is one, or change it"
+    if cuda is None:
+        return f"this PyTorch is for CPUs, and the machine has NVIDIA's driver {driver}: install one for CUDA"
+    least = _LEAST_DRIVERS.get(cuda.partition(".")[0], "newer")
+    return f"this PyTorch is for CUDA {cuda}, which needs driver {least} or later, and here is {driver}"
+
+
 def describe_device(device: torch.device) -> dict[str, str]:
-    """Return what decides rounding, for a receipt: the kind of GPU or CPU, and PyTorch's version."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
-    return {"device": name, "torch": str(torch.__version__)}
+    """Return what decides rounding, for a receipt: the kind of GPU or CPU, and versions of libraries."""
+    versions = {"torch": str(torch.__version__)}
+    if device.type != "cuda":
+        return {"device": f"{device.type} {torch.backends.cpu.get_cpu_capability()}", **versions}
+    versions["cudnn"] = str(torch.backends.cudnn.version())
+    versions["driver"] = driver_version() or "unknown"
+    return {"device": torch.cuda.get_device_name(device), **versions}
 
 
 class StreamCodes(NamedTuple):
@@ -90,7 +110,7 @@ class TeacherRunner:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._teacher: Teacher = load_teacher(folder, device)
-        self._device = device
+        self.device = device
         self.embedding_width = int(self._teacher.embed_texts([""]).shape[1])
 
     def levels(self, pictures: Sequence[Image.Image]) -> UInt8[Tensor, "B 3 S S"]:
@@ -99,7 +119,7 @@ class TeacherRunner:
 
     def images(self, levels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of pictures."""
-        return self._teacher.embed_images(levels.to(self._device))
+        return self._teacher.embed_images(levels.to(self.device))
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of captions."""
@@ -118,7 +138,7 @@ class TeacherRunner:
         self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str], block: int
     ) -> dict[str, Array]:
         """Return the columns that the targets stage stores; `block` is the tokenizer's semantic one."""
-        outputs = self._teacher.embed_all(levels.to(self._device), block)
+        outputs = self._teacher.embed_all(levels.to(self.device), block)
         texts = self.texts(captions)
         columns = {
             "similarity": (outputs.embeddings * texts).sum(dim=1),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-from dualtoken.infra.lost_device import lost_device
+from dualtoken.infra.device_errors import is_device_lost
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
@@ -90,7 +90,7 @@ def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
         error=redacted(message),
         code=code,
         ends_run=ends_run(error),
-        needs_new_process=lost_device(error),
+        needs_new_process=is_device_lost(error),
     )
 
 

@@ -266,4 +266,5 @@ def is_final(error: BaseException) -> bool:
 
     RuntimeError is what PyTorch raises where another worker of the group is gone.
     """
-    return exit_code(error) != ExitCode.TEMPORARY and not isinstance(error, RuntimeError)
+    code = exit_code(error)
+    return code == ExitCode.CONFIGURATION or (code == ExitCode.BUG and not isinstance(error, RuntimeError))

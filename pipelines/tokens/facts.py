@@ -89,6 +89,12 @@ class TokenFacts:
     """Kind of device that made the codes."""
     torch: str | None = None
     """Version of PyTorch that made them."""
+    cudnn: str | None = None
+    """Version of cuDNN that made them; None where a CPU did."""
+    driver: str | None = None
+    """Version of the GPU's driver likewise."""
+    batch_size: int | None = None
+    """Images encoded at once at the shard's end: fewer than the recipe's where memory did not hold them."""
     captions_of: str | None = None
     """Fingerprint of the dataset whose captions are shared; None where the dataset has its own."""
     seconds: Mapping[str, float] | None = None
@@ -107,6 +113,9 @@ class TokenFacts:
             rows=rows_by_shard.get(receipt.unit),
             device=facts.get("device"),
             torch=facts.get("torch"),
+            cudnn=facts.get("cudnn"),
+            driver=facts.get("driver"),
+            batch_size=facts.get("batch_size"),
             captions_of=facts.get(CAPTIONS_OF),
             seconds=facts.get("seconds"),
         )
@@ -124,6 +133,9 @@ class TokenFacts:
             "rows_out_by_shard": rows_by_shard,
             "device": self.device,
             "torch": self.torch,
+            "cudnn": self.cudnn,
+            "driver": self.driver,
+            "batch_size": self.batch_size,
             CAPTIONS_OF: self.captions_of,
             "seconds": self.seconds,
         }

@@ -4,6 +4,7 @@ One Arrow IPC file per image shard; its rows are the kept samples in the shard's
 image was damaged since it was scored.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_image_shard
-from dualtoken.pipelines.inference.networks import open_teacher, prepare_process
+from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatch
+from dualtoken.pipelines.inference.networks import Array, describe_device, open_teacher, prepare_process
 from dualtoken.pipelines.inference.shard_decoder import ShardDecoder
 
 
@@ -28,6 +30,7 @@ class Worker:
         self._job = job
         prepare_process(threads=1)
         self._teacher = open_teacher(job)
+        self._batch = AdaptiveBatch(job.recipe.targets.batch_size, "targets.batch_size")
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write `<shard>.arrow`: embeddings, similarity, pooled output and, by recipe, dense features."""
@@ -35,16 +38,28 @@ class Worker:
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples = kept_samples(shard, read_input(self._job.input("filter"), f"{unit.id}.parquet"))
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, dense=recipe.targets.dense)
+        self._batch.begin()
         decoder = ShardDecoder(shard, self._view)
         file = f"{unit.id}.arrow"
         with pa.OSFile(str(scratch / file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in decoder.batches(samples, recipe.targets.batch_size):
                 captions = [shard.captions[sample.row] for sample in batch.samples]
-                outputs = self._teacher.targets(batch.levels, captions, recipe.tokenizer.semantic_block)
+                outputs = self._outputs(batch.levels, captions)
                 keys = pa.array([sample.key for sample in batch.samples], pa.binary(KEY_BYTES))
                 values = [_column(outputs[name], schema.field(name).type) for name in schema.names[1:]]
                 writer.write_batch(pa.RecordBatch.from_arrays([keys, *values], schema=schema))
-        return UnitOutput((file,), decoder.ledger(samples))
+        facts = {**describe_device(self._teacher.device), "batch_size": self._batch.size}
+        return UnitOutput((file,), decoder.ledger(samples), facts)
+
+    def _outputs(self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str]) -> dict[str, Array]:
+        """Return the columns of a batch; where memory does not hold it, from smaller ones."""
+        block = self._job.recipe.tokenizer.semantic_block
+
+        def targets(part: slice) -> dict[str, Array]:
+            return self._teacher.targets(levels[part], captions[part], block)
+
+        parts = self._batch.run(len(captions), targets)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _view(self, _: KeptSample, picture: Image.Image) -> UInt8[Tensor, "1 3 S S"]:
         return self._teacher.levels([picture])

@@ -1,17 +1,28 @@
 """A batch that does not fit in memory is halved, and that changes no codes."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.curation import score
 from dualtoken.pipelines.inference.adaptive_batch import (
     AdaptiveBatchEncoder,
     ImageTooLargeError,
     is_out_of_memory,
 )
-from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
+from dualtoken.pipelines.inference.networks import (
+    StreamCodes,
+    TeacherRunner,
+    TokenizerRunner,
+    best_device,
+)
+from dualtoken.pipelines.tokens.shards import read_data_shard
+from dualtoken.pipelines.training import targets
 from tests.helpers.tiny_run import planned_job
 
 
@@ -68,10 +79,56 @@ def test_every_way_to_say_that_memory_ran_out_is_known(said: str) -> None:
 
 def test_an_image_that_does_not_fit_alone_is_an_error_that_says_so(tokenizer: TokenizerRunner) -> None:
     levels = torch.zeros((4, 3, 32, 32), dtype=torch.uint8)
-    with pytest.raises(
-        ImageTooLargeError, match=r"batch_size=4: one image of \(32, 32\) pixels alone does not fit"
-    ):
+    with pytest.raises(ImageTooLargeError, match=r"^pretokenize.batch_size=4: one image alone does not fit"):
         AdaptiveBatchEncoder(Cramped(tokenizer, room=0), 4).encode(levels)
+
+
+def test_a_teacher_takes_smaller_batches_where_memory_is_full_and_says_how_small(
+    finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def cramped(self: TeacherRunner, levels: torch.Tensor, *others: Any) -> Any:
+        sizes.append(len(levels))
+        if len(levels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return open_targets(self, levels, *others)
+
+    open_targets = TeacherRunner.targets
+    monkeypatch.setattr(TeacherRunner, "targets", cramped)
+    job = planned_job(finished, "targets", "tiny-train")
+    unit = job.units[0]
+    output = targets.Worker(job).run(unit, tmp_path)
+    assert sizes == [4, 2, 2]
+    assert output.facts["batch_size"] == 2
+    found = read_data_shard(tmp_path / f"{unit.id}.arrow")
+    stored = read_data_shard(Path(job.folder) / f"{unit.id}.arrow")
+    assert found["key"].equals(stored["key"])
+    for name in ("pooled", "dense"):
+        # A matrix product of fewer rows rounds in other ways.
+        np.testing.assert_allclose(
+            np.stack(found[name].to_numpy()), np.stack(stored[name].to_numpy()), atol=2e-3, rtol=1e-3
+        )
+
+
+def test_a_score_takes_smaller_batches_where_memory_is_full(
+    finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cramped(self: TeacherRunner, levels: torch.Tensor) -> torch.Tensor:
+        if len(levels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return embed(self, levels)
+
+    embed = TeacherRunner.images
+    monkeypatch.setattr(TeacherRunner, "images", cramped)
+    job = planned_job(finished, "score", "tiny-train")
+    unit = job.units[0]
+    output = score.Worker(job).run(unit, tmp_path)
+    assert output.facts["batch_size"] == 1
+    found = pq.read_table(tmp_path / f"{unit.id}.parquet")
+    stored = pq.read_table(Path(job.folder) / f"{unit.id}.parquet")
+    assert found["key"].equals(stored["key"])
+    assert found["similarity"].to_pylist() == pytest.approx(stored["similarity"].to_pylist(), abs=1e-6)
 
 
 class Broken:

@@ -1,5 +1,6 @@
 """A stage runs on the device that its recipe gives it, whatever else the machine has."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from dualtoken.pipelines.core.stage import StageJob, Unit
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.inference import networks
 from dualtoken.pipelines.inference.image_files import open_model
 from dualtoken.pipelines.inference.networks import (
     open_teacher,
@@ -59,6 +61,53 @@ ASKED = {
     "train": "train.use_gpu=true",
     **dict.fromkeys(LOOKING, "cluster.gpus_per_worker=0.5"),
 }
+
+
+@pytest.fixture(autouse=True)
+def memory_fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the shares of a GPU's memory that PyTorch was limited to."""
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    return fractions
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("machine", [GPU_THERE], indirect=True)
+@pytest.mark.parametrize("stage", ASKED)
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(
+    stage: str, job_of: JobOf, memory_fractions: list[float]
+) -> None:
+    stage_device(job_of(stage, ASKED[stage]))
+    assert memory_fractions == ([] if stage in {"teacher", "train"} else [pytest.approx(0.475)])
+    stage_device(job_of(stage, "train.use_gpu=true", "cluster.gpus_per_worker=1"))
+    assert len(memory_fractions) <= 1, "a whole GPU is not limited"
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("machine", [NONE_THERE], indirect=True)
+@pytest.mark.parametrize(
+    ("cuda", "driver", "said"),
+    [
+        (
+            "13.0",
+            "535.183.01",
+            "is for CUDA 13.0, which needs driver 580 or later, and here is 535",
+        ),
+        (
+            None,
+            "580.82.07",
+            "is for CPUs, and the machine has NVIDIA's driver 580.82.07: install",
+        ),
+        ("13.0", None, "run where there is one, or change it"),
+    ],
+)
+def test_a_driver_too_old_and_a_pytorch_for_cpus_are_named(
+    cuda: str | None, driver: str | None, said: str, job_of: JobOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(networks, "driver_version", lambda: driver)
+    with pytest.raises(UserError, match=re.escape(said)):
+        stage_device(job_of("score", ASKED["score"]))
 
 
 @pytest.mark.usefixtures("machine")

@@ -83,10 +83,12 @@ def test_a_unit_begins_with_the_whole_batch_again(
     folder = Path(planned_job(finished, "train").folder)
     monkeypatch.setattr(pretokenize, "open_tokenizer", lambda _: OnceFull(folder, best_device()))
     worker = Worker(job)
+    reached: list[int] = []
     for unit in job.units[:2]:
         (tmp_path / unit.id).mkdir()
-        worker.run(unit, tmp_path / unit.id)
+        reached.append(worker.run(unit, tmp_path / unit.id).facts["batch_size"])
     rows = job.units[0].rows
+    assert reached == [rows // 2, 4], "the receipt says how many images were encoded at once"
     assert sizes == [rows, *[rows // 2] * 2, *[1] * (rows % 2), job.units[1].rows]
 
 
@@ -252,7 +254,11 @@ def test_a_unit_written_beside_the_encoder_has_the_same_bytes_and_facts(
     before = read_receipts(Store(job.folder))[job.units[0].id]
     for name in output.files:
         assert (tmp_path / name).read_bytes() == (Path(job.folder) / name).read_bytes()
-    assert output.facts == {name: fact for name, fact in before.facts.items() if name != "seconds"}
+    differing = {"seconds", "batch_size"}
+    assert output.facts["batch_size"] == 1
+    assert {name: fact for name, fact in output.facts.items() if name not in differing} == {
+        name: fact for name, fact in before.facts.items() if name not in differing
+    }
 
 
 def test_bfloat16_is_recorded_has_a_folder_of_its_own_and_mostly_the_same_codes(

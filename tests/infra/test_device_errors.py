@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dualtoken.infra.lost_device import lost_device
+from dualtoken.infra.device_errors import is_device_lost
 from dualtoken.pipelines.errors import ExitCode, exit_code
+from dualtoken.pipelines.runtime.ray_executor import is_final
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 
@@ -27,7 +28,7 @@ def raised_from(cause: Exception) -> Exception:
     ],
 )
 def test_errors_of_a_lost_device_may_pass_in_a_new_process(error: Exception) -> None:
-    assert lost_device(error)
+    assert is_device_lost(error)
     assert exit_code(error) == ExitCode.TEMPORARY
 
 
@@ -43,7 +44,21 @@ def test_errors_of_a_lost_device_may_pass_in_a_new_process(error: Exception) -> 
     ],
 )
 def test_other_errors_leave_the_device_as_it_is(error: Exception) -> None:
-    assert not lost_device(error)
+    assert not is_device_lost(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+)
+def test_a_full_gpu_is_a_matter_of_the_recipe_and_no_bug(error: Exception) -> None:
+    assert exit_code(error) == ExitCode.CONFIGURATION
+    assert is_final(error), "a training is not restarted for it"
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -55,4 +70,4 @@ def test_a_device_that_runs_is_asked(answers: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     error = torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
-    assert lost_device(error) != answers
+    assert is_device_lost(error) != answers
