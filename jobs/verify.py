@@ -41,9 +41,12 @@ SampleOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Which rows --deep chooses.")]
 ToleranceOption = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--tolerance", min=0, max=1, help="Share of a row's codes that may differ, made on another device."
+        "--tolerance",
+        min=0,
+        max=1,
+        help="Share of a row's codes that may differ; by default none on the device that made them.",
     ),
 ]
 
@@ -54,7 +57,7 @@ def verify(
     deep: DeepOption = False,
     sample: SampleOption = 64,
     seed: SeedOption = 0,
-    tolerance: ToleranceOption = 0.0,
+    tolerance: ToleranceOption = None,
     in_process: InProcessOption = False,
     overrides: SetOption = None,
     root: RootOption = None,
@@ -90,7 +93,7 @@ def _check_of(path: str, options: RecipeOptions) -> Check:
     return partial(verify_folders, folders)
 
 
-def _deep_check(check: Check, sample: int, seed: int, tolerance: float) -> Check:
+def _deep_check(check: Check, sample: int, seed: int, tolerance: float | None) -> Check:
     # PyTorch takes seconds.
     from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify  # noqa: PLC0415
 

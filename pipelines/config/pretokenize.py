@@ -22,6 +22,8 @@ def _require_fingerprint(value: Any) -> str:  # noqa: ANN401
     return value
 
 
+Precision = Literal["float32", "bfloat16"]
+"""Precision of a tower's arithmetic."""
 Fingerprint = Annotated[str, BeforeValidator(_require_fingerprint)]
 """Name of a stage's folder: 12 hexadecimal digits."""
 
@@ -29,7 +31,7 @@ Fingerprint = Annotated[str, BeforeValidator(_require_fingerprint)]
 class PretokenizeConfig(Config):
     """Encoding of corpora into token shards."""
 
-    precision: Literal["float32", "bfloat16"] = in_fingerprint_unless_default(default="float32")
+    precision: Precision = in_fingerprint_unless_default(default="float32")
     """Precision of the tower; codes are searched for in float32.
 
     bfloat16 is faster where hardware has it, and changes some codes.

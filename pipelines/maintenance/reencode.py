@@ -1,4 +1,8 @@
-"""Encodes a seeded sample of a token dataset's rows again from their images, and compares the codes."""
+"""Encodes a seeded sample of a token dataset's rows again from their images, and compares the codes.
+
+They are encoded as they were first (`row_encoder.py`). Where this machine has no such device, other codes are
+damage only where rounding does not explain how many they are, and both devices are told.
+"""
 
 import random
 from bisect import bisect_right
@@ -15,11 +19,11 @@ from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.store_refusals import StoreRefusal
 from dualtoken.model.hub.model_name import WEIGHTS
-from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest
+from dualtoken.pipelines.config.pretokenize import Precision
+from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, receipt_name
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
-from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails
+from dualtoken.pipelines.tokens.facts import STREAMS, TokenDetails, TokenFacts
 from dualtoken.pipelines.tokens.shards import codes_of, data_path, read_data_shard
 
 
@@ -30,8 +34,19 @@ class DeepSettings(NamedTuple):
     """Rows of a token dataset to encode again."""
     seed: int = 0
     """Seed that chooses them."""
-    tolerance: float = 0.0
-    """Share of a row's codes that may be others than stored: another kind of device rounds in other ways."""
+    tolerance: float | None = None
+    """Share of a row's codes that may be others than stored.
+
+    None allows none on the device that made them, and `ANOTHER_DEVICE` on another one, which rounds in other
+    ways.
+    """
+
+
+ANOTHER_DEVICE: Mapping[Precision, float] = {"float32": 0.1, "bfloat16": 0.5}
+"""Share of a row's codes that another device may give otherwise, by precision.
+
+Of another image's codes, all but a few percent are others.
+"""
 
 
 def differences(
@@ -53,19 +68,37 @@ def differences(
     chosen = _choose_rows(shards, settings)
     if not chosen:
         return
-    from dualtoken.pipelines.inference.networks import (  # noqa: PLC0415  (PyTorch takes seconds)
-        best_device,
-        open_tokenizer,
-        prepare_process,
-    )
+    from dualtoken.pipelines.inference.networks import prepare_process  # noqa: PLC0415  (takes seconds)
+    from dualtoken.pipelines.maintenance.row_encoder import RowEncoder  # noqa: PLC0415  (likewise)
 
     prepare_process(threads=1)
-    tokenizer = open_tokenizer(job, best_device())
+    encoder = None
+    elsewhere: dict[str, list[float]] = {}
+    """Shares of codes that are others, by both devices where they are not the same."""
     for unit, rows in chosen.items():
-        for problem in _compare(job, tokenizer, unit, rows, settings.tolerance):
-            yield unit, problem
+        facts = TokenFacts.of(Receipt.read(store, receipt_name(unit)))
+        if encoder is None or not encoder.serves(facts):
+            encoder = RowEncoder(job, facts)
+        comparison = _compare(job, encoder, unit, rows)
+        yield from ((unit, problem) for problem in comparison.problems)
+        tolerance = settings.tolerance
+        on_which = ""
+        if not encoder.is_same_device:
+            on_which = f" ({encoder.devices})"
+            shares = [found.share for found in comparison.shares]
+            elsewhere.setdefault(encoder.devices, []).extend(shares)
+            if tolerance is None:
+                tolerance = ANOTHER_DEVICE[job.recipe.pretokenize.precision]
+        for found in comparison.shares:
+            if found.share > (tolerance or 0):
+                yield unit, f"{found}{on_which}"
     num_rows = sum(map(len, chosen.values()))
     print_line(f"{store.url}: {num_rows} rows of {len(chosen)} shards encoded again")
+    for devices, shares in elsewhere.items():
+        print_line(
+            f"{store.url}: {devices}: {np.mean(shares):.2%} of the codes are others, as rounding gives; "
+            "--tolerance bounds it for each row"
+        )
 
 
 def _choose_rows(shards: Sequence[tuple[str, int]], settings: DeepSettings) -> dict[str, list[int]]:
@@ -99,66 +132,52 @@ def _not_at_hand(job: StageJob, manifest: Manifest | None) -> str | None:
 
 def _compare(
     job: StageJob,
-    tokenizer: Any,  # noqa: ANN401  (a `TokenizerRunner`, whose module imports PyTorch)
+    encoder: Any,  # noqa: ANN401  (a `RowEncoder`, whose module imports PyTorch)
     unit: str,
     rows: list[int],
-    tolerance: float,
-) -> Iterator[str]:
-    """Yield how a shard's rows differ from what the tokenizer gives now."""
+) -> "_Comparison":
+    """Return how a shard's rows differ from what the tokenizer gives now."""
     with scratch_folder() as name:
         scratch = Path(name)
         path = job.store().local_copy(data_path(unit), scratch / "tokens")
         table = read_data_shard(path).take(pa.array(rows, pa.int64()))
         keys = dict(zip(rows, table["key"].to_pylist(), strict=True))
         try:
-            encoded, undecodable = _encode_rows(job, tokenizer, unit, keys, scratch)
+            encoded = encoder.encode(unit, keys, scratch)
         except (KeyError, OSError, UserError) as error:
             if is_machine_trouble(error) or isinstance(error, StoreRefusal):
                 raise
-            yield f"its images cannot be read again: {error}"
-            return
-    for row, problem in undecodable.items():
-        yield f"row {row}: its image cannot be decoded again: {problem}"
+            return _Comparison([f"its images cannot be read again: {error}"], [])
+    problems: list[str] = []
+    for row, problem in encoded.undecodable.items():
+        problems.append(f"row {row}: its image cannot be decoded again: {problem}")
+    shares: list[_OtherCodes] = []
     for stream in STREAMS:
-        differs = encoded[stream] != codes_of(table, stream)
+        differs = encoded.codes[stream] != codes_of(table, stream)
         for row, share in zip(rows, differs.mean(axis=1), strict=True):
-            if share > tolerance and row not in undecodable:
-                yield f"row {row}: {share:.1%} of the {stream} codes are others when it is encoded again"
+            if row not in encoded.undecodable:
+                shares.append(_OtherCodes(row, stream, float(share)))
+    return _Comparison(problems, shares)
 
 
-def _encode_rows(
-    job: StageJob,
-    tokenizer: Any,  # noqa: ANN401  (as above)
-    unit: str,
-    keys: Mapping[int, bytes],
-    scratch: Path,
-) -> tuple[dict[str, np.ndarray[Any, Any]], dict[int, str]]:
-    """Encode rows of a unit, given with their keys, as the stage did; return their codes by stream.
+class _OtherCodes(NamedTuple):
+    """Codes of a row that are others when it is encoded again."""
 
-    Codes are (rows, codes of a row). Of a sample with crops, the row's one alone is encoded. With them come
-    the rows whose image cannot be decoded, and why; their codes mean nothing.
-    """
-    from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable  # noqa: PLC0415
+    row: int
+    stream: str
+    share: float
+    """Share of the row's codes, 0 to 1."""
 
-    shard = open_image_shard(job.input("download"), unit, scratch)
-    config = job.recipe.pretokenize
-    places = {key: place for place, key in enumerate(shard.keys)}
-    samples = [KeptSample(places[key], key) for key in keys.values()]
-    variants = [row % config.num_variants for row in keys]
-    parts: dict[str, list[np.ndarray[Any, Any]]] = {stream: [] for stream in STREAMS}
-    undecodable: dict[int, str] = {}
-    numbers = list(keys)
-    first = 0
-    stream_of_images = ImageStream(config, tokenizer.network.transform, beside_gpu=False)
-    for batch in stream_of_images.batches(shard, samples):
-        for row, found in zip(numbers[first:], batch.found, strict=False):
-            if isinstance(found, Undecodable):
-                undecodable[row] = found.detail
-        levels = batch.levels.unflatten(0, (-1, config.num_variants))
-        last = first + len(levels)
-        codes = tokenizer.encode_levels(levels[range(len(levels)), variants[first:last]])
-        first = last
-        for stream, ids in zip(STREAMS, codes, strict=True):
-            parts[stream].append(ids.reshape(len(ids), -1))
-    codes_by_stream = {stream: np.concatenate(arrays) for stream, arrays in parts.items()}
-    return codes_by_stream, undecodable
+    def __str__(self) -> str:
+        return (
+            f"row {self.row}: {self.share:.1%} of the {self.stream} codes are others when it is encoded again"
+        )
+
+
+class _Comparison(NamedTuple):
+    """How a shard's rows differ from what the tokenizer gives now."""
+
+    problems: list[str]
+    """Rows that cannot be encoded, and why."""
+    shares: list[_OtherCodes]
+    """All that could be, whether they differ or not."""

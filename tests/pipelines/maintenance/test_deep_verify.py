@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, receipt_name
-from dualtoken.pipelines.maintenance import reencode
+from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, describe_device
+from dualtoken.pipelines.maintenance import reencode, row_encoder
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.findings import Finding
 from dualtoken.pipelines.maintenance.repair import repair
@@ -105,6 +107,57 @@ def test_rows_that_differ_within_the_tolerance_given_pass(tokens: Path) -> None:
     ]
 
 
+def made_on(folder: Path, unit: str, device: str, **facts: object) -> None:
+    """Change where a unit's receipt says that it was made."""
+    receipt = Receipt.from_bytes(Store(str(folder)).read(receipt_name(unit)))
+    commit_again(folder, unit, facts={**receipt.facts, "device": device, **facts})
+
+
+def test_codes_of_another_device_differ_by_rounding_and_both_are_told(tokens: Path) -> None:
+    def round_otherwise(_: list[bytes], __: np.ndarray, pixel: np.ndarray) -> None:
+        pixel[2, 5] = (pixel[2, 5] + 1) % 16
+        pixel[3] = (pixel[3] + 1) % 16
+
+    rewrite(tokens, "00001", round_otherwise)
+    made_on(tokens, "00001", "NVIDIA H200")
+    said: list[str] = []
+    found = [str(finding.problem) for finding in findings(tokens, said) if finding.unit == "00001"]
+    here = describe_device(torch.device("cpu"))["device"]
+    devices = f"made on NVIDIA H200, torch {torch.__version__}, encoded on {here}, torch {torch.__version__}"
+    all_others = "wrong: row 3: 100.0% of the pixel codes are others when it is encoded again"
+    assert [problem for problem in found if "encoded again" in problem] == [f"{all_others} ({devices})"]
+    assert devices in said[-1]
+    assert "of the codes are others, as rounding gives" in said[-1]
+
+
+def test_rows_of_the_same_gpu_stand_in_batches_of_the_first_size_and_may_not_differ(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swap(_: list[bytes], __: np.ndarray, pixel: np.ndarray) -> None:
+        pixel[2, 5] = (pixel[2, 5] + 1) % 16
+
+    rewrite(tokens, "00001", swap)
+    gpu = {"device": "NVIDIA H200", "torch": str(torch.__version__), "cudnn": "91002", "driver": "580.82.07"}
+    for unit in sorted(path.stem for path in (tokens / "data").iterdir()):
+        made_on(tokens, unit, "NVIDIA H200", cudnn="91002", driver="580.82.07", batch_size=3)
+    monkeypatch.setattr(row_encoder, "describe_device", lambda _: gpu)
+    sizes: list[int] = []
+    encode_levels = TokenizerRunner.encode_levels
+
+    def recorded(self: TokenizerRunner, levels: torch.Tensor) -> StreamCodes:
+        sizes.append(len(levels))
+        return encode_levels(self, levels)
+
+    monkeypatch.setattr(TokenizerRunner, "encode_levels", recorded)
+    said: list[str] = []
+    (checked,) = verify(str(tokens))
+    deep = deep_verify(checked, SETTINGS._replace(sample=20), said.append)
+    again = [str(finding.problem) for finding in deep.findings if "encoded again" in str(finding.problem)]
+    assert set(again) <= {"wrong: row 2: 3.1% of the pixel codes are others when it is encoded again"}
+    assert set(sizes) == {3, 1}, "four samples a shard, three at once"
+    assert len(said) == 1
+
+
 def test_a_code_beyond_its_codebook_is_named_with_its_row(tokens: Path) -> None:
     def set_one(_: list[bytes], semantic: np.ndarray, __: np.ndarray) -> None:
         semantic[1, 0] = 16
@@ -173,7 +226,7 @@ def test_the_rows_to_encode_again_are_spread_over_all_shards_by_their_rows(
     monkeypatch.setattr(
         reencode,
         "_compare",
-        lambda _job, _tokenizer, unit, rows, _tolerance: looked.update({unit: rows}) or [],
+        lambda _job, _encoder, unit, rows: looked.update({unit: rows}) or reencode._Comparison([], []),
     )
     assert findings(tokens) == []
     sizes = {file.stem: len(read_data_shard(file)) for file in sorted((tokens / "data").iterdir())}
