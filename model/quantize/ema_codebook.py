@@ -8,8 +8,9 @@ every depth contributes its own residual (there, all depths contribute the last 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -73,18 +74,20 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
     def update(self, quantized: Quantized | Sequence[Quantized], generator: torch.Generator) -> None:
         """Move the codebooks once, by all vectors of a step; all ranks end with the same codes.
 
-        Micro-batches come in order; their gradients are not used. The CPU generator draws where unused codes
-        restart, and must be in the same state on all ranks. Ranks must hold equally many tokens. One
-        all-reduce where torch.distributed is initialised.
+        Micro-batches come in order; their gradients are not used. The CPU generator draws a seed of where
+        unused codes restart, and must be in the same state on all ranks. Ranks must hold equally many tokens.
+        One all-reduce where torch.distributed is initialised.
         """
         if isinstance(quantized, Quantized):
             quantized = [quantized]
         batches = [self._assignments(micro_batch) for micro_batch in quantized]
         counts, sums = self._summed(batches)
         statistics = [counts[..., None], sums]
-        if self.config.restart_below is not None:
+        # Drawn in any case, so that what the generator draws next does not depend on the codes.
+        seed = int(torch.randint(2**62, (), generator=generator))
+        if self._may_restart():
             vectors = [batch.vectors for batch in batches]
-            statistics.append(self._draw_restarts(vectors, generator))
+            statistics.append(self._draw_restarts(vectors, seed))
         # Side by side in one tensor, so that one all-reduce serves all.
         joined = torch.cat(statistics, dim=2)
         if dist.is_initialized():
@@ -103,7 +106,8 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
             # Codes are numbered through all codebooks, so that one call adds up all of them.
             first_ids = torch.arange(len(ids), device=ids.device)[:, None] * num_codes
             numbers = (ids + first_ids).flatten()
-            counts += torch.bincount(numbers, minlength=counts.numel()).view_as(counts)
+            # Not `bincount`, for which a GPU's caller waits.
+            counts.view(-1).index_add_(0, numbers, counts.new_ones(()).expand(len(numbers)))
             sums.view(-1, width).index_add_(0, numbers, vectors.flatten(0, 1).double())
         return counts, sums
 
@@ -127,9 +131,17 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         smoothed = total * (self.counts + _COUNT_EPSILON) / (total + self.config.num_codes * _COUNT_EPSILON)
         self.codes.copy_(self._project(self.sums / smoothed[..., None]))
 
-    def _draw_restarts(
-        self, batches: Sequence[Float[Tensor, "G _ V"]], generator: torch.Generator
-    ) -> Float[Tensor, "G K V"]:
+    def _may_restart(self) -> bool:
+        """Tell whether a code may be unused after this step, however few vectors choose it.
+
+        All ranks find the same, since their counts are equal.
+        """
+        restart_below = self.config.restart_below
+        if restart_below is None:
+            return False
+        return bool((self.counts * self.config.decay < restart_below).any())
+
+    def _draw_restarts(self, batches: Sequence[Float[Tensor, "G _ V"]], seed: int) -> Float[Tensor, "G K V"]:
         """Draw one vector per code from all ranks' vectors.
 
         A rank fills in its own vectors and leaves zeros for the others', so that an all-reduce joins them.
@@ -147,12 +159,22 @@ class CodebookQuantizer(Quantizer, Generic[ConfigT]):
         shape = (self._num_codebooks, num_codes, self.codes.shape[-1])
         drawn = self.codes.new_zeros(shape, dtype=torch.float64)
         for codebook in range(self._num_codebooks):
-            # A permutation, not independent draws: as few codes as possible restart at the same vector.
-            permutation = torch.randperm(max(num_vectors, num_codes), generator=generator)
-            numbers = permutation[:num_codes] % num_vectors
-            local = numbers.to(drawn.device) - rank * num_on_rank
+            numbers = _distinct_numbers(num_codes, num_vectors, [seed, codebook])
+            local = torch.from_numpy(numbers).to(drawn.device) - rank * num_on_rank
             for vectors in batches:
-                in_batch = (local >= 0) & (local < vectors.shape[1])
-                drawn[codebook, in_batch] = vectors[codebook, local[in_batch]].double()
+                # By number, since a selection by a mask makes a GPU's caller wait.
+                last = vectors.shape[1] - 1
+                in_batch = (local >= 0) & (local <= last)
+                found = vectors[codebook, local.clamp(0, last)].double()
+                drawn[codebook] += torch.where(in_batch[:, None], found, 0.0)
                 local = local - vectors.shape[1]
         return drawn
+
+
+def _distinct_numbers(count: int, total: int, seed: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Draw `count` numbers in [0, total); as few of them as possible are the same.
+
+    Of many, they are drawn without a permutation of them all: Floyd's algorithm, Comm. ACM 30 (1987), p. 754.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    return generator.choice(max(total, count), count, replace=False) % total

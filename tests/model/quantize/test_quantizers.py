@@ -1,5 +1,10 @@
 """The residual quantiser: which codes, which gradients, and how the codebook moves."""
 
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +15,14 @@ from dualtoken.model.config.quantizer import (
     ScalarQuantizerConfig,
     SplitQuantizerConfig,
 )
-from dualtoken.model.quantize import Quantized, ResidualQuantizer, build_quantizer, nearest, nearest_codes
+from dualtoken.model.quantize import (
+    Quantized,
+    ResidualQuantizer,
+    build_quantizer,
+    ema_codebook,
+    nearest,
+    nearest_codes,
+)
 
 CONFIG = QuantizerConfig(num_codes=16, depth=3, width=4, decay=0.9, restart_below=0.5)
 
@@ -162,6 +174,52 @@ def test_unused_codes_restart_at_distinct_vectors_of_the_batch(
     assert nearest.values.max() < 1e-3
     assert len(set(nearest.indices.tolist())) == 8
     assert (quantizer.codes[:8] - used).abs().max() < 10
+
+
+def test_restarts_are_drawn_only_where_a_code_may_be_unused(
+    quantizer: ResidualQuantizer, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = quantizer._draw_restarts
+
+    def recorded(batches: Any, seed: int) -> Tensor:
+        drawn.append(seed)
+        return draw(batches, seed)
+
+    monkeypatch.setattr(quantizer, "_draw_restarts", recorded)
+    quantizer.counts.fill_(CONFIG.restart_below / CONFIG.decay + 1e-3)
+    quantizer.update(quantizer(tokens), seeded())
+    assert drawn == []
+    quantizer.counts[3] = CONFIG.restart_below / CONFIG.decay - 1e-3
+    quantizer.update(quantizer(tokens), seeded())
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(("count", "total"), [(16384, 1_492_992), (64, 100), (16, 16)])
+def test_vectors_to_restart_at_are_distinct_spread_and_the_same_for_a_seed(count: int, total: int) -> None:
+    numbers = ema_codebook._distinct_numbers(count, total, [7, 0])
+    assert len(set(numbers.tolist())) == count
+    assert 0 <= numbers.min() <= numbers.max() < total
+    assert abs(numbers.mean() / total - 0.5) < 0.1
+    assert (numbers == ema_codebook._distinct_numbers(count, total, [7, 0])).all()
+    assert (numbers != ema_codebook._distinct_numbers(count, total, [7, 1])).any()
+
+
+def test_of_few_vectors_each_is_taken_as_often_as_another() -> None:
+    counts = np.bincount(ema_codebook._distinct_numbers(20, 6, [7, 0]))
+    assert sorted(counts) == [3, 3, 3, 3, 4, 4]
+
+
+def test_drawing_among_all_ranks_vectors_costs_a_fraction_of_their_permutation() -> None:
+    def seconds(function: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
+    total = 1_492_992  # 8 ranks of 32 images, 729 tokens, 8 depths
+    draws = min(seconds(lambda: ema_codebook._distinct_numbers(16384, total, [7, 0])) for _ in range(3))
+    permutations = min(seconds(lambda: torch.randperm(total, generator=seeded())) for _ in range(3))
+    assert draws < permutations / 3
 
 
 def test_few_vectors_restart_many_codes(quantizer: ResidualQuantizer) -> None:
