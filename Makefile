@@ -1,4 +1,4 @@
-# Two commands, each doing its own set-up: `make demo` and `make test`. `make slow` runs the long tests; `make check` is what CI runs.
+# Two commands, each doing its own set-up: `make demo` and `make test`. `make slow` runs the long tests, `make test-gpu` those that need a GPU; `make check` is what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,11 +7,14 @@ BIN := .venv/bin
 # .venv and __pycache__.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow check setup
+.PHONY: demo test slow test-gpu check setup
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/dualtoken run recipes/scenes.yaml
+
+# On CPUs, whatever the machine has: stored bytes are compared, and a GPU rounds in other ways.
+test slow: export CUDA_VISIBLE_DEVICES :=
 
 test: setup
 	$(BIN)/python -m pytest
@@ -19,6 +22,10 @@ test: setup
 # One after the other: each has the machine to itself.
 slow: setup
 	$(BIN)/python -m pytest --numprocesses=0 -m slow
+
+# Needs a GPU; one process, which has it to itself.
+test-gpu: setup
+	$(BIN)/python -m pytest --numprocesses=0 -m gpu
 
 check: setup
 	$(BIN)/ruff check .

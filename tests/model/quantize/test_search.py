@@ -213,32 +213,65 @@ def test_scalar_ids_are_rounded_tanh_in_mixed_radix() -> None:
     assert quantized.vectors[0].tolist() == [[0.0, 0.0], [0.75, 1.0], [-1.0, -1.0]]
 
 
+TRITON_CASES = [
+    *("shared", "separate", "wide", "one_code", "twins", "same_lane", "all_lengths", "close", "crowded"),
+    *("huge", "square_too_large", "small_codes", "permuted", "tiny", "small_of_large", "zeros"),
+    *("not_finite", "large_programs"),
+]
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+def triton_check(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `triton_check.py` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, str(PROJECT / "tests/model/quantize/triton_check.py"), *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_the_fused_kernel_s_logic_gives_exact_codes() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROJECT / "tests/model/quantize/triton_check.py")]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert finished.stdout.split() == [
-        "shared",
-        "separate",
-        "wide",
-        "one_code",
-        "twins",
-        "same_lane",
-        "all_lengths",
-        "close",
-        "crowded",
-        "huge",
-        "square_too_large",
-        "small_codes",
-        "permuted",
-        "tiny",
-        "small_of_large",
-        "zeros",
-        "not_finite",
-        "large_programs",
-    ], finished.stderr
+    checked = triton_check(TRITON_INTERPRET="1")
+    assert checked.stdout.split() == TRITON_CASES, checked.stderr
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_the_fused_kernel_gives_a_cpu_s_codes_on_a_gpu() -> None:
+    checked = triton_check("--device", "cuda")
+    assert checked.stdout.split() == TRITON_CASES, checked.stderr
+
+
+@needs_triton
+def test_batches_of_any_number_of_images_need_two_builds_of_the_kernel() -> None:
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+    from triton.backends.nvidia.compiler import CUDABackend  # noqa: PLC0415
+    from triton.runtime.jit import create_function_from_signature  # noqa: PLC0415
+
+    from dualtoken.model.quantize import triton_kernel  # noqa: PLC0415
+
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    kernel = triton_kernel._residual_codes
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    table = torch.zeros(64)
+    shape = {"WIDTH": 32, "PADDED": 32, "COLUMNS": 128, "RANKED": 4, "num_warps": 8}
+    builds: set[str] = set()
+    for num_images in range(1, 65):
+        rows = 64 if 2 * -(-729 * num_images // 64) >= 132 else 16
+        _, specialization, _ = bind(
+            *[table] * 7, 729 * num_images, 1, 16384, 128, 8, **shape, ROWS=rows, enable_fp_fusion=False
+        )
+        builds.add(str(specialization))
+    assert len(builds) == 2
+
+
+@needs_triton
+def test_the_fused_kernel_takes_float32_alone() -> None:
+    from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415
+
+    vectors = torch.zeros(1, 2, 8)
+    with pytest.raises(AssertionError, match=r"vectors are torch\.bfloat16, and compared in float32"):
+        fused_residual_codes(vectors.bfloat16(), torch.zeros(1, 1, 4, 8), 1)
 
 
 def test_a_kernel_that_does_not_build_is_told_once_and_not_used() -> None:

@@ -1,7 +1,9 @@
 """Compares the fused kernel with differences in float64 and with the search of a CPU; prints the cases.
 
-Runs in Triton's interpreter, in a process of its own.
+Runs in Triton's interpreter, in a process of its own, or on the device that is given: `--device cuda`.
 """
+
+import argparse
 
 import torch
 
@@ -23,6 +25,13 @@ def brute_force(vectors: torch.Tensor, codes: torch.Tensor, depth: int) -> torch
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    device = torch.device(parser.parse_args().device)
+
+    def fused(vectors: torch.Tensor, codes: torch.Tensor, depth: int) -> torch.Tensor:
+        return fused_residual_codes(vectors.to(device), codes.to(device), depth).cpu()
+
     torch.manual_seed(0)
     shared = torch.randn(2, 1, 300, 8)
     separate = torch.randn(2, 2, 70, 20)
@@ -66,19 +75,19 @@ def main() -> None:
         "zeros": (torch.zeros(2, 4, 8), torch.zeros(2, 1, 5, 8)),
     }
     for name, (vectors, codes) in cases.items():
-        found = fused_residual_codes(vectors, codes, 2)
+        found = fused(vectors, codes, 2)
         assert torch.equal(found, residual_codes(vectors, codes, 2, 1)), name
         if name not in ROUNDED:
             for stream in range(2):
                 assert torch.equal(found[stream], brute_force(vectors[stream], codes[stream], 2)), name
     for value in (float("nan"), float("inf")):
         not_finite = torch.tensor([[[value] * 8, [1.0] * 8]])
-        found = fused_residual_codes(not_finite, shared[:1], 2)
+        found = fused(not_finite, shared[:1], 2)
         assert found[0, 0].tolist() == [0, 0], value
         assert torch.equal(found, residual_codes(not_finite, shared[:1], 2, 1)), value
-    triton_kernel._FEW_PROGRAMS = 1  # 64 rows to a program
+    triton_kernel._num_processors = lambda _: 1  # 64 rows to a program
     vectors = torch.randn(2, 70, 8)
-    assert torch.equal(fused_residual_codes(vectors, shared, 2), residual_codes(vectors, shared, 2, 1))
+    assert torch.equal(fused(vectors, shared, 2), residual_codes(vectors, shared, 2, 1))
     print(*cases, "not_finite", "large_programs")
 
 
