@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualtoken.model.config.tokenizer import DecoderConfig
+from dualtoken.model.group_norm import GroupNorm
 from dualtoken.model.tokenizer.conv_blocks import AttnBlock, Middle, ResBlock
 from dualtoken.model.tokenizer.upsample import upsample_conv
 
@@ -42,15 +43,19 @@ class Decoder(nn.Module):
                     upsamples=level > 0,
                 )
             )
-        self.norm_out = nn.GroupNorm(groups, channels[0], eps=1e-6)
+        self.norm_out = GroupNorm(groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
     def forward(self, latent: Float[Tensor, "B I H H"]) -> Float[Tensor, "B 3 S S"]:
         """Return images, about -1 to 1: nothing bounds them."""
+        return self.conv_out(self.last_features(latent))
+
+    def last_features(self, latent: Float[Tensor, "B I H H"]) -> Float[Tensor, "B O S S"]:
+        """Return what `conv_out`, the last layer, makes images of."""
         hidden = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             hidden = level(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return F.silu(self.norm_out(hidden))
 
 
 class _Upsample(nn.Module):

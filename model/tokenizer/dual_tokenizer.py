@@ -4,8 +4,8 @@ Source: arXiv 2503.14324, section 3. The pixel tokens leave the tower at a shall
 leave it late, are quantised, and run through the rest of it.
 
 B images of S by S pixels, N = H*W tokens, W channels of the tower, E = W channels of an embedding, P and Q
-channels of pixel and semantic tokens before they are widened, D depths, C class and register tokens of a
-tower that has them (SigLIP has none).
+channels of pixel and semantic tokens before they are widened, D depths, L by L positions of the decoder's
+input, C class and register tokens of a tower that has them (SigLIP has none).
 """
 
 from collections.abc import Mapping
@@ -79,6 +79,8 @@ class TokenizerOutput(NamedTuple):
     """Quantised pixel tokens."""
     semantic: Quantized | None
     """Quantised semantic tokens; with a shared codebook the same object as `pixel`."""
+    last_features: Float[Tensor, "B _ S S"] | None = None
+    """Input of the decoder's last layer, without its graph: for that layer's gradients alone."""
 
 
 class _QuantizedStreams(NamedTuple):
@@ -149,14 +151,19 @@ class DualTokenizer(nn.Module, HubModel):
         taps = self._tap(images, pixel=pixel, semantic=semantic)
         quantized = self._quantize(images, taps, pixel=pixel, semantic=semantic)
         reconstruction = None
+        last_features = None
         if quantized.pixel is not None:
-            reconstruction = self._decode(quantized.pixel.vectors)
+            features = self.decoder.last_features(self._latent(quantized.pixel.vectors))
+            reconstruction = self.decoder.conv_out(features)
+            last_features = features.detach()
         tokens = None
         pooled = None
         if quantized.semantic is not None:
             prefix = taps[self.config.semantic_block].prefix
             tokens, pooled = self._semantic_features(quantized.semantic.vectors, prefix)
-        return TokenizerOutput(reconstruction, tokens, pooled, quantized.pixel, quantized.semantic)
+        return TokenizerOutput(
+            reconstruction, tokens, pooled, quantized.pixel, quantized.semantic, last_features
+        )
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 S S"], *, check_values: bool = True) -> Codes:
@@ -187,7 +194,7 @@ class DualTokenizer(nn.Module, HubModel):
 
         Raises ValueError for codes of another shape. No gradient passes: `forward` is for training.
         """
-        return self._decode(self.quantize_pixel.lookup(self._ids(pixel)))
+        return self.decoder(self._latent(self.quantize_pixel.lookup(self._ids(pixel))))
 
     @torch.no_grad()
     def semantic_features(self, semantic: Integer[Tensor, "B H W D"]) -> SemanticFeatures:
@@ -274,14 +281,15 @@ class DualTokenizer(nn.Module, HubModel):
         pooled = forward_from_block(self.tower, tokens, self.config.semantic_block, prefix)
         return SemanticFeatures(tokens, pooled)
 
-    def _decode(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B 3 S S"]:
+    def _latent(self, vectors: Float[Tensor, "B N P"]) -> Float[Tensor, "B _ L L"]:
+        """Return the decoder's input."""
         grid_size = self.config.grid_size
         latent_size = self.config.decoder.latent_size
         tokens = self.expand_pixel(vectors)
         grid = tokens.transpose(1, 2).unflatten(2, (grid_size, grid_size))
         if latent_size != grid_size:
             grid = F.interpolate(grid, size=(latent_size, latent_size), mode="bilinear", align_corners=False)
-        return self.decoder(self.post_quant(grid))
+        return self.post_quant(grid)
 
     def init_tower(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Start from the vision tower of a teacher of the same shape: the module itself or its state dict.

@@ -39,8 +39,12 @@ class TransformerDecoder(nn.Module):
 
     def forward(self, latent: Float[Tensor, "B I G G"]) -> Float[Tensor, "B 3 S S"]:
         """Return images, about -1 to 1: nothing bounds them."""
+        return self.conv_out(self.last_features(latent))
+
+    def last_features(self, latent: Float[Tensor, "B I G G"]) -> Float[Tensor, "B _ S S"]:
+        """Return what `conv_out`, the last layer, makes images of."""
         side = latent.shape[2]
         tokens = self.proj_in(latent.flatten(2).transpose(1, 2)) + self.pos_embed
         patches = self.patches(self.norm_out(self.blocks(tokens)))
         grid = patches.transpose(1, 2).unflatten(2, (side, side))
-        return self.conv_out(self.to_pixels(grid))
+        return self.to_pixels(grid)

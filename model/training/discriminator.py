@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dualtoken.model.group_norm import GroupNorm
+
 _GROUPS = 32
 """Groups of each GroupNorm."""
 _SLOPE = 0.2
@@ -44,7 +46,7 @@ class _Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, in_channels, eps=1e-6)
+        self.norm = GroupNorm(_GROUPS, in_channels, eps=1e-6)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1)
 

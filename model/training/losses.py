@@ -57,8 +57,9 @@ def tokenizer_loss(
     *,
     phase: Phase = 1,
     perceptual: Perceptual | None = None,
+    pictures: bool = True,
 ) -> TokenizerLoss:
-    """Return the loss of a batch.
+    """Return the loss of a batch; without `pictures`, that of all but the pictures.
 
     It is computed in float32 but for the perceptual network, which runs in the caller's precision. `images`
     are those that went in, -1 to 1. Phase 2 compares semantic tokens by their cosine alone. The weights are
@@ -66,14 +67,15 @@ def tokenizer_loss(
     """
     reconstruction = None
     distance = None
-    if output.reconstruction is not None:
+    if pictures and output.reconstruction is not None:
         reconstruction = F.mse_loss(output.reconstruction.float(), images.float())
         if perceptual:
             distance = perceptual.distance(output.reconstruction.float(), images.float())
     semantic = None
     pooled = None
     if output.semantic_tokens is not None and output.pooled is not None:
-        semantic = _distance(output.semantic_tokens.float(), targets.dense.float(), squared=phase != 2)
+        if targets.dense.shape[1]:
+            semantic = _distance(output.semantic_tokens.float(), targets.dense.float(), squared=phase != 2)
         pooled = _distance(output.pooled.float(), targets.pooled.float(), squared=True)
     commitment = _commitment(output)
 

@@ -5,7 +5,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._functorch import config as functorch_config
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -75,6 +74,12 @@ class TrainState:
         self.adversary = None
         if config.gan and self.streams.pixel:
             self.adversary = Adversary(config.gan, steps=config.steps, seed=config.seed, device=self.device)
+        if config.memory_format == "channels_last":
+            # As the decoder: pictures then keep one layout, and no convolution transposes them.
+            for network in (perceptual, self.adversary and self.adversary.discriminator):
+                if network is not None:
+                    # torch's stub lacks this argument.
+                    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._compiled: dict[Callable[..., Any], Any] = {}
 
     @property
@@ -123,9 +128,6 @@ class TrainState:
         if not self.config.compile:
             return function
         if function not in self._compiled:
-            # A setting of the whole process. The adaptive weight of a GAN goes through a graph twice, and a
-            # graph that gives its buffers away can be gone through only once.
-            functorch_config.donated_buffer = False
             is_plain = self.model is self.tokenizer and not isinstance(self.model, FSDPModule)
             one_graph = is_plain or not calls_model
             self._compiled[function] = torch.compile(function, backend=COMPILER, fullgraph=one_graph)

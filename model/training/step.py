@@ -4,16 +4,18 @@ B images of S by S pixels on this rank.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.grad import conv2d_weight
 from torch.nn.parallel import DistributedDataParallel
 
 from dualtoken.model.optimizer import StepCheck, learning_rate_at, require_finite, set_learning_rate
@@ -175,25 +177,34 @@ def _backward(
     adversary = _adversary(state)
     losses: dict[str, Tensor] = {}
     with _gradient_sync(state, last=last):
-        output, loss = state.compiled(forward_losses, calls_model=True)(state, batch.images, batch.targets)
-        total = loss.total
-        if adversary:
-            generator = _generator_loss(state, adversary, output)
+        output, loss = state.compiled(forward_losses, calls_model=True)(
+            state, batch.images, batch.targets, pictures=adversary is None
+        )
+        if adversary is None:
+            losses["loss"] = loss.total
+            (loss.total * share).backward()
+        else:
+            picture = _picture_gradients(state, adversary, output, batch.images)
             if adaptive_weight is None:
-                gradients = _last_layer_gradients(state.tokenizer, loss, generator)
-                adaptive_weight = adversary.adaptive_weight(gradients)
-            total = total + adversary.config.weight * adaptive_weight * generator
-            losses["generator"] = generator
+                adaptive_weight = adversary.adaptive_weight(
+                    _last_layer_gradients(state.tokenizer, output, picture)
+                )
+            generator_weight = adversary.config.weight * adaptive_weight
+            gradient = picture.weighted + generator_weight * picture.generator
+            losses |= picture.losses
             losses["adaptive_weight"] = adaptive_weight
-        (total * share).backward()
+            losses["loss"] = (
+                loss.total.detach() + picture.total + generator_weight * picture.losses["generator"]
+            )
+            # Through the network once, from the pictures and from all other losses.
+            _backward_from(output, gradient * share, loss.total * share)
     if adversary and output.reconstruction is not None:
         with state.autocast():
             losses["discriminator"] = state.compiled(adversary.discriminator_loss)(
-                batch.images, output.reconstruction.float()
+                batch.images, output.reconstruction.detach().float()
             )
         (losses["discriminator"] * share).backward()
 
-    losses["loss"] = total
     losses |= loss.terms()
     return _MicroBatchResult(
         losses={name: value.detach() for name, value in losses.items()},
@@ -219,9 +230,12 @@ def _whole(norm: Tensor) -> Tensor:
 
 
 def forward_losses(
-    state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets
+    state: TrainState, images: Float[Tensor, "B 3 S S"], targets: TeacherTargets, *, pictures: bool = True
 ) -> tuple[TokenizerOutput, TokenizerLoss]:
-    """Run the streams that train, and return what they give and their loss, all but the GAN's."""
+    """Run the streams that train, and return what they give and their loss, all but the GAN's.
+
+    Without `pictures` the loss leaves those of pictures out.
+    """
     with state.autocast():
         output = cast("TokenizerOutput", state.model(images, **state.streams._asdict()))
         loss = tokenizer_loss(
@@ -231,70 +245,109 @@ def forward_losses(
             state.config.losses,
             phase=state.config.stage,
             perceptual=state.perceptual,
+            pictures=pictures,
         )
     return output, loss
 
 
-def _generator_loss(state: TrainState, adversary: Adversary, output: TokenizerOutput) -> Float[Tensor, ""]:
+class _PictureGradients(NamedTuple):
+    """Losses of pictures, and their gradients at the pictures: each loss is gone back through once."""
+
+    losses: dict[str, Tensor]
+    """Losses by the names of `TrainMetrics`, before weighting."""
+    total: Float[Tensor, ""]
+    """Weighted sum of those losses, less the generator's."""
+    weighted: Float[Tensor, "B 3 S S"]
+    """Gradient of that sum."""
+    unweighted: Float[Tensor, "B 3 S S"]
+    """Gradient of the same losses' plain sum."""
+    generator: Float[Tensor, "B 3 S S"]
+    """Gradient of the generator's loss."""
+
+
+def _picture_gradients(
+    state: TrainState, adversary: Adversary, output: TokenizerOutput, images: Float[Tensor, "B 3 S S"]
+) -> _PictureGradients:
     assert output.reconstruction is not None, "a GAN trains the pixel stream"
+    pictures = output.reconstruction.detach().float().requires_grad_()
+    functions: list[tuple[str, float, Callable[..., Tensor]]] = [
+        ("reconstruction", state.config.losses.reconstruction, F.mse_loss)
+    ]
+    if state.perceptual:
+        distance = state.compiled(state.perceptual.distance)
+        functions.append(("perceptual", state.perceptual.weight, distance))
+    losses: dict[str, Tensor] = {}
+    total = pictures.new_zeros(())
+    weighted = torch.zeros_like(pictures)
+    unweighted = torch.zeros_like(pictures)
+    for name, weight, function in functions:
+        with state.autocast():
+            loss = function(pictures, images.float())
+        (gradient,) = torch.autograd.grad(loss, pictures)
+        losses[name] = loss.detach()
+        unweighted += gradient
+        # A weight of 0 takes a term out: 0 times what is not finite is not 0.
+        if weight:
+            total = total + weight * losses[name]
+            weighted += weight * gradient
     with state.autocast():
-        return state.compiled(adversary.generator_loss)(output.reconstruction.float())
+        generator = state.compiled(adversary.generator_loss)(pictures)
+    (generator_gradient,) = torch.autograd.grad(generator, pictures)
+    losses["generator"] = generator.detach()
+    return _PictureGradients(losses, total, weighted, unweighted, generator_gradient)
 
 
 def _last_layer_gradients(
-    tokenizer: DualTokenizer, loss: TokenizerLoss, generator: Float[Tensor, ""]
+    tokenizer: DualTokenizer, output: TokenizerOutput, pictures: _PictureGradients
 ) -> LastLayerGradients:
-    """Return the gradients of the picture loss, its parts unweighted, and of the generator's."""
-    picture_terms = [term for term in (loss.reconstruction, loss.perceptual) if term is not None]
-    picture = torch.stack(picture_terms).sum()
-    weight = tokenizer.decoder.conv_out.weight
-    # The graph is kept: the backward pass of the step goes through it again.
-    return LastLayerGradients(
-        picture=torch.autograd.grad(picture, weight, retain_graph=True)[0],
-        generator=torch.autograd.grad(generator, weight, retain_graph=True)[0],
-    )
+    """Return both gradients at the weight of the decoder's last layer, from those at its output."""
+    features = output.last_features
+    assert features is not None, "a GAN trains the pixel stream"
+    layer = tokenizer.decoder.conv_out
+
+    def at_weight(gradient: Tensor) -> Tensor:
+        # In the precision that the layer ran in, as autograd does it.
+        found = conv2d_weight(
+            features, layer.weight.shape, gradient.to(features.dtype), layer.stride, layer.padding
+        )
+        return found.to(layer.weight.dtype)
+
+    return LastLayerGradients(picture=at_weight(pictures.unweighted), generator=at_weight(pictures.generator))
+
+
+def _backward_from(
+    output: TokenizerOutput, picture_gradient: Float[Tensor, "B 3 S S"], other_loss: Float[Tensor, ""]
+) -> None:
+    """Add up the weights' gradients, in one pass, from those at the pictures and from the other losses."""
+    assert output.reconstruction is not None, "a GAN trains the pixel stream"
+    ends: list[Tensor] = [output.reconstruction]
+    gradients: list[Tensor | None] = [picture_gradient.to(output.reconstruction.dtype)]
+    if other_loss.requires_grad:  # all of its weights may be 0
+        ends.append(other_loss)
+        gradients.append(None)
+    torch.autograd.backward(ends, gradients)
 
 
 def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
     """Return the adaptive weight of a batch in parts.
 
     It is a ratio of norms, which no mean of the parts' ratios gives. It costs one more forward pass, without
-    a graph but for the decoder's last layer.
+    a graph.
     """
-    tokenizer = state.tokenizer
     sums: LastLayerGradients | None = None
-    handle = tokenizer.decoder.conv_out.register_forward_hook(_with_graph)
-    try:
-        for batch in batches:
-            with torch.no_grad(), state.autocast():
-                output = tokenizer(batch.images, pixel=True, semantic=False)
-            with state.autocast():
-                loss = tokenizer_loss(
-                    output, batch.images, batch.targets, state.config.losses, perceptual=state.perceptual
-                )
-            gradients = _last_layer_gradients(tokenizer, loss, _generator_loss(state, adversary, output))
-            if sums is None:
-                sums = gradients
-            else:
-                sums = LastLayerGradients(
-                    sums.picture + gradients.picture, sums.generator + gradients.generator
-                )
-    finally:
-        handle.remove()
+    for batch in batches:
+        with torch.no_grad(), state.autocast():
+            output = state.tokenizer(batch.images, pixel=True, semantic=False)
+        pictures = _picture_gradients(state, adversary, output, batch.images)
+        gradients = _last_layer_gradients(state.tokenizer, output, pictures)
+        if sums is None:
+            sums = gradients
+        else:
+            sums = LastLayerGradients(sums.picture + gradients.picture, sums.generator + gradients.generator)
     assert sums is not None
     return adversary.adaptive_weight(
         LastLayerGradients(sums.picture / len(batches), sums.generator / len(batches))
     )
-
-
-def _with_graph(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-    """Compute a convolution again with a graph, under no_grad.
-
-    A forward hook: its output takes the place of the layer's own.
-    """
-    assert isinstance(layer, nn.Conv2d)
-    with torch.enable_grad():
-        return F.conv2d(inputs[0], layer.weight, layer.bias, padding=layer.padding)
 
 
 def _mean_losses(results: Sequence[_MicroBatchResult]) -> dict[str, Tensor]:
@@ -328,7 +381,9 @@ def _update_codebooks(state: TrainState, results: Sequence[_MicroBatchResult]) -
     """Move the codebooks of the streams that train, once, by all of the step's tokens."""
     tokenizer = state.tokenizer
     # Seeded by the step, so that restarts agree on all ranks and a resumed run needs no generator's state.
-    generator = torch.Generator().manual_seed((state.config.seed << 32) + state.step)
+    # Mixed, since a CPU's generator takes the lowest 32 bits of its seed alone.
+    (seed,) = np.random.SeedSequence([state.config.seed % 2**64, state.step]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(seed))
     pixel = [result.pixel for result in results if result.pixel is not None]
     semantic = [result.semantic for result in results if result.semantic is not None]
     if pixel:

@@ -115,8 +115,34 @@ def switch(perceptual: Lpips) -> None:
             run(found, 1)
         run(expected, 1)
         assert_same_steps(found, expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     print("train.compile")
+
+
+def passes() -> None:
+    """A step goes back through each network once, compiled or not."""
+    counts: list[dict[str, int]] = []
+    for compile_step in (False, True):
+        config = training(gan=GanConfig(width=32), compile=compile_step, checkpoint_tower=False)
+        state = fresh_state(CONFIG, config)
+        run(state, 1)
+        with torch.profiler.profile() as profile:
+            run(state, 1)
+        counted = {event.key: event.count for event in profile.key_averages()}
+        counts.append({name: counted[name] for name in BACKWARD})
+    eager, compiled = counts
+    assert compiled == eager, (compiled, eager)
+    state = fresh_state(CONFIG)
+    tokenizer_norms = [module for module in state.tokenizer.modules() if isinstance(module, nn.LayerNorm)]
+    assert eager["aten::native_layer_norm_backward"] == len(tokenizer_norms), eager
+    print("passes")
+
+
+BACKWARD = (
+    "aten::native_layer_norm_backward",
+    "aten::native_group_norm_backward",
+    "aten::convolution_backward",
+)
 
 
 def wrapped() -> None:
@@ -148,4 +174,5 @@ if __name__ == "__main__":
     quantisers()
     torch._dynamo.utils.counters.clear()
     switch(network)
+    passes()
     wrapped()

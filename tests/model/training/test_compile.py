@@ -28,5 +28,6 @@ def test_encoding_and_the_training_step_compile_without_a_graph_break() -> None:
         "split",
         "scalar",
         "train.compile",
+        "passes",
         "workers",
     ]

@@ -29,7 +29,7 @@ def test_twenty_steps_give_the_pinned_loss(config: TokenizerConfig) -> None:
     losses = [metrics.loss for metrics in run(fresh_state(config), 20)]
     # Kernels of other CPUs round otherwise; a change of the mathematics moves far more than this.
     assert losses[0] == pytest.approx(18.67218, rel=1e-3)
-    assert losses[-1] == pytest.approx(2.25895, rel=2e-2)
+    assert losses[-1] == pytest.approx(2.71276, rel=2e-2)
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(
