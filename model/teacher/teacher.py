@@ -176,12 +176,7 @@ class Teacher(nn.Module):
 
     def transform(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Normalise levels by the model's own mean and standard deviation."""
-        if images.shape[-1] != self.image_size:
-            raise ValueError(
-                f"images of {images.shape[-1]} pixels, the teacher reads {self.image_size}: "
-                "resize them to that"
-            )
-        return (images.float() / 255 - self.mean) / self.std
+        return _normalize(self, images)
 
     @torch.no_grad()
     def embed_images(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
@@ -219,6 +214,34 @@ class Teacher(nn.Module):
     def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
         """Return the targets of images; `block` as in `embed_all`."""
         return tower_targets(self.trunk, self.transform(images), block)
+
+
+class ImageTeacher(nn.Module):
+    """A teacher's image tower alone: its texts' weights, 1.8 GB of SigLIP-So400m's, need no room on a GPU."""
+
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.trunk = teacher.trunk
+        self.image_size = teacher.image_size
+        self.register_buffer("mean", teacher.mean)
+        self.register_buffer("std", teacher.std)
+        self.eval()
+
+    def targets(self, images: UInt8[Tensor, "B 3 S S"], block: int) -> TeacherTargets:
+        """Return the targets of images, as `Teacher.targets`."""
+        return tower_targets(self.trunk, _normalize(self, images), block)
+
+
+def _normalize(teacher: Teacher | ImageTeacher, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    if images.shape[-1] != teacher.image_size:
+        raise ValueError(
+            f"images of {images.shape[-1]} pixels, the teacher reads {teacher.image_size}: "
+            "resize them to that"
+        )
+    return (images.float() / 255 - teacher.mean) / teacher.std
 
 
 @torch.no_grad()

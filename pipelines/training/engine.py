@@ -13,7 +13,6 @@ from typing import Any
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.stop_request import stop_request
-from dualtoken.model.precision import forbid_tf32
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import Preempted
 from dualtoken.pipelines.training.checkpoint_saver import CheckpointSaver
@@ -38,8 +37,6 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
     """
     config = job.recipe.train
     num_threads = config.cpus_per_worker if context.device.type == "cpu" else None
-    if context.device.type == "cuda":
-        forbid_tf32()  # a worker of Ray Train has its device from there, not from `stage_device`
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder()))
         stack.enter_context(process_settings(num_threads))

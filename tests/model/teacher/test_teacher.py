@@ -13,6 +13,7 @@ from dualtoken.model.config.teacher import TeacherTrainingConfig
 from dualtoken.model.config.tokenizer import TextConfig, TowerConfig
 from dualtoken.model.teacher.folder import CONFIG_FILE, WEIGHTS_FILE
 from dualtoken.model.teacher.teacher import (
+    ImageTeacher,
     Teacher,
     build_teacher,
     export_open_clip,
@@ -100,6 +101,15 @@ def test_one_pass_gives_embeddings_and_targets(teacher: Teacher, pictures: Tenso
     assert torch.equal(forward_from_block(teacher.trunk, targets.dense, 2), targets.pooled)
     assert torch.equal(teacher.trunk(teacher.transform(pictures)), targets.pooled)
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_the_image_tower_alone_gives_the_same_targets(teacher: Teacher, pictures: Tensor) -> None:
+    alone = ImageTeacher(teacher)
+    for found, expected in zip(alone.targets(pictures, 2), teacher.targets(pictures, 2), strict=True):
+        assert torch.equal(found, expected)
+    weights = sum(parameter.numel() for parameter in alone.parameters())
+    assert weights == sum(parameter.numel() for parameter in teacher.trunk.parameters())
+    assert weights < sum(parameter.numel() for parameter in teacher.parameters())
 
 
 def test_text_embeddings_do_not_depend_on_the_batch(teacher: Teacher) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.teacher import train_loop as train_teacher
 from dualtoken.pipelines.training.train import train_loop
 from dualtoken.pipelines.training.train_context import SingleProcessContext
@@ -30,6 +31,24 @@ def process() -> dict[str, object]:
         "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
         "folder": Path.cwd(),
     }
+
+
+def test_beside_a_gpu_pytorch_has_one_thread_no_tf32_and_no_more_builders_than_the_worker_has_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    threads_before = torch.get_num_threads()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_num_threads(2)
+    try:
+        with process_settings(None):
+            assert torch.get_num_threads() == 1
+            assert not torch.backends.cudnn.allow_tf32
+            assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "2"
+        assert torch.get_num_threads() == 2
+        assert "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ
+    finally:
+        torch.set_num_threads(threads_before)
 
 
 @pytest.mark.parametrize("stage", ["train", "teacher"])
