@@ -24,6 +24,7 @@ ROOMS = {
         *(
             "config",
             "precision",
+            "group_norm",
             "metrics",
             "randomness",
             "muon",

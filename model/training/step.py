@@ -307,8 +307,9 @@ def _last_layer_gradients(
 
     def at_weight(gradient: Tensor) -> Tensor:
         # In the precision that the layer ran in, as autograd does it.
+        assert isinstance(layer.padding, tuple)
         found = conv2d_weight(
-            features, layer.weight.shape, gradient.to(features.dtype), layer.stride, layer.padding
+            features, layer.weight.shape, gradient.to(features.dtype), padding=layer.padding[0]
         )
         return found.to(layer.weight.dtype)
 

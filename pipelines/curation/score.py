@@ -1,22 +1,18 @@
 """Filter, first half: decodes every sample once and scores it; rejected samples keep their scores too."""
 
 import hashlib
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from dualtoken.pipelines.core.ledger import KEY_BYTES
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
 from dualtoken.pipelines.images.shards import ImageShard
-from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatch
+from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchTeacher
 from dualtoken.pipelines.inference.networks import (
     TeacherRunner,
     describe_device,
@@ -50,31 +46,27 @@ class Worker:
         self._job = job
         prepare_process(threads=1)
         self._teacher = open_teacher(job)
-        self._batch = AdaptiveBatch(job.recipe.filter.batch_size, "filter.batch_size")
+        self._adaptive = AdaptiveBatchTeacher(
+            self._teacher, job.recipe.filter.batch_size, "filter.batch_size"
+        )
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a row of scores for every sample that can be decoded."""
         shard = open_image_shard(self._job.input("download"), unit.id, scratch)
         samples = [KeptSample(row, key) for row, key in enumerate(shard.keys)]
-        self._batch.begin()
+        self._adaptive.begin()
         view = _ScoringView(self._teacher)
         decoder = ShardDecoder(shard, view)
         scores: list[dict[str, Any]] = []
         for batch in decoder.batches(samples, self._job.recipe.filter.batch_size):
             captions = [shard.captions[sample.row] for sample in batch.samples]
-            parts = self._batch.run(len(captions), partial(self._similarities, batch.levels, captions))
-            similarities = [similarity for part in parts for similarity in part]
+            similarities = self._adaptive.similarities(batch.levels, captions)
             for sample, similarity in zip(batch.samples, similarities, strict=True):
                 scores.append(_scores(shard, sample, view.seen[sample.key], similarity))
         file = f"{unit.id}.parquet"
         pq.write_table(pa.Table.from_pylist(scores, schema=SCORE_SCHEMA), scratch / file, compression="zstd")
-        facts = {**describe_device(self._teacher.device), "batch_size": self._batch.size}
+        facts = {**describe_device(self._teacher.device).present(), "batch_size": self._adaptive.batch_size}
         return UnitOutput((file,), decoder.ledger(samples), facts)
-
-    def _similarities(
-        self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str], part: slice
-    ) -> list[float]:
-        return self._teacher.similarities(levels[part], captions[part])
 
 
 class _Picture(NamedTuple):

@@ -6,7 +6,7 @@ hub's model is fetched over the network. What PyTorch does to the whole process 
 which no network calls.
 """
 
-from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatch, AdaptiveBatchEncoder
+from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchEncoder, AdaptiveBatchTeacher
 from dualtoken.pipelines.inference.image_stream import ImageBatch, ImageStream, Undecodable
 from dualtoken.pipelines.inference.networks import (
     StreamCodes,
@@ -18,8 +18,8 @@ from dualtoken.pipelines.inference.networks import (
 )
 
 __all__ = [
-    "AdaptiveBatch",
     "AdaptiveBatchEncoder",
+    "AdaptiveBatchTeacher",
     "ImageBatch",
     "ImageStream",
     "StreamCodes",

@@ -5,7 +5,7 @@ may choose other kernels for another batch size and round differently: `benchmar
 many codes that changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from dualtoken.infra.device_errors import is_device_memory_full
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.inference.networks import StreamCodes
+from dualtoken.pipelines.inference.networks import Array, StreamCodes, TeacherRunner
 
 Result = TypeVar("Result")
 
@@ -112,6 +112,43 @@ class AdaptiveBatchEncoder:
             semantic=np.concatenate([part.semantic for part in parts]),
             pixel=np.concatenate([part.pixel for part in parts]),
         )
+
+
+class AdaptiveBatchTeacher:
+    """Asks a teacher in batches that shrink until they fit.
+
+    Either method raises `ImageTooLargeError` where one image alone does not fit.
+    """
+
+    def __init__(self, teacher: TeacherRunner, batch_size: int, key: str) -> None:
+        """Begin with `batch_size` images at once, which the recipe's `key` sets."""
+        self._teacher = teacher
+        self._batch = AdaptiveBatch(batch_size, key)
+
+    @property
+    def batch_size(self) -> int:
+        """Images at once, at present."""
+        return self._batch.size
+
+    def begin(self) -> None:
+        """Try the whole batch again."""
+        self._batch.begin()
+
+    def similarities(self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str]) -> list[float]:
+        """Return the cosine of each picture with its caption."""
+        parts = self._batch.run(
+            len(levels), lambda part: self._teacher.similarities(levels[part], captions[part])
+        )
+        return [similarity for part in parts for similarity in part]
+
+    def targets(
+        self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str], block: int
+    ) -> dict[str, Array]:
+        """Return the columns of `TeacherRunner.targets`."""
+        parts = self._batch.run(
+            len(levels), lambda part: self._teacher.targets(levels[part], captions[part], block)
+        )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

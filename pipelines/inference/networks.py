@@ -88,14 +88,44 @@ def _how_to_find_gpus(cuda: str | None, driver: str | None) -> str:
     return f"this PyTorch is for CUDA {cuda}, which needs driver {least} or later, and here is {driver}"
 
 
-def describe_device(device: torch.device) -> dict[str, str]:
-    """Return what decides rounding, for a receipt: the kind of GPU or CPU, and versions of libraries."""
-    versions = {"torch": str(torch.__version__)}
+class DeviceDescription(NamedTuple):
+    """What decides rounding, for a receipt."""
+
+    device: str
+    """Kind of GPU or CPU."""
+    torch: str
+    """Version of PyTorch."""
+    cudnn: str | None = None
+    """Version of cuDNN; None for a CPU."""
+    driver: str | None = None
+    """Version of the GPU's driver likewise."""
+
+    def present(self) -> dict[str, str]:
+        """Return the facts that there are, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def describe_device(device: torch.device) -> DeviceDescription:
+    """Return what decides how a device rounds."""
+    version = str(torch.__version__)
     if device.type != "cuda":
-        return {"device": f"{device.type} {torch.backends.cpu.get_cpu_capability()}", **versions}
-    versions["cudnn"] = str(torch.backends.cudnn.version())
-    versions["driver"] = driver_version() or "unknown"
-    return {"device": torch.cuda.get_device_name(device), **versions}
+        return DeviceDescription(f"{device.type} {torch.backends.cpu.get_cpu_capability()}", version)
+    return DeviceDescription(
+        torch.cuda.get_device_name(device),
+        version,
+        cudnn=str(torch.backends.cudnn.version()),
+        driver=driver_version() or "unknown",
+    )
+
+
+def is_cpu(name: str | None) -> bool:
+    """Tell whether a device of `describe_device` is a CPU; where none is named, none but a CPU could be."""
+    return name is None or name.startswith("cpu ")
+
+
+def likest_device(name: str | None) -> torch.device:
+    """Return this machine's device that is likest to one of `describe_device`: a CPU for a CPU."""
+    return torch.device("cpu") if is_cpu(name) else best_device()
 
 
 class StreamCodes(NamedTuple):

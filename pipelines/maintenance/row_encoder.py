@@ -7,12 +7,9 @@ pictures where the other rows are of no interest. On a CPU codes do not depend o
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from dualtoken.pipelines.core.receipts import LEDGERS
 from dualtoken.pipelines.core.stage import StageJob
@@ -21,15 +18,14 @@ from dualtoken.pipelines.images.samples import KeptSample, open_image_shard
 from dualtoken.pipelines.inference.image_stream import ImageStream, Undecodable
 from dualtoken.pipelines.inference.networks import (
     Array,
+    DeviceDescription,
     TokenizerRunner,
-    best_device,
     describe_device,
+    is_cpu,
+    likest_device,
     open_tokenizer,
 )
 from dualtoken.pipelines.tokens.facts import STREAMS, TokenFacts
-
-_ON_CPU = "cpu "
-"""Begin of the name of a device that is a CPU (`describe_device`)."""
 
 
 class EncodedRows(NamedTuple):
@@ -58,12 +54,12 @@ class RowEncoder:
     def __init__(self, job: StageJob, facts: TokenFacts) -> None:
         self._job = job
         self._facts = facts
-        device = torch.device("cpu") if _is_cpu(facts) else best_device()
+        device = likest_device(facts.device)
         self._tokenizer: TokenizerRunner = open_tokenizer(job, device)
-        here = TokenFacts(shard="", usage={}, **describe_device(device))
+        here = describe_device(device)
         self.is_same_device = facts.device is None or _rounding(facts) == _rounding(here)
         """Whether device and libraries are those of the first time, as far as the receipt tells."""
-        self.devices = f"made on {facts.made_by}, encoded on {here.made_by}"
+        self.devices = f"made on {facts.made_by}, encoded on {here.device}, torch {here.torch}"
         """Both devices, for people."""
 
     def serves(self, facts: TokenFacts) -> bool:
@@ -81,7 +77,7 @@ class RowEncoder:
         numbers = iter(keys)
         undecodable: dict[int, str] = {}
         codes: dict[str, list[Array]] = {stream: [] for stream in STREAMS}
-        waiting: list[tuple[_Place, UInt8[Tensor, "3 S S"]]] = []
+        waiting: list[tuple[_Place, Any]] = []
         for batch in stream_of_images.batches(shard, samples):
             levels = batch.levels.unflatten(0, (-1, config.num_variants))
             for found, variants in zip(batch.found, levels, strict=True):
@@ -95,10 +91,8 @@ class RowEncoder:
         self._encode_batch(waiting, codes)
         return EncodedRows({name: np.concatenate(parts) for name, parts in codes.items()}, undecodable)
 
-    def _encode_batch(
-        self, pictures: list[tuple[_Place, UInt8[Tensor, "3 S S"]]], codes: dict[str, list[Array]]
-    ) -> None:
-        """Encode pictures that were encoded at once, and add their codes, in order."""
+    def _encode_batch(self, pictures: list[tuple[_Place, Any]], codes: dict[str, list[Array]]) -> None:
+        """Encode pictures, levels (3, S, S), that were encoded at once, and add their codes, in order."""
         first_place, first_picture = pictures[0]
         levels = first_picture.new_zeros((first_place.num_pictures, *first_picture.shape))
         for place, picture in pictures:
@@ -112,7 +106,7 @@ class RowEncoder:
         """Return where rows stood; of a CPU, which needs no more, as if there were these rows alone."""
         config = self._job.recipe.pretokenize
         reached = self._facts.batch_size or config.batch_size
-        if _is_cpu(self._facts):
+        if is_cpu(self._facts.device):
             return _side_by_side(list(keys), reached)
         ledger = read_table(self._job.store(), f"{LEDGERS}/{unit}.parquet")
         samples = {key: number for number, key in enumerate(ledger["key"].to_pylist())}
@@ -137,11 +131,6 @@ def _side_by_side(rows: list[int], batch_size: int) -> dict[int, _Place]:
     return places
 
 
-def _is_cpu(facts: TokenFacts) -> bool:
-    """Tell whether a CPU made the codes; receipts that do not say so are from before GPUs could be told."""
-    return facts.device is None or facts.device.startswith(_ON_CPU)
-
-
-def _rounding(facts: TokenFacts) -> tuple[str | None, ...]:
+def _rounding(facts: TokenFacts | DeviceDescription) -> tuple[str | None, ...]:
     """Return what decides last bits."""
     return (facts.device, facts.torch, facts.cudnn)

@@ -132,12 +132,16 @@ class Worker:
         captions_of = None
         if self._caption_source is not None:
             captions_of = folder_fingerprint(self._caption_source)
+        made_by = describe_device(self._tokenizer.device)
         return TokenFacts(
             shard=unit.id,
             usage={stream: counter.usage() for stream, counter in encoded.counters.items()},
             audit=audit,
             rows=encoded.num_rows,
-            **describe_device(self._tokenizer.device),
+            device=made_by.device,
+            torch=made_by.torch,
+            cudnn=made_by.cudnn,
+            driver=made_by.driver,
             batch_size=self._encoder.batch_size,
             captions_of=captions_of,
         )

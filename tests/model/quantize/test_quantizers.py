@@ -187,10 +187,12 @@ def test_restarts_are_drawn_only_where_a_code_may_be_unused(
         return draw(batches, seed)
 
     monkeypatch.setattr(quantizer, "_draw_restarts", recorded)
-    quantizer.counts.fill_(CONFIG.restart_below / CONFIG.decay + 1e-3)
+    assert CONFIG.restart_below is not None
+    last = CONFIG.restart_below / CONFIG.decay
+    quantizer.counts.fill_(last + 1e-3)
     quantizer.update(quantizer(tokens), seeded())
     assert drawn == []
-    quantizer.counts[3] = CONFIG.restart_below / CONFIG.decay - 1e-3
+    quantizer.counts[3] = last - 1e-3
     quantizer.update(quantizer(tokens), seeded())
     assert len(drawn) == 1
 

@@ -14,7 +14,12 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt, receipt_name
-from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, describe_device
+from dualtoken.pipelines.inference.networks import (
+    DeviceDescription,
+    StreamCodes,
+    TokenizerRunner,
+    describe_device,
+)
 from dualtoken.pipelines.maintenance import reencode, row_encoder
 from dualtoken.pipelines.maintenance.deep_verify import DeepSettings, deep_verify
 from dualtoken.pipelines.maintenance.findings import Finding
@@ -122,7 +127,7 @@ def test_codes_of_another_device_differ_by_rounding_and_both_are_told(tokens: Pa
     made_on(tokens, "00001", "NVIDIA H200")
     said: list[str] = []
     found = [str(finding.problem) for finding in findings(tokens, said) if finding.unit == "00001"]
-    here = describe_device(torch.device("cpu"))["device"]
+    here = describe_device(torch.device("cpu")).device
     devices = f"made on NVIDIA H200, torch {torch.__version__}, encoded on {here}, torch {torch.__version__}"
     all_others = "wrong: row 3: 100.0% of the pixel codes are others when it is encoded again"
     assert [problem for problem in found if "encoded again" in problem] == [f"{all_others} ({devices})"]
@@ -137,7 +142,7 @@ def test_rows_of_the_same_gpu_stand_in_batches_of_the_first_size_and_may_not_dif
         pixel[2, 5] = (pixel[2, 5] + 1) % 16
 
     rewrite(tokens, "00001", swap)
-    gpu = {"device": "NVIDIA H200", "torch": str(torch.__version__), "cudnn": "91002", "driver": "580.82.07"}
+    gpu = DeviceDescription("NVIDIA H200", str(torch.__version__), "91002", "580.82.07")
     for unit in sorted(path.stem for path in (tokens / "data").iterdir()):
         made_on(tokens, unit, "NVIDIA H200", cudnn="91002", driver="580.82.07", batch_size=3)
     monkeypatch.setattr(row_encoder, "describe_device", lambda _: gpu)
