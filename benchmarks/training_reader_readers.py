@@ -96,7 +96,7 @@ def _cpu_seconds() -> float:
 def ours(job: StageJob, threads: int) -> Batches:
     """Read as the trainings do."""
     with TrainingSet(
-        job, Path(job.folder) / "scratch", seed=0, num_threads=threads, with_targets=False
+        job, Path(job.folder) / "scratch", seed=0, num_threads=threads, samples="download"
     ) as samples:
 
         def load(step: int) -> Any:  # noqa: ANN401

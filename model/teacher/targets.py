@@ -12,4 +12,4 @@ class TeacherTargets(NamedTuple):
     pooled: Float[Tensor, "B E"]
     """Pooled output of the teacher's tower, not normalised."""
     dense: Float[Tensor, "B N W"]
-    """Tokens of the teacher's tower after the semantic block."""
+    """Tokens of the teacher's tower after the semantic block; N is 0 where no loss compares them."""

@@ -107,10 +107,22 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _teacher_sees_the_crops(self) -> "Recipe":
-        if self.train.random_crop and self.targets.dense:
+        if not (self.train.random_crop and self.targets.read_by_training):
+            return self
+        if self.targets.mode is None:
+            key, fix = "targets.dense=true", "set it to false"
+        else:
+            key, fix = f"targets.mode={self.targets.mode}", "set it to online"
+        raise ValueError(
+            f"train.random_crop crops anew each time, {key} says what the teacher saw once: {fix}"
+        )
+
+    @model_validator(mode="after")
+    def _stored_targets_serve_the_losses(self) -> "Recipe":
+        if self.targets.mode == "pooled" and self.train.losses.semantic > 0:
             raise ValueError(
-                "train.random_crop crops anew each time, "
-                "targets.dense=true says what the teacher saw once: set it to false"
+                f"train.losses.semantic={self.train.losses.semantic:g} compares tokens, "
+                "targets.mode=pooled stores none: set it to dense_int8, dense_float16 or online"
             )
         return self
 

@@ -19,6 +19,7 @@ from dualtoken.pipelines.config.resources import (
     teacher_training,
     tokenizer_training,
 )
+from dualtoken.pipelines.config.target_bytes import target_bytes
 from dualtoken.pipelines.core.stage import Unit, input_name
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.folder_told import finish_folder
@@ -178,22 +179,30 @@ def _target_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     }
 
 
+def _target_corpora(recipe: Recipe) -> list[str]:
+    return [] if recipe.targets.stored is None else list(recipe.corpora)
+
+
 def _target_bytes(recipe: Recipe) -> float:
-    config = recipe.tokenizer
-    pooled_and_embeddings = 3 * config.tower.width * 4 + 20
-    if not recipe.targets.dense:
-        return pooled_and_embeddings
-    return config.grid_size**2 * config.tower.width * 2 + pooled_and_embeddings
+    stored = recipe.targets.stored
+    if stored is None:
+        return 0
+    return target_bytes(recipe.tokenizer, stored)
 
 
 def _target_budget(recipe: Recipe) -> Budget | None:
     if not recipe.targets.dense:
         return None
     fix = "or set targets.dense=false, and training runs the teacher itself"
+    if recipe.targets.mode is not None:
+        smaller = "dense_int8 for half of it, or " if recipe.targets.mode == "dense_float16" else ""
+        fix = f"or set targets.mode={smaller}online, and training runs the teacher itself"
     return Budget(recipe.targets.dense_budget_gb, "targets.dense_budget_gb", fix)
 
 
 def _train_reads(recipe: Recipe, _: str | None) -> Inputs:
+    if recipe.targets.stored is None:
+        return [*_of_training_corpora(recipe, "download", "filter"), ("teacher", None)]
     return [*_of_training_corpora(recipe, "download", "filter", "targets"), ("teacher", None)]
 
 
@@ -330,11 +339,13 @@ declare(
         settings=_target_settings,
         recipe_keys={
             "dense": "targets.dense",
+            "mode": "targets.mode",
             "batch_size": "targets.batch_size",
             "block": "tokenizer.semantic_block",
             "image_size": "tokenizer.image_size",
         },
         units=units_of("filter"),
+        corpora=_target_corpora,
         resources=inference_worker,
         row_bytes=_target_bytes,
         budget=_target_budget,

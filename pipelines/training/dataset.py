@@ -28,7 +28,7 @@ from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from dualtoken.pipelines.training.damage import DamageLog
 from dualtoken.pipelines.training.open_shard import OpenShard
-from dualtoken.pipelines.training.sample_index import open_sample_index
+from dualtoken.pipelines.training.sample_index import Selection, open_sample_index
 from dualtoken.pipelines.training.sample_sequence import SampleSequence, WindowOfRun
 from dualtoken.pipelines.training.shard_files import ShardFiles
 from dualtoken.pipelines.training.shard_pool import ShardPool
@@ -65,17 +65,17 @@ class TrainingSet:
     """Reads the samples of a run by their index in it; close it, or use it in a `with` block."""
 
     def __init__(
-        self, job: StageJob, scratch: Path, *, seed: int, num_threads: int, with_targets: bool
+        self, job: StageJob, scratch: Path, *, seed: int, num_threads: int, samples: Selection
     ) -> None:
         """Open the index, no shard.
 
-        `num_threads` decode. With targets, samples are those that have some; without, all that were
-        downloaded, with their captions. Held-out samples are left out. Raises `UserError` where none is left.
+        `num_threads` decode. Samples are those that a stage passed on: of `download` with their captions, of
+        `targets` with these. Held-out samples are left out. Raises `UserError` where none is left.
         """
         reader = job.recipe.reader
         self._window = reader.shuffle_shards
         self._num_threads = num_threads
-        self._index = open_sample_index(job, "targets" if with_targets else "download", scratch)
+        self._index = open_sample_index(job, samples, scratch)
         if not self._index.num_rows:
             raise UserError("training has no samples: the filter kept none; loosen filter.rules")
         self._sequence = SampleSequence(self._index, self._window, seed, self._index.identity)
@@ -83,7 +83,7 @@ class TrainingSet:
         name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
         folder = self._stack.enter_context(shared_scratch_folder(f"reader-{name}"))
         self._cache = ShardCache(folder, int(reader.cache_gb * 1e9))
-        self._files = ShardFiles(job, self._index, self._cache, with_targets=with_targets)
+        self._files = ShardFiles(job, self._index, self._cache, samples)
         self._pool = ShardPool(self._files.open, self._cache, 2 * self._window)
         self._stack.callback(self._pool.close)
         self.damage = DamageLog(job.store(), self._index, ends_run=reader.on_damage == "raise")

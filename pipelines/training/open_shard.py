@@ -6,15 +6,12 @@ N tokens, W channels.
 import os
 import weakref
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.training.row_table import RowTable
-
-Array = np.ndarray[Any, Any]
+from dualtoken.pipelines.training.stored_targets import StoredTarget, decode_target
 
 
 class OpenTar:
@@ -65,7 +62,7 @@ class OpenShard:
             raise DamagedShardError.of(self._url, self._name, f"cut short at {end} bytes")
         return data
 
-    def target(self, column: str, row: int) -> Array:
-        """Return a sample's stored target as it is stored: `pooled` (W,) float32, `dense` (N*W,) float16."""
+    def target(self, row: int) -> StoredTarget:
+        """Return a sample's stored targets."""
         assert self._targets is not None, "opened without targets"
-        return self._targets[column][int(self.rows.target_rows[row])].values.to_numpy()
+        return decode_target(self._targets, int(self.rows.target_rows[row]))

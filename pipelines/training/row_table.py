@@ -50,23 +50,23 @@ class RowTable:
 def write_row_table(
     path: Path,
     shard: ImageShard,
-    target_keys: Sequence[bytes] | None,
+    keys: Sequence[bytes] | None,
     is_heldout: Callable[[bytes], bool],
     *,
     with_captions: bool,
 ) -> None:
-    """Write the table of a shard's samples that have targets, where these are given, and are not held out.
+    """Write the table of a shard's samples that have the given keys, or of all, and are not held out.
 
-    Samples come in the order of the targets, or of the tar. Raises `UserError` where the shard lacks one of
-    the targets' samples.
+    Samples come in the order of the keys, which is that of their targets where they have some, or of the tar.
+    Raises `UserError` where the shard lacks one of them.
     """
     image_rows = {key: row for row, key in enumerate(shard.keys)}
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-    for target_row, key in enumerate(shard.keys if target_keys is None else target_keys):
+    for target_row, key in enumerate(shard.keys if keys is None else keys):
         if is_heldout(key):
             continue
         if key not in image_rows:
-            raise UserError(f"it lacks the sample {key.hex()} that its targets have")
+            raise UserError(f"it lacks the sample {key.hex()} that later stages have")
         image_row = image_rows[key]
         member = shard.member(image_row)
         columns["key"].append(key)

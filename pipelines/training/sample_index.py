@@ -7,7 +7,7 @@ their ledgers decide how many samples are left. Nothing here opens a shard.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from dualtoken.pipelines.core.receipts import LEDGERS, Manifest, fingerprint, re
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.core.threads import map_ahead
+from dualtoken.pipelines.images.samples import is_heldout
 from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.shard_bounds import ShardBounds
 from dualtoken.pipelines.tokens.shards import read_data_shard
@@ -33,6 +34,11 @@ _SCHEMA = pa.schema(
         pa.field("samples", pa.int64(), nullable=False),
     ]
 )
+
+
+Selection = Literal["download", "filter", "targets"]
+"""Stage whose samples a training takes: all that were downloaded, those that the filter kept, or of these the
+ones with stored targets."""
 
 
 class ShardName(NamedTuple):
@@ -64,8 +70,8 @@ class SampleIndex(ShardBounds):
         return self._table["samples"][number].as_py()
 
 
-def open_sample_index(job: StageJob, stage: str, scratch: Path) -> SampleIndex:
-    """Open the index of the samples that a stage passed on, `download` or `targets`; build it if need be.
+def open_sample_index(job: StageJob, stage: Selection, scratch: Path) -> SampleIndex:
+    """Open the index of the samples that a stage passed on; build it if need be.
 
     Ranks that build it at once write the same bytes.
     """
@@ -85,7 +91,7 @@ def open_sample_index(job: StageJob, stage: str, scratch: Path) -> SampleIndex:
     return SampleIndex(table, identity)
 
 
-def _identity(recipe: Recipe, stage: str, manifests: dict[str, Manifest]) -> str:
+def _identity(recipe: Recipe, stage: Selection, manifests: dict[str, Manifest]) -> str:
     heldout = None
     if isinstance(recipe.heldout, HeldoutFraction):
         heldout = recipe.heldout.identity()
@@ -110,7 +116,7 @@ def _write(table: pa.Table, store: Store, name: str, scratch: Path) -> None:
     store.put(file, name, move=True)
 
 
-def _build(job: StageJob, stage: str, manifests: dict[str, Manifest]) -> pa.Table:
+def _build(job: StageJob, stage: Selection, manifests: dict[str, Manifest]) -> pa.Table:
     corpora: list[str] = []
     shards: list[str] = []
     samples: list[int] = []
@@ -127,9 +133,16 @@ def _build(job: StageJob, stage: str, manifests: dict[str, Manifest]) -> pa.Tabl
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
-def _counts(job: StageJob, stage: str, corpus: str, manifest: Manifest) -> Iterator[tuple[str, int]]:
+def _counts(job: StageJob, stage: Selection, corpus: str, manifest: Manifest) -> Iterator[tuple[str, int]]:
     """Yield each shard of a corpus with the number of its training samples."""
     heldout = job.recipe.heldout
+    if stage == "filter":
+        # It has one unit, with a file of decisions for each image shard.
+        images = read_manifest(job.input("download", corpus))
+        assert images is not None, "a job is planned on finished inputs"
+        names = [shard for shard, downloaded in images.units.items() if downloaded]
+        yield from zip(names, map_ahead(lambda shard: _num_kept(job, corpus, shard), names), strict=True)
+        return
     if not isinstance(heldout, HeldoutFraction):
         yield from manifest.units.items()
         return
@@ -137,6 +150,16 @@ def _counts(job: StageJob, stage: str, corpus: str, manifest: Manifest) -> Itera
     shards = [shard for shard, passed_on in manifest.units.items() if passed_on]
     counts = map_ahead(lambda shard: _num_not_heldout(store, shard, heldout.fraction), shards)
     yield from zip(shards, counts, strict=True)
+
+
+def _num_kept(job: StageJob, corpus: str, shard: str) -> int:
+    return sum(not is_heldout(job.recipe, corpus, key) for key in kept_keys(job, corpus, shard))
+
+
+def kept_keys(job: StageJob, corpus: str, shard: str) -> list[bytes]:
+    """Return the keys of a shard's samples that the filter kept, in the shard's order."""
+    decisions = read_input(job.input("filter", corpus), f"{shard}.parquet", ["key", "keep"])
+    return decisions.filter(decisions["keep"])["key"].to_pylist()
 
 
 def _num_not_heldout(store: Store, shard: str, fraction: float) -> int:

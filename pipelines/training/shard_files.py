@@ -5,7 +5,7 @@ A receipt, which says what a shard's files must be, is read when the shard is fi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,8 @@ from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training.open_shard import OpenShard, OpenTar
 from dualtoken.pipelines.training.row_table import RowTable, map_row_table, write_row_table
-from dualtoken.pipelines.training.sample_index import SampleIndex
+from dualtoken.pipelines.training.sample_index import SampleIndex, Selection, kept_keys
+from dualtoken.pipelines.training.stored_targets import require_mode
 
 _TRIES = 3
 _RECORDS_KEPT = 4096
@@ -57,13 +58,14 @@ class CorpusFiles:
 class ShardFiles:
     """Opens shards by their number in the index; may be called by several threads."""
 
-    def __init__(self, job: StageJob, index: SampleIndex, cache: ShardCache, *, with_targets: bool) -> None:
-        """Open nothing yet. Captions are read where targets are not."""
+    def __init__(self, job: StageJob, index: SampleIndex, cache: ShardCache, samples: Selection) -> None:
+        """Open nothing yet. Captions are read of samples as they were downloaded."""
         self._job = job
         self._index = index
         self._cache = cache
-        self._with_captions = not with_targets
-        self._corpora = _corpus_files(job, cache, with_targets=with_targets)
+        self._samples: Selection = samples
+        self._with_captions = samples == "download"
+        self._corpora = _corpus_files(job, cache, with_targets=samples == "targets")
         self.records: Callable[[int], ShardRecords] = lru_cache(_RECORDS_KEPT)(self._read_records)
         """Returns what a shard's files must be; raises `DamagedShardError`."""
 
@@ -74,7 +76,7 @@ class ShardFiles:
 
     def open(self, number: int) -> OpenShard:
         """Check and open a shard; raises `DamagedShardError`, once a remote one was fetched again."""
-        corpus, _ = self._index.name(number)
+        corpus, shard = self._index.name(number)
         files = self._corpora[corpus]
         records = self.records(number)
         tar = files.images.open(files.images.store(), records.tar, OpenTar)
@@ -82,10 +84,15 @@ class ShardFiles:
         if files.targets is not None:
             assert records.targets is not None
             targets = files.targets.open(files.targets.store(), records.targets, read_data_shard)
-        target_keys: Callable[[], list[bytes]] | None = None
+            stored = self._job.recipe.targets.stored
+            assert stored is not None
+            require_mode(targets.schema, stored, f"{files.targets.url}/{records.targets.name}")
+        keys: Callable[[], list[bytes]] | None = None
         if targets is not None:
-            target_keys = targets["key"].to_pylist
-        rows = self._row_table(corpus, files.images, records, target_keys)
+            keys = targets["key"].to_pylist
+        elif self._samples == "filter":
+            keys = partial(kept_keys, self._job, corpus, shard)
+        rows = self._row_table(corpus, files.images, records, keys)
         expected = self._index.num_samples(number)
         if len(rows) != expected:
             problem = f"{len(rows)} samples, the index says {expected}"
@@ -97,19 +104,19 @@ class ShardFiles:
         corpus: str,
         images: CheckedFiles,
         records: ShardRecords,
-        target_keys: Callable[[], list[bytes]] | None,
+        keys: Callable[[], list[bytes]] | None,
     ) -> RowTable:
         """Map a shard's table, which the first process that needs it writes into the cache."""
         name = self._row_table_name(records)
 
         def write(scratch: Path) -> Path:
             path = scratch / "rows.arrow"
-            keys = target_keys() if target_keys is not None else None
+            listed = keys() if keys is not None else None
             with ImageShard(tar, table) as shard:
                 write_row_table(
                     path,
                     shard,
-                    keys,
+                    listed,
                     lambda key: is_heldout(self._job.recipe, corpus, key),
                     with_captions=self._with_captions,
                 )
@@ -134,7 +141,7 @@ class ShardFiles:
     def _row_table_name(self, records: ShardRecords) -> str:
         """Name a table by all that decides it."""
         heldout = self._job.recipe.heldout.identity()
-        parts = [records.tar.xxh3_128, records.table.xxh3_128, str(heldout), str(self._with_captions)]
+        parts = [records.tar.xxh3_128, records.table.xxh3_128, str(heldout), self._index.identity]
         if records.targets is not None:
             parts.append(records.targets.xxh3_128)
         return blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()

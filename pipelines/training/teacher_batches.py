@@ -28,7 +28,7 @@ class TeacherDataLoader:
         cpus = job.recipe.train.cpus_per_worker
         num_threads = job.recipe.reader.threads(cpus=cpus, beside_gpu=self._pin_memory)
         self.samples = TrainingSet(
-            job, scratch / "samples", seed=settings.seed, num_threads=num_threads, with_targets=False
+            job, scratch / "samples", seed=settings.seed, num_threads=num_threads, samples="download"
         )
         if len(self.samples) < settings.batch_size:
             self.close()

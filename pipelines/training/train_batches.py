@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.precision import tower_precision
-from dualtoken.model.teacher.teacher import TeacherTargets, load_teacher
+from dualtoken.model.teacher.teacher import ImageTeacher, TeacherTargets, load_teacher
 from dualtoken.model.vision.augment import random_crop
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.core.stage import StageJob
@@ -39,15 +39,19 @@ class TrainDataLoader:
         train = job.recipe.train
         beside_gpu = context.device.type == "cuda"
         num_threads = job.recipe.reader.threads(cpus=train.cpus_per_worker, beside_gpu=beside_gpu)
+        has_stored_targets = job.recipe.targets.read_by_training
         self.samples = TrainingSet(
-            job, scratch / "samples", seed=train.seed, num_threads=num_threads, with_targets=True
+            job,
+            scratch / "samples",
+            seed=train.seed,
+            num_threads=num_threads,
+            samples="targets" if has_stored_targets else "filter",
         )
         self._pin_memory = beside_gpu
         self._teacher = None
-        has_stored_targets = job.recipe.targets.dense
         if not has_stored_targets:
             folder = job.input("teacher").local_folder(scratch / "teacher")
-            self._teacher = load_teacher(folder, context.device)
+            self._teacher = ImageTeacher(load_teacher(folder)).to(context.device)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -73,8 +77,10 @@ class TrainDataLoader:
             index = place - share.start
             batch.images[index] = self.view(sample)[0]
             if batch.pooled is not None and batch.dense is not None:
-                batch.pooled[index] = _copied(sample, "pooled")
-                batch.dense[index] = _copied(sample, "dense").unflatten(0, batch.dense.shape[1:])
+                target = sample.shard.target(sample.row)
+                batch.pooled.numpy()[index] = target.pooled
+                if target.dense is not None:
+                    batch.dense.numpy()[index] = target.dense.reshape(batch.dense.shape[1:])
 
         self.samples.read(step * train.batch_size, share, take)
         return batch
@@ -92,7 +98,9 @@ class TrainDataLoader:
             return TrainBatch(images, None, None)
         width = tokenizer.tower.width
         pooled = torch.empty((size, width), dtype=torch.float32, pin_memory=self._pin_memory)
-        tokens = (size, tokenizer.grid_size**2, width)
+        # Of `pooled` targets no loss reads tokens: none stand in their place.
+        num_tokens = 0 if self._job.recipe.targets.stored == "pooled" else tokenizer.grid_size**2
+        tokens = (size, num_tokens, width)
         dense = torch.empty(tokens, dtype=torch.float16, pin_memory=self._pin_memory)
         return TrainBatch(images, pooled, dense)
 
@@ -124,11 +132,6 @@ class TrainDataLoader:
         assert batch.dense is not None
         pooled = batch.pooled.to(device, non_blocking=True)
         return TeacherTargets(pooled, batch.dense.to(device, non_blocking=True))
-
-
-def _copied(sample: Sample, column: str) -> Tensor:
-    """Return a stored target; a copy, since torch takes no array that may not be written to."""
-    return torch.from_numpy(sample.shard.target(column, sample.row).copy())
 
 
 def rank_share(batch_size: int, context: RankContext) -> range:

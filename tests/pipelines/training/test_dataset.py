@@ -35,7 +35,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> StageJob:
 @contextmanager
 def opened(job: StageJob, *, num_threads: int = 1, seed: int = 0) -> Iterator[TrainingSet]:
     scratch = Path(job.folder) / "scratch"
-    with TrainingSet(job, scratch, seed=seed, num_threads=num_threads, with_targets=False) as samples:
+    with TrainingSet(job, scratch, seed=seed, num_threads=num_threads, samples="download") as samples:
         yield samples
 
 

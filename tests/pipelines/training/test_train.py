@@ -13,8 +13,11 @@ from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.lpips import Lpips
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.stored_targets import stored_mode
 from dualtoken.pipelines.training.train_batches import TrainDataLoader
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
@@ -100,6 +103,42 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
             dense.append(batches.targets(batch, batch.images).dense)
     assert not torch.equal(dense[1], dense[0])
     torch.testing.assert_close(dense[1].float(), dense[0], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("targets.mode=online",),
+        ("targets.mode=dense_int8",),
+        ("targets.mode=pooled", "train.losses.semantic=0"),
+    ],
+)
+def test_a_training_takes_its_targets_from_where_the_recipe_says(
+    settings: tuple[str, ...], root: Path, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    recipe = load_tiny(root, *settings, "train.steps=2")
+    stored = recipe.targets.stored
+    if stored is not None:
+        run_command("targets", recipe, LocalExecutor(), lambda _: None)
+        file = next(Path(planned_job(recipe, "targets", "tiny-train").folder).glob("*.arrow"))
+        assert stored_mode(read_data_shard(file).schema) == stored
+    planned_stages = {planned.stage for planned in Planner(recipe).plan()}
+    assert ("targets" in planned_stages) == (stored is not None)
+    train(recipe)
+    job = planned_job(recipe, "train")
+    batches = TrainDataLoader(job, Rank(0, 1), tmp_path / "read")
+    batch = batches.load(0)
+    found = batches.targets(batch, batch.images)
+    with_teacher = load_tiny(root, "targets.mode=online", "train.steps=2")
+    teacher = TrainDataLoader(planned_job(with_teacher, "train"), Rank(0, 1), tmp_path / "taught")
+    expected = teacher.targets(teacher.load(0), batch.images)
+    torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-3, atol=1e-4)
+    if stored == "pooled":
+        assert found.dense.shape[1] == 0, "no loss reads tokens, and none are kept"
+        assert "semantic" not in read_metrics(job.store())[0]
+    else:
+        cosines = torch.nn.functional.cosine_similarity(found.dense.float(), expected.dense, dim=-1)
+        assert cosines.min() > 0.999
 
 
 def test_channels_last_weights_are_saved_as_any_others(finished: Recipe, tmp_path: Path) -> None:
