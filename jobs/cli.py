@@ -7,6 +7,7 @@ import typer
 from dualtoken.jobs.call import call
 from dualtoken.jobs.convert import convert
 from dualtoken.jobs.exits import run_program
+from dualtoken.jobs.expectations import DeviceOption, expectations
 from dualtoken.jobs.maintenance_commands import explain, forget, gc
 from dualtoken.jobs.model_commands import export, reconstruct, tokenize
 from dualtoken.jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
@@ -71,10 +72,22 @@ def run(
                 print_line(f"{planned.label}: {planned.job.store().path(stage.page)}")
 
 
-def plan(recipe: RecipeArgument, overrides: SetOption = None, root: RootOption = None) -> None:
-    """Print the stages, their units done and to do, and the bytes expected; runs nothing."""
-    planner = Planner(open_recipe(recipe, overrides, root))
-    show(plan_table(planner.plan()))
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    root: RootOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Print the stages, their units done and to do, bytes, speed and memory expected; runs nothing."""
+    settings = open_recipe(recipe, overrides, root)
+    planner = Planner(settings)
+    planned = list(planner.plan())
+    show(plan_table(planned))
+    for table_or_line in expectations(settings, planned, device):
+        if isinstance(table_or_line, str):
+            print_line(table_or_line)
+        else:
+            show(table_or_line)
     _print_changed_code(planner)
     planner.require_enough_rows()
 

@@ -56,7 +56,7 @@ def _plan_cells(planned: PlannedStage) -> list[str]:
 def _plan_bytes(planned: PlannedStage, bound: str) -> str:
     if not planned.output_bytes:
         return ""
-    size = _bytes(planned.output_bytes)
+    size = bytes_in_words(planned.output_bytes)
     if planned.manifest:
         return size
     return f"{bound or '~ '}{size}"
@@ -110,7 +110,7 @@ def _status_cells(planned: PlannedStage, totals: Totals) -> list[str]:
     about = "≈ " if totals.estimated else ""
     written = work = rate = ""
     if totals.bytes:
-        written = about + _bytes(totals.bytes)
+        written = about + bytes_in_words(totals.bytes)
     if totals.units:
         work = f"{about}{totals.seconds:.1f} s"
     if totals.rows and totals.seconds:
@@ -136,7 +136,8 @@ def _time_table(timed: Sequence[_Status]) -> Table:
     return table
 
 
-def _bytes(size: float) -> str:
+def bytes_in_words(size: float) -> str:
+    """Return a number of bytes in a unit of three digits or fewer."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
