@@ -7,7 +7,7 @@ BIN := .venv/bin
 # .venv and __pycache__.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow test-gpu check setup
+.PHONY: demo test slow test-gpu bench-gpu check setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -26,6 +26,10 @@ slow: setup
 # Needs a GPU; one process, which has it to itself.
 test-gpu: setup
 	$(BIN)/python -m pytest --numprocesses=0 -m gpu
+
+# Under eight minutes on one GPU; results in bench-gpu/gpu.json, after each step.
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu --out bench-gpu
 
 check: setup
 	$(BIN)/ruff check .

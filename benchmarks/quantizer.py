@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from vector_quantize_pytorch import ResidualVQ
+from torch import Tensor, nn
 
 from benchmarks.memory import peak_memory
 from benchmarks.models import seconds_in_turn
@@ -130,8 +129,11 @@ def _crowded(tokens: Tensor) -> ResidualQuantizer:
     return quantizer
 
 
-def _peer(quantizer: ResidualQuantizer) -> ResidualVQ:
+def _peer(quantizer: ResidualQuantizer) -> nn.Module:
     """Return the peer's quantizer with the same codes."""
+    # Here, since other benchmarks take constants from this file where the peer is not installed.
+    from vector_quantize_pytorch import ResidualVQ  # noqa: PLC0415
+
     peer = ResidualVQ(dim=WIDTH, num_quantizers=DEPTH, codebook_size=CODES, shared_codebook=True)
     state = peer.state_dict()
     for name in state:

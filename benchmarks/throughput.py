@@ -8,12 +8,14 @@ which has the shape of the tokenizer's), and so are pictures, codes and stored t
 trained ones. Peak MB are beside what is there after a first call: weights, and in training the optimiser's
 state and gradients. Encoding is timed in float32 and in bfloat16, and beside it stands the share of the
 matrix products' rate of the same precision and run that it reaches. J/image is what the whole processor or
-card used meanwhile, where that can be read.
+card used meanwhile, where that can be read. A row that does not fit into a GPU's memory is measured with half
+the batch, which its line names.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -37,6 +39,8 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.training.train import apply_memory_layout
 
 SHARE = "of the matrix products' rate"
+SECONDS_FOR_JOULES = 2.0
+"""Least time of work whose energy is told."""
 
 
 class Row(NamedTuple):
@@ -126,8 +130,32 @@ def main() -> None:
     forbid_tf32()
     energy = energy_counter(device)
     print(f"{'':16}{'precision':>10}{'images/s':>10}{'J/image':>10}{'peak MB':>10}{SHARE:>32}")
-    for row in work(recipe, device, arguments.batch_size):
-        print(measure(row, device, arguments.batch_size, arguments.rounds, energy), flush=True)
+    for number, row in enumerate(work(recipe, device, arguments.batch_size)):
+        print(_measure_what_fits(recipe, number, row, device, arguments, energy), flush=True)
+
+
+def _measure_what_fits(
+    recipe: Recipe,
+    number: int,
+    row: Row,
+    device: torch.device,
+    arguments: argparse.Namespace,
+    energy: Callable[[], float] | None,
+) -> str:
+    """Return a row's line, of half the batch where memory does not hold it, and so on."""
+    batch_size: int = arguments.batch_size
+    while True:
+        try:
+            line = measure(row, device, batch_size, arguments.rounds, energy)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                return f"{row.name:16}{row.precision:>10}  one image does not fit into the memory"
+        else:
+            return line if batch_size == arguments.batch_size else f"{line}  batch {batch_size}"
+        # Out here the error is gone, and with it the tensors of its traceback.
+        batch_size //= 2
+        torch.cuda.empty_cache()
+        row = next(islice(work(recipe, device, batch_size), number, None))
 
 
 def measure(
@@ -139,7 +167,10 @@ def measure(
     before = energy() if energy else 0.0
     times = [seconds(row.run, device) for _ in range(rounds)]
     if energy:
-        joules = f"{(energy() - before) / (batch_size * rounds):.2f}"
+        # The counters move in steps of tens of milliseconds.
+        while sum(times) < SECONDS_FOR_JOULES:
+            times.append(seconds(row.run, device))
+        joules = f"{(energy() - before) / (batch_size * len(times)):.2f}"
     rate = batch_size / statistics.median(times)
     digits = 1 if rate >= 10 else 3
     share = ""

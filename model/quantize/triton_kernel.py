@@ -21,6 +21,8 @@ neither its speed nor its tile sizes are measured.
 
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
@@ -53,9 +55,15 @@ _HUGE = tl.constexpr(2.0**100)
 
 
 def fused_residual_codes(
-    vectors: Float[Tensor, "S M W"], codes: Float[Tensor, "S G K W"], depth: int
+    vectors: Float[Tensor, "S M W"],
+    codes: Float[Tensor, "S G K W"],
+    depth: int,
+    rows: Literal[16, 64] | None = None,
 ) -> Int[Tensor, "S M D"]:
-    """Return the same ids as `residual_codes` with a beam of 1; W is at most 64."""
+    """Return the same ids as `residual_codes` with a beam of 1; W is at most 64.
+
+    `rows` is how many vectors a program takes, by default by how many there are.
+    """
     streams, num_vectors, width = vectors.shape
     assert width <= 64, f"{width} channels, of which rounding is bounded for 64"
     assert codes.shape[1] in (1, depth), f"{codes.shape[1]} codebooks for {depth} depths"
@@ -71,7 +79,8 @@ def fused_residual_codes(
     bias, rounding = torch.empty((2, books, steps * _COLUMNS), dtype=torch.float32, device=vectors.device)
     largest = torch.linalg.vector_norm(codes, ord=torch.inf, dim=(2, 3)).flatten()
     # With fewer programs than there are multiprocessors, smaller ones are used.
-    rows = 64 if streams * triton.cdiv(num_vectors, 64) >= _num_processors(vectors.device) else 16
+    if rows is None:
+        rows = 64 if streams * triton.cdiv(num_vectors, 64) >= _num_processors(vectors.device) else 16
     shape = {"WIDTH": width, "PADDED": padded, "COLUMNS": _COLUMNS}
     with torch.cuda.device(vectors.device if vectors.is_cuda else -1):  # Triton launches on the current one
         _prepare_codes[(steps, books)](codes, largest, halves, bias, rounding, num_codes, **shape)
