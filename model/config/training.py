@@ -160,9 +160,13 @@ class TrainingConfig(Config):
     """Parameters with a rate or weight decay of their own, or frozen, by patterns of their names."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the trunk and decoder; quantisers are float32 always."""
-    compile: bool = in_fingerprint_unless_default(default=False)
+    compile: bool | Literal["blocks"] = in_fingerprint_unless_default(default=False)
     """Run a step by torch.compile: faster once it is compiled, other last bits; on a CPU it needs a C++
-    compiler."""
+    compiler.
+
+    `true` compiles a step whole. `blocks` compiles the blocks of tower, decoder and discriminator, each kind
+    once: done in a fraction of the time, and nothing is fused across blocks.
+    """
     memory_format: Literal["contiguous", "channels_last"] = in_fingerprint_unless_default(
         default="contiguous"
     )

@@ -12,10 +12,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dualtoken.model.config.training import LpipsConfig, TrainingConfig
 from dualtoken.model.optimizer import build_optimizer
 from dualtoken.model.precision import tower_precision
+from dualtoken.model.tokenizer.conv_blocks import AttnBlock, ResBlock
+from dualtoken.model.tokenizer.decoder import Decoder
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.adversary import Adversary
 from dualtoken.model.training.losses import Perceptual
 from dualtoken.model.training.trainable import freeze, streams_in_training
+from dualtoken.model.vision.imports import vision_imports
+from dualtoken.model.vision.towers import tower_blocks
+
+with vision_imports():
+    from timm.models.vision_transformer import Block
 
 COMPILER = "inductor"
 """Backend of torch.compile: it needs Triton on a GPU, a C++ compiler on a CPU."""
@@ -80,6 +87,8 @@ class TrainState:
                 if network is not None:
                     # torch's stub lacks this argument.
                     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if config.compile == "blocks":
+            compile_blocks(tokenizer, self.adversary)
         self._compiled: dict[Callable[..., Any], Any] = {}
 
     @property
@@ -125,7 +134,7 @@ class TrainState:
 
         It becomes one graph; if it calls a model that is wrapped or sharded, a few.
         """
-        if not self.config.compile:
+        if self.config.compile is not True:
             return function
         if function not in self._compiled:
             is_plain = self.model is self.tokenizer and not isinstance(self.model, FSDPModule)
@@ -136,6 +145,18 @@ class TrainState:
     def autocast(self) -> torch.autocast:
         """Return the context of the networks' arithmetic."""
         return tower_precision(self.device, self.config.precision)
+
+
+def compile_blocks(tokenizer: DualTokenizer, adversary: Adversary | None) -> None:
+    """Compile the blocks that a step runs, in place; names of weights stay."""
+    blocks: list[nn.Module] = tower_blocks(tokenizer.tower)
+    decoder = tokenizer.decoder
+    kinds = (ResBlock, AttnBlock) if isinstance(decoder, Decoder) else (Block,)
+    blocks += [module for module in decoder.modules() if isinstance(module, kinds)]
+    if adversary:
+        blocks += list(adversary.discriminator.blocks)
+    for block in blocks:
+        block.compile(backend=COMPILER, fullgraph=True)
 
 
 def _wrapped(

@@ -119,6 +119,22 @@ def switch(perceptual: Lpips) -> None:
     print("train.compile")
 
 
+def by_blocks() -> None:
+    """`compile: blocks` compiles each kind of block, and gives the eager step."""
+    gan = GanConfig(width=32, learning_rate=1e-3)
+    plain = training(gan=gan, learning_rate=1e-4)
+    expected = fresh_state(CONFIG, plain)
+    found = fresh_state(CONFIG, plain.model_copy(update={"compile": "blocks"}))
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    assert found.tokenizer.state_dict().keys() == expected.tokenizer.state_dict().keys()
+    torch._dynamo.utils.counters.clear()
+    run(found, 1)
+    run(expected, 1)
+    assert_same_steps(found, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 3
+    print("blocks")
+
+
 def passes() -> None:
     """A step goes back through each network once, compiled or not."""
     counts: list[dict[str, int]] = []
@@ -175,4 +191,5 @@ if __name__ == "__main__":
     torch._dynamo.utils.counters.clear()
     switch(network)
     passes()
+    by_blocks()
     wrapped()

@@ -29,5 +29,6 @@ def test_encoding_and_the_training_step_compile_without_a_graph_break() -> None:
         "scalar",
         "train.compile",
         "passes",
+        "blocks",
         "workers",
     ]
