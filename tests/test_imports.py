@@ -27,6 +27,7 @@ ROOMS = {
             "group_norm",
             "metrics",
             "randomness",
+            "device_constants",
             "muon",
             "optimizer",
             "hub",

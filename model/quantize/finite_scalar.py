@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dualtoken.model.config.quantizer import ScalarQuantizerConfig
+from dualtoken.model.device_constants import constant
 from dualtoken.model.precision import without_autocast
 from dualtoken.model.quantize.base import Quantized, Quantizer, straight_through
 
@@ -30,14 +31,18 @@ class ScalarQuantizer(Quantizer):
     def __init__(self, config: ScalarQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self._radix: list[int] = []
-        self._thresholds: list[list[float]] = []
+        radix: list[int] = []
+        thresholds: list[tuple[float, ...]] = []
         max_levels = max(config.levels)
         for channel, levels in enumerate(config.levels):
-            self._radix.append(math.prod(config.levels[:channel]))
+            radix.append(math.prod(config.levels[:channel]))
             # Padded to one length by thresholds that nothing exceeds.
             padding = [math.inf] * (max_levels - levels)
-            self._thresholds.append(_thresholds(levels) + padding)
+            thresholds.append((*_thresholds(levels), *padding))
+        self._radix = tuple(radix)
+        self._thresholds = tuple(thresholds)
+        self._halves = tuple(levels // 2 for levels in config.levels)
+        self._bounds = tuple(_bound(levels) for levels in config.levels)
 
     def forward(self, tokens: Float[Tensor, "B N W"]) -> Quantized:
         """Quantise tokens, in float32; the same token gets the same ids whatever else is in the batch."""
@@ -53,14 +58,14 @@ class ScalarQuantizer(Quantizer):
 
     def ids(self, tokens: Float[Tensor, "B N W"]) -> Int[Tensor, "B N D"]:
         """Return the ids alone, by comparisons, which no autocast changes."""
-        thresholds = torch.tensor(self._thresholds, device=tokens.device)
+        thresholds = constant(self._thresholds, tokens.device)
         levels = (self._channels(tokens)[..., None] > thresholds).sum(dim=-1)
-        return (levels * torch.tensor(self._radix, device=tokens.device)).sum(dim=-1)
+        return (levels * constant(self._radix, tokens.device)).sum(dim=-1)
 
     def lookup(self, ids: Int[Tensor, "B N D"]) -> Float[Tensor, "B N W"]:
         """Return the levels, from -1 to 1: `vectors` of the `forward` that chose the ids, to the bit."""
-        levels = torch.tensor(self.config.levels, device=ids.device)
-        radix = torch.tensor(self._radix, device=ids.device)
+        levels = constant(self.config.levels, ids.device)
+        radix = constant(self._radix, ids.device)
         halves = levels // 2
         digits = ids[..., None] // radix % levels
         return ((digits - halves).float() / halves).flatten(2)
@@ -73,9 +78,8 @@ class ScalarQuantizer(Quantizer):
 
     def _bounded(self, channels: Float[Tensor, "B N D C"]) -> Float[Tensor, "B N D C"]:
         """Return the bounded channels before rounding, from -1 to 1: the source of the gradient."""
-        levels = self.config.levels
-        halves = torch.tensor([num_levels // 2 for num_levels in levels], device=channels.device)
-        bounds = torch.tensor([_bound(num_levels) for num_levels in levels], device=channels.device)
+        halves = constant(self._halves, channels.device)
+        bounds = constant(self._bounds, channels.device)
         scale, offset, shift = bounds.T
         return ((channels + shift).tanh() * scale - offset) / halves
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dualtoken.model.config.base import Config, PositiveInt
+from dualtoken.model.device_constants import constant
 from dualtoken.model.vision.pixels import opaque
 
 _HALF = (0.5, 0.5, 0.5)
@@ -85,8 +86,8 @@ class Transform(Config):
         return f"RGB over white, {fit}, {levels}"
 
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(3, 1, 1)
+        mean = constant(self.mean, device).view(3, 1, 1)
+        std = constant(self.std, device).view(3, 1, 1)
         return 255 * std, mean / std
 
     def _square(self, image: Image.Image) -> Image.Image:
