@@ -1,11 +1,10 @@
 """Precision of the networks' arithmetic: chosen for a block of code, and full where that is needed."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16"]
+from dualtoken.model.config.base import Precision
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -1,7 +1,7 @@
 """Base of every configuration: frozen pydantic models that know which of their values decide an output."""
 
 import os
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -89,6 +89,8 @@ def validated(kind: type[ConfigT], values: object, place: str) -> ConfigT:
         raise ValueError(f"{key}: {first['msg']}") from None
 
 
+Precision = Literal["float32", "bfloat16"]
+"""Precision of networks' arithmetic."""
 PositiveInt = Annotated[int, Field(gt=0)]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default
+from dualtoken.model.config.base import Config, PositiveInt, Precision, in_fingerprint_unless_default
 
 
 class MinSide(Config):
@@ -68,6 +68,9 @@ class FilterConfig(Config):
     """Rules in order; the first that objects names the reason."""
     batch_size: PositiveInt = 64
     """Images and captions that the teacher scores at once."""
+    precision: Precision = in_fingerprint_unless_default(default="float32")
+    """Precision of the teacher's image tower; bfloat16 is faster where hardware has it, and moves scores by
+    about a hundredth of themselves."""
 
     @model_validator(mode="after")
     def _each_rule_once(self) -> "FilterConfig":

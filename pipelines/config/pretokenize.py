@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dualtoken.model.config.base import Config, PositiveInt, in_fingerprint_unless_default, not_in_fingerprint
+from dualtoken.model.config.base import (
+    Config,
+    PositiveInt,
+    Precision,
+    in_fingerprint_unless_default,
+    not_in_fingerprint,
+)
 from dualtoken.pipelines.config.corpora import Name
 from dualtoken.pipelines.config.crops import MAX_VARIANTS, WHOLE_IMAGE, AnyCrops
 
@@ -22,8 +28,6 @@ def _require_fingerprint(value: Any) -> str:  # noqa: ANN401
     return value
 
 
-Precision = Literal["float32", "bfloat16"]
-"""Precision of a tower's arithmetic."""
 Fingerprint = Annotated[str, BeforeValidator(_require_fingerprint)]
 """Name of a stage's folder: 12 hexadecimal digits."""
 

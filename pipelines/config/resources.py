@@ -5,6 +5,7 @@ Imports no Ray, so that a recipe that no cluster could run is refused at once.
 
 from typing import NamedTuple
 
+from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.teacher import TrainedTeacher
 from dualtoken.pipelines.errors import UserError
@@ -57,6 +58,17 @@ def encoding_worker(recipe: Recipe) -> Resources:
         keys = f"a worker with a GPU and pretokenize.decode_threads={cpus - 1:g}"
         cpu = Demand("CPU", cpus, keys, "lower it")
     return Resources(cpus, gpus, (cpu, _inference_gpus(gpus)))
+
+
+def scoring_worker(recipe: Recipe) -> Resources:
+    """Return `inference_worker`'s, with CPUs for the threads that decode images for the teacher on a GPU."""
+    alone = inference_worker(recipe)
+    if not alone.gpus:
+        return alone
+    cpus = 1 + DECODE_THREADS_PER_GPU
+    _, gpu = alone.demands
+    cpu = Demand("CPU", cpus, "a worker with a GPU", "add a node with more")
+    return Resources(cpus, alone.gpus, (cpu, gpu))
 
 
 def teacher_training(recipe: Recipe) -> Resources:

@@ -8,6 +8,7 @@ from dualtoken.model.config.base import (
     Config,
     Location,
     PositiveInt,
+    Precision,
     in_fingerprint_unless_default,
     not_in_fingerprint,
 )
@@ -69,6 +70,8 @@ class TargetsConfig(Config):
     """Largest size of dense targets per corpus, GB; a run that would write more is refused."""
     batch_size: PositiveInt = 64
     """Images per pass of the teacher."""
+    precision: Precision = in_fingerprint_unless_default(default="float32")
+    """Precision of the teacher's image tower for what is stored; bfloat16 is faster where hardware has it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from dualtoken.pipelines.inference.networks import (
     describe_device,
     open_teacher,
     prepare_process,
+    threads_beside,
 )
 from dualtoken.pipelines.inference.shard_decoder import Seen, ShardDecoder
 
@@ -45,7 +46,7 @@ class Worker:
     def __init__(self, job: StageJob) -> None:
         self._job = job
         prepare_process(threads=1)
-        self._teacher = open_teacher(job)
+        self._teacher = open_teacher(job, job.recipe.filter.precision)
         self._adaptive = AdaptiveBatchTeacher(
             self._teacher, job.recipe.filter.batch_size, "filter.batch_size"
         )
@@ -56,7 +57,7 @@ class Worker:
         samples = [KeptSample(row, key) for row, key in enumerate(shard.keys)]
         self._adaptive.begin()
         view = _ScoringView(self._teacher)
-        decoder = ShardDecoder(shard, view)
+        decoder = ShardDecoder(shard, view, threads=threads_beside(self._teacher.device))
         scores: list[dict[str, Any]] = []
         for batch in decoder.batches(samples, self._job.recipe.filter.batch_size):
             captions = [shard.captions[sample.row] for sample in batch.samples]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,7 @@ from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
 from dualtoken.model.teacher.teacher import Teacher, load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.transform import to_tensor
+from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 
@@ -136,10 +138,11 @@ class StreamCodes(NamedTuple):
 
 
 class TeacherRunner:
-    """A teacher on a device."""
+    """A teacher on a device; `precision` is that of its image tower."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, precision: Precision = "float32") -> None:
         self._teacher: Teacher = load_teacher(folder, device)
+        self._precision: Precision = precision
         self.device = device
         self.embedding_width = int(self._teacher.embed_texts([""]).shape[1])
 
@@ -149,7 +152,9 @@ class TeacherRunner:
 
     def images(self, levels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of pictures."""
-        return self._teacher.embed_images(levels.to(self.device))
+        with tower_precision(self.device, self._precision):
+            embeddings = self._teacher.embed_images(levels.to(self.device))
+        return F.normalize(embeddings.float(), dim=-1) if self._precision != "float32" else embeddings
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "B E"]:
         """Return unit embeddings of captions."""
@@ -168,7 +173,8 @@ class TeacherRunner:
         self, levels: UInt8[Tensor, "B 3 S S"], captions: Sequence[str], block: int
     ) -> dict[str, Array]:
         """Return the columns that the targets stage stores; `block` is the tokenizer's semantic one."""
-        outputs = self._teacher.embed_all(levels.to(self.device), block)
+        with tower_precision(self.device, self._precision):
+            outputs = self._teacher.embed_all(levels.to(self.device), block)
         texts = self.texts(captions)
         columns = {
             "similarity": (outputs.embeddings * texts).sum(dim=1),
@@ -229,11 +235,16 @@ def _to_uint16(ids: Tensor) -> Array:
     return ids.to(torch.uint16).cpu().numpy()
 
 
-def open_teacher(job: StageJob) -> TeacherRunner:
+def open_teacher(job: StageJob, precision: Precision = "float32") -> TeacherRunner:
     """Open the teacher that a job reads, on the stage's device; the caller has prepared the process."""
     device = stage_device(job)
     with scratch_folder() as scratch:
-        return TeacherRunner(job.input("teacher").local_folder(Path(scratch)), device)
+        return TeacherRunner(job.input("teacher").local_folder(Path(scratch)), device, precision)
+
+
+def threads_beside(device: torch.device) -> int:
+    """Return the threads that decode images beside a device: none beside a CPU, which is busy as it is."""
+    return DECODE_THREADS_PER_GPU if device.type == "cuda" else 0
 
 
 def open_tokenizer(job: StageJob, device: torch.device | None = None) -> TokenizerRunner:

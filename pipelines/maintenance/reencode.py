@@ -18,8 +18,8 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.store_refusals import StoreRefusal
+from dualtoken.model.config.base import Precision
 from dualtoken.model.hub.model_name import WEIGHTS
-from dualtoken.pipelines.config.pretokenize import Precision
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, receipt_name
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError

@@ -8,6 +8,7 @@ measured on these cards by us. Imports no torch, so that planning stays quick.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dualtoken.model.config.base import Precision
 from dualtoken.model.config.costs import Cost, total
 from dualtoken.model.config.step_costs import (
     encoder,
@@ -15,7 +16,6 @@ from dualtoken.model.config.step_costs import (
     teacher,
     training_step,
 )
-from dualtoken.pipelines.config.pretokenize import Precision
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.target_bytes import target_bytes
 from dualtoken.pipelines.config.teacher import TargetsMode
@@ -108,7 +108,7 @@ def _targets(recipe: Recipe, device: Device) -> ExpectedStage | None:
     if recipe.targets.stored is None:
         return None
     parts = {"teacher": teacher(recipe.tokenizer)}
-    return _forward(device, "targets", "float32", parts, recipe.targets.batch_size)
+    return _forward(device, "targets", recipe.targets.precision, parts, recipe.targets.batch_size)
 
 
 def _pretokenize(recipe: Recipe, device: Device) -> ExpectedStage:
@@ -158,7 +158,8 @@ def expected_targets(recipe: Recipe, device: Device, samples: Sequence[int]) -> 
     largest = max(samples)
     train = recipe.train
     tower = teacher(config)
-    once = num_samples * _expected(device, "targets", "teacher", "float32", tower).milliseconds / 1000
+    stored = _expected(device, "targets", "teacher", recipe.targets.precision, tower)
+    once = num_samples * stored.milliseconds / 1000
     each_step = _expected(device, "train", "teacher", train.precision, tower).milliseconds / 1000
     yield ExpectedTargets("online", 0.0, each_step * train.steps * train.batch_size, fits=True)
     for mode in ("pooled", "dense_int8", "dense_float16"):

@@ -74,11 +74,13 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
 
 
 def score_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
-    """Return the batch size where it is not the default: another one may change a score's last bit."""
-    size = recipe.filter.batch_size
-    if size == FilterConfig().batch_size:
-        return {}
-    return {"batch_size": size}
+    """Return batch size and precision where they are not the default: another batch may change last bits."""
+    settings: dict[str, Any] = {}
+    for name in ("batch_size", "precision"):
+        value = getattr(recipe.filter, name)
+        if value != getattr(FilterConfig(), name):
+            settings[name] = value
+    return settings
 
 
 def token_settings(recipe: Recipe, corpus: str | None) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.images.samples import KeptSample, kept_samples, open_image_shard
 from dualtoken.pipelines.inference.adaptive_batch import AdaptiveBatchTeacher
-from dualtoken.pipelines.inference.networks import describe_device, open_teacher, prepare_process
+from dualtoken.pipelines.inference.networks import (
+    describe_device,
+    open_teacher,
+    prepare_process,
+    threads_beside,
+)
 from dualtoken.pipelines.inference.shard_decoder import ShardDecoder
 from dualtoken.pipelines.training.stored_targets import MODE, dense_fields, encode_dense, require_cosine
 
@@ -31,7 +36,7 @@ class Worker:
     def __init__(self, job: StageJob) -> None:
         self._job = job
         prepare_process(threads=1)
-        self._teacher = open_teacher(job)
+        self._teacher = open_teacher(job, job.recipe.targets.precision)
         self._adaptive = AdaptiveBatchTeacher(
             self._teacher, job.recipe.targets.batch_size, "targets.batch_size"
         )
@@ -49,7 +54,7 @@ class Worker:
         schema = target_schema(self._teacher.embedding_width, recipe.tokenizer, stored)
         least_cosine = 1.0
         self._adaptive.begin()
-        decoder = ShardDecoder(shard, self._view)
+        decoder = ShardDecoder(shard, self._view, threads=threads_beside(self._teacher.device))
         file = f"{unit.id}.arrow"
         with pa.OSFile(str(scratch / file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in decoder.batches(samples, recipe.targets.batch_size):

@@ -23,7 +23,7 @@ from dualtoken.pipelines.inference.networks import (
 )
 from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training import targets
-from tests.helpers.tiny_run import planned_job
+from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,29 @@ def test_a_score_takes_smaller_batches_where_memory_is_full(
     stored = pq.read_table(Path(job.folder) / f"{unit.id}.parquet")
     assert found["key"].equals(stored["key"])
     assert found["similarity"].to_pylist() == pytest.approx(stored["similarity"].to_pylist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["score", "targets"])
+def test_bfloat16_moves_what_a_teacher_says_by_its_rounding_and_gives_a_folder_of_its_own(
+    stage: str, finished: Recipe, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    key = "filter" if stage == "score" else "targets"
+    recipe = load_tiny(Path(finished.root), f"{key}.precision=bfloat16")
+    before = planned_job(finished, stage, "tiny-train")
+    job = planned_job(recipe, stage, "tiny-train")
+    assert job.folder != before.folder
+    worker = score.Worker(job) if stage == "score" else targets.Worker(job)
+    unit = job.units[0]
+    worker.run(unit, tmp_path)
+    if stage == "score":
+        found = pq.read_table(tmp_path / f"{unit.id}.parquet")
+        stored = pq.read_table(Path(before.folder) / f"{unit.id}.parquet")
+    else:
+        found = read_data_shard(tmp_path / f"{unit.id}.arrow")
+        stored = read_data_shard(Path(before.folder) / f"{unit.id}.arrow")
+    similarities = found["similarity"].to_pylist()
+    assert similarities == pytest.approx(stored["similarity"].to_pylist(), abs=0.03)
+    assert similarities != stored["similarity"].to_pylist()
 
 
 class Broken:

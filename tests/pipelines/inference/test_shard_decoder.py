@@ -37,12 +37,12 @@ def view(_: KeptSample, picture: Image.Image) -> Tensor:
     return to_tensor([picture], 8)
 
 
-def decode_shard(folder: Path, size: int) -> tuple[ShardDecoder, list[list[int]]]:
+def decode_shard(folder: Path, size: int, threads: int = 0) -> tuple[ShardDecoder, list[list[int]]]:
     """Decode shard 00000; return its decoder, and the rows of each batch."""
     rows: list[list[int]] = []
     with ImageShard(folder / "00000.tar", folder / "00000.parquet") as shard:
         samples = [KeptSample(row, key) for row, key in enumerate(shard.keys)]
-        decoder = ShardDecoder(shard, view)
+        decoder = ShardDecoder(shard, view, threads=threads)
         for batch in decoder.batches(samples, size):
             assert len(batch.levels) == len(batch.samples)
             rows.append([sample.row for sample in batch.samples])
@@ -57,12 +57,15 @@ def peak_bytes(folder: Path) -> int:
     return int(found.stdout) * 1024
 
 
-def test_a_damaged_image_is_one_row_with_its_reason_and_batches_stay_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_damaged_image_is_one_row_with_its_reason_and_batches_stay_full(
+    threads: int, tmp_path: Path
+) -> None:
     good = encode(noise_image())
     write_shard(
         tmp_path / "shard", [good, good[:300], good, b"no image", good, encode(noise_image(), "TIFF")]
     )
-    decoder, rows = decode_shard(tmp_path / "shard", size=3)
+    decoder, rows = decode_shard(tmp_path / "shard", 3, threads)
     assert rows == [[0, 2, 4], [5]]
     ledger = decoder.ledger([KeptSample(row, bytes([row]) * 16) for row in range(6)])
     assert ledger["reason"].to_pylist() == ["", "undecodable", "", "undecodable", "", ""]

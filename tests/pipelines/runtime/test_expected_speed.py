@@ -39,6 +39,8 @@ def test_bfloat16_a_faster_card_and_checkpoints_change_what_they_should() -> Non
     half = load_recipe("paper-384", ["pretokenize.precision=bfloat16"])
     assert stages(half)["pretokenize"].images_per_second > 5 * stages(recipe)["pretokenize"].images_per_second
     assert stages(recipe, "H200")["train"].images_per_second > stages(recipe)["train"].images_per_second
+    stored = load_recipe("paper-384", ["targets.precision=bfloat16"])
+    assert stages(stored)["targets"].images_per_second > 5 * stages(recipe)["targets"].images_per_second
     kept = load_recipe("paper-384", ["train.checkpoint_tower=false"])
     assert stages(kept)["train"].memory_gb > stages(recipe)["train"].memory_gb + 10
     assert stages(kept)["train"].images_per_second > stages(recipe)["train"].images_per_second
