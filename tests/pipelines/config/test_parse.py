@@ -147,7 +147,7 @@ def test_what_a_stage_asks_for_is_told_by_the_keys_that_ask(load_tiny: LoadTiny,
     expected = {
         "train": (1, 1, "train.use_gpu=true"),
         "teacher": (1, 1, "train.use_gpu=true"),
-        "score": (1, 0.5, "cluster.gpus_per_worker=0.5"),
+        "score": (5, 0.5, "cluster.gpus_per_worker=0.5"),
         "download": (1, 0, "cluster.gpus_per_worker=0"),
     }
     for stage, asked in expected.items():
