@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -185,7 +185,8 @@ def _measure_rows(vectors: Tensor, codes: Tensor, images: int) -> None:
     """Time the fused kernel with each number of vectors to a program."""
     from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (GPUs only)
 
-    for rows in (16, 64):
+    sizes: tuple[Literal[16, 64], ...] = (16, 64)
+    for rows in sizes:
         taken = milliseconds(lambda: fused_residual_codes(vectors, codes, 8, rows), vectors.device)  # noqa: B023
         tell(**{f"microseconds_an_image_{images}_{rows}_rows": round(1000 * taken / images, 1)})
 
@@ -201,7 +202,8 @@ def measure_encoding(device: torch.device) -> None:
         with tower_precision(device, precision):
             return tokenizer.encode(images, check_values=False).semantic
 
-    for precision in ("bfloat16", "float32"):
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    for precision in precisions:
         rate = matmul_rate(precision, device, rounds=3)
         for count in batches:
             images = random_images(recipe, count, device)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 
 def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
@@ -12,7 +13,7 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
 
     Where a graph is traced or shapes alone are computed, it is made anew: such a tensor is of that graph.
     """
-    if torch.compiler.is_compiling() or device.type == "meta" or torch._guards.detect_fake_mode() is not None:  # noqa: SLF001
+    if torch.compiler.is_compiling() or device.type == "meta" or detect_fake_mode() is not None:
         return torch.tensor(values, device=device)
     return _kept(values, device)
 
