@@ -87,6 +87,7 @@ def starts(folder: Path, *, quick: bool) -> None:
             answer = measure(reader, threads, root, 0)
             print(
                 f"{num_samples:13,} {reader:11} {answer['first_seconds']:7.2f} s, "
+                f"{answer['first_cpu_seconds']:7.2f} s of processor time, "
                 f"{answer['resident_mb']:6.0f} MB, of them {answer['added_mb']:6.0f} by the reader; "
                 f"peak {answer['peak_mb']:6.0f} MB",
                 flush=True,

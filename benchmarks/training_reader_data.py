@@ -31,7 +31,7 @@ from dualtoken.pipelines.training.sample_sequence import SampleSequence
 from tests.helpers.images import encode
 
 CORPUS = "scenes-train"
-WINDOW = 16
+WINDOW = 8
 """Shards of a window, the default."""
 NUM_IMAGES = 64
 """Different pictures of a corpus."""

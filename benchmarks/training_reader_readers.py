@@ -43,10 +43,12 @@ def main() -> None:
     job = job_of(Path(root))
     batches_of = READERS[reader]
     before = memory()
+    cpu = _cpu_seconds()
     started = time.perf_counter()
     batches = batches_of(job, int(threads))
     side = next(batches).shape[-1]
     first_seconds = time.perf_counter() - started
+    first_cpu_seconds = _cpu_seconds() - cpu
     after = memory()
     cpu = _cpu_seconds()
     started = time.perf_counter()
@@ -56,6 +58,7 @@ def main() -> None:
     wall = time.perf_counter() - started
     answer = {
         "first_seconds": first_seconds,
+        "first_cpu_seconds": first_cpu_seconds,
         "resident_mb": after["VmRSS"] / 1e3,
         "added_mb": (after["VmRSS"] - before["VmRSS"]) / 1e3,
         "peak_mb": memory()["VmHWM"] / 1e3,

@@ -18,7 +18,7 @@ THREADS_BESIDE_GPU = 8
 class ReaderConfig(Config):
     """Reading of image shards by the trainings of teacher and tokenizer."""
 
-    shuffle_shards: PositiveInt = in_fingerprint_unless_default(default=16)
+    shuffle_shards: PositiveInt = in_fingerprint_unless_default(default=8)
     """Window of the shuffle, in shards: samples are shuffled among so many shards at a time, which come in a
     seeded order.
 
