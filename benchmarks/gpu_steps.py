@@ -185,7 +185,7 @@ def _measure_rows(vectors: Tensor, codes: Tensor, images: int) -> None:
     """Time the fused kernel with each number of vectors to a program."""
     from dualtoken.model.quantize.triton_kernel import fused_residual_codes  # noqa: PLC0415  (GPUs only)
 
-    sizes: tuple[Literal[16, 64], ...] = (16, 64)
+    sizes: list[Literal[16, 64]] = [16, 64]
     for rows in sizes:
         taken = milliseconds(lambda: fused_residual_codes(vectors, codes, 8, rows), vectors.device)  # noqa: B023
         tell(**{f"microseconds_an_image_{images}_{rows}_rows": round(1000 * taken / images, 1)})
@@ -202,7 +202,7 @@ def measure_encoding(device: torch.device) -> None:
         with tower_precision(device, precision):
             return tokenizer.encode(images, check_values=False).semantic
 
-    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    precisions: list[Precision] = ["bfloat16", "float32"]
     for precision in precisions:
         rate = matmul_rate(precision, device, rounds=3)
         for count in batches:

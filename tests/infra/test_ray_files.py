@@ -87,8 +87,8 @@ def kubernetes_nodes() -> list[NodeKind]:
 def fits(asked: Resources, nodes: list[NodeKind]) -> bool:
     """Tell whether some kind of node takes all workers that start together, as NVLink between them needs."""
     for node in nodes:
-        cpus = asked.cpus * asked.num_workers <= node.cpus
-        gpus = asked.gpus * asked.num_workers <= node.gpus
+        cpus = asked.cpus * max(asked.group_sizes) <= node.cpus
+        gpus = asked.gpus * max(asked.group_sizes) <= node.gpus
         if cpus and gpus and node.most > 0:
             return True
     return False
