@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -187,7 +188,7 @@ def _measure_rows(vectors: Tensor, codes: Tensor, images: int) -> None:
 
     sizes: list[Literal[16, 64]] = [16, 64]
     for rows in sizes:
-        taken = milliseconds(lambda: fused_residual_codes(vectors, codes, 8, rows), vectors.device)  # noqa: B023
+        taken = milliseconds(partial(fused_residual_codes, vectors, codes, 8, rows), vectors.device)
         tell(**{f"microseconds_an_image_{images}_{rows}_rows": round(1000 * taken / images, 1)})
 
 
@@ -207,7 +208,7 @@ def measure_encoding(device: torch.device) -> None:
         rate = matmul_rate(precision, device, rounds=3)
         for count in batches:
             images = random_images(recipe, count, device)
-            taken = milliseconds(lambda: encode(images, precision), device, rounds=3)  # noqa: B023
+            taken = milliseconds(partial(encode, images, precision), device, rounds=3)
             tell(
                 **{
                     f"encode_{precision}_{count}": {
