@@ -26,7 +26,10 @@ def data_parallel(
         return model
     if kind == "ddp":
         devices = [context.device] if context.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
+        # Gradients are views of the buckets that are sent: they stand in memory once.
+        return DistributedDataParallel(
+            model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
     mesh = init_device_mesh(context.device.type, (context.world_size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
