@@ -5,6 +5,7 @@ pixels, H by W grid cells of D codes each; embeddings are E wide, a tower's outp
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from torch import Tensor
 from dualtoken.infra.nvidia_driver import driver_version
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.model.precision import Precision, forbid_tf32, tower_precision
+from dualtoken.model.precision import Precision, forbid_tf32, kept_float32_precision, tower_precision
 from dualtoken.model.teacher.teacher import Teacher, load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
+from dualtoken.pipelines.core.lent_process import put_back_later
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 
@@ -37,14 +39,16 @@ _LEAST_DRIVERS = {"12": "525", "13": "580"}
 def prepare_process(*, threads: int | None) -> None:
     """Set how PyTorch computes in this whole process, so that the bytes it stores repeat.
 
-    Both settings outlive the call and reach every network of the process, also those that are open already.
-    So whoever owns the process calls this before it opens one: a stage's worker, or a command. No network
-    does so by itself.
+    Both settings outlive the call and reach every network of the process. So whoever owns the process calls
+    this before it opens one: a stage's worker, or a command. No network does so by itself. A process that is
+    lent (`lent_process`) has its own settings back afterwards.
 
     `threads` is the number of CPU threads; None leaves PyTorch's own. TF32 is forbidden on a GPU.
     """
     if threads is not None:
+        put_back_later(partial(set_num_threads, torch.get_num_threads()))
         set_num_threads(threads)
+    put_back_later(kept_float32_precision())
     forbid_tf32()
 
 

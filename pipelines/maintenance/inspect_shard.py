@@ -15,6 +15,7 @@ from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store, join
 from dualtoken.model.hub.model_name import WEIGHTS
 from dualtoken.model.metrics.arrays import perplexity
+from dualtoken.pipelines.core.lent_process import lent_process
 from dualtoken.pipelines.core.receipts import DamagedRecordError, Receipt, receipt_name
 from dualtoken.pipelines.core.tables import read_table
 from dualtoken.pipelines.errors import UserError
@@ -210,7 +211,12 @@ def decode_row(shard: ShardView, row: int, model: str, scratch: Path) -> Image.I
         prepare_process,
     )
 
-    prepare_process(threads=None)
     codes = codes_of(shard.table.slice(row, 1), "pixel").reshape(1, *shard.grid, shard.depth)
-    levels = TokenizerRunner(folder, best_device()).decode(codes)
+    with lent_process():
+        prepare_process(threads=None)
+        try:
+            tokenizer = TokenizerRunner(folder, best_device())
+        except ValueError as error:
+            raise UserError(f"--model {model}: {' '.join(str(error).split())}") from error
+        levels = tokenizer.decode(codes)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

@@ -20,6 +20,7 @@ from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.store_refusals import StoreRefusal
 from dualtoken.model.config.base import Precision
 from dualtoken.model.hub.model_name import WEIGHTS
+from dualtoken.pipelines.core.lent_process import lent_process
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, Manifest, Receipt, receipt_name
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
@@ -71,27 +72,28 @@ def differences(
     from dualtoken.pipelines.inference.networks import prepare_process  # noqa: PLC0415  (takes seconds)
     from dualtoken.pipelines.maintenance.row_encoder import RowEncoder  # noqa: PLC0415  (likewise)
 
-    prepare_process(threads=1)
-    encoder = None
     elsewhere: dict[str, list[float]] = {}
     """Shares of codes that are others, by both devices where they are not the same."""
-    for unit, rows in chosen.items():
-        facts = TokenFacts.of(Receipt.read(store, receipt_name(unit)))
-        if encoder is None or not encoder.serves(facts):
-            encoder = RowEncoder(job, facts)
-        comparison = _compare(job, encoder, unit, rows)
-        yield from ((unit, problem) for problem in comparison.problems)
-        tolerance = settings.tolerance
-        on_which = ""
-        if not encoder.is_same_device:
-            on_which = f" ({encoder.devices})"
-            shares = [found.share for found in comparison.shares]
-            elsewhere.setdefault(encoder.devices, []).extend(shares)
-            if tolerance is None:
-                tolerance = ANOTHER_DEVICE[job.recipe.pretokenize.precision]
-        for found in comparison.shares:
-            if found.share > (tolerance or 0):
-                yield unit, f"{found}{on_which}"
+    with lent_process():
+        prepare_process(threads=1)
+        encoder = None
+        for unit, rows in chosen.items():
+            facts = TokenFacts.of(Receipt.read(store, receipt_name(unit)))
+            if encoder is None or not encoder.serves(facts):
+                encoder = RowEncoder(job, facts)
+            comparison = _compare(job, encoder, unit, rows)
+            yield from ((unit, problem) for problem in comparison.problems)
+            tolerance = settings.tolerance
+            on_which = ""
+            if not encoder.is_same_device:
+                on_which = f" ({encoder.devices})"
+                shares = [found.share for found in comparison.shares]
+                elsewhere.setdefault(encoder.devices, []).extend(shares)
+                if tolerance is None:
+                    tolerance = ANOTHER_DEVICE[job.recipe.pretokenize.precision]
+            for found in comparison.shares:
+                if found.share > (tolerance or 0):
+                    yield unit, f"{found}{on_which}"
     num_rows = sum(map(len, chosen.values()))
     print_line(f"{store.url}: {num_rows} rows of {len(chosen)} shards encoded again")
     for devices, shares in elsewhere.items():

@@ -13,6 +13,7 @@ from dualtoken.infra.device_errors import is_device_lost
 from dualtoken.infra.redaction import redacted
 from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
+from dualtoken.pipelines.core.lent_process import lent_process
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, ends_run, exit_code
@@ -31,15 +32,16 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs units one after another in this process, for tests and debugging."""
+    """Runs units one after another in this process, for tests and debugging, and leaves it as it was."""
 
     def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
         """Yield an outcome per unit, in order."""
         slot = WorkerSlot()
-        for job_units in work:
-            open_worker = partial(slot.open, job_units.job)
-            for unit in job_units.units:
-                yield run_attempt(job_units.job, open_worker, unit)
+        with lent_process():
+            for job_units in work:
+                open_worker = partial(slot.open, job_units.job)
+                for unit in job_units.units:
+                    yield run_attempt(job_units.job, open_worker, unit)
 
 
 class WorkerSlot:

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dualtoken.pipelines.core.stage import StageJob, Unit
+from dualtoken.pipelines.core.lent_process import lent_process
+from dualtoken.pipelines.core.stage import StageJob, Unit, Work
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference import networks
 from dualtoken.pipelines.inference.image_files import open_model
@@ -17,6 +19,7 @@ from dualtoken.pipelines.inference.networks import (
     prepare_process,
     stage_device,
 )
+from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.stages import get_stage
 from dualtoken.pipelines.training import teacher, train
 from tests.helpers.tiny_run import LoadTiny
@@ -164,6 +167,50 @@ def test_a_process_is_prepared_as_its_owner_asks() -> None:
         torch.set_num_threads(threads)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures("tf32_is_allowed")
+def test_a_process_that_is_lent_has_its_settings_back() -> None:
+    threads = torch.get_num_threads()
+    before = kept_settings()
+    with lent_process():
+        prepare_process(threads=threads + 1)
+        prepare_process(threads=threads + 2)
+        assert torch.get_num_threads() == threads + 2
+        assert kept_settings() != before
+    assert torch.get_num_threads() == threads
+    assert kept_settings() == before
+
+
+def kept_settings() -> tuple[object, ...]:
+    """Return all that PyTorch says of its precision of float32."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    return (
+        torch.get_float32_matmul_precision(),
+        matmul.allow_tf32,
+        matmul.fp32_precision,
+        cudnn.allow_tf32,
+        cudnn.conv.fp32_precision,
+        cudnn.rnn.fp32_precision,
+    )
+
+
+@pytest.mark.parametrize("stage", ["score", "targets", "report"])
+def test_a_stage_in_this_process_leaves_it_as_it_was(stage: str, job_of: JobOf) -> None:
+    job = job_of(stage)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    before = kept_settings()
+    during: list[int] = []
+    try:
+        for outcome in LocalExecutor().run([Work(job, job.units)]):
+            assert outcome.error, "there are no networks to open"
+            during.append(torch.get_num_threads())
+        assert (torch.get_num_threads(), kept_settings()) == (2, before)
+    finally:
+        torch.set_num_threads(threads)
+    assert during == [1]
 
 
 @pytest.mark.usefixtures("tf32_is_allowed")
