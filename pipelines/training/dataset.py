@@ -7,7 +7,7 @@ cache, and ahead of the training those of the next.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -159,8 +159,7 @@ class TrainingSet:
         try:
             shard = self._pool.get(number)
             data = shard.encoded(row_in_shard)
-            width, height = peek_size(data)
-            with self._budget.taken(width * height):
+            with self._room_for(data):
                 picture = decode_rgb(data)
                 take(place, Sample(picture, shard, row_in_shard, self._sequence.epoch_of(sample)))
         except DamagedShardError as error:
@@ -171,6 +170,13 @@ class TrainingSet:
             self.damage.lose_image(row, number, key, str(error))
             return False
         return True
+
+    def _room_for(self, data: bytes) -> AbstractContextManager[None]:
+        """Reserve room for an image while the block decodes it; a single thread's is alone anyway."""
+        if self._num_threads == 1:
+            return nullcontext()
+        width, height = peek_size(data)
+        return self._budget.taken(width * height)
 
     def _open_ahead(self, sample: int) -> None:
         """Begin to open the shards of a sample's window, and of the next as this one is used up."""
