@@ -181,7 +181,8 @@ class TrainingConfig(Config):
     """Phase of training: 1 trains all; 0 what a frozen tower lacks; 2 the semantic stream alone
     (`model/training/trainable.py`)."""
     start_from: Location | None = not_in_fingerprint(default=None)
-    """Folder of a trained tokenizer to go on from; by default the teacher's tower and fresh parts."""
+    """Folder of a trained tokenizer to go on from, at its image size or another one; by default the teacher's
+    tower and fresh parts."""
     freeze_tower: bool = False
     """Keep the whole tower as it is at the start, in any phase."""
     losses: LossConfig = LossConfig()

@@ -11,6 +11,7 @@ from dualtoken.model.hub.saved_model import FILES
 from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.tokenizer.resolution import at_resolution
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from dualtoken.model.vision.towers import checkpoint_gradients, tower_blocks
@@ -133,7 +134,7 @@ def apply_memory_layout(model: DualTokenizer, train: TrainConfig) -> None:
 
 
 def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
-    """Return fresh parts beside the teacher's tower, or the tokenizer that the recipe names."""
+    """Return fresh parts beside the teacher's tower, or the tokenizer that the recipe names, at its size."""
     recipe = job.recipe
     folder = recipe.train.start_from
     if folder is None:
@@ -142,12 +143,12 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
         model.init_tower(teacher.trunk)
         return model
     model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
-    if model.config != recipe.tokenizer:
-        raise UserError(
-            f"train.start_from={folder!r} holds another tokenizer than the recipe's: "
-            "copy its config into tokenizer"
-        )
-    return model
+    if model.config == recipe.tokenizer:
+        return model
+    try:
+        return at_resolution(model, recipe.tokenizer)
+    except ValueError as error:
+        raise UserError(f"train.start_from={folder!r}: {error}") from None
 
 
 def train_loop(settings: dict[str, Any], context: TrainContext) -> None:

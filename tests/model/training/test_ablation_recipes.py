@@ -88,7 +88,7 @@ def same(codes: Codes) -> bool:
     return torch.equal(codes.pixel, codes.semantic)
 
 
-TOWER = {"patches", "pool", *(f"block {number}" for number in range(1, 7))}
+TOWER = {"patches", "pool", *(f"block {number}" for number in range(1, 5))}
 SEMANTIC_PATH = {"reduce_semantic", "expand_semantic", "quantize_semantic"}
 PIXEL_PATH = {"reduce_pixel", "expand_pixel", "quantize_pixel", "post_quant", "decoder"}
 
@@ -123,19 +123,19 @@ def test_two_vocabularies_train_everything(arm: str) -> None:
 def test_only_the_shallow_arms_take_pixels_before_the_deep_block() -> None:
     arms = [arm for arm in ARMS if arm not in ("arm-semantic", "arm-separate")]
     assert {arm: run(arm).recipe.tokenizer.pixel_block for arm in arms} == {
-        "arm-both-deep": 5,
+        "arm-both-deep": 3,
         "arm-dual": 2,
-        "arm-reconstruction": 5,
-        "arm-shared": 5,
-        "arm-shared-8": 5,
+        "arm-reconstruction": 3,
+        "arm-shared": 3,
+        "arm-shared-8": 3,
         "arm-shortcut": 2,
     }
 
 
 def test_reconstruction_alone_leaves_meaning_untouched() -> None:
     trained = run("arm-reconstruction")
-    assert trained.moved == TOWER - {"pool", "block 6"} | PIXEL_PATH
-    assert trained.frozen == {"pool", "block 6", "reduce_semantic", "expand_semantic"}
+    assert trained.moved == TOWER - {"pool", "block 4"} | PIXEL_PATH
+    assert trained.frozen == {"pool", "block 4", "reduce_semantic", "expand_semantic"}
     assert "reconstruction" in trained.metrics
     assert not {"semantic", "pooled"} & set(trained.metrics)
 

@@ -83,8 +83,8 @@ def test_encoding_takes_2_5_times_fewer_operations_than_a_full_forward() -> None
     assert gflop["full"] / gflop["encode"] >= 2.5
 
 
-SEARCH = 2 * 64 * 256 * 16 * 4 / 1e9
-"""GFLOP of all products of 64 tokens of 16 channels with 256 codes, at 4 depths."""
+SEARCH = 2 * 64 * 512 * 16 * 4 / 1e9
+"""GFLOP of all products of 64 tokens of 16 channels with 512 codes, at 4 depths."""
 
 
 def scalar(width: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.lpips import Lpips
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.errors import UnitsFailed
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
@@ -56,6 +57,23 @@ def test_every_part_of_training_runs_from_a_recipe_and_stage_2_goes_on_from_it(
     after = load_file(second / "model.safetensors")
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"tower", "reduce_semantic", "expand_semantic", "quantize_semantic"}
+
+
+def test_a_trained_tokenizer_goes_on_at_another_image_size(root: Path, load_tiny: LoadTiny) -> None:
+    first = train(load_tiny(root))
+    larger = ("teacher.image_size=64", "tokenizer.image_size=64", "tokenizer.decoder.latent_size=8")
+    unlike = load_tiny(root, *larger, f"train.start_from={first}", "tokenizer.pixel.num_codes=8")
+    recipe = load_tiny(root, *larger, f"train.start_from={first}", "targets.mode=online")
+    for command in ("teacher", "filter"):
+        run_command(command, recipe, LocalExecutor(), lambda _: None)
+    second = train(recipe)
+    before = load_file(first / "model.safetensors")
+    after = load_file(second / "model.safetensors")
+    resized = {name for name in before if before[name].shape != after[name].shape}
+    assert resized == {"tower.pos_embed"}
+
+    with pytest.raises(UnitsFailed, match=r"train.start_from='.*': tokenizer.pixel.num_codes is another one"):
+        train(unlike.model_copy(update={"targets": recipe.targets}))
 
 
 class Rank(NamedTuple):
