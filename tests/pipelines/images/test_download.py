@@ -73,7 +73,7 @@ def test_each_hostile_image_costs_one_row_and_its_neighbours_nothing(tmp_path: P
     sound = encode(noise_image(), "JPEG")
     hostile = {
         "scans.jpg": (jpeg_of_many_scans(1000), "too_many_scans"),
-        "slow.jpg": (jpeg_of_many_scans(99, side=7000), "too_slow"),
+        "slow.jpg": (jpeg_of_many_scans(99, side=5000), "too_slow"),
         "bomb.png": (encode(Image.new("L", (20_000, 20_000))), "too_many_pixels"),
         "cut.png": (encode(noise_image())[:5000], "truncated_image"),
         "cut.jpg": (sound[: len(sound) // 2], "truncated_image"),
