@@ -21,7 +21,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal import util as ray_train_util
@@ -31,7 +31,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.config import LoggingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
 from dualtoken.infra.ray_session import environment
@@ -194,6 +194,11 @@ class _FailurePolicy(DefaultFailurePolicy):
         if _find_final(training_failed_error, self._policy.is_final) is not None:
             return FailureDecision.RAISE
         self._forget_failures_before_progress()
+        if isinstance(training_failed_error, ControllerError):
+            failure = training_failed_error.controller_failure
+            if isinstance(failure, RayActorError):
+                # The controller called a worker that had just died, before it learnt of that.
+                training_failed_error = WorkerGroupError(str(failure), {0: failure})
         return super().make_decision(training_failed_error)
 
     def _forget_failures_before_progress(self) -> None:

@@ -142,13 +142,13 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
         teacher = load_teacher(job.input("teacher").local_folder(scratch / "teacher"))
         model.init_tower(teacher.trunk)
         return model
-    model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
-    if model.config == recipe.tokenizer:
-        return model
     try:
+        model = DualTokenizer.from_pretrained(Store(folder).local_folder(scratch / "start"))
+        if model.config == recipe.tokenizer:
+            return model
         return at_resolution(model, recipe.tokenizer)
     except ValueError as error:
-        raise UserError(f"train.start_from={folder!r}: {error}") from None
+        raise UserError(f"train.start_from={folder!r}: {' '.join(str(error).split())}") from error
 
 
 def train_loop(settings: dict[str, Any], context: TrainContext) -> None:

@@ -166,13 +166,14 @@ def test_a_tokenizer_s_folder_runs_nothing(tmp_path: Path, sentinel: Path) -> No
     assert not sentinel.exists()
 
 
-def train_refused(finished: Recipe, *settings: str) -> str:
-    """Run a training with other settings beside the finished one; return the one line that refuses it."""
-    arguments = ["train", TINY, "--in-process", "--root", finished.root]
+def train_refused(finished: Recipe, scratch: Path, *settings: str) -> str:
+    """Run a training with other settings in a copy of a run; return the one line that refuses it."""
+    root = shutil.copytree(finished.root, scratch / "run", dirs_exist_ok=True)
+    arguments = ["train", TINY, "--in-process", "--root", root]
     for setting in settings:
         arguments += ["--set", f"train.{setting}"]
     line = refused(arguments)
-    assert not list(Path(finished.root).rglob("evil.py"))
+    assert not list(root.rglob("evil.py"))
     return line
 
 
@@ -192,7 +193,7 @@ def test_a_training_starts_from_no_folder_that_asks_for_code_or_memory(
     shutil.copytree(planned_job(finished, "train").folder, folder)
     add_evil_code(folder)
     change_json(folder / file, *keys, value=value)
-    line = train_refused(finished, f"start_from={folder}")
+    line = train_refused(finished, tmp_path, f"start_from={folder}")
     assert (
         line.startswith("1 of 1 units failed; train model: train.start_from=") or "train.start_from" in line
     )
@@ -205,14 +206,14 @@ def test_a_training_starts_from_no_pickle_in_the_place_of_weights(
     folder = tmp_path / "model"
     shutil.copytree(planned_job(finished, "train").folder, folder)
     write_evil_pickle(folder / "model.safetensors", sentinel)
-    assert "start_from" in train_refused(finished, f"start_from={folder}")
+    assert "start_from" in train_refused(finished, tmp_path, f"start_from={folder}")
     assert not sentinel.exists()
 
 
 def test_weights_of_lpips_run_no_code(finished: Recipe, tmp_path: Path, sentinel: Path) -> None:
     write_evil_pickle(tmp_path / "vgg.pth", sentinel)
     for key in ("backbone", "heads"):
-        line = train_refused(finished, f"perceptual={{kind: lpips, {key}: {tmp_path / 'vgg.pth'}}}")
+        line = train_refused(finished, tmp_path, f"perceptual={{kind: lpips, {key}: {tmp_path / 'vgg.pth'}}}")
         assert "train.perceptual" in line
         if key == "backbone":
             assert "vgg.pth cannot be read as weights alone" in line

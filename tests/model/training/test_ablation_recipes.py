@@ -18,14 +18,14 @@ from tests.model.training.steps import changed, snapshot
 
 ARMS = [name for name in shipped_recipes() if name.startswith("arm-")]
 TINY = (
-    "teacher.tower={patch_size: 4, width: 32, depth: 6, num_heads: 2, mlp_width: 32}",
-    "tokenizer.tower={patch_size: 4, width: 32, depth: 6, num_heads: 2, mlp_width: 32}",
+    "teacher.tower={patch_size: 4, width: 32, depth: 4, num_heads: 2, mlp_width: 32}",
+    "tokenizer.tower={patch_size: 4, width: 32, depth: 4, num_heads: 2, mlp_width: 32}",
     "teacher.image_size=16",
     "tokenizer.image_size=16",
-    "tokenizer.decoder={latent_size: 4, latent_width: 16, width: 8}",
-    "tokenizer.decoder.multipliers=[1, 2, 2]",
-    "tokenizer.decoder.num_res_blocks=1",
-    "tokenizer.decoder.norm_groups=4",
+    "tokenizer.decoder={kind: transformer, latent_size: 4, patch_size: 4, width: 16}",
+    "tokenizer.decoder.depth=1",
+    "tokenizer.decoder.num_heads=2",
+    "tokenizer.decoder.mlp_width=32",
     "tokenizer.pixel.num_codes=16",
     "tokenizer.semantic.num_codes=16",
 )
