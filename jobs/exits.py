@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO, cast
 
-from dualtoken.infra.openmp import wait_passively
+from dualtoken.infra.openmp import wait_briefly
 from dualtoken.infra.redaction import RedactedStream
 from dualtoken.infra.store_refusals import RENEW
 from dualtoken.jobs.stopping import end_if_stopped, raise_when_stopped, stop_on_signals
@@ -29,7 +29,7 @@ def run_program(command: Callable[[], None]) -> None:
     sys.stderr = cast("TextIO", RedactedStream(sys.stderr))
     try:
         raise_when_stopped(Preempted)
-        wait_passively()
+        wait_briefly()
         with typed_exit():
             command()
     finally:

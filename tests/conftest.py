@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 # All tests check the shapes in signatures of model code. The hook only sees modules that are imported later.
 install_import_hook("dualtoken.model", "beartype.beartype")
 
-from dualtoken.infra.openmp import wait_passively  # noqa: E402
+from dualtoken.infra.openmp import wait_briefly  # noqa: E402
 from dualtoken.pipelines.config.parse import load_recipe  # noqa: E402
 from dualtoken.pipelines.config.recipe import Recipe  # noqa: E402
 from dualtoken.pipelines.runtime.executor import LocalExecutor  # noqa: E402
@@ -18,7 +18,7 @@ from dualtoken.pipelines.runtime.run import run_command  # noqa: E402
 from dualtoken.pipelines.runtime.stages import commands  # noqa: E402
 from tests.helpers.tiny_run import TINY, LoadTiny  # noqa: E402
 
-wait_passively()  # before torch is imported
+wait_briefly()  # before torch is imported
 # Ray's workers would wait for whatever else these tests do at the same time.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
