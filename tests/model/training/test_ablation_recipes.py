@@ -90,7 +90,7 @@ def same(codes: Codes) -> bool:
 
 TOWER = {"patches", "pool", *(f"block {number}" for number in range(1, 5))}
 SEMANTIC_PATH = {"reduce_semantic", "expand_semantic", "quantize_semantic"}
-PIXEL_PATH = {"reduce_pixel", "expand_pixel", "quantize_pixel", "post_quant", "decoder"}
+PIXEL_PATH = {"reduce_pixel", "expand_pixel", "quantize_pixel", "decoder"}
 
 
 def test_the_arms_are_those_of_the_comparison() -> None:

@@ -50,7 +50,7 @@ MISTAKES = {
     "teacher.kind=x": "teacher.kind='x': set it to one of 'train', 'open_clip', 'local'",
     "heldout.corpus=foo": "heldout.corpus=foo is no corpus: set it to one of scenes-train, scenes-heldout",
     "tokenizer.pixel_block=9": (
-        "tokenizer: pixel_block=9, semantic_block=5, tower.depth=6: "
+        "tokenizer: pixel_block=9, semantic_block=3, tower.depth=4: "
         "set pixel_block <= semantic_block < tower.depth"
     ),
     "tokenizer.tower={patch_size: 8, width: 96, depth: 6, num_head: 3, num_heads: 3, mlp_width: 9}": (

@@ -67,7 +67,7 @@ MISTAKES = {
     ("train.gan.width=48",): "train.gan.width=48: should be a multiple of 32",
     (
         "train.accumulate_steps=3",
-    ): "train: batch_size=32 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
+    ): "train: batch_size=16 is no multiple of num_workers=1 times accumulate_steps=3: make it one of 3",
     ("tokenizer.shared_codebook=true",): (
         "tokenizer: shared_codebook=true: make pixel equal to semantic, and pixel_block to semantic_block"
     ),
@@ -177,14 +177,14 @@ def test_the_keys_of_the_fingerprint_and_of_the_report_keep_their_order() -> Non
     assert keys[7:12] == ["precision", "compile", "memory_format", "random_crop", "stage"]
     teacher = load_recipe("scenes").teacher
     assert [*teacher.identity()] == [
-        *("kind", "image_size", "tower", "text", "steps", "batch_size"),
+        *("kind", "image_size", "tower", "text", "steps", "batch_size", "optimizer"),
         *("learning_rate", "warmup_steps", "weight_decay", "seed"),
     ]
 
 
 def test_a_group_has_a_size_that_divides_the_batch_of_the_tokenizer_and_of_the_teacher() -> None:
     recipe = load_recipe("scenes", ["cluster.num_cpus=64", "train.min_workers=2", "train.num_workers=16"])
-    assert (recipe.train.batch_size, recipe.train.group_sizes) == (32, (2, 4, 8, 16))
+    assert (recipe.train.batch_size, recipe.train.group_sizes) == (16, (2, 4, 8, 16))
     assert tokenizer_training(recipe).group_sizes == (2, 4, 8, 16)
     odd = load_recipe("scenes", ["teacher.batch_size=99", "cluster.num_cpus=64", "train.num_workers=2"])
     assert teacher_training(odd).group_sizes == (1,)
