@@ -52,6 +52,9 @@ def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
 def _name_known_keys(path: Sequence[str]) -> str:
     """Say which key an unknown one may have been meant to be, or which keys there are."""
     known = _field_names(path[:-1])
+    if path[-1] in known and "kind" in known:
+        group = ".".join(path[:-1])
+        return f"it belongs to another kind of {group}: set {group}.kind to that one"
     match = closest(path[-1], known)
     if match is not None:
         return f"did you mean {match}?"

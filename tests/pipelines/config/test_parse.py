@@ -53,6 +53,10 @@ MISTAKES = {
         "tokenizer: pixel_block=9, semantic_block=3, tower.depth=4: "
         "set pixel_block <= semantic_block < tower.depth"
     ),
+    "tokenizer.decoder={latent_size: 8, patch_size: 8}": (
+        "tokenizer.decoder.patch_size=8 is no key of a recipe: "
+        "it belongs to another kind of tokenizer.decoder: set tokenizer.decoder.kind to that one"
+    ),
     "tokenizer.tower={patch_size: 8, width: 96, depth: 6, num_head: 3, num_heads: 3, mlp_width: 9}": (
         "tokenizer.tower.num_head=3 is no key of a recipe: did you mean num_heads?"
     ),
