@@ -19,8 +19,11 @@ from tests.helpers.tiny_run import planned_job
 
 
 def process() -> dict[str, object]:
+    environment = dict(os.environ)
+    # PyTorch sets it when its compiler is first imported, by whomever.
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     return {
-        "environment": dict(os.environ),
+        "environment": environment,
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
         "root logger": (logging.getLogger().level, list(logging.getLogger().handlers)),
         "warnings": list(warnings.filters),
