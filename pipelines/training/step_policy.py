@@ -11,6 +11,7 @@ import torch
 
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.inference.adaptive_batch import is_out_of_memory
 from dualtoken.pipelines.training.task import Task
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
@@ -22,8 +23,6 @@ SPIKE_WINDOW = 100
 """Last gradient norms whose median a spike is measured by."""
 MIN_NORMS = 20
 """Gradient norms before which nothing is a spike."""
-_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Words of PyTorch's RuntimeError for memory of the CPU."""
 
 
 class OutOfMemory(OSError):
@@ -71,7 +70,7 @@ class StepPolicy:
             try:
                 return self._task.train_step(batch, self._check)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or self._is_changing:
+                if not is_out_of_memory(error) or self._is_changing:
                     raise
             # Past the handler, which keeps the step's tensors alive.
             self._accumulate_more()
@@ -151,10 +150,6 @@ def _warn(line: str) -> None:
 
 def _in_a_row(count: int) -> str:
     return "the first bad step ends the run" if count == 1 else f"{count} bad steps in a row end the run"
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or _CPU_OUT_OF_MEMORY in str(error)
 
 
 def _free_cached_memory() -> None:

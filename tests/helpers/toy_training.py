@@ -108,11 +108,18 @@ class TooLarge(ToyTask):
     """Runs out of memory in step 2, unless a batch is taken in `needed_parts`."""
 
     needed_parts = 4
+    error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory")
 
     def loss(self, batch: Tensor) -> Tensor:
         if self.step == 2 and self.accumulate_steps < self.needed_parts:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return super().loss(batch)
+
+
+class NoRoomForHandle(TooLarge):
+    """Runs out of memory in step 2, as cuBLAS says it."""
+
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
 
 
 class FarTooLarge(TooLarge):

@@ -25,6 +25,7 @@ from tests.helpers.tiny_run import TINY
 from tests.helpers.toy_training import (
     FarTooLarge,
     Hangs,
+    NoRoomForHandle,
     NotANumber,
     NotANumberOfFirst,
     Slow,
@@ -84,11 +85,12 @@ def test_a_spike_is_skipped_where_the_recipe_bounds_it(tmp_path: Path) -> None:
     assert 30 in logged_steps(unbounded)
 
 
+@pytest.mark.parametrize("task", [TooLarge, NoRoomForHandle])
 def test_a_step_too_large_for_the_memory_is_taken_in_more_parts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: type[ToyTask], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = run(toy_job(tmp_path / "roomy"))
-    found = run(toy_job(tmp_path / "tight"), TooLarge)
+    found = run(toy_job(tmp_path / "tight"), task)
     assert torch.equal(found["weight"], expected["weight"])
     assert "a share of the batch is taken in 4 parts from now on" in capsys.readouterr().err
     with pytest.raises(UserError, match="in 4 parts is too large for the memory of this machine: lower the"):
