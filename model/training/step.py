@@ -4,26 +4,29 @@ B images of S by S pixels on this rank.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.grad import conv2d_weight
 from torch.nn.parallel import DistributedDataParallel
 
 from dualtoken.model.optimizer import StepCheck, learning_rate_at, require_finite, set_learning_rate
 from dualtoken.model.quantize import Quantized
 from dualtoken.model.teacher.targets import TeacherTargets
-from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer, TokenizerOutput
+from dualtoken.model.tokenizer.dual_tokenizer import TokenizerOutput
 from dualtoken.model.training.adversary import Adversary, LastLayerGradients
 from dualtoken.model.training.losses import TokenizerLoss, tokenizer_loss
+from dualtoken.model.training.picture_gradients import (
+    backward_from_pictures,
+    last_layer_gradients,
+    picture_gradients,
+)
 from dualtoken.model.training.state import TrainState
 
 
@@ -184,10 +187,10 @@ def _backward(
             losses["loss"] = loss.total
             (loss.total * share).backward()
         else:
-            picture = _picture_gradients(state, adversary, output, batch.images)
+            picture = picture_gradients(state, adversary, output, batch.images)
             if adaptive_weight is None:
                 adaptive_weight = adversary.adaptive_weight(
-                    _last_layer_gradients(state.tokenizer, output, picture)
+                    last_layer_gradients(state.tokenizer, output, picture)
                 )
             generator_weight = adversary.config.weight * adaptive_weight
             gradient = picture.weighted + generator_weight * picture.generator
@@ -197,7 +200,7 @@ def _backward(
                 loss.total.detach() + picture.total + generator_weight * picture.losses["generator"]
             )
             # Through the network once, from the pictures and from all other losses.
-            _backward_from(output, gradient * share, loss.total * share)
+            backward_from_pictures(output, gradient * share, loss.total * share)
     if adversary and output.reconstruction is not None:
         with state.autocast():
             losses["discriminator"] = state.compiled(adversary.discriminator_loss)(
@@ -250,85 +253,6 @@ def forward_losses(
     return output, loss
 
 
-class _PictureGradients(NamedTuple):
-    """Losses of pictures, and their gradients at the pictures: each loss is gone back through once."""
-
-    losses: dict[str, Tensor]
-    """Losses by the names of `TrainMetrics`, before weighting."""
-    total: Float[Tensor, ""]
-    """Weighted sum of those losses, less the generator's."""
-    weighted: Float[Tensor, "B 3 S S"]
-    """Gradient of that sum."""
-    unweighted: Float[Tensor, "B 3 S S"]
-    """Gradient of the same losses' plain sum."""
-    generator: Float[Tensor, "B 3 S S"]
-    """Gradient of the generator's loss."""
-
-
-def _picture_gradients(
-    state: TrainState, adversary: Adversary, output: TokenizerOutput, images: Float[Tensor, "B 3 S S"]
-) -> _PictureGradients:
-    assert output.reconstruction is not None, "a GAN trains the pixel stream"
-    pictures = output.reconstruction.detach().float().requires_grad_()
-    functions: list[tuple[str, float, Callable[..., Tensor]]] = [
-        ("reconstruction", state.config.losses.reconstruction, F.mse_loss)
-    ]
-    if state.perceptual:
-        distance = state.compiled(state.perceptual.distance)
-        functions.append(("perceptual", state.perceptual.weight, distance))
-    losses: dict[str, Tensor] = {}
-    total = pictures.new_zeros(())
-    weighted = torch.zeros_like(pictures)
-    unweighted = torch.zeros_like(pictures)
-    for name, weight, function in functions:
-        with state.autocast():
-            loss = function(pictures, images.float())
-        (gradient,) = torch.autograd.grad(loss, pictures)
-        losses[name] = loss.detach()
-        unweighted += gradient
-        # A weight of 0 takes a term out: 0 times what is not finite is not 0.
-        if weight:
-            total = total + weight * losses[name]
-            weighted += weight * gradient
-    with state.autocast():
-        generator = state.compiled(adversary.generator_loss)(pictures)
-    (generator_gradient,) = torch.autograd.grad(generator, pictures)
-    losses["generator"] = generator.detach()
-    return _PictureGradients(losses, total, weighted, unweighted, generator_gradient)
-
-
-def _last_layer_gradients(
-    tokenizer: DualTokenizer, output: TokenizerOutput, pictures: _PictureGradients
-) -> LastLayerGradients:
-    """Return both gradients at the weight of the decoder's last layer, from those at its output."""
-    features = output.last_features
-    assert features is not None, "a GAN trains the pixel stream"
-    layer = tokenizer.decoder.conv_out
-
-    def at_weight(gradient: Tensor) -> Tensor:
-        # In the precision that the layer ran in, as autograd does it.
-        assert isinstance(layer.padding, tuple)
-        found = conv2d_weight(
-            features, layer.weight.shape, gradient.to(features.dtype), padding=layer.padding[0]
-        )
-        return found.to(layer.weight.dtype)
-
-    return LastLayerGradients(picture=at_weight(pictures.unweighted), generator=at_weight(pictures.generator))
-
-
-def _backward_from(
-    output: TokenizerOutput, picture_gradient: Float[Tensor, "B 3 S S"], other_loss: Float[Tensor, ""]
-) -> None:
-    """Add up the weights' gradients, in one pass, from those at the pictures and from the other losses."""
-    assert output.reconstruction is not None, "a GAN trains the pixel stream"
-    ends: list[Tensor] = [output.reconstruction]
-    gradients: list[Tensor | None] = [picture_gradient.to(output.reconstruction.dtype)]
-    if other_loss.requires_grad:  # all of its weights may be 0
-        ends.append(other_loss)
-        gradients.append(None)
-    torch.autograd.backward(ends, gradients)
-
-
 def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Sequence[_Batch]) -> Tensor:
     """Return the adaptive weight of a batch in parts.
 
@@ -339,8 +263,8 @@ def _adaptive_weight_ahead(state: TrainState, adversary: Adversary, batches: Seq
     for batch in batches:
         with torch.no_grad(), state.autocast():
             output = state.tokenizer(batch.images, pixel=True, semantic=False)
-        pictures = _picture_gradients(state, adversary, output, batch.images)
-        gradients = _last_layer_gradients(state.tokenizer, output, pictures)
+        pictures = picture_gradients(state, adversary, output, batch.images)
+        gradients = last_layer_gradients(state.tokenizer, output, pictures)
         if sums is None:
             sums = gradients
         else:
