@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,8 @@ def _cpu_seconds() -> float:
 
 def ours(job: StageJob, threads: int) -> Batches:
     """Read as the trainings do."""
-    with TrainingSet(
-        job, Path(job.folder) / "scratch", seed=0, num_threads=threads, samples="download"
+    with closing(
+        TrainingSet(job, Path(job.folder) / "scratch", seed=0, num_threads=threads, samples="download")
     ) as samples:
 
         def load(step: int) -> Any:  # noqa: ANN401

@@ -1,6 +1,6 @@
 """What the oracle reads in pictures of scenes, against what was drawn in them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
@@ -33,12 +33,14 @@ class ReadingCounter:
 
     def add(
         self, pictures: UInt8[Tensor, "B 3 64 64"], descriptions: Sequence[Mapping[str, Any]]
-    ) -> Iterator[PictureReading]:
-        """Count pictures, and yield what is read in each; `descriptions` are those of the generator."""
+    ) -> list[PictureReading]:
+        """Count pictures, and return what is read in each; `descriptions` are those of the generator."""
+        readings: list[PictureReading] = []
         for found, description in zip(read_scenes(pictures), descriptions, strict=True):
-            drawn: list[Mapping[str, Any]] = description["objects"]
-            self.num_pictures += 1
-            yield PictureReading(_caption(found), self._count(found, drawn))
+            is_right = self._count(found, description["objects"])
+            readings.append(PictureReading(_caption(found), is_right))
+        self.num_pictures += len(readings)
+        return readings
 
     def accuracy(self, attribute: str) -> float:
         """Return the share of objects whose attribute is read as drawn, in the place where they are."""

@@ -28,6 +28,7 @@ from dualtoken.pipelines.evaluation.report_data import (
     ZeroShot,
 )
 from dualtoken.pipelines.evaluation.scene_readings import (
+    CHANCE,
     PictureReading,
     ReadingCounter,
     compared_readings,
@@ -38,8 +39,6 @@ from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunne
 from dualtoken.pipelines.tokens.shards import Ids
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
-CHANCE = {"shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
-"""Accuracy of guessing, by attribute."""
 OBJECTS_PER_SCENE = 2
 TEXT_BATCH = 512
 """Captions that are embedded together."""
@@ -116,9 +115,8 @@ class Evaluation:
         is_drawn_size = originals.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE)
         if not batch.are_whole_scenes or not is_drawn_size:
             return [PictureReading("", is_right=False)] * len(batch.keys)
-        for _ in self._original_readings.add(originals.cpu(), batch.descriptions):
-            pass
-        return list(self._reconstruction_readings.add(reconstructions.cpu(), batch.descriptions))
+        self._original_readings.add(originals.cpu(), batch.descriptions)
+        return self._reconstruction_readings.add(reconstructions.cpu(), batch.descriptions)
 
     def _add_counts(self, stream: Stream, codes: Ids, num_codes: int) -> None:
         ids = torch.from_numpy(codes.astype(np.int64)).reshape(-1, self._tokenizer.config.pixel.depth)

@@ -11,8 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,7 +27,7 @@ from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from dualtoken.pipelines.training.damage import DamageLog
 from dualtoken.pipelines.training.open_shard import OpenShard
-from dualtoken.pipelines.training.sample_index import Selection, open_sample_index
+from dualtoken.pipelines.training.sample_index import Selection, open_sample_index, places_in_shards
 from dualtoken.pipelines.training.sample_sequence import SampleSequence, WindowOfRun
 from dualtoken.pipelines.training.shard_files import ShardFiles
 from dualtoken.pipelines.training.shard_pool import ShardPool
@@ -62,7 +61,7 @@ Take = Callable[[int, Sample], None]
 
 
 class TrainingSet:
-    """Reads the samples of a run by their index in it; close it, or use it in a `with` block."""
+    """Reads the samples of a run by their index in it; to be closed."""
 
     def __init__(
         self, job: StageJob, scratch: Path, *, seed: int, num_threads: int, samples: Selection
@@ -97,16 +96,6 @@ class TrainingSet:
         """Return the number of samples of an epoch."""
         return self._index.num_rows
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
-
     def close(self) -> None:
         """End the threads; the cache goes with the last process that uses it."""
         self._stack.close()
@@ -132,10 +121,10 @@ class TrainingSet:
     def keys(self, first: int, places: Sequence[int]) -> list[str]:
         """Return the keys, hexadecimal, of the samples that `read` takes where all can be read."""
         rows = self._sequence.rows(first + np.asarray(places, np.int64))
+        numbers, rows_in_shards = places_in_shards(self._index, rows)
         keys: list[str] = []
-        for row, number in zip(rows.tolist(), self._index.shards_of(rows).tolist(), strict=True):
-            row_in_shard = row - int(self._index.starts[number])
-            keys.append(self._pool.get(number).key(row_in_shard).hex())
+        for number, row in zip(numbers.tolist(), rows_in_shards.tolist(), strict=True):
+            keys.append(self._pool.get(number).key(row).hex())
         return keys
 
     def _take_readable(self, take: Take, task: tuple[int, int, int]) -> None:

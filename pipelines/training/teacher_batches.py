@@ -1,8 +1,6 @@
 """Batches of the teacher's training: images and the tokens of their captions. B images, T tokens."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from dualtoken.pipelines.training.train_context import RankContext
 
 
 class TeacherDataLoader:
-    """Loads one rank's share of each step's images and captions; close it, or use it in a `with` block."""
+    """Loads one rank's share of each step's images and captions; to be closed."""
 
     def __init__(self, job: StageJob, settings: TrainedTeacher, context: RankContext, scratch: Path) -> None:
         """Open the samples; raises `UserError` where they do not fill a batch."""
@@ -36,16 +34,6 @@ class TeacherDataLoader:
                 f"teacher.batch_size={settings.batch_size} is over the {len(self.samples)} training samples: "
                 "lower it"
             )
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -4,8 +4,7 @@ B images, N tokens, W channels.
 """
 
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class TrainBatch(NamedTuple):
 
 
 class TrainDataLoader:
-    """Loads one rank's share of each step's batch; close it, or use it in a `with` block."""
+    """Loads one rank's share of each step's batch; to be closed."""
 
     def __init__(self, job: StageJob, context: RankContext, scratch: Path) -> None:
         self._job = job
@@ -52,16 +51,6 @@ class TrainDataLoader:
         if not has_stored_targets:
             folder = job.input("teacher").local_folder(scratch / "teacher")
             self._teacher = ImageTeacher(load_teacher(folder)).to(context.device)
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -28,8 +28,7 @@ def with_other_shapes(drawn: Scene) -> dict[str, Any]:
 
 def read(pictures: Tensor, descriptions: list[dict[str, Any]]) -> tuple[ReadingCounter, list[PictureReading]]:
     counter = ReadingCounter()
-    readings = list(counter.add(pictures, descriptions))
-    return counter, readings
+    return counter, counter.add(pictures, descriptions)
 
 
 def test_true_renders_read_as_they_were_drawn() -> None:

@@ -3,7 +3,7 @@
 import resource
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> StageJob:
 @contextmanager
 def opened(job: StageJob, *, num_threads: int = 1, seed: int = 0) -> Iterator[TrainingSet]:
     scratch = Path(job.folder) / "scratch"
-    with TrainingSet(job, scratch, seed=seed, num_threads=num_threads, samples="download") as samples:
+    with closing(
+        TrainingSet(job, scratch, seed=seed, num_threads=num_threads, samples="download")
+    ) as samples:
         yield samples
 
 

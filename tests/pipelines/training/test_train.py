@@ -1,6 +1,7 @@
 """The train stage with every optional part on, and stage 2 from what it made."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,14 +91,14 @@ def test_crops_follow_the_seed_the_epoch_and_the_key(root: Path, load_tiny: Load
     run_command("targets", small, LocalExecutor(), lambda _: None)
     job = planned_job(small, "train")
 
-    with TrainDataLoader(job, Rank(0, 1), tmp_path) as alone:
+    with closing(TrainDataLoader(job, Rank(0, 1), tmp_path)) as alone:
         images = [alone.load(step).images for step in range(9)]
         first = TrainDataLoader(job, Rank(0, 2), tmp_path)
         second = TrainDataLoader(job, Rank(1, 2), tmp_path)
-        with first, second:
+        with closing(first), closing(second):
             assert torch.equal(first.load(2).images, images[2][:4])
             assert torch.equal(second.load(2).images, images[2][4:])
-        with TrainDataLoader(planned_job(large, "train"), Rank(0, 1), tmp_path) as other:
+        with closing(TrainDataLoader(planned_job(large, "train"), Rank(0, 1), tmp_path)) as other:
             in_twelves = torch.cat([other.load(step).images for step in range(6)])
         in_eights = torch.cat(images)
         assert torch.equal(in_twelves, in_eights)
@@ -116,7 +117,7 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
         recipe = load_tiny(root, "targets.dense=false", f"train.precision={precision}")
         run_command("targets", recipe, LocalExecutor(), lambda _: None)
         job = planned_job(recipe, "train")
-        with TrainDataLoader(job, Rank(0, 1), tmp_path / precision) as batches:
+        with closing(TrainDataLoader(job, Rank(0, 1), tmp_path / precision)) as batches:
             batch = batches.load(0)
             dense.append(batches.targets(batch, batch.images).dense)
     assert not torch.equal(dense[1], dense[0])

@@ -1,6 +1,7 @@
 """Batches of the tokenizer's training: every image with its own targets, as they are stored."""
 
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_every_image_has_its_own_targets_as_they_are_stored(
     root = Path(shutil.copytree(finished.root, tmp_path / "data"))
     recipe = load_tiny(root, f"reader.decode_threads={num_threads}")
     stored = all_targets(recipe)
-    with TrainDataLoader(planned_job(recipe, "train"), ALONE, tmp_path) as loader:
+    with closing(TrainDataLoader(planned_job(recipe, "train"), ALONE, tmp_path)) as loader:
         for step in range(5):
             batch = loader.load(step)
             assert batch.pooled is not None
@@ -77,7 +78,7 @@ def test_a_filter_that_keeps_nothing_is_told_in_one_line(finished: Recipe, tmp_p
 
 def test_a_crop_is_of_its_sample_and_epoch(finished: Recipe, tmp_path: Path) -> None:
     job = replace(planned_job(finished, "train"), folder=str(tmp_path / "train"))
-    with TrainDataLoader(job, ALONE, tmp_path) as loader:
+    with closing(TrainDataLoader(job, ALONE, tmp_path)) as loader:
         taken: list[Sample] = []
         loader.samples.read(0, range(2), lambda _, sample: taken.append(sample))
     first, second = taken
