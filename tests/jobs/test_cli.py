@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -113,6 +115,31 @@ def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
         ["pretokenize", "tiny-heldout"],
     ]
     assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[17:])
+
+
+def test_a_damaged_page_of_a_table_passes_the_plan_and_is_named_by_the_download(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    # Private addresses are refused: no row needs a server.
+    captions = [f"number {row}" for row in range(120)]
+    table = pa.table({"url": ["http://127.0.0.1/x.png"] * 120, "caption": captions})
+    pq.write_table(table, path, row_group_size=40, write_page_checksum=True, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"number 60", b"number 06", 1))
+    recipe = ("urls", "--root", tmp_path / "run", "--set", f"corpora.web.source.table={path}")
+    settings = ("--set", "download.rows_per_shard=40", "--set", "download.accept_dead_units=true")
+    plan = run_dualtoken("plan", *recipe, *settings)
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert re.search(r"download +web +[0-9a-f]+ +0 +3 +120 .*ready", plan.stdout)
+    ended = run_dualtoken("download", *recipe, *settings, "--in-process")
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        r"dualtoken: 1 of 3 units failed; download web 00001: "
+        rf"corpora\.web\.source\.table='{path}', row group 1, cannot be read: .*checksum.*; "
+        r"give a sound file\n",
+        ended.stderr,
+    )
+    # Its neighbours are done, and nothing is committed of the unit itself.
+    receipts = sorted(file.name for file in (tmp_path / "run").rglob("receipts/*.json"))
+    assert receipts == ["00000.json", "00002.json"]
 
 
 def test_a_table_too_small_for_a_batch_is_refused_before_anything_runs(tmp_path: Path) -> None:

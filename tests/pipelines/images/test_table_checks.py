@@ -1,5 +1,8 @@
 """Checks of tables from outside."""
 
+import io
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +21,8 @@ from dualtoken.pipelines.images.table_checks import (
 )
 from tests.helpers.damage import cut_short, damage_column
 
+CODECS = ["none", "snappy", "gzip", "zstd", "lz4", "brotli"]
+URLS = pa.table({"url": [f"http://h/{row}" for row in range(100)]})
 TEXT_TYPES = [
     pa.string(),
     pa.large_string(),
@@ -86,6 +91,58 @@ def test_a_page_with_a_wrong_checksum_is_damage(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"http://h/42", b"http://h/24", 1))
     with pytest.raises(UserError, match=r"t\.parquet, row group 0, cannot be read: .*checksum"):
         open_and_read(path)
+
+
+def parquet_bytes(**options: object) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(URLS, file, **options)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
+
+
+def read_after_each_flip(content: bytes) -> Iterator[pa.Table | str]:
+    """Flip a bit of each byte of the pages and their headers in turn; yield what is read, or the refusal."""
+    chunk = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(0)
+    first = chunk.dictionary_page_offset or chunk.data_page_offset
+    for position in range(first, first + chunk.total_compressed_size):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        try:
+            with parquet_file(io.BytesIO(flipped), "t.parquet", "fetch it again") as table:
+                yield read_row_group(table, 0, ["url"], "t.parquet", "fetch it again")
+        except UserError as error:
+            yield str(error)
+
+
+def tables_that_are_read(content: bytes) -> list[pa.Table]:
+    """Return what is read after each flip; a line that names file and row group refuses the others."""
+    tables: list[pa.Table] = []
+    num_refusals = 0
+    for outcome in read_after_each_flip(content):
+        if isinstance(outcome, str):
+            assert re.fullmatch(r"t\.parquet, row group 0, .*; fetch it again", outcome)
+            num_refusals += 1
+        else:
+            tables.append(outcome)
+    assert num_refusals > 0
+    return tables
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_flipped_bit_of_a_page_with_a_checksum_is_refused_or_changes_nothing(
+    codec: str, version: str
+) -> None:
+    content = parquet_bytes(compression=codec, data_page_version=version, write_page_checksum=True)
+    assert all(table.equals(URLS) for table in tables_that_are_read(content))
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_flipped_bit_of_a_page_without_a_checksum_is_refused_or_costs_no_row(
+    codec: str, *, dictionary: bool
+) -> None:
+    content = parquet_bytes(compression=codec, use_dictionary=dictionary)
+    assert all(table.num_rows == URLS.num_rows for table in tables_that_are_read(content))
 
 
 def test_an_empty_file_and_one_without_its_end_are_one_line(tmp_path: Path) -> None:
