@@ -33,6 +33,10 @@ class ReleasedCode:
         self._config = config
         self._weights = weights
 
+    def double(self) -> "ReleasedCode":
+        """Return the same network in float64."""
+        return ReleasedCode(self._config, {name: tensor.double() for name, tensor in self._weights.items()})
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ReleasedOutput:
         """Encode and decode images of -1 to 1."""
