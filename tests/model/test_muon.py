@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dualtoken.model.config.optimizer import MuonConfig
 from dualtoken.model.config.tokenizer import TokenizerConfig
@@ -65,6 +66,35 @@ def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, 
     core = left.mT @ found @ right.mT
     off_diagonal = core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))
     assert off_diagonal.abs().max() < 1e-3
+
+
+def test_a_gradient_of_zeros_and_none_at_all_move_nothing() -> None:
+    ours = matrices()
+    before = [matrix.detach().clone() for matrix in ours]
+    ours[0].grad = torch.zeros_like(ours[0])
+    Muon([{"params": ours}], lr=1e-2, weight_decay=0.0).step()
+    for matrix, expected in zip(ours, before, strict=True):
+        assert torch.equal(matrix, expected)
+
+
+def test_iterations_multiply_by_the_smaller_side() -> None:
+    with FlopCounterMode(display=False) as counter:
+        orthogonalized(torch.randn(1, 64, 8), (3.4445, -4.7750, 2.0315), 5)
+    # Each of 5 iterations: a product of 8 x 64 by 64 x 8, one of 8 x 8 by 8 x 8, one of 8 x 8 by 8 x 64.
+    assert counter.get_total_flops() == 5 * 2 * (8 * 64 * 8 + 8 * 8 * 8 + 8 * 8 * 64)
+
+
+def test_steps_on_a_cpu_are_in_float32() -> None:
+    [matrix, *_] = ours = matrices()
+    give_gradients(ours, 0)
+    before = matrix.detach().clone()
+    assert matrix.grad is not None
+    # Nesterov's update of the first step: the gradient, and a twentieth of it again by the momentum.
+    update = matrix.grad.lerp(0.05 * matrix.grad, 0.95)
+    direction = orthogonalized(update[None], (3.4445, -4.7750, 2.0315), 5)[0]
+    Muon([{"params": ours}], lr=1e-2, weight_decay=0.0).step()
+    expected = before - 0.2 * max(matrix.shape) ** 0.5 * 1e-2 * direction
+    torch.testing.assert_close(matrix.detach(), expected, rtol=0, atol=1e-6)
 
 
 def test_muon_moves_linear_layers_and_adamw_all_else(config: TokenizerConfig) -> None:

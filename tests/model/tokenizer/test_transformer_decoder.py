@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from dualtoken.model.config.training import GanConfig
 from dualtoken.model.config.transformer_decoder import TransformerDecoderConfig
 from dualtoken.model.convert.reference import to_reference
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
-from dualtoken.model.tokenizer.transformer_decoder import TransformerDecoder
+from dualtoken.model.tokenizer.transformer_decoder import Block, TransformerDecoder
 from tests.model.training.steps import fresh_state, run, training
 
 DECODER = {
@@ -53,6 +54,38 @@ def test_each_token_gives_its_own_square_of_pixels() -> None:
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[4:8, 8:12] = True
     assert torch.equal(changed, expected)
+
+
+def test_images_are_the_written_out_layers_of_the_latent() -> None:
+    torch.manual_seed(0)
+    config = TransformerDecoderConfig.model_validate(DECODER)
+    decoder = TransformerDecoder(config, in_width=8)
+    assert len(decoder.blocks) == config.depth
+    latent = torch.randn(1, 8, 4, 4)
+    # Token 4 r + c stands at row r, column c.
+    tokens = torch.stack([latent[0, :, row, column] for row in range(4) for column in range(4)])
+    hidden = decoder.proj_in(tokens)[None] + decoder.pos_embed
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        assert block.attn.num_heads == config.num_heads
+        assert block.attn.qkv.bias is not None
+        assert block.mlp.fc1.out_features == config.mlp_width
+        hidden = block(hidden)
+    patches = decoder.patches(F.layer_norm(hidden, [config.width]))[0]
+    pixels = torch.zeros(config.patch_channels, 16, 16)
+    for index, patch in enumerate(patches):
+        row, column = divmod(index, 4)
+        square = patch.reshape(config.patch_channels, 4, 4)
+        pixels[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = square
+    expected = F.conv2d(pixels[None], decoder.conv_out.weight, decoder.conv_out.bias, padding=1)
+    torch.testing.assert_close(decoder(latent), expected)
+
+
+def test_fresh_positions_are_small_and_differ() -> None:
+    torch.manual_seed(0)
+    decoder = TransformerDecoder(TransformerDecoderConfig.model_validate(DECODER), in_width=8)
+    # 16 positions of 24 channels: the deviation of 384 numbers is known to 4 %.
+    assert decoder.pos_embed.std().item() == pytest.approx(0.02, rel=0.15)
 
 
 def test_a_saved_folder_keeps_it(transformer_config: TokenizerConfig, images: Tensor, tmp_path: Path) -> None:
