@@ -19,6 +19,12 @@ def test_a_block_draws_from_its_seed_and_gives_the_state_back() -> None:
         assert torch.equal(torch.rand(3), first)
 
 
+def test_numbers_are_those_of_the_seed() -> None:
+    with seeded_weights(5):
+        drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))
+
+
 def test_no_gpu_is_asked_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a GPU was started")
