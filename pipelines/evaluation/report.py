@@ -119,7 +119,8 @@ def curves(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for name, value in line.items():
-            if name != "step":
+            # Counts of steps and samples say how much a line stands for, and are no curves.
+            if name != "step" and not name.startswith("num_"):
                 number = math.nan if value is None else value
                 points.setdefault(name, []).append((line["step"], number))
     found: list[Curve] = []

@@ -5,7 +5,6 @@ process and under Ray Train, and so are its checkpoints: either goes on where th
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,12 +16,12 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import Preempted
 from dualtoken.pipelines.training.checkpoint_saver import CheckpointSaver
 from dualtoken.pipelines.training.checkpoints import CheckpointReceipt, RunRecord
-from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.resume import job_checkpoints, resume
 from dualtoken.pipelines.training.step_policy import StepPolicy
 from dualtoken.pipelines.training.task import Task
 from dualtoken.pipelines.training.train_context import TrainContext
+from dualtoken.pipelines.training.training_log import TrainingLog
 from dualtoken.pipelines.training.watchdog import Watchdog
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
@@ -47,47 +46,24 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
         runs = resume(job, task, workers, scratch)
         saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))
         policy = StepPolicy(job, task, workers)
-        speed = _Speed(task)
-        log = None
-        if context.rank == 0:
-            log = stack.enter_context(MetricsLog(job.store(), scratch, job.label, task.steps, task.step))
+        log = stack.enter_context(TrainingLog(job, task, workers, scratch))
 
         is_due = False
-        for batch in task.batches(range(task.step, task.steps)):
+        for batch in log.waited_for(task.batches(range(task.step, task.steps))):
             metrics = policy.take_step(batch)
             watchdog.step_taken()
             step = task.step - 1
             is_last = task.step == task.steps
             must_stop = workers.any(value=context.asked_to_stop())
-            if log and metrics and (is_last or step % config.log_every == 0):
-                log.write(step, {**metrics, **speed.metrics(saver.stalled_seconds)})
+            log.step_taken(metrics, saver.stalled_seconds, is_last=is_last or must_stop)
             is_due = is_due or is_last or must_stop or task.step % config.checkpoint_every == 0
             # Not after a bad step, which weights that are no numbers any more may have caused.
             if is_due and metrics:
                 is_due = False
                 saver.save(task.parts, _receipt(step, metrics, runs))
-                if log:
-                    log.save()
+                log.save()
             if must_stop:
                 break
-
-
-class _Speed:
-    """Speed of a run since its start or restart."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        self._task = task
-        self._first_step = task.step
-        self._started = time.monotonic()
-
-    def metrics(self, stalled_seconds: float) -> dict[str, float]:
-        """Return images per second, and the share of the time that steps waited for checkpoints."""
-        seconds = time.monotonic() - self._started
-        num_images = (self._task.step - self._first_step) * self._task.batch_size
-        return {
-            "images_per_second": round(num_images / seconds, 1),
-            "checkpoint_stall": round(stalled_seconds / seconds, 5),
-        }
 
 
 def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:

@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.errors import ExitCode, exit_code
+from dualtoken.pipelines.training.pace import Pace
 
 METRICS = "logs/metrics.jsonl"
 EVENTS = "logs/tensorboard"
@@ -50,15 +51,19 @@ class MetricsLog:
         self._events.close()
         self.save()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log a step's values, null for one that is not finite; steps are counted from 0."""
+    def write(self, step: int, values: Mapping[str, float], pace: Pace | None = None) -> None:
+        """Log the values up to a step, null for one that is not finite; steps are counted from 0.
+
+        Now and then a line of progress goes to the terminal, with the pace where it is known.
+        """
         self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         if time.monotonic() >= self._last_progress + PROGRESS_INTERVAL:
             self._last_progress = time.monotonic()
-            print(f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}", flush=True)
+            line = f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}"
+            print(f"{line}, {pace}" if pace else line, flush=True)
 
     def save(self) -> None:
         """Copy the log to storage, where that is not a local folder.

@@ -1,7 +1,11 @@
-"""A task: one training, as the engine sees it."""
+"""A task: one training, as the engine sees it.
+
+A task has all of `Task`. The protocols after it are optional: a task that has the method of one, by its name,
+has more in its log.
+"""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from dualtoken.model.optimizer import StepCheck
 from dualtoken.pipelines.training.state_tensors import TrainedParts
@@ -67,4 +71,13 @@ class Task(Protocol[Batch]):
     @property
     def smaller(self) -> str:
         """Advice for a step that needs too much memory even so, such as what to lower."""
+        ...
+
+
+@runtime_checkable
+class CountsLostSamples(Protocol):
+    """A task whose reader goes on without samples that are damaged."""
+
+    def num_lost(self) -> int:
+        """Return how many samples this worker lost to damage so far, those of damaged shards included."""
         ...

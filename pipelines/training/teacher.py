@@ -153,6 +153,10 @@ class TeacherTask:
         """Return the keys of the samples in this worker's share of a step."""
         return self._data.sample_keys(step)
 
+    def num_lost(self) -> int:
+        """Return how many samples this worker lost to damage so far."""
+        return self._data.samples.damage.num_lost
+
     def train_step(self, batch: tuple[Tensor, Tensor], check: StepCheck) -> Mapping[str, float]:
         """Take the next step."""
         images, tokens = batch

@@ -143,3 +143,16 @@ class Slow(ToyTask):
     def loss(self, batch: Tensor) -> Tensor:
         time.sleep(0.1)
         return super().loss(batch)
+
+
+class SlowData(ToyTask):
+    """Waits for each batch; each worker lost one sample more than the one before it."""
+
+    def batches(self, steps: range) -> Iterable[Tensor]:
+        for batch in super().batches(steps):
+            time.sleep(0.05)
+            yield batch
+
+    def num_lost(self) -> int:
+        """Return what this worker lost."""
+        return self.context.rank + 1

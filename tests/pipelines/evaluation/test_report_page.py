@@ -292,7 +292,7 @@ def test_a_curve_that_begins_later_is_shown_from_where_it_begins() -> None:
     lines = [
         {"step": 0, "loss": 3.0},
         {"step": 10, "loss": 2.0, "adaptive_weight": 0.5},
-        {"step": 20, "loss": 1.0, "adaptive_weight": 0.4},
+        {"step": 20, "loss": 1.0, "adaptive_weight": 0.4, "num_steps": 10},
     ]
     loss, weight = curves("train", lines)
     assert loss.name == "loss"

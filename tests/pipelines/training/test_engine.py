@@ -1,7 +1,9 @@
 """The engine's failure policy, by a task that learns in no time: each failure is met as the recipe says."""
 
 import json
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import uuid
@@ -17,6 +19,7 @@ from dualtoken.infra.stop_request import stop_request
 from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import ExitCode, Preempted, UserError
+from dualtoken.pipelines.training import metrics_log
 from dualtoken.pipelines.training.checkpoints import Checkpoints
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
 from dualtoken.pipelines.training.metrics_log import read_metrics
@@ -29,6 +32,7 @@ from tests.helpers.toy_training import (
     NotANumber,
     NotANumberOfFirst,
     Slow,
+    SlowData,
     Spike,
     TooLarge,
     ToyTask,
@@ -48,8 +52,12 @@ def run(job: StageJob, task: type[ToyTask] = ToyTask) -> dict[str, torch.Tensor]
         return load_trained(job, "model", torch.nn.Linear(4, 3), Path(scratch))
 
 
+def logged(job: StageJob) -> list[dict[str, Any]]:
+    return read_metrics(job.store())
+
+
 def logged_steps(job: StageJob) -> list[int]:
-    return [line["step"] for line in read_metrics(job.store())]
+    return [line["step"] for line in logged(job)]
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_samples_are_named(
@@ -203,10 +211,20 @@ def test_a_checkpoint_cut_in_its_upload_or_its_commit_is_not_used(
 
 def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Path) -> None:
     jobs = [toy_job(tmp_path / kind, f"train.parallel={kind}", "train.steps=4") for kind in ("ddp", "fsdp2")]
-    expected = run(toy_job(tmp_path / "whole", "train.steps=4"))
+    whole = toy_job(tmp_path / "whole", "train.steps=4")
+    expected = run(whole)
     uneven = toy_job(tmp_path / "uneven", "train.steps=4")
-    train_as_group([*((job, ToyTask) for job in jobs), (uneven, NotANumberOfFirst)], 3, tmp_path)
+    lossy = toy_job(tmp_path / "lossy", "train.steps=4", "train.log_every=2")
+    train_as_group(
+        [*((job, ToyTask) for job in jobs), (uneven, NotANumberOfFirst), (lossy, SlowData)], 3, tmp_path
+    )
     assert logged_steps(uneven) == [0, 1, 3]  # skipped by all: else they would wait for each other
+    # Means over all workers, whose batch is that of one.
+    losses = [line["loss"] for line in logged(whole)]
+    assert [line["loss"] for line in logged(jobs[0])] == pytest.approx(losses, rel=1e-5)
+    means = [losses[0], (losses[1] + losses[2]) / 2, losses[3]]
+    assert [line["loss"] for line in logged(lossy)] == pytest.approx(means, rel=1e-5)
+    assert logged(lossy)[-1]["num_lost"] == 3
     for job in jobs:
         last = Path(job.folder) / "checkpoints" / "step-000000003"
         assert len(list(last.glob("*.safetensors"))) == 3
@@ -221,3 +239,66 @@ def test_a_step_waits_for_the_copy_of_its_tensors_alone(tmp_path: Path) -> None:
     train(job, SingleProcessContext(CPU), Slow)
     stall = read_metrics(job.store())[-1]["checkpoint_stall"]
     assert stall < 0.05
+
+
+def test_a_line_has_the_means_over_the_steps_since_the_last_one(tmp_path: Path) -> None:
+    each = toy_job(tmp_path / "each", "train.steps=9")
+    run(each)
+    losses = [line["loss"] for line in logged(each)]
+    some = toy_job(tmp_path / "some", "train.steps=9", "train.log_every=4")
+    run(some)
+    assert logged_steps(some) == [0, 4, 8]
+    means = [losses[0], statistics.mean(losses[1:5]), statistics.mean(losses[5:9])]
+    assert [line["loss"] for line in logged(some)] == pytest.approx(means)
+    # The last one has a line wherever it comes, of the steps that are left.
+    last = toy_job(tmp_path / "last", "train.steps=7", "train.log_every=4")
+    run(last)
+    assert logged_steps(last) == [0, 4, 6]
+    assert logged(last)[-1]["loss"] == pytest.approx(statistics.mean(losses[5:7]))
+    assert [line["num_steps"] for line in logged(last)] == [1, 4, 2]
+
+
+def test_bad_steps_enter_no_mean_and_are_counted(tmp_path: Path) -> None:
+    each = toy_job(tmp_path / "each", "train.steps=6")
+    run(each, NotANumber)
+    losses = {line["step"]: line["loss"] for line in logged(each)}
+    job = toy_job(tmp_path / "run", "train.steps=6", "train.log_every=3")
+    run(job, NotANumber)
+    # Due at step 3, a bad one.
+    assert logged_steps(job) == [0, 4, 5]
+    second = logged(job)[1]
+    assert second["loss"] == pytest.approx((losses[1] + losses[4]) / 2)
+    assert (second["num_steps"], second["num_bad_steps"]) == (4, 2)
+    assert logged(job)[2]["num_bad_steps"] == 0
+
+
+def test_a_line_says_how_long_steps_waited_for_data_and_what_was_lost(tmp_path: Path) -> None:
+    waits = toy_job(tmp_path / "waits", "train.log_every=3")
+    run(waits, SlowData)
+    line = logged(waits)[-1]
+    assert line["data_wait"] > 0.5
+    assert line["num_lost"] == 1
+    computes = toy_job(tmp_path / "computes", "train.log_every=3")
+    run(computes, Slow)
+    line = logged(computes)[-1]
+    assert line["data_wait"] < 0.2
+    assert "num_lost" not in line, "its reader does not say"
+
+
+def test_the_progress_of_a_resumed_run_has_its_own_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics_log, "PROGRESS_INTERVAL", 0.0)
+    job = toy_job(tmp_path / "run", "train.steps=9")
+    train(job, AskedAtStep(CPU), ToyTask)
+    capsys.readouterr()
+    run(job, Slow)
+    progress = capsys.readouterr().out.splitlines()[1:]  # the first says where it goes on
+    assert re.fullmatch(r"train: step 4 of 9, loss \d\.\d+", progress[0]), "no pace after one step"
+    found = re.fullmatch(
+        r"train: step 5 of 9, loss [\d.]+, ([\d.]+) images/s, ([\d.]+) steps/s, ETA (\d+) s", progress[1]
+    )
+    assert found, progress[1]
+    assert float(found[2]) <= 10, "a step takes 0.1 s"
+    assert int(found[3]) == pytest.approx(4 / float(found[2]), abs=0.6)
+    assert float(found[1]) == pytest.approx(12 * float(found[2]), rel=0.01)

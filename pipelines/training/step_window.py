@@ -1,0 +1,118 @@
+"""The steps since the last line of a training's log: means of what they measured, over all workers."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+from dualtoken.pipelines.training.worker_group import WorkerGroup
+
+Batch = TypeVar("Batch")
+
+
+class Sum(NamedTuple):
+    """Sum of a metric's finite values, and how many they are."""
+
+    total: float
+    number: int
+
+
+class WindowOfWorker(NamedTuple):
+    """What one worker adds to a line."""
+
+    sums: Mapping[str, Sum]
+    """Sums by metric."""
+    data_wait: float
+    """Share of the time that its steps waited for their batches."""
+    num_lost: int | None
+    """Samples that it lost to damage so far; None where its task does not say."""
+
+
+class Window(NamedTuple):
+    """What a line says, but for the step."""
+
+    metrics: dict[str, float]
+    """Means over steps and workers; NaN for a metric that was finite in no step."""
+    num_steps: int
+    """Steps since the last line, bad ones included."""
+    num_bad_steps: int
+    """Steps of these that were skipped."""
+    seconds: float
+    """Time since the last line, or since the start."""
+    data_wait: float
+    """Share of that time which the worker that waited longest waited for batches."""
+    num_lost: int | None
+    """Samples lost to damage so far, as the worker says that lost most."""
+
+
+class StepWindow:
+    """Adds up the steps of one worker from one line to the next, without a message to the others."""
+
+    def __init__(self, workers: WorkerGroup) -> None:
+        self._workers = workers
+        self._begin()
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+        self._sums: dict[str, Sum] = {}
+        self._num_steps = 0
+        self._num_bad = 0
+        self._waited = 0.0
+        """Seconds that steps waited for batches."""
+
+    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches, and measure how long the caller waits for each."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.monotonic() - asked
+            yield batch
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add a step's metrics; none for a bad one, which enters no mean."""
+        self._num_steps += 1
+        self._num_bad += not metrics
+        for name, value in metrics.items():
+            before = self._sums.get(name, Sum(0.0, 0))
+            if math.isfinite(value):
+                self._sums[name] = Sum(before.total + value, before.number + 1)
+            else:
+                self._sums[name] = before
+
+    def close(self, num_lost: int | None) -> Window:
+        """Return the window over all workers, which all close theirs at the same step, and begin the next.
+
+        Costs one exchange of a few numbers.
+        """
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        own = WindowOfWorker(self._sums, self._waited / seconds, num_lost)
+        windows = self._workers.gather(own)
+        lost = [window.num_lost for window in windows if window.num_lost is not None]
+        whole = Window(
+            metrics=_means(windows),
+            num_steps=self._num_steps,
+            num_bad_steps=self._num_bad,
+            seconds=seconds,
+            data_wait=max(window.data_wait for window in windows),
+            num_lost=max(lost, default=None),
+        )
+        self._begin()
+        return whole
+
+
+def _means(windows: Iterable[WindowOfWorker]) -> dict[str, float]:
+    """Return the mean of each metric over those steps and workers that have it."""
+    sums: dict[str, Sum] = {}
+    for window in windows:
+        for name, own in window.sums.items():
+            before = sums.get(name, Sum(0.0, 0))
+            sums[name] = Sum(before.total + own.total, before.number + own.number)
+    means: dict[str, float] = {}
+    for name, summed in sums.items():
+        means[name] = summed.total / summed.number if summed.number else math.nan
+    return means

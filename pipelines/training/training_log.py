@@ -1,0 +1,93 @@
+"""What the engine tells of a training: a line of the log every few steps, made by all workers together.
+
+Workers measure their own steps, and exchange a few numbers for each line. Rank 0 writes it.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.training.metrics_log import MetricsLog
+from dualtoken.pipelines.training.pace import PaceMeter
+from dualtoken.pipelines.training.step_window import StepWindow, Window
+from dualtoken.pipelines.training.task import CountsLostSamples, Task
+from dualtoken.pipelines.training.worker_group import WorkerGroup
+
+Batch = TypeVar("Batch")
+
+
+class TrainingLog:
+    """Log of a run of a task from the step that comes next; each worker has one."""
+
+    def __init__(self, job: StageJob, task: Task[Any], workers: WorkerGroup, scratch: Path) -> None:
+        self._config = job.recipe.train
+        self._task = task
+        self._window = StepWindow(workers)
+        self._pace = PaceMeter(task.steps, task.batch_size)
+        self._began = time.monotonic()
+        self._is_due = False
+        self._stack = ExitStack()
+        self._file: MetricsLog | None = None
+        if workers.rank == 0:
+            file = MetricsLog(job.store(), scratch, job.label, task.steps, task.step)
+            self._file = self._stack.enter_context(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the log, and copy it to storage."""
+        self._stack.__exit__(kind, error, trace)
+
+    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches, and measure how long steps wait for them."""
+        return self._window.waited_for(batches)
+
+    def step_taken(self, metrics: Mapping[str, float], stalled_seconds: float, *, is_last: bool) -> None:
+        """Add a step's metrics, none for a bad one, and write a line where one is due.
+
+        A line that is due at a bad step is written at the next good one. `stalled_seconds` is the time that
+        steps have waited for checkpoints so far.
+        """
+        self._window.add(metrics)
+        self._pace.step_taken(time.monotonic())
+        step = self._task.step - 1
+        self._is_due = self._is_due or is_last or step % self._config.log_every == 0
+        if not self._is_due or not metrics:
+            return
+        self._is_due = False
+        window = self._window.close(self._num_lost())
+        if self._file:
+            values = {**window.metrics, **self._measured(window, stalled_seconds)}
+            self._file.write(step, values, self._pace.pace(self._task.step))
+
+    def save(self) -> None:
+        """Copy the log to storage, where that is not a local folder."""
+        if self._file:
+            self._file.save()
+
+    def _num_lost(self) -> int | None:
+        if isinstance(self._task, CountsLostSamples):
+            return self._task.num_lost()
+        return None
+
+    def _measured(self, window: Window, stalled_seconds: float) -> dict[str, float]:
+        """Return what is measured of the steps themselves."""
+        num_images = window.num_steps * self._task.batch_size
+        values: dict[str, float] = {
+            "num_steps": window.num_steps,
+            "num_bad_steps": window.num_bad_steps,
+            "images_per_second": round(num_images / window.seconds, 1),
+            "data_wait": round(window.data_wait, 5),
+            # Over the run since its start or restart: checkpoints are rarer than lines.
+            "checkpoint_stall": round(stalled_seconds / (time.monotonic() - self._began), 5),
+        }
+        if window.num_lost is not None:
+            values["num_lost"] = window.num_lost
+        return values
