@@ -5,6 +5,7 @@ are the makers' for dense products, times the share that large products reach in
 measured on these cards by us. Imports no torch, so that planning stays quick.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,22 @@ DEVICES = {
     )
 }
 """Devices by name."""
+_SLOWER_VARIANTS = {"H100": {"PCIe", "NVL"}, "H200": {"NVL"}}
+"""Words in the driver's name of a card that say that it is slower than the data sheet's first column."""
+_PART_OF_CARD = "MIG"
+"""Word in the name of a part of a card."""
+
+
+def named_device(driver_name: str) -> Device | None:
+    """Return the device of a driver's name, such as `NVIDIA H200`; None where its rate is not known."""
+    words = set(re.split(r"[^A-Za-z0-9]+", driver_name))
+    if _PART_OF_CARD in words:
+        return None
+    for name, device in DEVICES.items():
+        is_card = device.memory_gb is not None
+        if is_card and name in words and not words & _SLOWER_VARIANTS.get(name, set()):
+            return device
+    return None
 
 
 class ExpectedPart(NamedTuple):

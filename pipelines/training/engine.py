@@ -46,7 +46,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
         runs = resume(job, task, workers, scratch)
         saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))
         policy = StepPolicy(job, task, workers)
-        log = stack.enter_context(TrainingLog(job, task, workers, scratch))
+        log = stack.enter_context(TrainingLog(job, task, context, workers, scratch))
 
         is_due = False
         for batch in log.waited_for(task.batches(range(task.step, task.steps))):

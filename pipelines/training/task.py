@@ -5,8 +5,9 @@ has more in its log.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from dualtoken.model.config.base import Precision
 from dualtoken.model.optimizer import StepCheck
 from dualtoken.pipelines.training.state_tensors import TrainedParts
 
@@ -80,4 +81,23 @@ class CountsLostSamples(Protocol):
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far, those of damaged shards included."""
+        ...
+
+
+class StepCost(NamedTuple):
+    """Arithmetic of a step."""
+
+    flop: float
+    """Floating-point operations of the model, over all workers together; none that are done twice to save
+    memory."""
+    precision: Precision
+    """Precision of most of them."""
+
+
+@runtime_checkable
+class CountsOperations(Protocol):
+    """A task that knows the operations of its steps, so that the log can say what share of a GPU they use."""
+
+    def step_cost(self) -> StepCost | None:
+        """Return the cost of the step that was taken last; None where it is not counted."""
         ...

@@ -28,6 +28,8 @@ from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.perceptual import open_perceptual
 from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
+from dualtoken.pipelines.training.step_cost import tokenizer_step_cost
+from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_batches import TrainBatch, TrainDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
@@ -40,6 +42,7 @@ class TokenizerTask:
     smaller = "lower tokenizer.image_size, set train.checkpoint_tower=true, or take machines with more memory"
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
+        self._recipe = job.recipe
         self._config = job.recipe.train
         self._context = context
         self._state = _first_state(job, context, scratch)
@@ -82,6 +85,12 @@ class TokenizerTask:
     def sample_keys(self, step: int) -> list[str]:
         """Return the keys of the samples in this worker's share of a step."""
         return self._data.sample_keys(step)
+
+    def step_cost(self) -> StepCost | None:
+        """Return the operations of the last step, the GAN's once it takes part; None if not counted."""
+        adversary = self._state.adversary
+        with_gan = adversary is not None and adversary.takes_part(self.step - 1)
+        return tokenizer_step_cost(self._recipe, with_gan=with_gan)
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""

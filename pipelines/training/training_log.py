@@ -13,8 +13,10 @@ from typing import Any, Self, TypeVar
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.pace import PaceMeter
+from dualtoken.pipelines.training.step_cost import flop_utilization
 from dualtoken.pipelines.training.step_window import StepWindow, Window
-from dualtoken.pipelines.training.task import CountsLostSamples, Task
+from dualtoken.pipelines.training.task import CountsLostSamples, CountsOperations, Task
+from dualtoken.pipelines.training.train_context import TrainContext
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
 Batch = TypeVar("Batch")
@@ -23,9 +25,12 @@ Batch = TypeVar("Batch")
 class TrainingLog:
     """Log of a run of a task from the step that comes next; each worker has one."""
 
-    def __init__(self, job: StageJob, task: Task[Any], workers: WorkerGroup, scratch: Path) -> None:
+    def __init__(
+        self, job: StageJob, task: Task[Any], context: TrainContext, workers: WorkerGroup, scratch: Path
+    ) -> None:
         self._config = job.recipe.train
         self._task = task
+        self._context = context
         self._window = StepWindow(workers)
         self._pace = PaceMeter(task.steps, task.batch_size)
         self._began = time.monotonic()
@@ -90,4 +95,9 @@ class TrainingLog:
         }
         if window.num_lost is not None:
             values["num_lost"] = window.num_lost
+        cost = self._task.step_cost() if isinstance(self._task, CountsOperations) else None
+        if cost is not None:
+            share = flop_utilization(cost, window.num_steps / window.seconds, self._context)
+            if share is not None:
+                values["mfu"] = round(share, 4)
         return values

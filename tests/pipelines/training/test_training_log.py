@@ -1,0 +1,44 @@
+"""What a training's log gets from an optional part of a task."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.task import StepCost
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from dualtoken.pipelines.training.training_log import TrainingLog
+from dualtoken.pipelines.training.worker_group import WorkerGroup
+from tests.helpers.toy_training import ToyTask
+from tests.helpers.training_groups import CPU
+from tests.pipelines.training.test_engine import toy_job
+
+GPU = torch.device("cuda")
+
+
+class Counted(ToyTask):
+    """A task that knows the operations of its steps."""
+
+    def step_cost(self) -> StepCost:
+        return StepCost(1e9, "float32")
+
+
+def first_line(job: StageJob, device: torch.device, scratch: Path) -> dict[str, float]:
+    """Log a step of a task, as if it were taken on a device."""
+    task = Counted(job, SingleProcessContext(CPU), scratch)
+    context = SingleProcessContext(device)
+    with TrainingLog(job, task, context, WorkerGroup(context, 1.0), scratch) as log:
+        task.step = 1
+        log.step_taken({"loss": 1.0}, 0.0, is_last=True)
+    return read_metrics(job.store())[0]
+
+
+def test_the_share_of_a_gpus_rate_is_logged_and_of_a_cpus_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    line = first_line(toy_job(tmp_path / "gpu"), GPU, tmp_path)
+    assert 0 < line["mfu"] < 1
+    assert "mfu" not in first_line(toy_job(tmp_path / "cpu"), CPU, tmp_path)
