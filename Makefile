@@ -1,4 +1,4 @@
-# Two commands, each doing its own set-up: `make demo` and `make test`. `make slow` runs the long tests, `make test-gpu` those that need a GPU; `make check` is what CI runs.
+# Two commands, each doing its own set-up: `make demo` and `make test`. `make slow` runs the long tests, `make test-gpu` those that need a GPU; `make tensorboard` shows trainings; `make check` is what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,7 +7,7 @@ BIN := .venv/bin
 # .venv and __pycache__.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow test-gpu bench-gpu check setup
+.PHONY: demo test slow test-gpu bench-gpu tensorboard check setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -30,6 +30,16 @@ test-gpu: setup
 # Under eight minutes on one GPU; results in bench-gpu/gpu.json, after each step.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu --out bench-gpu
+
+# The newest run of each training below DATA, a recipe's root.
+DATA ?= data
+tensorboard: setup
+	runs=$$(for kind in teacher tokenizer; do \
+		newest=$$(ls -td $(DATA)/models/$$kind/*/logs/tensorboard 2>/dev/null | head -n 1); \
+		test -z "$$newest" || echo "$$kind:$$newest"; \
+	done | paste -sd,); \
+	test -n "$$runs" || { echo "no training has logs below $(DATA)/models: run one, or set DATA to its root" >&2; exit 2; }; \
+	$(BIN)/tensorboard --logdir_spec "$$runs"
 
 check: setup
 	$(BIN)/ruff check .

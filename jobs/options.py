@@ -37,3 +37,11 @@ AddressOption = Annotated[
 InProcessOption = Annotated[
     bool, typer.Option("--in-process", help="Run the units one by one in this process, without Ray.")
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="START:STOP",
+        help="Record these steps by torch.profiler, such as 20:25; the trace goes to the stage's logs.",
+    ),
+]

@@ -11,10 +11,14 @@ from dualtoken.pipelines.errors import UserError
 
 
 def open_recipe(
-    location: str, overrides: Sequence[str] | None, root: str | None, address: str | None = None
+    location: str,
+    overrides: Sequence[str] | None,
+    root: str | None,
+    address: str | None = None,
+    profile: str | None = None,
 ) -> Recipe:
     """Read a recipe with its overrides; options win over `--set`, which wins over the file."""
-    texts = {"root": root, "cluster.address": address}
+    texts = {"root": root, "cluster.address": address, "train.profile": profile}
     given = {key: text for key, text in texts.items() if text is not None}
     recipe = load_recipe(location, overrides or (), given)
     if not is_url(recipe.root):

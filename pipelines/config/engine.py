@@ -3,11 +3,26 @@
 Nothing here decides what is learnt, so none of it is part of a fingerprint.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
+
+
+def _as_steps(written: str) -> str:
+    """Check a range of steps; raises ValueError."""
+    found = re.fullmatch(r"(\d+):(\d+)", written)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(
+            f"{written!r} is no range of steps: write START:STOP, such as 20:25 for the five from step 20 on"
+        )
+    return written
+
+
+StepRange = Annotated[str, AfterValidator(_as_steps)]
+"""Steps START:STOP, the first of all is 0 and STOP is left out, as in Python."""
 
 
 class BestConfig(Config):
@@ -30,6 +45,9 @@ class EngineConfig(Config):
     """Metric whose best checkpoint is kept too, such as `{metric: loss}`."""
     log_every: PositiveInt = not_in_fingerprint(default=10)
     """Steps between log lines."""
+    log_images_every: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=500)
+    """Steps between pictures and code histograms in TensorBoard's files; the last step has some too. 0: none.
+    The pictures are of a few training images, and `forget` deletes them."""
     max_failures: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=2)
     """Restarts of the workers without a new checkpoint between them, before the run fails."""
     max_bad_steps: PositiveInt = not_in_fingerprint(default=3)
@@ -46,3 +64,13 @@ class EngineConfig(Config):
     """Time that one step may take before its process writes its stacks and ends."""
     collective_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
     """Time that a worker waits for the others in one operation of the process group."""
+    profile: StepRange | None = not_in_fingerprint(default=None)
+    """Steps that torch.profiler records, such as `20:25`; the trace is stored in the stage's `logs/`."""
+
+    @property
+    def profiled_steps(self) -> range:
+        """Steps to profile, an empty range by default."""
+        if self.profile is None:
+            return range(0)
+        start, _, stop = self.profile.partition(":")
+        return range(int(start), int(stop))

@@ -28,6 +28,8 @@ CHECKPOINTS = "checkpoints"
 """Folder that a training goes on from, until it is finished."""
 CHECKPOINT_RECEIPT = "receipt.json"
 """File of a checkpoint's folder, which is written last."""
+PICTURES = "logs/tensorboard/pictures"
+"""Folder in a training's with pictures of samples alone: `forget` empties it."""
 UNTRACKED = ("logs/", f"{CHECKPOINTS}/")
 """Folders with files that no receipt names: a run's own records, of use while and after it runs."""
 MAX_CLOCK_SKEW = timedelta(minutes=15)

@@ -23,6 +23,7 @@ from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import (
     LEDGERS,
     MANIFEST_FILE,
+    PICTURES,
     RECEIPTS,
     STAGE_FILE,
     Receipt,
@@ -63,6 +64,8 @@ def forget(plan: ForgetPlan, print_line: PrintLine) -> None:
         _empty(folder)
         stage = folder.record.stage
         print_line(f"{folder.store.url}: {stage} taken away; `dualtoken {stage}` makes it anew")
+    for model in plan.models:
+        _remove_pictures(model, print_line)
     keys = frozenset(bytes.fromhex(key) for key in plan.tombstones.keys)
     alarms: list[TokenAlarm] = []
     for folder in plan.affected:
@@ -105,6 +108,15 @@ def _empty(folder: StageFolder) -> None:
     names = [name for name, _ in folder.store.files() if name != STAGE_FILE]
     for name in sorted(names, key=_removal_order):
         folder.store.remove(name)
+
+
+def _remove_pictures(model: Store, print_line: PrintLine) -> None:
+    """Remove the pictures in a training's log: any of them may be of a sample to forget."""
+    names = [name for name, _ in model.files(PICTURES)]
+    for name in names:
+        model.remove(name)
+    if names:
+        print_line(f"{model.url}/{PICTURES}: pictures of training images taken away")
 
 
 def _removal_order(name: str) -> tuple[bool, bool]:

@@ -36,6 +36,10 @@ _FILLED = 0.9
 """Share of the cache that shards may fill: it evicts down to that."""
 
 
+_MOST_TRIED = 1000
+"""Samples that are tried, where a few are to be shown."""
+
+
 class Sample(NamedTuple):
     """A sample that could be decoded."""
 
@@ -117,6 +121,22 @@ class TrainingSet:
             return
         for _ in map_ahead(decode, tasks, self._num_threads, ahead=len(tasks)):
             pass
+
+    def first(self, count: int) -> list[Sample]:
+        """Decode some samples, the first of the first shard as in epoch 0; fewer where there are no more.
+
+        May be called beside `read`, and opens no shard ahead.
+        """
+        found: list[Sample] = []
+
+        def take(_: int, sample: Sample) -> None:
+            found.append(sample)
+
+        for row in range(min(len(self), _MOST_TRIED)):
+            if len(found) == count:
+                break
+            self._took(take, 0, 0, row)
+        return found
 
     def keys(self, first: int, places: Sequence[int]) -> list[str]:
         """Return the keys, hexadecimal, of the samples that `read` takes where all can be read."""

@@ -17,6 +17,7 @@ from dualtoken.pipelines.errors import Preempted
 from dualtoken.pipelines.training.checkpoint_saver import CheckpointSaver
 from dualtoken.pipelines.training.checkpoints import CheckpointReceipt, RunRecord
 from dualtoken.pipelines.training.process_settings import process_settings
+from dualtoken.pipelines.training.profiling import StepProfiler
 from dualtoken.pipelines.training.resume import job_checkpoints, resume
 from dualtoken.pipelines.training.step_policy import StepPolicy
 from dualtoken.pipelines.training.task import Task
@@ -46,9 +47,11 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
         runs = resume(job, task, workers, scratch)
         saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))
         policy = StepPolicy(job, task, workers)
+        profiler = stack.enter_context(StepProfiler(job, context, scratch))
         log = stack.enter_context(TrainingLog(job, task, context, workers, scratch))
 
         is_due = False
+        profiler.before_step(task.step)
         for batch in log.waited_for(task.batches(range(task.step, task.steps))):
             metrics = policy.take_step(batch)
             watchdog.step_taken()
@@ -64,6 +67,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
                 log.save()
             if must_stop:
                 break
+            profiler.before_step(task.step)
 
 
 def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
+from torch import Tensor
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.metrics.codebook import codebook_use
 from dualtoken.pipelines.core.json_text import json_text
+from dualtoken.pipelines.core.receipts import PICTURES
 from dualtoken.pipelines.errors import ExitCode, exit_code
 from dualtoken.pipelines.training.pace import Pace
 
@@ -41,7 +44,9 @@ class MetricsLog:
         replacement.write_text("".join(kept))
         replacement.replace(self._folder / METRICS)
         self._file = (self._folder / METRICS).open("a")
+        self._first_step = first_step
         self._events = SummaryWriter(str(self._folder / EVENTS), purge_step=first_step)
+        self._pictures: SummaryWriter | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +54,8 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._events.close()
+        if self._pictures:
+            self._pictures.close()
         self.save()
 
     def write(self, step: int, values: Mapping[str, float], pace: Pace | None = None) -> None:
@@ -64,6 +71,29 @@ class MetricsLog:
             self._last_progress = time.monotonic()
             line = f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}"
             print(f"{line}, {pace}" if pace else line, flush=True)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
+        """Log pictures by name, (3, H, W) uint8, in TensorBoard's files."""
+        if pictures and self._pictures is None:
+            self._pictures = SummaryWriter(str(self._folder / PICTURES), purge_step=self._first_step)
+        for name, picture in pictures.items():
+            assert self._pictures is not None
+            self._pictures.add_image(name, picture.cpu().numpy(), step)
+
+    def write_code_counts(self, step: int, counts: Mapping[str, Tensor]) -> None:
+        """Log how often codes occur in TensorBoard's files, by stream: (D, K), D depths, K codes.
+
+        Each depth has a histogram over its codes, and how many of them are used, how evenly.
+        """
+        for stream, of_stream in counts.items():
+            use = codebook_use(of_stream)
+            for depth, of_depth in enumerate(of_stream):
+                tag = f"codes/{stream}/{{}}/depth_{depth}"
+                self._events.add_histogram(tag.format("counts"), of_depth.numpy(), step)
+                self._events.add_scalar(tag.format("usage"), use.usage_per_depth[depth].item(), step)
+                self._events.add_scalar(
+                    tag.format("perplexity"), use.perplexity_per_depth[depth].item(), step
+                )
 
     def save(self) -> None:
         """Copy the log to storage, where that is not a local folder.

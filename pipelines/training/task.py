@@ -7,6 +7,8 @@ has more in its log.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from torch import Tensor
+
 from dualtoken.model.config.base import Precision
 from dualtoken.model.optimizer import StepCheck
 from dualtoken.pipelines.training.state_tensors import TrainedParts
@@ -100,4 +102,29 @@ class CountsOperations(Protocol):
 
     def step_cost(self) -> StepCost | None:
         """Return the cost of the step that was taken last; None where it is not counted."""
+        ...
+
+
+@runtime_checkable
+class ShowsPictures(Protocol):
+    """A task whose progress can be seen, such as by reconstructions of a few fixed samples."""
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return pictures by name, (3, H, W) uint8; an empty mapping shows none.
+
+        All workers call it at the same step, since a model may be sharded; those of rank 0 are shown. Leaves
+        what is trained, and its random numbers, as they are.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsCodes(Protocol):
+    """A task with codebooks."""
+
+    def code_counts(self) -> Mapping[str, Tensor]:
+        """Return how often this worker's share of the last batch has each code, by stream: (D, K) int64.
+
+        D depths, K codes. All workers call it at the same step, likewise.
+        """
         ...

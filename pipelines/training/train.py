@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.hub.saved_model import FILES
+from dualtoken.model.metrics.codebook import count_codes
 from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.resolution import at_resolution
+from dualtoken.model.training.inference import inference
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from dualtoken.model.vision.towers import checkpoint_gradients, tower_blocks
-from dualtoken.model.vision.transform import normalize
+from dualtoken.model.vision.transform import normalize, to_tensor, to_uint8
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
@@ -34,6 +37,8 @@ from dualtoken.pipelines.training.train_batches import TrainBatch, TrainDataLoad
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
 PREFETCHED_BATCHES = 2
+NUM_SHOWN = 6
+"""Images whose reconstructions are shown while the tokenizer trains."""
 
 
 class TokenizerTask:
@@ -47,6 +52,10 @@ class TokenizerTask:
         self._context = context
         self._state = _first_state(job, context, scratch)
         self._data = TrainDataLoader(job, context, scratch)
+        self._shown: Tensor | None = None
+        """Images whose reconstructions are shown, (B, 3, S, S) uint8."""
+        self._last_images: Tensor | None = None
+        """Images of the last step, likewise."""
         self.steps = self._config.steps
         self.batch_size = self._config.batch_size
 
@@ -92,6 +101,33 @@ class TokenizerTask:
         with_gan = adversary is not None and adversary.takes_part(self.step - 1)
         return tokenizer_step_cost(self._recipe, with_gan=with_gan)
 
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return a few training images above their reconstructions."""
+        if self._shown is None:
+            size = self._recipe.tokenizer.image_size
+            pictures = [sample.picture for sample in self._data.samples.first(NUM_SHOWN)]
+            self._shown = to_tensor(pictures, size) if pictures else torch.empty(0, 3, size, size)
+        if not len(self._shown):
+            return {}
+        with inference(self._state) as tokenizer:
+            images = normalize(self._shown.to(self._context.device))
+            reconstruction = tokenizer(images, pixel=True, semantic=False).reconstruction
+        rows = torch.stack((self._shown, to_uint8(reconstruction).cpu()))
+        # (2, B, 3, S, S) to (3, 2 S, B S)
+        return {"reconstructions": rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)}
+
+    def code_counts(self) -> Mapping[str, Tensor]:
+        """Return how often the streams' codes occur in the last batch, or in a part that fits into memory."""
+        assert self._last_images is not None, "a step was taken"
+        size = len(self._last_images) // self.accumulate_steps
+        with inference(self._state) as tokenizer:
+            output = tokenizer(normalize(self._last_images[:size]), pixel=True, semantic=True)
+        config = self._recipe.tokenizer
+        return {
+            "semantic": count_codes(output.semantic.ids, config.semantic.num_codes).cpu(),
+            "pixel": count_codes(output.pixel.ids, config.pixel.num_codes).cpu(),
+        }
+
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""
         return self._data.samples.damage.num_lost
@@ -99,6 +135,7 @@ class TokenizerTask:
     def train_step(self, batch: TrainBatch, check: StepCheck) -> Mapping[str, float]:
         """Take the next step."""
         images = batch.images.to(self._context.device, non_blocking=True)
+        self._last_images = images
         targets = self._data.targets(batch, images)
         return train_step(self._state, normalize(images), targets, check).present()
 

@@ -10,12 +10,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from torch import Tensor
+
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.pace import PaceMeter
 from dualtoken.pipelines.training.step_cost import flop_utilization
 from dualtoken.pipelines.training.step_window import StepWindow, Window
-from dualtoken.pipelines.training.task import CountsLostSamples, CountsOperations, Task
+from dualtoken.pipelines.training.task import (
+    CountsCodes,
+    CountsLostSamples,
+    CountsOperations,
+    ShowsPictures,
+    Task,
+)
 from dualtoken.pipelines.training.train_context import TrainContext
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
@@ -31,10 +39,12 @@ class TrainingLog:
         self._config = job.recipe.train
         self._task = task
         self._context = context
+        self._workers = workers
         self._window = StepWindow(workers)
         self._pace = PaceMeter(task.steps, task.batch_size)
         self._began = time.monotonic()
         self._is_due = False
+        self._are_pictures_due = False
         self._stack = ExitStack()
         self._file: MetricsLog | None = None
         if workers.rank == 0:
@@ -63,14 +73,36 @@ class TrainingLog:
         self._window.add(metrics)
         self._pace.step_taken(time.monotonic())
         step = self._task.step - 1
+        every = self._config.log_images_every
         self._is_due = self._is_due or is_last or step % self._config.log_every == 0
-        if not self._is_due or not metrics:
+        if every:
+            is_at_interval = self._task.step % every == 0
+            self._are_pictures_due = self._are_pictures_due or is_last or is_at_interval
+        if not metrics:
             return
-        self._is_due = False
+        if self._is_due:
+            self._is_due = False
+            self._write_line(step, stalled_seconds)
+        if self._are_pictures_due:
+            self._are_pictures_due = False
+            self._show(step)
+
+    def _write_line(self, step: int, stalled_seconds: float) -> None:
         window = self._window.close(self._num_lost())
         if self._file:
             values = {**window.metrics, **self._measured(window, stalled_seconds)}
             self._file.write(step, values, self._pace.pace(self._task.step))
+
+    def _show(self, step: int) -> None:
+        """Write pictures, and how often codes are used, where the task has them."""
+        pictures = self._task.pictures() if isinstance(self._task, ShowsPictures) else {}
+        counts: dict[str, Tensor] = {}
+        if isinstance(self._task, CountsCodes):
+            for stream, own in self._task.code_counts().items():
+                counts[stream] = self._workers.sum(own)
+        if self._file:
+            self._file.write_pictures(step, pictures)
+            self._file.write_code_counts(step, counts)
 
     def save(self) -> None:
         """Copy the log to storage, where that is not a local folder."""

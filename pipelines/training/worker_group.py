@@ -44,6 +44,13 @@ class WorkerGroup:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all workers' tensors, of one shape and type, on the CPU."""
+        summed = tensor.cpu().clone()
+        if self.group is not None:
+            dist.all_reduce(summed, group=self.group)
+        return summed
+
     def of_first(self, call: Callable[[], Value]) -> Value:
         """Return what a call gives on rank 0, which alone makes it; where it fails, every rank raises."""
         outcome: _Outcome[Value] = _Outcome()

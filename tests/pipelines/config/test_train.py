@@ -38,6 +38,15 @@ MISTAKES = {
     ),
     ("train.min_workers=2",): ("train: min_workers=2 is over num_workers=1: lower it, or raise num_workers"),
     ("train.max_gradient_spike=1",): "train.max_gradient_spike=1: should be greater than 1",
+    ("train.profile=5",): (
+        "train.profile: '5' is no range of steps: write START:STOP, "
+        "such as 20:25 for the five from step 20 on"
+    ),
+    ("train.profile=7:7",): (
+        "train.profile: '7:7' is no range of steps: write START:STOP, "
+        "such as 20:25 for the five from step 20 on"
+    ),
+    ("train.log_images_every=-1",): "train.log_images_every=-1: should be greater than or equal to 0",
     ("train.keep_checkpoints=0",): "train.keep_checkpoints=0: should be greater than 0",
     ("train.keep_best={metric: loss, mod: max}",): (
         "train.keep_best.mod='max' is no key of a recipe: did you mean mode?"

@@ -17,7 +17,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import run_unit
 from dualtoken.pipelines.core.ledger import sample_key
-from dualtoken.pipelines.core.receipts import Receipt, done_units, read_manifest, receipt_name
+from dualtoken.pipelines.core.receipts import PICTURES, Receipt, done_units, read_manifest, receipt_name
 from dualtoken.pipelines.core.stage import Unit, UnitOutput
 from dualtoken.pipelines.core.tombstones import Tombstones, url_hash
 from dualtoken.pipelines.curation.score import Worker
@@ -78,6 +78,16 @@ def test_a_sample_goes_from_every_stage_and_the_others_stay_as_they_were(recipe:
     ]
     assert [finding for one in checked for finding in one.findings] == []
     assert plan_for(recipe, key).affected == ()
+
+
+def test_pictures_in_the_log_of_a_training_go_with_any_of_its_samples(recipe: Recipe) -> None:
+    job = planned_job(recipe, "train")
+    assert list(job.store().files(PICTURES))
+    said: list[str] = []
+    forget(plan_for(recipe, second_key(recipe)), said.append)
+    assert not list(job.store().files(PICTURES))
+    assert f"{job.folder}/{PICTURES}: pictures of training images taken away" in said
+    assert job.store().exists("logs/metrics.jsonl")
 
 
 def said_in(file: Path) -> str:

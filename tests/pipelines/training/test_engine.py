@@ -1,5 +1,6 @@
 """The engine's failure policy, by a task that learns in no time: each failure is met as the recipe says."""
 
+import gzip
 import json
 import re
 import signal
@@ -302,3 +303,30 @@ def test_the_progress_of_a_resumed_run_has_its_own_pace(
     assert float(found[2]) <= 10, "a step takes 0.1 s"
     assert int(found[3]) == pytest.approx(4 / float(found[2]), abs=0.6)
     assert float(found[1]) == pytest.approx(12 * float(found[2]), rel=0.01)
+
+
+def traced(job: StageJob, name: str) -> set[str]:
+    """Return the names of the events in a trace."""
+    trace = json.loads(gzip.decompress(job.store().read(f"logs/profile/{name}.json.gz")))
+    return {event["name"] for event in trace["traceEvents"]}
+
+
+def test_the_steps_that_the_recipe_names_are_profiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(toy_job(tmp_path / "plain", "train.steps=6"))
+    job = toy_job(tmp_path / "run", "train.steps=6", "train.profile=2:4")
+    assert torch.equal(run(job)["weight"], expected["weight"])
+    assert "aten::addmm" in traced(job, "steps-2-3")
+    path = f"{tmp_path}/run/logs/profile/steps-2-3.json.gz"
+    assert f"a trace of steps 2 to 3 is in {path}: open it at" in capsys.readouterr().out
+
+    # One that is stopped has those that it took, and one that resumes the others.
+    job = toy_job(tmp_path / "stopped", "train.steps=6", "train.profile=1:9")
+    train(job, AskedAtStep(CPU), ToyTask)
+    assert "aten::addmm" in traced(job, "steps-1-1")
+    run(job)
+    assert sorted(path.name for path in (tmp_path / "stopped/logs/profile").iterdir()) == [
+        "steps-1-1.json.gz",
+        "steps-3-5.json.gz",
+    ]

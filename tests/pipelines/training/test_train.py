@@ -5,21 +5,26 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.training.lpips import Lpips
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UnitsFailed
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import open_image_shard
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.stored_targets import stored_mode
+from dualtoken.pipelines.training.train import NUM_SHOWN
 from dualtoken.pipelines.training.train_batches import TrainDataLoader
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
@@ -122,6 +127,52 @@ def test_a_teacher_beside_the_training_computes_in_its_precision(
             dense.append(batches.targets(batch, batch.images).dense)
     assert not torch.equal(dense[1], dense[0])
     torch.testing.assert_close(dense[1].float(), dense[0], rtol=0.1, atol=0.1)
+
+
+def events(folder: Path) -> EventAccumulator:
+    """Read TensorBoard's files as TensorBoard does."""
+    found = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0})
+    found.Reload()
+    return found
+
+
+def test_tensorboard_shows_reconstructions_beside_their_originals_and_the_use_of_codes(
+    root: Path, load_tiny: LoadTiny
+) -> None:
+    folder = train(load_tiny(root, "train.seed=5", "train.log_images_every=3"))
+    pictures = events(folder / "logs/tensorboard/pictures").Images("reconstructions")
+    assert [picture.step for picture in pictures] == [2, 3]
+    assert (pictures[0].width, pictures[0].height) == (NUM_SHOWN * 32, 2 * 32)
+    first, last = [np.array(decode_rgb(picture.encoded_image_string)) for picture in pictures]
+    assert np.array_equal(first[:32], last[:32]), "the originals are the same ones"
+    assert not np.array_equal(first[32:], last[32:])
+    job = planned_job(load_tiny(root), "train")
+    shard = open_image_shard(job.input("download", "tiny-train"), "00000", folder)
+    image = np.array(decode_rgb(shard.image(0)))
+    assert any(np.array_equal(first[:32, left : left + 32], image) for left in range(0, NUM_SHOWN * 32, 32))
+
+    log = events(folder / "logs/tensorboard")
+    for stream in ("pixel", "semantic"):
+        for depth in range(2):
+            tag = f"codes/{stream}/counts/depth_{depth}"
+            histogram = log.Histograms(tag)[-1].histogram_value
+            assert histogram.num == 16
+            assert histogram.sum == 8 * 16, "each token of the batch has a code"
+            perplexity = log.Scalars(f"codes/{stream}/perplexity/depth_{depth}")[-1].value
+            assert 1 <= perplexity <= 16
+
+
+def test_pictures_are_not_made_where_the_recipe_says_so_and_change_no_bit(
+    root: Path, load_tiny: LoadTiny
+) -> None:
+    parts = ("train.seed=6", "train.weight_ema={decay: 0.5}")
+    without = train(load_tiny(root, *parts, "train.log_images_every=0"))
+    weights = (without / "model.safetensors").read_bytes()
+    assert not (without / "logs/tensorboard/pictures").exists()
+    shutil.rmtree(without)
+    assert train(load_tiny(root, *parts, "train.log_images_every=1")) == without
+    assert (without / "model.safetensors").read_bytes() == weights
+    assert len(events(without / "logs/tensorboard/pictures").Images("reconstructions")) == 4
 
 
 @pytest.mark.parametrize(
