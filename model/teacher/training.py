@@ -110,6 +110,21 @@ class TeacherTrainer:
         self.step += 1
         return TeacherMetrics(loss.item(), _accuracy(image_features, text_features), rate)
 
+    @torch.no_grad()
+    def heldout_metrics(
+        self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]
+    ) -> dict[str, float]:
+        """Return loss and accuracy on pairs that nothing is learnt from, compared with each other alone."""
+        self.model.eval()
+        try:
+            image_features, text_features, scale, bias = self.model(normalize(images), tokens)
+        finally:
+            self.model.train()
+        nearest = (image_features @ text_features.T).argmax(dim=1)
+        own = torch.arange(len(images), device=images.device)
+        loss = SigLipLoss()(image_features, text_features, scale, bias)
+        return {"loss": loss.item(), "accuracy": (nearest == own).float().mean().item()}
+
 
 def _loss(
     images: Float[Tensor, "B E"], texts: Float[Tensor, "B E"], scale: Float[Tensor, ""], bias: Tensor

@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
+from dualtoken.model.metrics import MAX_PSNR
+from dualtoken.model.metrics.reconstruction import psnr_per_image
+from dualtoken.model.teacher.targets import TeacherTargets
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
+from dualtoken.model.training.losses import tokenizer_loss
 from dualtoken.model.training.state import TrainState
+from dualtoken.model.vision.transform import normalize, to_uint8
 
 
 @contextmanager
@@ -36,3 +43,28 @@ def _uncompiled(state: TrainState) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def heldout_losses(
+    state: TrainState, levels: UInt8[Tensor, "B 3 S S"], targets: TeacherTargets
+) -> dict[str, Float[Tensor, ""]]:
+    """Return the loss of images that nothing is learnt from, its terms and their PSNR, dB, by name.
+
+    The GAN's part is left out: it says how training goes, not how good a picture is.
+    """
+    images = normalize(levels)
+    with inference(state) as tokenizer:
+        output = tokenizer(images, **state.streams._asdict())
+        loss = tokenizer_loss(
+            output,
+            images,
+            targets,
+            state.config.losses,
+            phase=state.config.stage,
+            perceptual=state.perceptual,
+        )
+    found = {"loss": loss.total, **loss.terms()}
+    if output.reconstruction is not None:
+        ratios = psnr_per_image(to_uint8(output.reconstruction), levels)
+        found["psnr"] = ratios.clamp(max=MAX_PSNR).mean()
+    return found

@@ -6,7 +6,7 @@ Nothing here decides what is learnt, so none of it is part of a fingerprint.
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
 
@@ -25,11 +25,15 @@ StepRange = Annotated[str, AfterValidator(_as_steps)]
 """Steps START:STOP, the first of all is 0 and STOP is left out, as in Python."""
 
 
+VALIDATION = "validation_"
+"""Beginning of the names of metrics on held-out samples."""
+
+
 class BestConfig(Config):
     """A metric of the training's log by which one checkpoint is kept beside the newest."""
 
     metric: str
-    """Name of the metric, such as `loss`."""
+    """Name of the metric, such as `loss`, or `validation_loss` with `validate_every`."""
     mode: Literal["min", "max"] = "min"
     """Whether a lower value is better, or a higher one."""
 
@@ -48,6 +52,11 @@ class EngineConfig(Config):
     log_images_every: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=500)
     """Steps between pictures and code histograms in TensorBoard's files; the last step has some too. 0: none.
     The pictures are of a few training images, and `forget` deletes them."""
+    validate_every: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=0)
+    """Steps between measurements on held-out images; the last step has one too. 0: none. Their names begin
+    with `validation_`."""
+    validation_images: PositiveInt = not_in_fingerprint(default=256)
+    """Held-out images that are measured each time, the first of all."""
     max_failures: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=2)
     """Restarts of the workers without a new checkpoint between them, before the run fails."""
     max_bad_steps: PositiveInt = not_in_fingerprint(default=3)
@@ -66,6 +75,18 @@ class EngineConfig(Config):
     """Time that a worker waits for the others in one operation of the process group."""
     profile: StepRange | None = not_in_fingerprint(default=None)
     """Steps that torch.profiler records, such as `20:25`; the trace is stored in the stage's `logs/`."""
+
+    @model_validator(mode="after")
+    def _best_checkpoints_are_validated(self) -> "EngineConfig":
+        best = self.keep_best
+        if best is None or not best.metric.startswith(VALIDATION):
+            return self
+        if not self.validate_every or self.checkpoint_every % self.validate_every:
+            raise ValueError(
+                f"keep_best.metric={best.metric} is measured every "
+                f"validate_every={self.validate_every} steps: set validate_every so that it divides checkpoint_every={self.checkpoint_every}"
+            )
+        return self
 
     @property
     def profiled_steps(self) -> range:

@@ -108,7 +108,11 @@ class Planner:
         inputs: dict[str, PlannedStage] = {}
         for name, input_corpus in stage.reads(self.recipe, corpus):
             inputs[input_name(name, input_corpus)] = self.get(name, input_corpus)
-        unfinished = tuple(planned for planned in inputs.values() if planned.manifest is None)
+        beside: dict[str, PlannedStage] = {}
+        for name, input_corpus in stage.also_reads(self.recipe, corpus):
+            beside[input_name(name, input_corpus)] = self.get(name, input_corpus)
+        needed = {**inputs, **beside}
+        unfinished = tuple(planned for planned in needed.values() if planned.manifest is None)
         if unfinished:
             return self._expected(stage, corpus, unfinished)
 
@@ -116,8 +120,9 @@ class Planner:
         folders: dict[str, str] = {}
         for name, planned in inputs.items():
             assert planned.manifest is not None
-            assert planned.job is not None, "a finished stage has a job"
             manifests[name] = planned.manifest
+        for name, planned in needed.items():
+            assert planned.job is not None, "a finished stage has a job"
             folders[name] = planned.job.folder
         identity = {
             "stage": stage.name,

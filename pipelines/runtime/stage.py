@@ -120,6 +120,9 @@ class Stage:
     units: UnitsOf
     help: str
     """One line on what the command does."""
+    also_reads: Callable[[Recipe, str | None], Inputs] = lambda _recipe, _corpus: []
+    """Further stages that must be finished before, and decide nothing of the output, such as held-out samples
+    that a training is measured on."""
     recipe_keys: Mapping[str, str] = field(default_factory=dict)
     """Keys of the recipe by those of `settings` that a recipe spells otherwise, for `explain`; `{corpus}`
     stands for the corpus."""

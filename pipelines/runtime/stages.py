@@ -207,6 +207,19 @@ def _train_reads(recipe: Recipe, _: str | None) -> Inputs:
     return [*_of_training_corpora(recipe, "download", "filter", "targets"), ("teacher", None)]
 
 
+def _validation_of_teacher(recipe: Recipe, _: str | None) -> Inputs:
+    if recipe.teacher.kind != "train" or not recipe.train.validate_every:
+        return []
+    return [("download", corpus) for corpus in recipe.heldout_corpora]
+
+
+def _validation_of_tokenizer(recipe: Recipe, _: str | None) -> Inputs:
+    if not recipe.train.validate_every:
+        return []
+    stages = ["download", "filter"] if recipe.targets.stored is None else ["download", "filter", "targets"]
+    return [(name, corpus) for corpus in recipe.heldout_corpora for name in stages]
+
+
 def _token_bytes(recipe: Recipe) -> float:
     config = recipe.tokenizer
     codes = config.grid_size**2 * config.pixel.depth * 2
@@ -280,6 +293,7 @@ declare(
         folder="models/teacher",
         worker="dualtoken.pipelines.training.teacher:Worker",
         reads=_teacher_reads,
+        also_reads=_validation_of_teacher,
         settings=teacher_settings,
         recipe_keys={
             "gpu": "train.use_gpu",
@@ -363,6 +377,7 @@ declare(
         worker="dualtoken.pipelines.training.train:Worker",
         engine=lambda _recipe: "ray_train",
         reads=_train_reads,
+        also_reads=_validation_of_tokenizer,
         settings=train_settings,
         recipe_keys={
             "perceptual": "train.perceptual (its files' content)",

@@ -58,12 +58,13 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
             step = task.step - 1
             is_last = task.step == task.steps
             must_stop = workers.any(value=context.asked_to_stop())
-            log.step_taken(metrics, saver.stalled_seconds, is_last=is_last or must_stop)
+            validation = log.step_taken(metrics, saver.stalled_seconds, is_last=is_last or must_stop)
+            watchdog.step_taken()
             is_due = is_due or is_last or must_stop or task.step % config.checkpoint_every == 0
             # Not after a bad step, which weights that are no numbers any more may have caused.
             if is_due and metrics:
                 is_due = False
-                saver.save(task.parts, _receipt(step, metrics, runs))
+                saver.save(task.parts, _receipt(step, {**metrics, **validation}, runs))
                 log.save()
             if must_stop:
                 break

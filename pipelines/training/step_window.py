@@ -5,16 +5,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+from dualtoken.pipelines.training.task import Sum
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
 Batch = TypeVar("Batch")
-
-
-class Sum(NamedTuple):
-    """Sum of a metric's finite values, and how many they are."""
-
-    total: float
-    number: int
 
 
 class WindowOfWorker(NamedTuple):
@@ -94,7 +88,7 @@ class StepWindow:
         windows = self._workers.gather(own)
         lost = [window.num_lost for window in windows if window.num_lost is not None]
         whole = Window(
-            metrics=_means(windows),
+            metrics=means(window.sums for window in windows),
             num_steps=self._num_steps,
             num_bad_steps=self._num_bad,
             seconds=seconds,
@@ -105,14 +99,14 @@ class StepWindow:
         return whole
 
 
-def _means(windows: Iterable[WindowOfWorker]) -> dict[str, float]:
-    """Return the mean of each metric over those steps and workers that have it."""
+def means(sums_of_workers: Iterable[Mapping[str, Sum]]) -> dict[str, float]:
+    """Return the mean of each metric over all workers that have it; NaN where that is nothing."""
     sums: dict[str, Sum] = {}
-    for window in windows:
-        for name, own in window.sums.items():
+    for of_worker in sums_of_workers:
+        for name, own in of_worker.items():
             before = sums.get(name, Sum(0.0, 0))
             sums[name] = Sum(before.total + own.total, before.number + own.number)
-    means: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, summed in sums.items():
-        means[name] = summed.total / summed.number if summed.number else math.nan
-    return means
+        found[name] = summed.total / summed.number if summed.number else math.nan
+    return found

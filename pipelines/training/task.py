@@ -128,3 +128,24 @@ class CountsCodes(Protocol):
         D depths, K codes. All workers call it at the same step, likewise.
         """
         ...
+
+
+class Sum(NamedTuple):
+    """Sum of a metric over steps or samples, and how many they are."""
+
+    total: float
+    number: int
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A task that can be measured on held-out samples while it trains."""
+
+    def validate(self) -> Mapping[str, Sum]:
+        """Return each metric's sum over this worker's share of the held-out samples; none without samples.
+
+        The shares of all workers make up the same samples whatever their number. All workers call it at the
+        same step, and all call a sharded model equally often. Leaves what is trained, and its random
+        numbers, as they are.
+        """
+        ...

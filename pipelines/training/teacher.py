@@ -18,6 +18,7 @@ from dualtoken.model.teacher.teacher import (
     export_open_clip,
     load_teacher,
     save_teacher,
+    tokenize,
 )
 from dualtoken.model.teacher.training import TeacherTrainer
 from dualtoken.model.vision.towers import activation_of, tower_depth, tower_differs, tower_width
@@ -29,9 +30,11 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.checkpoint_saver import load_module
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
+from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.resume import job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
+from dualtoken.pipelines.training.task import Sum
 from dualtoken.pipelines.training.teacher_batches import TeacherDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
@@ -118,7 +121,10 @@ class TeacherTask:
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         teacher = job.recipe.teacher
         assert isinstance(teacher, TrainedTeacher)
+        self._job = job
+        self._settings = teacher
         self._context = context
+        self._heldout: list[HeldoutBatch] | None = None
         try:
             # FSDP2 shards no scalars, such as the loss's scale; a teacher that is trained here is small.
             self._trainer = TeacherTrainer(
@@ -152,6 +158,18 @@ class TeacherTask:
     def sample_keys(self, step: int) -> list[str]:
         """Return the keys of the samples in this worker's share of a step."""
         return self._data.sample_keys(step)
+
+    def validate(self) -> Mapping[str, Sum]:
+        """Return loss and accuracy on held-out pairs, each batch of them compared with itself."""
+        size = self._settings.image_size
+        if self._heldout is None:
+            self._heldout = heldout_batches(self._job, self._context, size, "download")
+        return summed(self._heldout, self._measure)
+
+    def _measure(self, batch: HeldoutBatch) -> Mapping[str, float]:
+        device = self._context.device
+        tokens = tokenize(batch.captions, self._settings.text)
+        return self._trainer.heldout_metrics(batch.images.to(device), tokens.to(device))
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""

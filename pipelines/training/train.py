@@ -14,7 +14,7 @@ from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.resolution import at_resolution
-from dualtoken.model.training.inference import inference
+from dualtoken.model.training.inference import heldout_losses, inference
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from dualtoken.model.vision.towers import checkpoint_gradients, tower_blocks
@@ -27,12 +27,13 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.checkpoint_saver import load_module
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
+from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.perceptual import open_perceptual
 from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
 from dualtoken.pipelines.training.step_cost import tokenizer_step_cost
-from dualtoken.pipelines.training.task import StepCost
+from dualtoken.pipelines.training.task import StepCost, Sum
 from dualtoken.pipelines.training.train_batches import TrainBatch, TrainDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
@@ -47,7 +48,9 @@ class TokenizerTask:
     smaller = "lower tokenizer.image_size, set train.checkpoint_tower=true, or take machines with more memory"
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
+        self._job = job
         self._recipe = job.recipe
+        self._heldout: list[HeldoutBatch] | None = None
         self._config = job.recipe.train
         self._context = context
         self._state = _first_state(job, context, scratch)
@@ -127,6 +130,20 @@ class TokenizerTask:
             "semantic": count_codes(output.semantic.ids, config.semantic.num_codes).cpu(),
             "pixel": count_codes(output.pixel.ids, config.pixel.num_codes).cpu(),
         }
+
+    def validate(self) -> Mapping[str, Sum]:
+        """Return the losses and the PSNR of held-out images, in batches of their own."""
+        size = self._recipe.tokenizer.image_size
+        if self._heldout is None:
+            samples = "targets" if self._recipe.targets.read_by_training else "filter"
+            self._heldout = heldout_batches(self._job, self._context, size, samples)
+        return summed(self._heldout, self._measure)
+
+    def _measure(self, batch: HeldoutBatch) -> Mapping[str, float]:
+        images = batch.images.to(self._context.device)
+        targets = self._data.targets(TrainBatch(batch.images, batch.pooled, batch.dense), images)
+        losses = heldout_losses(self._state, images, targets)
+        return {name: value.item() for name, value in losses.items()}
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""

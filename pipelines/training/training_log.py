@@ -12,17 +12,19 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
+from dualtoken.pipelines.config.engine import VALIDATION
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.metrics_log import MetricsLog
 from dualtoken.pipelines.training.pace import PaceMeter
 from dualtoken.pipelines.training.step_cost import flop_utilization
-from dualtoken.pipelines.training.step_window import StepWindow, Window
+from dualtoken.pipelines.training.step_window import StepWindow, Window, means
 from dualtoken.pipelines.training.task import (
     CountsCodes,
     CountsLostSamples,
     CountsOperations,
     ShowsPictures,
     Task,
+    Validates,
 )
 from dualtoken.pipelines.training.train_context import TrainContext
 from dualtoken.pipelines.training.worker_group import WorkerGroup
@@ -45,6 +47,7 @@ class TrainingLog:
         self._began = time.monotonic()
         self._is_due = False
         self._are_pictures_due = False
+        self._is_validation_due = False
         self._stack = ExitStack()
         self._file: MetricsLog | None = None
         if workers.rank == 0:
@@ -64,10 +67,13 @@ class TrainingLog:
         """Yield batches, and measure how long steps wait for them."""
         return self._window.waited_for(batches)
 
-    def step_taken(self, metrics: Mapping[str, float], stalled_seconds: float, *, is_last: bool) -> None:
+    def step_taken(
+        self, metrics: Mapping[str, float], stalled_seconds: float, *, is_last: bool
+    ) -> dict[str, float]:
         """Add a step's metrics, none for a bad one, and write a line where one is due.
 
-        A line that is due at a bad step is written at the next good one. `stalled_seconds` is the time that
+        Returns what the held-out samples give after this step; nothing where no validation is due. A line or
+        validation that is due at a bad step is made at the next good one. `stalled_seconds` is the time that
         steps have waited for checkpoints so far.
         """
         self._window.add(metrics)
@@ -78,19 +84,33 @@ class TrainingLog:
         if every:
             is_at_interval = self._task.step % every == 0
             self._are_pictures_due = self._are_pictures_due or is_last or is_at_interval
+        validate_every = self._config.validate_every
+        if validate_every:
+            is_at_interval = self._task.step % validate_every == 0
+            self._is_validation_due = self._is_validation_due or is_last or is_at_interval
         if not metrics:
-            return
-        if self._is_due:
+            return {}
+        validation = self._validation()
+        if self._is_due or validation:
             self._is_due = False
-            self._write_line(step, stalled_seconds)
+            self._write_line(step, stalled_seconds, validation)
         if self._are_pictures_due:
             self._are_pictures_due = False
             self._show(step)
+        return validation
 
-    def _write_line(self, step: int, stalled_seconds: float) -> None:
+    def _validation(self) -> dict[str, float]:
+        """Return the metrics of the held-out samples over all workers, if they are due."""
+        if not self._is_validation_due or not isinstance(self._task, Validates):
+            return {}
+        self._is_validation_due = False
+        found = means(self._workers.gather(dict(self._task.validate())))
+        return {f"{VALIDATION}{name}": value for name, value in found.items()}
+
+    def _write_line(self, step: int, stalled_seconds: float, validation: Mapping[str, float]) -> None:
         window = self._window.close(self._num_lost())
         if self._file:
-            values = {**window.metrics, **self._measured(window, stalled_seconds)}
+            values = {**window.metrics, **validation, **self._measured(window, stalled_seconds)}
             self._file.write(step, values, self._pace.pace(self._task.step))
 
     def _show(self, step: int) -> None:

@@ -99,7 +99,8 @@ def _upstream(command: str, recipe: Recipe) -> list[str]:
     stage = get_stage(command)
     upstream: set[str] = set()
     for corpus in stage.runs_on(recipe):
-        upstream.update(name for name, _ in stage.reads(recipe, corpus))
+        needed = [*stage.reads(recipe, corpus), *stage.also_reads(recipe, corpus)]
+        upstream.update(name for name, _ in needed)
     return [name for name in asset_names(recipe) if name in upstream]
 
 

@@ -12,6 +12,7 @@ from dualtoken.model.optimizer import StepCheck, build_optimizer
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
+from dualtoken.pipelines.training.task import Sum
 from dualtoken.pipelines.training.train_context import TrainContext
 
 NUM_SAMPLES = 12
@@ -156,3 +157,14 @@ class SlowData(ToyTask):
     def num_lost(self) -> int:
         """Return what this worker lost."""
         return self.context.rank + 1
+
+
+class Validated(ToyTask):
+    """Measures how far its weights are from the best ones on twelve further samples."""
+
+    def validate(self) -> Mapping[str, Sum]:
+        """Measure this worker's share."""
+        samples = torch.randn(NUM_SAMPLES, 4, generator=torch.Generator().manual_seed(99))
+        share = samples[self.context.rank :: self.context.world_size]
+        errors = (self.model(share) - share[:, :3]).square().mean(dim=1)
+        return {"error": Sum(errors.sum().item(), len(errors))}

@@ -38,6 +38,14 @@ MISTAKES = {
     ),
     ("train.min_workers=2",): ("train: min_workers=2 is over num_workers=1: lower it, or raise num_workers"),
     ("train.max_gradient_spike=1",): "train.max_gradient_spike=1: should be greater than 1",
+    ("train.keep_best={metric: validation_psnr}",): (
+        "train: keep_best.metric=validation_psnr is measured every validate_every=0 steps: "
+        "set validate_every so that it divides checkpoint_every=100"
+    ),
+    ("train.keep_best={metric: validation_psnr}", "train.validate_every=30"): (
+        "train: keep_best.metric=validation_psnr is measured every validate_every=30 steps: "
+        "set validate_every so that it divides checkpoint_every=100"
+    ),
     ("train.profile=5",): (
         "train.profile: '5' is no range of steps: write START:STOP, "
         "such as 20:25 for the five from step 20 on"

@@ -37,8 +37,9 @@ from tests.helpers.toy_training import (
     Spike,
     TooLarge,
     ToyTask,
+    Validated,
 )
-from tests.helpers.training_groups import CPU, load_trained, train_as_group
+from tests.helpers.training_groups import CPU, GroupJob, load_trained, train_as_group
 from tests.helpers.waiting import wait_until
 
 
@@ -216,9 +217,12 @@ def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Pat
     expected = run(whole)
     uneven = toy_job(tmp_path / "uneven", "train.steps=4")
     lossy = toy_job(tmp_path / "lossy", "train.steps=4", "train.log_every=2")
-    train_as_group(
-        [*((job, ToyTask) for job in jobs), (uneven, NotANumberOfFirst), (lossy, SlowData)], 3, tmp_path
-    )
+    measured = toy_job(tmp_path / "measured", "train.steps=2", "train.validate_every=1")
+    further: list[GroupJob] = [(uneven, NotANumberOfFirst), (lossy, SlowData), (measured, Validated)]
+    train_as_group([*((job, ToyTask) for job in jobs), *further], 3, tmp_path)
+    alone = toy_job(tmp_path / "measured alone", "train.steps=2", "train.validate_every=1")
+    run(alone, Validated)
+    assert logged(measured)[-1]["validation_error"] == pytest.approx(logged(alone)[-1]["validation_error"])
     assert logged_steps(uneven) == [0, 1, 3]  # skipped by all: else they would wait for each other
     # Means over all workers, whose batch is that of one.
     losses = [line["loss"] for line in logged(whole)]
@@ -330,3 +334,29 @@ def test_the_steps_that_the_recipe_names_are_profiled(
         "steps-1-1.json.gz",
         "steps-3-5.json.gz",
     ]
+
+
+def test_a_training_is_validated_at_intervals_and_the_best_checkpoint_is_kept_by_it(tmp_path: Path) -> None:
+    job = toy_job(
+        tmp_path / "run",
+        *("train.steps=7", "train.log_every=5", "train.validate_every=2", "train.checkpoint_every=2"),
+        *("train.keep_checkpoints=1", "train.keep_best={metric: validation_error, mode: max}"),
+    )
+    run(job, Validated)
+    errors = {line["step"]: line.get("validation_error") for line in logged(job)}
+    assert [step for step, error in errors.items() if error is not None] == [1, 3, 5, 6]
+    assert errors[0] is None
+    found = [error for error in errors.values() if error is not None]
+    assert found == sorted(found, reverse=True), "it learns"
+    # The worst by the first of them, and the newest.
+    assert job.store().folders("checkpoints") == [f"checkpoints/step-00000000{step}" for step in (1, 6)]
+    receipt = json.loads(job.store().read("checkpoints/step-000000001/receipt.json"))
+    assert receipt["metrics"]["validation_error"] == pytest.approx(errors[1])
+
+
+def test_a_validation_is_no_part_of_a_training_that_names_none(tmp_path: Path) -> None:
+    plain = toy_job(tmp_path / "plain", "train.steps=4")
+    weights = run(plain, Validated)
+    assert not any("validation_error" in line for line in logged(plain))
+    validated = run(toy_job(tmp_path / "validated", "train.steps=4", "train.validate_every=1"), Validated)
+    assert torch.equal(weights["weight"], validated["weight"])
