@@ -83,8 +83,8 @@ class EngineConfig(Config):
             return self
         if not self.validate_every or self.checkpoint_every % self.validate_every:
             raise ValueError(
-                f"keep_best.metric={best.metric} is measured every "
-                f"validate_every={self.validate_every} steps: set validate_every so that it divides checkpoint_every={self.checkpoint_every}"
+                f"keep_best.metric={best.metric} is measured every validate_every={self.validate_every} "
+                f"steps: set validate_every so that it divides checkpoint_every={self.checkpoint_every}"
             )
         return self
 
