@@ -8,6 +8,7 @@ from .model.vision.image_files import open_image as open_image
 from .pipelines.config.parse import load_recipe as load_recipe
 from .pipelines.config.recipe import Recipe as Recipe
 from .pipelines.errors import UserError as UserError
+from .pipelines.loader.document_kinds import DocumentKind as DocumentKind
 from .pipelines.loader.documents import Markers as Markers
 from .pipelines.loader.documents import PackPlan as PackPlan
 from .pipelines.loader.from_recipe import load_plan as load_plan

@@ -8,7 +8,8 @@ CPU, no accelerator.
 stage will be it.
 """
 
-from dualtoken.pipelines.loader.batches import CodeIds, PackedBatch, TokenBatch
+from dualtoken.pipelines.loader.batches import CodeIds, PackedBatch, TargetCounts, TokenBatch
+from dualtoken.pipelines.loader.document_kinds import KINDS, DocumentKind
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.from_recipe import load_plan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
@@ -17,12 +18,15 @@ from dualtoken.pipelines.loader.quarantine import read_quarantine
 from dualtoken.pipelines.loader.token_loader import TokenLoader, iterate
 
 __all__ = [
+    "KINDS",
     "CodeIds",
+    "DocumentKind",
     "LoadPlan",
     "Markers",
     "PackPlan",
     "PackedBatch",
     "PackedLoader",
+    "TargetCounts",
     "TokenBatch",
     "TokenLoader",
     "iterate",

@@ -46,6 +46,15 @@ class TokenBatch(NamedTuple):
         return f"TokenBatch({', '.join(parts)})"
 
 
+class TargetCounts(NamedTuple):
+    """Targets of a batch: what a loss is a sum over."""
+
+    text: int
+    """Positions whose text id is predicted."""
+    visual: int
+    """Positions of images whose codes are predicted."""
+
+
 class PackedBatch(NamedTuple):
     """A step's sequences on one rank.
 
@@ -72,13 +81,22 @@ class PackedBatch(NamedTuple):
     source: Tensor
     """(N,), int64: number of each document's dataset."""
     image_first: Tensor
-    """(N,), bool."""
+    """(N,), bool: whether the image comes before the text; documents without an image count as others."""
     lost: int
     """Samples missing from this step and rank, since their shards are in quarantine."""
     position: int
     """Samples of the whole run that are in sequences, or wait for one, when this step is done."""
     waiting: bytes
     """Documents that wait: (sample, length) of each, int64."""
+    targets: Tensor
+    """(B, T), bool: positions whose text id is predicted, from what comes before them in their document."""
+    visual_targets: Tensor
+    """(V,), bool: positions of images whose codes are predicted, in the order of `semantic` and `pixel`."""
+    kinds: Tensor
+    """(N,), int8: numbers of the documents' kinds, places in `KINDS`."""
+    longest: int
+    """Positions of the longest segment."""
+    num_targets: TargetCounts
 
     def ids(self, device: torch.device | str | None = None) -> CodeIds:
         """Return the codes as ids for embeddings, on a device: 16 bits a code travel there."""

@@ -1,9 +1,9 @@
 """Packed loader: sequences full of whole documents, exact and elastic like the loader of single samples.
 
-All ranks find the same sequences in the same order, since these follow from the captions' lengths in the
-order of samples. A step of R ranks takes the next R * batch_size sequences: rank r every R-th of them, worker
-w of W every W-th step. Codes are read for a rank's own sequences only. A run resumes from the index of the
-next sample and the documents that wait for a sequence.
+All ranks find the same sequences in the same order, since these follow from the lengths of captions and turns
+in the order of samples. A step of R ranks takes the next R * batch_size sequences: rank r every R-th of them,
+worker w of W every W-th step. Codes are read for a rank's own sequences only. A run resumes from the index of
+the next sample and the documents that wait for a sequence.
 
 So what one process cannot read changes no sequence. Damaged codes leave a hole in one. Damaged captions end
 the run, unless the ledger named them when it began.
@@ -18,8 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualtoken.pipelines.loader.batches import PackedBatch
-from dualtoken.pipelines.loader.documents import PackPlan, lay_out_sequences
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.loader.batches import PackedBatch, TargetCounts
+from dualtoken.pipelines.loader.document_kinds import TEXT, Kinds, is_image_first
+from dualtoken.pipelines.loader.document_texts import DocumentTextReader, DocumentTexts
+from dualtoken.pipelines.loader.documents import PackPlan
+from dualtoken.pipelines.loader.layout import DocumentText, lay_out_sequences
 from dualtoken.pipelines.loader.packing import Document, Pack, Packer
 from dualtoken.pipelines.loader.plan import require_same_plan
 from dualtoken.pipelines.loader.quarantine import Mask
@@ -45,6 +49,7 @@ class PackedLoader(RankLoader[PackedBatch]):
         self.packing = plan
         # Here and not where an iteration begins: all workers of this process know of the same damage.
         self._reader = SampleReader(plan.load)
+        self._text_reader = DocumentTextReader(plan, self._reader)
         self.position = 0
         self.waiting: tuple[Document, ...] = ()
 
@@ -76,7 +81,9 @@ class PackedLoader(RankLoader[PackedBatch]):
 
     def __iter__(self) -> Iterator[PackedBatch]:
         worker = self.worker_info
-        assembler = _BatchAssembler(self.packing, self._reader, self.position, self.waiting)
+        assembler = _BatchAssembler(
+            self.packing, self._reader, self._text_reader, self.position, self.waiting
+        )
         for step in itertools.count():
             step_packs = assembler.next_packs(self.batch_size * self.world_size)
             step_lost = assembler.take_lost()
@@ -91,31 +98,37 @@ class PackedLoader(RankLoader[PackedBatch]):
             assembler.release(step_packs)
 
 
-class _CaptionLength(NamedTuple):
-    """Length of a sample's caption."""
+class _DocumentLength(NamedTuple):
+    """Length of a sample's document."""
 
     sample: int
     length: int | None
-    """Ids of the caption; None where it is lost."""
+    """Positions; None where the sample is lost."""
 
 
 class _BatchAssembler:
     """Turns samples into documents, packs documents into sequences, and reads packs into batches."""
 
     def __init__(
-        self, plan: PackPlan, reader: SampleReader, position: int, waiting: Sequence[Document]
+        self,
+        plan: PackPlan,
+        reader: SampleReader,
+        text_reader: DocumentTextReader,
+        position: int,
+        waiting: Sequence[Document],
     ) -> None:
         self._plan = plan
         self._reader = reader
+        self._text_reader = text_reader
         self._position = position
         """Index of the next sample that goes into the pool."""
         self._packer = Packer(plan.capacity, plan.pool_size, waiting=list(waiting))
         self._lost: list[int] = []
         """Samples left out since `take_lost`, because their captions are in quarantine."""
-        self._upcoming: deque[_CaptionLength] = deque()
-        """Samples from `_position` on whose captions were measured already."""
-        self._caption_ids: dict[int, Rows] = {}
-        """Captions' ids by sample, for documents that were tokenized to be measured and still wait."""
+        self._upcoming: deque[_DocumentLength] = deque()
+        """Samples from `_position` on whose documents were measured already."""
+        self._texts: DocumentTexts = {}
+        """Texts of documents that were tokenized to be measured and still wait."""
 
     # From samples to packs: the same on all ranks.
 
@@ -141,10 +154,10 @@ class _BatchAssembler:
         return lost
 
     def release(self, packs: Sequence[Pack]) -> None:
-        """Let go of the captions of packs that are done with."""
+        """Let go of the texts of packs that are done with."""
         for pack in packs:
             for document in pack:
-                self._caption_ids.pop(document.sample, None)
+                self._texts.pop(document.sample, None)
 
     def _next_document(self) -> Document | None:
         """Return the next sample that is not lost as a document, and None at the end of the run."""
@@ -153,14 +166,16 @@ class _BatchAssembler:
                 self._upcoming.extend(self._measure_next_block())
             if not self._upcoming:
                 return None
-            sample, caption_length = self._upcoming.popleft()
+            sample, length = self._upcoming.popleft()
             self._position = sample + 1
-            if caption_length is not None:
-                return Document(sample, self._plan.length(caption_length))
+            if length is not None:
+                if length > self._plan.capacity:
+                    raise self._too_long(sample, length)
+                return Document(sample, length)
             self._lost.append(sample)
 
-    def _measure_next_block(self) -> list[_CaptionLength]:
-        """Measure the captions of the next samples, None for a lost one; none at the end of the run."""
+    def _measure_next_block(self) -> list[_DocumentLength]:
+        """Measure the documents of the next samples, None for a lost one; none at the end of the run."""
         block_end = self._position + READ_BLOCK
         run_end = self._reader.mixture.num_samples
         if run_end is not None:
@@ -170,10 +185,10 @@ class _BatchAssembler:
 
         locations = self._reader.locate(np.arange(self._position, block_end))
         is_lost = self._captions_lost(locations)
-        lengths = iter(self._caption_lengths(locations.select(~is_lost)))
-        measured: list[_CaptionLength] = []
+        lengths = iter(self._document_lengths(locations.select(~is_lost)))
+        measured: list[_DocumentLength] = []
         for sample, lost in zip(locations.samples.tolist(), is_lost.tolist(), strict=True):
-            measured.append(_CaptionLength(sample, None if lost else next(lengths)))
+            measured.append(_DocumentLength(sample, None if lost else next(lengths)))
         return measured
 
     def _captions_lost(self, locations: SampleLocations) -> Mask:
@@ -186,28 +201,36 @@ class _BatchAssembler:
             return np.zeros(len(locations.samples), bool)
         return self._reader.captions_lost_at_start(locations)
 
-    def _caption_lengths(self, locations: SampleLocations) -> list[int]:
-        """Return the numbers of ids in samples' captions; the ids, unless lengths were given, are kept."""
+    def _document_lengths(self, locations: SampleLocations) -> list[int]:
+        """Return the lengths of samples' documents; their texts, unless lengths were given, are kept."""
         if self._plan.lengths is None:
-            captions = self._reader.captions_or_stop(locations)
-            caption_ids = self._tokenize(locations.samples, captions)
-            self._caption_ids |= caption_ids
-            return [len(ids) for ids in caption_ids.values()]
+            texts = self._text_reader.read_or_stop(locations)
+            self._texts |= texts
+            return self._lengths([texts[sample] for sample in locations.samples.tolist()]).tolist()
 
-        lengths = np.zeros(len(locations.samples), np.int64)
+        caption_lengths = np.zeros(len(locations.samples), np.int64)
         for source, positions in group_by_source(locations.sources):
-            lengths[positions] = self._plan.lengths(source, locations.rows[positions])
-        is_dropped = self._plan.document_orders(locations.samples).caption_dropped
-        return np.where(is_dropped, 0, lengths).tolist()
+            caption_lengths[positions] = self._plan.lengths(source, locations.rows[positions])
+        return self._plan.caption_document_lengths(locations.samples, caption_lengths).tolist()
 
-    def _tokenize(self, samples: Rows, captions: Sequence[str]) -> dict[int, Rows]:
-        """Return by sample the ids of captions, none where they are dropped."""
-        is_dropped = self._plan.document_orders(samples).caption_dropped
-        caption_ids: dict[int, Rows] = {}
-        for sample, dropped, caption in zip(samples.tolist(), is_dropped.tolist(), captions, strict=True):
-            ids = [] if dropped or not caption else self._plan.tokenize(caption)
-            caption_ids[sample] = np.asarray(ids, np.int64)
-        return caption_ids
+    def _lengths(self, texts: Sequence[DocumentText]) -> Rows:
+        """Return the lengths of documents by their texts."""
+        kinds = np.array([text.kind for text in texts], np.int8)
+        text_lengths = np.array([len(text.ids) for text in texts], np.int64)
+        return self._plan.document_lengths(kinds, text_lengths)
+
+    def _too_long(self, sample: int, length: int) -> UserError:
+        """Return the error for a document that no sequence can hold."""
+        locations = self._reader.locate(np.array([sample]))
+        source, row = int(locations.sources[0]), int(locations.rows[0])
+        key = self._reader.key(source, row)
+        name = f"sample {sample} ({self._reader.row_name(source, row)}, key {key})"
+        remedy = f"raise capacity to {length} at least, or shorten captions"
+        if self._plan.asks_questions:
+            remedy = f"raise capacity to {length} at least, or lower max_turns"
+        return UserError(
+            f"{name} takes {length} positions, capacity={self._plan.capacity}: {remedy}; nothing is cut"
+        )
 
     # From packs to a batch: a rank's own only.
 
@@ -216,53 +239,58 @@ class _BatchAssembler:
         documents: list[Document] = []
         for pack in packs:
             documents += pack
-        caption_ids = self._read_caption_ids(documents)
-        readable = [document.sample for document in documents if document.sample in caption_ids]
+        texts = self._read_texts(documents)
+        readable = [document.sample for document in documents if document.sample in texts]
         locations, rows = self._reader.read_available(self._reader.locate(np.array(readable, np.int64)))
         samples = locations.samples.tolist()
         if len(samples) < len(documents):
             packs = _only_samples(packs, set(samples))
             num_lost += len(documents) - len(samples)
 
-        image_first = self._plan.document_orders(locations.samples).image_first
-        captions = [caption_ids[sample] for sample in samples]
-        layout = lay_out_sequences(self._plan, packs, captions, image_first)
+        layout = lay_out_sequences(self._plan, packs, [texts[sample] for sample in samples])
         return PackedBatch(
             text=torch.from_numpy(layout.text),
             visual=torch.from_numpy(layout.visual),
-            semantic=_flat_codes(rows.semantic),
-            pixel=_flat_codes(rows.pixel),
+            semantic=_image_codes(rows.semantic, layout.kinds),
+            pixel=_image_codes(rows.pixel, layout.kinds),
             cu_seqlens=torch.from_numpy(layout.cu_seqlens),
             segments=torch.from_numpy(layout.segments),
             keys=torch.from_numpy(rows.keys),
             source=torch.from_numpy(locations.sources),
-            image_first=torch.from_numpy(image_first),
+            image_first=torch.from_numpy(is_image_first(layout.kinds)),
             lost=num_lost,
             position=self._position,
             waiting=_encode_documents(self._packer.waiting),
+            targets=torch.from_numpy(layout.targets),
+            visual_targets=torch.from_numpy(layout.visual_targets),
+            kinds=torch.from_numpy(layout.kinds),
+            longest=int(np.diff(layout.cu_seqlens).max()),
+            num_targets=TargetCounts(
+                text=int(np.count_nonzero(layout.targets)),
+                visual=int(np.count_nonzero(layout.visual_targets)),
+            ),
         )
 
-    def _read_caption_ids(self, documents: Sequence[Document]) -> dict[int, Rows]:
-        """Return captions' ids by sample, tokenized unless they were before; those in quarantine are missing.
+    def _read_texts(self, documents: Sequence[Document]) -> DocumentTexts:
+        """Return documents' texts, read unless they were before; those in quarantine are missing.
 
         Raises ValueError where a document's length is not that with which it was packed.
         """
-        caption_ids: dict[int, Rows] = {}
-        not_tokenized: list[int] = []
+        texts: DocumentTexts = {}
+        not_read: list[int] = []
         for sample, _ in documents:
-            if sample in self._caption_ids:
-                caption_ids[sample] = self._caption_ids[sample]
+            if sample in self._texts:
+                texts[sample] = self._texts[sample]
             else:
-                not_tokenized.append(sample)
-        locations = self._reader.locate(np.array(not_tokenized, np.int64))
-        locations, captions = self._reader.captions_available(locations)
-        caption_ids |= self._tokenize(locations.samples, captions)
+                not_read.append(sample)
+        locations = self._reader.locate(np.array(not_read, np.int64))
+        texts |= self._text_reader.read_available(locations)
 
-        for sample, packed_length in documents:
-            if sample in caption_ids:
-                length = self._plan.length(len(caption_ids[sample]))
-                _require_length(sample, length, packed_length)
-        return caption_ids
+        found = [document for document in documents if document.sample in texts]
+        lengths = self._lengths([texts[document.sample] for document in found])
+        for document, length in zip(found, lengths.tolist(), strict=True):
+            _require_length(document.sample, length, document.length)
+        return texts
 
 
 def _require_length(sample: int, length: int, packed_length: int) -> None:
@@ -282,15 +310,19 @@ def _only_samples(packs: Sequence[Pack], samples: set[int]) -> list[Pack]:
     return kept
 
 
-def _flat_codes(codes: Ids | None) -> Tensor | None:
-    """Return (N, H, W, D) codes as (V, D)."""
+def _image_codes(codes: Ids | None, kinds: Kinds) -> Tensor | None:
+    """Return the (N, H, W, D) codes of documents that have an image as (V, D)."""
     if codes is None:
         return None
+    has_image = kinds != TEXT
+    if not has_image.all():
+        codes = codes[has_image]
     return torch.from_numpy(codes.reshape(-1, codes.shape[-1]))
 
 
 def _encode_documents(documents: Sequence[Document]) -> bytes:
-    return np.array(documents, np.int64).tobytes()
+    numbers = itertools.chain.from_iterable(documents)
+    return np.fromiter(numbers, np.int64, 2 * len(documents)).tobytes()
 
 
 def _decode_documents(encoded: bytes) -> tuple[Document, ...]:

@@ -129,7 +129,9 @@ def require_same_plan(state: Mapping[str, Any], version: int, identity: Mapping[
             "start anew, or update dualtoken"
         )
     state_identity = state["plan"]
-    for name, value in identity.items():
+    # An identity leaves out what is at its default, so either one may lack a name of the other.
+    for name in {**identity, **state_identity}:
+        value = identity.get(name)
         state_value = state_identity.get(name)
         if value != state_value:
             raise ValueError(

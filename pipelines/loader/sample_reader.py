@@ -14,6 +14,7 @@ from dualtoken.pipelines.loader.permutation import FeistelPermutation
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import Mask, Quarantine
 from dualtoken.pipelines.loader.windowed_order import WindowedEpochs
+from dualtoken.pipelines.tokens.caption_cache import CAPTION
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import Buffers, Rows, Words, copy_rows
 from dualtoken.pipelines.tokens.reader import TokenRows
@@ -114,14 +115,42 @@ class SampleReader:
         copy_rows(addresses, copied)
         return copied
 
-    def captions(self, locations: SampleLocations) -> list[str]:
-        """Return captions; raises `DamagedShardError`."""
-        captions = [""] * len(locations.samples)
+    def texts(self, locations: SampleLocations, column: str = CAPTION) -> list[str]:
+        """Return captions, or the texts of another column; raises as `TokenDataset.texts`."""
+        texts = [""] * len(locations.samples)
         for source, positions in group_by_source(locations.sources):
-            source_captions = self.plan.datasets[source].captions(locations.rows[positions])
-            for position, caption in zip(positions.tolist(), source_captions, strict=True):
-                captions[position] = caption
-        return captions
+            source_texts = self.plan.datasets[source].texts(locations.rows[positions], column)
+            for position, text in zip(positions.tolist(), source_texts, strict=True):
+                texts[position] = text
+        return texts
+
+    def require_text(self, column: str) -> None:
+        """Raise `UserError` unless all datasets have a column of text.
+
+        A shard stands for its dataset: the first one or, under quarantine, the first that can be read.
+        """
+        for dataset in self.plan.datasets:
+            for number in range(len(dataset.shards())):
+                try:
+                    dataset.require_text(column, number)
+                    break
+                except DamagedShardError:
+                    if self._quarantine is None:
+                        raise
+
+    def key(self, source: int, row: int) -> str:
+        """Return the key of a row, hexadecimal; raises `DamagedShardError`."""
+        dataset = self.plan.datasets[source]
+        number = int(dataset.shards_of(np.array([row]))[0])
+        keys = dataset.read_meta(number, ["key"])["key"]
+        return keys[row - int(dataset.bounds()[number])].as_py().hex()
+
+    def row_name(self, source: int, row: int) -> str:
+        """Return a row's name in error messages: its dataset, shard and place there, 0 the first."""
+        dataset = self.plan.datasets[source]
+        number = int(dataset.shards_of(np.array([row]))[0])
+        shard, _ = dataset.shard_name(number)
+        return f"{dataset.url}, shard {shard}, row {row - int(dataset.bounds()[number])}"
 
     # The same under quarantine.
 
@@ -129,9 +158,11 @@ class SampleReader:
         """Read as `read`; under quarantine, samples of damaged shards are left out."""
         return self._read_available(self.read, locations, captions=False)
 
-    def captions_available(self, locations: SampleLocations) -> tuple[SampleLocations, list[str]]:
-        """Read as `captions`; under quarantine, samples of damaged shards are left out."""
-        return self._read_available(self.captions, locations, captions=True)
+    def texts_available(
+        self, locations: SampleLocations, column: str = CAPTION
+    ) -> tuple[SampleLocations, list[str]]:
+        """Read as `texts`; under quarantine, samples of damaged shards are left out."""
+        return self._read_available(lambda some: self.texts(some, column), locations, captions=True)
 
     def _read_available(
         self, read: Callable[[SampleLocations], Values], locations: SampleLocations, *, captions: bool
@@ -147,13 +178,15 @@ class SampleReader:
                 # Each try finds one damaged shard at least, so this ends.
                 self._quarantine.add(error, captions=captions)
 
-    def captions_or_stop(self, locations: SampleLocations) -> list[str]:
-        """Read as `captions`; under quarantine, a damaged shard is recorded in the ledger.
+    def texts_or_stop(
+        self, locations: SampleLocations, column: str = CAPTION
+    ) -> tuple[SampleLocations, list[str]]:
+        """Read as `texts`, of all samples; under quarantine, a damaged shard is recorded in the ledger.
 
         Raises `DamagedShardError` in either case.
         """
         try:
-            return self.captions(locations)
+            return locations, self.texts(locations, column)
         except DamagedShardError as error:
             if self._quarantine:
                 self._quarantine.add(error, captions=True)

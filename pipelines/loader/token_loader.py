@@ -142,7 +142,7 @@ class TokenLoader(RankLoader[TokenBatch]):
         num_wanted = len(locations.samples)
         captions = None
         if self.plan.with_captions:
-            locations, captions = self._reader.captions_available(locations)
+            locations, captions = self._reader.texts_available(locations)
         with_caption = locations.samples
         locations, rows = self._reader.read_available(locations)
         if captions is not None and len(locations.samples) < len(captions):

@@ -1,6 +1,6 @@
-"""Random access to captions: an LRU cache of columns in memory, and of all columns read before on disk.
+"""Random access to captions and other texts: an LRU cache of columns in memory, and copies of them on disk.
 
-A caption file is compressed as a whole, so that one caption costs what all 4,096 do. With a cache, the column
+A caption file is compressed as a whole, so that one text costs what all 4,096 do. With a cache, the column
 is written there when it is first asked for, and mapped from then on, by any process. Such a copy holds, in
 this order:
 
@@ -27,23 +27,28 @@ import xxhash
 from dualtoken.pipelines.core.threads import THREADS, map_ahead_unless_ready
 from dualtoken.pipelines.tokens.shard_cache import ShardCache
 
+CAPTION = "caption"
+"""Name of the column of captions."""
 CAPTION_BYTES = 1 << 28
-"""Bytes of columns, in memory or mapped, kept by one process for one dataset; the least recently used are let
-go."""
+"""Bytes of one column of text that a process keeps for one dataset, in memory or mapped; the least recently
+used shards are let go."""
 _CHECKSUM_END = 16
 _HEAD_END = 24
 _OFFSET_BYTES = 4
 ReadColumn = Callable[[int], pa.Array]
-"""Reads the caption column of a shard, by its number."""
+"""Reads the column of a shard, by its number."""
 
 
 class CaptionCache:
-    """Caption columns of a dataset by number of shard; a pickled copy holds none of them."""
+    """A dataset's captions, or another column of text, by number of shard; a pickled copy holds none."""
 
-    def __init__(self, fingerprint: str, cache: ShardCache | None, threads: int = THREADS) -> None:
-        """Hold none yet; `fingerprint` is that of the dataset's content, `threads` read columns."""
-        self._arguments = (fingerprint, cache, threads)
+    def __init__(
+        self, fingerprint: str, cache: ShardCache | None, threads: int = THREADS, column: str = CAPTION
+    ) -> None:
+        """Hold none yet; `fingerprint` is that of the dataset's content, `threads` read the column."""
+        self._arguments = (fingerprint, cache, threads, column)
         self._fingerprint = fingerprint
+        self._column = column
         self._cache = cache
         self._threads = threads
         self._columns: OrderedDict[int, pa.Array] = OrderedDict()
@@ -81,7 +86,8 @@ class CaptionCache:
         return self._cache is None or self._cache.find(self._name(number)) is not None
 
     def _name(self, number: int) -> str:
-        return xxhash.xxh3_128_hexdigest(f"{self._fingerprint} captions {number}".encode())
+        text = "captions" if self._column == CAPTION else f"text {self._column}"
+        return xxhash.xxh3_128_hexdigest(f"{self._fingerprint} {text} {number}".encode())
 
     def _use(self, number: int, column: pa.Array) -> pa.Array:
         """Keep a column as the one used last, and let go of those for which there is no room."""
@@ -124,7 +130,7 @@ class CaptionCache:
 
 
 def _write(column: pa.Array, path: Path) -> Path:
-    """Write a column as a copy; a caption that is null is empty there."""
+    """Write a column as a copy; a text that is null is empty there."""
     texts = pc.fill_null(column.cast(pa.string()), "")
     _, offsets, characters = texts.buffers()
     assert offsets is not None

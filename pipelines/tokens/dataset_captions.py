@@ -1,16 +1,18 @@
-"""Reads the captions of one dataset's rows.
+"""Reads the captions of one dataset's rows, and other texts that were carried along with them.
 
-B rows. The captions may be in another dataset's folder (`pipelines.tokens.captions`).
+B rows. The texts may be in another dataset's folder (`pipelines.tokens.captions`).
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualtoken.infra.storage import Store
-from dualtoken.pipelines.core.receipts import receipt_name
-from dualtoken.pipelines.tokens.caption_cache import CaptionCache
+from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.core.receipts import FileRecord, receipt_name
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.tokens.caption_cache import CAPTION, CaptionCache
 from dualtoken.pipelines.tokens.captions import meta_record, resolve_meta_path
 from dualtoken.pipelines.tokens.checked_files import CheckedFiles, DamagedShardError
 from dualtoken.pipelines.tokens.dataset_index import DatasetIndex
@@ -18,58 +20,104 @@ from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.shard_bounds import ShardRows
 
 
+class _MetaFile(NamedTuple):
+    """The file with a shard's captions."""
+
+    files: CheckedFiles
+    """Files of the dataset that it belongs to."""
+    folder: Store
+    record: FileRecord
+
+
 class DatasetCaptions:
-    """Captions of a dataset, and the tables that they are in; a pickled copy holds none of them."""
+    """Captions of a dataset and other texts of its rows; a pickled copy holds none of them."""
 
     def __init__(self, files: CheckedFiles, index: DatasetIndex, fingerprint: str) -> None:
         """Read nothing yet; `fingerprint` is that of the dataset's content."""
         self._files = files
         self._index = index
-        self._columns = CaptionCache(fingerprint, files.cache, files.num_threads(index.largest))
+        self._fingerprint = fingerprint
+        self._columns: dict[str, CaptionCache] = {}
+        """Texts by the name of their column."""
         self._source_files: dict[str, CheckedFiles] = {}
         """Files of the datasets whose captions are shared, by folder."""
 
-    def read(self, rows: Rows) -> list[str]:
-        """Return the captions of rows, (B,), empty where there is none; raises `DamagedShardError`."""
-        captions = [""] * len(rows)
+    def read(self, rows: Rows, column: str = CAPTION) -> list[str]:
+        """Return the texts of rows in a column, (B,), empty where there is none.
+
+        Raises `DamagedShardError`, and `UserError` where there is no such column of text.
+        """
+        texts = [""] * len(rows)
         parts: dict[int, ShardRows] = {}
         for part in self._index.by_shard(rows):
             parts[part.number] = part
         store = self._files.store()
-        columns = self._columns.get(list(parts), lambda number: self._read_column(store, number))
-        for number, column in columns:
+        columns = self._cache_of(column).get(
+            list(parts), lambda number: self._read_column(store, number, column)
+        )
+        for number, shard_texts in columns:
             part = parts[number]
-            texts = column.take(pa.array(part.rows)).to_pylist()
-            for place, text in zip(part.places.tolist(), texts, strict=True):
-                captions[place] = text or ""
-        return captions
+            part_texts = shard_texts.take(pa.array(part.rows)).to_pylist()
+            for place, text in zip(part.places.tolist(), part_texts, strict=True):
+                texts[place] = text or ""
+        return texts
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, or some of its columns; raises `DamagedShardError`."""
         return self._read_table(self._files.store(), number, columns)
 
-    def _read_column(self, store: Store, number: int) -> pa.Array:
-        """Read a shard's captions; an error that is raised names the shard by its number too."""
+    def require_text(self, column: str, number: int) -> None:
+        """Raise `UserError` unless the captions' table of a shard has a column of text; raises as `table`."""
+        self._require_text(self._files.store(), number, column)
+
+    def _cache_of(self, column: str) -> CaptionCache:
+        if column not in self._columns:
+            threads = self._files.num_threads(self._index.largest)
+            self._columns[column] = CaptionCache(self._fingerprint, self._files.cache, threads, column)
+        return self._columns[column]
+
+    def _read_column(self, store: Store, number: int, column: str) -> pa.Array:
+        """Read a shard's texts; an error of damage names the shard by its number too."""
         try:
-            return self._read_table(store, number, ["caption"])["caption"].combine_chunks()
+            # Every dataset has captions: a file without is damaged. Other columns are the recipe's choice.
+            if column != CAPTION:
+                self._require_text(store, number, column)
+            return self._read_table(store, number, [column])[column].combine_chunks()
         except DamagedShardError as error:
             error.shard = (self._files.url, number)
             raise
 
+    def _require_text(self, store: Store, number: int, column: str) -> None:
+        meta = self._meta_file(store, number)
+        schema = meta.files.open(meta.folder, meta.record, pq.read_schema)
+        path = join(meta.folder.url, meta.record.name)
+        if column not in schema.names:
+            raise UserError(
+                f"{path} has no column {column!r}: use one of {', '.join(schema.names)}, "
+                "or carry it along from the corpus and pretokenize again"
+            )
+        column_type = schema.field(column).type
+        if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+            raise UserError(f"{path} has {column_type} in column {column!r}: use a column of strings")
+
     def _read_table(self, store: Store, number: int, columns: list[str] | None) -> pa.Table:
+        meta = self._meta_file(store, number)
+        table = meta.files.open(meta.folder, meta.record, lambda path: _read_columns(path, columns))
+        num_rows = self._index.entry(number).rows
+        if len(table) != num_rows:
+            raise DamagedShardError.of(
+                meta.folder.url, meta.record.name, f"{len(table)} rows, the index says {num_rows}"
+            )
+        return table
+
+    def _meta_file(self, store: Store, number: int) -> _MetaFile:
         entry = self._index.entry(number)
         try:
-            folder, file = meta_record(store, entry.meta_path, entry.shard)
+            folder, record = meta_record(store, entry.meta_path, entry.shard)
         except FileNotFoundError:
             folder, _ = resolve_meta_path(store, entry.meta_path)
             raise DamagedShardError.of(folder.url, receipt_name(entry.shard), "missing") from None
-        files = self._files_in(folder.url)
-        table = files.open(folder, file, lambda path: _read_columns(path, columns))
-        if len(table) != entry.rows:
-            raise DamagedShardError.of(
-                folder.url, file.name, f"{len(table)} rows, the index says {entry.rows}"
-            )
-        return table
+        return _MetaFile(self._files_in(folder.url), folder, record)
 
     def _files_in(self, url: str) -> CheckedFiles:
         if url == self._files.url:

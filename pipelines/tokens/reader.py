@@ -132,6 +132,17 @@ class TokenDataset:
         """Return the captions of rows, empty where there is none; raises as `read`."""
         return self._captions.read(rows)
 
+    def texts(self, rows: Rows, column: str) -> list[str]:
+        """Return the texts of rows in another column that was carried along, empty where there is none.
+
+        Raises as `read`, and `UserError` where there is no such column of text.
+        """
+        return self._captions.read(rows, column)
+
+    def require_text(self, column: str, number: int = 0) -> None:
+        """Raise `UserError` unless a shard has a text of that name, as for `texts`; raises as `read`."""
+        self._captions.require_text(column, number)
+
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, which may be another dataset's; raises as `read`."""
         return self._captions.table(number, columns)

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -79,14 +79,19 @@ def write_tokens(
     grid: int = GRID,
     depth: int = DEPTH,
     tokenizer: str = "f" * 12,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> str:
-    """Write a finished dataset whose codes tell their row, and return its folder."""
+    """Write a finished dataset whose codes tell their row, and return its folder.
+
+    `columns` are carried along with the captions.
+    """
     width = grid * grid * depth
     content = DatasetRows(
         keys=[key_of(name, row) for row in range(rows)],
         semantic=codes_of_rows(0, rows, width, SEMANTIC_OFFSET),
         pixel=codes_of_rows(0, rows, width, PIXEL_OFFSET),
         captions=[f"{name} {row}" for row in range(rows)],
+        columns=columns or {},
     )
     identity = TokenizerIdentity(tokenizer, tokenizer * 5)
     return write_rows(folder, content, grid, rows_per_shard=rows_per_shard, tokenizer=identity)
@@ -101,6 +106,8 @@ class DatasetRows(NamedTuple):
     pixel: Ids
     """(rows, grid * grid * depth)."""
     captions: list[str]
+    columns: Mapping[str, Sequence[Any]] = {}
+    """What stands beside the captions, by column."""
 
 
 def write_rows(
@@ -124,7 +131,10 @@ def write_rows(
         rows = slice(first, first + rows_per_shard)
         keys = content.keys[rows]
         write_data_shard(folder / files[0], schema, keys, content.semantic[rows], content.pixel[rows])
-        pq.write_table(pa.table({"key": keys, "caption": content.captions[rows]}), folder / files[1])
+        meta = {"key": keys, "caption": content.captions[rows]}
+        for column, values in content.columns.items():
+            meta[column] = values[rows]
+        pq.write_table(pa.table(meta), folder / files[1])
         receipt = _receipt(folder, shard, len(keys), files, depth)
         store.put_bytes(receipt.to_bytes(), receipt_name(shard))
         receipts.append(receipt)
