@@ -177,8 +177,8 @@ class PackPlan:
         return self.document_lengths(kinds, text_lengths)
 
     def _num_turn_markers(self, kind: DocumentKind) -> int:
-        """Return the ids around a document's caption."""
-        if kind == DocumentKind.DESCRIBE:
+        """Return the ids around an assistant's turn: one that answers may come to describe."""
+        if kind in (DocumentKind.DESCRIBE, DocumentKind.ANSWER):
             return len(self.markers.assistant) + len(self.markers.turn_end)
         return 0
 

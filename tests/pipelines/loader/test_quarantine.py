@@ -9,6 +9,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.loader.batches import PackedBatch, TokenBatch
+from dualtoken.pipelines.loader.document_kinds import DocumentKind
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.plan import LoadPlan
@@ -41,7 +44,16 @@ REST = [*range(100), *range(200, ROWS)]
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "a", ROWS, rows_per_shard=PER_SHARD)
+    folder = tmp_path_factory.mktemp("tokens") / "a"
+    return write_tokens(folder, ROWS, rows_per_shard=PER_SHARD, columns={"questions": questions(ROWS)})
+
+
+def questions(rows: int) -> list[str | None]:
+    """Return turns of rows, none for every third."""
+    turns: list[str | None] = []
+    for row in range(rows):
+        turns.append(json.dumps([{"question": "q" * (row % 7), "answer": "a"}]) if row % 3 else None)
+    return turns
 
 
 @pytest.fixture(
@@ -75,7 +87,20 @@ def _sequences(load: LoadPlan, *, pool_size: int = 16, **ranks: int) -> PackedLo
     return PackedLoader(plan, 3, **ranks)
 
 
-LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _sequences}
+def _kinds(load: LoadPlan, **options: int) -> PackedLoader:
+    """Return a loader of sequences with documents of all kinds."""
+    plan = _sequences(load, **options).packing
+    ranks = {name: options[name] for name in ("rank", "world_size") if name in options}
+    of_kinds = replace(
+        plan,
+        markers=Markers(image_start=1, image_end=2, start=3, end=4, user=(5,), assistant=(6,), turn_end=(7,)),
+        documents=dict.fromkeys(DocumentKind, 1.0),
+        questions_column="questions",
+    )
+    return PackedLoader(of_kinds, 3, **ranks)
+
+
+LOADERS: dict[str, Callable[..., Any]] = {"samples": _samples, "sequences": _sequences, "kinds": _kinds}
 
 
 def quarantined(dataset: TokenDataset, ledger: Path, **how: Any) -> LoadPlan:
@@ -89,7 +114,7 @@ def end_where_captions_are_damaged(kind: str, name: str, load: LoadPlan) -> None
 
     The ledger then names them for the next run.
     """
-    if kind == "sequences" and name.startswith("meta"):
+    if kind != "samples" and name.startswith("meta"):
         with pytest.raises(DamagedShardError, match=name) as ended:
             list(LOADERS[kind](load))
         assert f"{load.damage_ledger} names it now" in ended.value.__notes__[0]
@@ -247,12 +272,15 @@ def test_an_error_that_is_no_damage_is_raised_and_the_shard_looked_at_again(
     assert keys_in(list(loader)) == keys_left()
 
 
-def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(tokens: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sequences", "kinds"])
+def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(
+    kind: str, tokens: str, tmp_path: Path
+) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
 
     def rank(number: int) -> Batches:
         load = quarantined(TokenDataset(str(tmp_path / "copy")), ledger)
-        return list(LOADERS["sequences"](load, rank=number, world_size=2))
+        return list(LOADERS[kind](load, rank=number, world_size=2))
 
     ledger = tmp_path / "ledger.jsonl"
     whole = [rank(0), rank(1)]
@@ -306,7 +334,8 @@ def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(
     kind: str, rows: int, lost: int, tmp_path: Path
 ) -> None:
     # A shard is 15 steps of 2 x 3 sequences.
-    dataset = TokenDataset(write_tokens(tmp_path / "a", rows, rows_per_shard=90))
+    url = write_tokens(tmp_path / "a", rows, rows_per_shard=90, columns={"questions": questions(rows)})
+    dataset = TokenDataset(url)
     last = f"meta/{(rows - 1) // 90:05d}.parquet"
     flip_byte(tmp_path / "a" / last)
     load = quarantined(dataset, tmp_path / "ledger.jsonl", shuffle=False)
@@ -315,6 +344,22 @@ def test_samples_that_are_lost_at_the_end_or_are_all_there_were_are_counted(
     assert len(ranks[0]) == len(ranks[1])
     assert lost_in(chained(ranks)) == lost
     assert keys_in(chained(ranks)).total() == rows - lost
+
+
+def test_a_column_of_turns_is_looked_for_in_the_first_shard_that_is_whole(
+    tokens: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tokens, tmp_path / "copy")
+    flip_byte(tmp_path / "copy/meta/00000.parquet")
+    dataset = TokenDataset(str(tmp_path / "copy"))
+    with pytest.raises(DamagedShardError, match=r"meta/00000\.parquet"):
+        _kinds(LoadPlan(datasets=(dataset,)))
+    load = quarantined(dataset, tmp_path / "ledger.jsonl")
+    plan = _kinds(load).packing
+    with pytest.raises(
+        UserError, match=r"meta/00001\.parquet has no column 'turns': use one of key, caption"
+    ):
+        PackedLoader(replace(plan, questions_column="turns"), 3)
 
 
 def test_quarantine_without_a_ledger_is_refused(tokens: str) -> None:

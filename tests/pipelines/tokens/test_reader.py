@@ -18,6 +18,7 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, read_manifest
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.tokens import open_shards
 from dualtoken.pipelines.tokens.checked_files import DamagedShardError
 from dualtoken.pipelines.tokens.mapped_shards import map_shard
@@ -161,6 +162,45 @@ def test_captions_are_checked_with_their_receipt(name: str, said: str, tokens: s
     assert dataset.captions(np.array([0])) == ["a 0"]
     with pytest.raises(DamagedShardError, match=rf"{name} is damaged \({said}"):
         dataset.captions(np.array([0, 300]))
+
+
+def test_texts_carried_along_are_read_like_captions(tmp_path: Path) -> None:
+    notes = [None if row % 4 == 0 else f"note {row}" for row in range(500)]
+    url = write_tokens(tmp_path / "a", 500, columns={"notes": notes, "captions": ["other"] * 500})
+    rows = np.array([499, 0, 3, 301, 3])
+    for cache in (None, ShardCache(tmp_path / "cache", 10**8)):
+        for _ in range(2):
+            dataset = pickle.loads(pickle.dumps(TokenDataset(url, cache=cache)))
+            assert dataset.texts(rows, "notes") == ["note 499", "", "note 3", "note 301", "note 3"]
+            assert dataset.texts(rows, "captions") == ["other"] * 5
+            assert dataset.captions(rows) == dataset.texts(rows, "caption") == [f"a {row}" for row in rows]
+
+
+def test_texts_are_checked_with_their_receipt(tmp_path: Path) -> None:
+    url = write_tokens(tmp_path / "a", 500, columns={"notes": ["a"] * 500})
+    flip_byte(tmp_path / "a/meta/00001.parquet")
+    dataset = TokenDataset(url)
+    assert dataset.texts(np.array([0]), "notes") == ["a"]
+    with pytest.raises(DamagedShardError, match=r"meta/00001\.parquet is damaged") as damaged:
+        dataset.texts(np.array([0, 300]), "notes")
+    assert damaged.value.shard == (url, 1)
+
+
+def test_a_column_that_is_no_text_or_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    url = write_tokens(tmp_path / "a", 500, columns={"notes": ["a"] * 500, "width": [7] * 500})
+    dataset = TokenDataset(url)
+    path = f"{url}/meta/00001.parquet"
+    for read in (
+        lambda column: dataset.texts(np.array([300]), column),
+        lambda column: dataset.require_text(column, 1),
+    ):
+        with pytest.raises(
+            UserError, match=f"^{path} has no column 'note': use one of key, caption, notes, width, or carry"
+        ):
+            read("note")
+        with pytest.raises(UserError, match=f"^{path} has int64 in column 'width': use a column of strings$"):
+            read("width")
+    dataset.require_text("notes")
 
 
 def test_a_shard_that_was_let_go_is_not_summed_again_unless_it_changed(
