@@ -27,6 +27,8 @@ class _MetaFile(NamedTuple):
     """Files of the dataset that it belongs to."""
     folder: Store
     record: FileRecord
+    num_rows: int
+    """Rows that it has by the index."""
 
 
 class DatasetCaptions:
@@ -64,11 +66,11 @@ class DatasetCaptions:
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, or some of its columns; raises `DamagedShardError`."""
-        return self._read_table(self._files.store(), number, columns)
+        return _read_table(self._meta_file(self._files.store(), number), columns)
 
     def require_text(self, column: str, number: int) -> None:
         """Raise `UserError` unless the captions' table of a shard has a column of text; raises as `table`."""
-        self._require_text(self._files.store(), number, column)
+        _require_text(self._meta_file(self._files.store(), number), column)
 
     def _cache_of(self, column: str) -> CaptionCache:
         if column not in self._columns:
@@ -79,36 +81,14 @@ class DatasetCaptions:
     def _read_column(self, store: Store, number: int, column: str) -> pa.Array:
         """Read a shard's texts; an error of damage names the shard by its number too."""
         try:
+            meta = self._meta_file(store, number)
             # Every dataset has captions: a file without is damaged. Other columns are the recipe's choice.
             if column != CAPTION:
-                self._require_text(store, number, column)
-            return self._read_table(store, number, [column])[column].combine_chunks()
+                _require_text(meta, column)
+            return _read_table(meta, [column])[column].combine_chunks()
         except DamagedShardError as error:
             error.shard = (self._files.url, number)
             raise
-
-    def _require_text(self, store: Store, number: int, column: str) -> None:
-        meta = self._meta_file(store, number)
-        schema = meta.files.open(meta.folder, meta.record, pq.read_schema)
-        path = join(meta.folder.url, meta.record.name)
-        if column not in schema.names:
-            raise UserError(
-                f"{path} has no column {column!r}: use one of {', '.join(schema.names)}, "
-                "or carry it along from the corpus and pretokenize again"
-            )
-        column_type = schema.field(column).type
-        if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
-            raise UserError(f"{path} has {column_type} in column {column!r}: use a column of strings")
-
-    def _read_table(self, store: Store, number: int, columns: list[str] | None) -> pa.Table:
-        meta = self._meta_file(store, number)
-        table = meta.files.open(meta.folder, meta.record, lambda path: _read_columns(path, columns))
-        num_rows = self._index.entry(number).rows
-        if len(table) != num_rows:
-            raise DamagedShardError.of(
-                meta.folder.url, meta.record.name, f"{len(table)} rows, the index says {num_rows}"
-            )
-        return table
 
     def _meta_file(self, store: Store, number: int) -> _MetaFile:
         entry = self._index.entry(number)
@@ -117,12 +97,34 @@ class DatasetCaptions:
         except FileNotFoundError:
             folder, _ = resolve_meta_path(store, entry.meta_path)
             raise DamagedShardError.of(folder.url, receipt_name(entry.shard), "missing") from None
-        return _MetaFile(self._files_in(folder.url), folder, record)
+        return _MetaFile(self._files_in(folder.url), folder, record, entry.rows)
 
     def _files_in(self, url: str) -> CheckedFiles:
         if url == self._files.url:
             return self._files
         return self._source_files.setdefault(url, self._files.of_dataset(url))
+
+
+def _require_text(meta: _MetaFile, column: str) -> None:
+    schema = meta.files.open(meta.folder, meta.record, pq.read_schema)
+    path = join(meta.folder.url, meta.record.name)
+    if column not in schema.names:
+        raise UserError(
+            f"{path} has no column {column!r}: use one of {', '.join(schema.names)}, "
+            "or carry it along from the corpus and pretokenize again"
+        )
+    column_type = schema.field(column).type
+    if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+        raise UserError(f"{path} has {column_type} in column {column!r}: use a column of strings")
+
+
+def _read_table(meta: _MetaFile, columns: list[str] | None) -> pa.Table:
+    table = meta.files.open(meta.folder, meta.record, lambda path: _read_columns(path, columns))
+    if len(table) != meta.num_rows:
+        raise DamagedShardError.of(
+            meta.folder.url, meta.record.name, f"{len(table)} rows, the index says {meta.num_rows}"
+        )
+    return table
 
 
 def _read_columns(path: Path, columns: list[str] | None) -> pa.Table:
