@@ -298,8 +298,9 @@ def test_what_one_rank_alone_cannot_read_changes_no_sequence_of_any_rank(
     assert not keys_in(rank(0) + rank(1)) & keys_of_rows({"a": range(200, 300)})
 
 
+@pytest.mark.parametrize("kinds", [None, (DocumentKind.DRAW, DocumentKind.DESCRIBE, DocumentKind.TEXT)])
 def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worker_meets_them_first(
-    tokens: str, tmp_path: Path
+    kinds: tuple[DocumentKind, ...] | None, tokens: str, tmp_path: Path
 ) -> None:
     shutil.copytree(tokens, tmp_path / "copy")
     ledger = tmp_path / "ledger.jsonl"
@@ -311,8 +312,9 @@ def test_with_lengths_given_damaged_captions_leave_holes_whichever_rank_or_worke
             load=load,
             capacity=40,
             tokenize=lambda text: [7] * len(text),
-            markers=Markers(image_start=1, image_end=2),
+            markers=Markers(image_start=1, image_end=2, start=3, assistant=(4, 5)),
             pool_size=16,
+            documents=dict.fromkeys(kinds, 1.0) if kinds else None,
             lengths=lambda _, rows: np.array([len(f"a {row}") for row in rows]),
         )
         return list(iterate(PackedLoader(plan, 3, rank=number, world_size=2), num_workers=2))
