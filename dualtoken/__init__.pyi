@@ -1,5 +1,8 @@
 from .infra.digests import digest as digest
 from .model.config.tokenizer import TokenizerConfig as TokenizerConfig
+from .model.mllm import DualTokenForConditionalGeneration as DualTokenForConditionalGeneration
+from .model.mllm import DualTokenProcessor as DualTokenProcessor
+from .model.mllm import open_mllm as open_mllm
 from .model.tokenizer.dual_tokenizer import Codes as Codes
 from .model.tokenizer.dual_tokenizer import DualTokenizer as DualTokenizer
 from .model.tokenizer.dual_tokenizer import SemanticFeatures as SemanticFeatures

@@ -5,17 +5,14 @@ B images of S by S pixels on this rank.
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
+from dualtoken.model.data_parallel import gradient_sync, total_gradient_norm
 from dualtoken.model.optimizer import StepCheck, learning_rate_at, require_finite, set_learning_rate
 from dualtoken.model.quantize import Quantized
 from dualtoken.model.teacher.targets import TeacherTargets
@@ -110,8 +107,7 @@ def train_step(
 
     results = _backward_all(state, _split(_Batch(images, targets), state.accumulate_steps))
     figures = _mean_losses(results)
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    figures["gradient_norm"] = _whole(nn.utils.get_total_norm(gradients))
+    figures["gradient_norm"] = total_gradient_norm(state.model)
     if adversary:
         figures["discriminator_gradient_norm"] = adversary.finish_backward()
     metrics = _metrics(figures, rate)
@@ -179,7 +175,7 @@ def _backward(
     """
     adversary = _adversary(state)
     losses: dict[str, Tensor] = {}
-    with _gradient_sync(state, last=last):
+    with gradient_sync(state.model, last=last):
         output, loss = state.compiled(forward_losses, calls_model=True)(
             state, batch.images, batch.targets, pictures=adversary is None
         )
@@ -214,22 +210,6 @@ def _backward(
         pixel=_detached(output.pixel),
         semantic=_detached(output.semantic),
     )
-
-
-def _gradient_sync(state: TrainState, *, last: bool) -> AbstractContextManager[object]:
-    """Return the context of a backward pass: ranks average their gradients in the last micro-batch only."""
-    if isinstance(state.model, FSDPModule):
-        state.model.set_requires_gradient_sync(last)
-    elif isinstance(state.model, DistributedDataParallel) and not last:
-        return state.model.no_sync()
-    return nullcontext()
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """Return a number over all ranks: that of sharded gradients has a part on each."""
-    if isinstance(norm, DTensor):
-        return norm.full_tensor()
-    return norm
 
 
 def forward_losses(

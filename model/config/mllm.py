@@ -1,0 +1,188 @@
+"""Shape and training of the unified model of text and images; imports neither torch nor ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from dualtoken.model.config.base import (
+    Config,
+    PositiveInt,
+    Precision,
+    not_in_fingerprint,
+    require_divisible_width,
+)
+from dualtoken.model.config.optimizer import (
+    AdamWConfig,
+    CosineSchedule,
+    OptimizerConfig,
+    ParameterGroups,
+    ScheduleConfig,
+)
+
+StreamName = Literal["semantic", "pixel"]
+"""One of the tokenizer's two vocabularies."""
+STREAM_NAMES: tuple[StreamName, ...] = ("semantic", "pixel")
+
+
+class TrunkShape(Config):
+    """A language model of this shape, Qwen2's architecture (arXiv 2412.15115), that starts from nothing."""
+
+    kind: Literal["shape"] = "shape"
+    width: PositiveInt = 192
+    """Channels of a position."""
+    depth: PositiveInt = 4
+    """Number of blocks."""
+    num_heads: PositiveInt = 3
+    """Attention heads of a block."""
+    num_key_value_heads: PositiveInt | None = None
+    """Heads of keys and values, shared by groups of attention heads; by default `num_heads`."""
+    mlp_width: PositiveInt = 512
+    """Channels inside a block's gated MLP."""
+    vocabulary: Annotated[int, Field(ge=300)] = 512
+    """Entries of the text vocabulary, a byte-level BPE that is trained on the corpus; special ones
+    included."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TrunkShape":
+        require_divisible_width(self.width, self.num_heads)
+        groups = self.num_key_value_heads
+        if groups is not None and self.num_heads % groups:
+            raise ValueError(
+                f"num_heads={self.num_heads} is no multiple of num_key_value_heads={groups}: change one"
+            )
+        return self
+
+
+class NamedTrunk(Config):
+    """A pretrained causal language model with its text tokenizer, such as Qwen/Qwen2.5-3B."""
+
+    kind: Literal["pretrained"]
+    model: Annotated[str, Field(min_length=1)]
+    """Name on the Hugging Face hub, or a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+
+
+def _kind(value: object) -> object:
+    if isinstance(value, dict):
+        return value.get("kind", "shape")
+    return getattr(value, "kind", None)
+
+
+AnyTrunk = Annotated[
+    Annotated[TrunkShape, Tag("shape")] | Annotated[NamedTrunk, Tag("pretrained")],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind must be shape or pretrained"),
+]
+"""The language model, by its `kind`; a shape where there is none."""
+
+
+class DepthHeadConfig(Config):
+    """The transformer over depths that predicts one stream's codes of a position from the trunk's state."""
+
+    width: PositiveInt = 1024
+    """Channels of a depth's state."""
+    num_layers: PositiveInt = 3
+    """Number of blocks."""
+    num_heads: PositiveInt = 8
+    """Attention heads of a block."""
+    mlp_width: PositiveInt | None = None
+    """Channels inside a block's MLP; by default twice `width`."""
+    mlp: Literal["per_depth", "shared"] = "per_depth"
+    """Whether each depth has an MLP of its own in each block, as in the paper, or all depths share one."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "DepthHeadConfig":
+        require_divisible_width(self.width, self.num_heads)
+        return self
+
+    @property
+    def inner_width(self) -> int:
+        """Channels inside a block's MLP."""
+        return self.mlp_width or 2 * self.width
+
+
+class MllmConfig(Config):
+    """Shape of the unified model: trunk, projector and depth heads."""
+
+    trunk: AnyTrunk = TrunkShape()
+    """Language model that reads and writes both text and images."""
+    head: DepthHeadConfig = DepthHeadConfig()
+    """Shape of the head of each stream."""
+    inputs: Annotated[tuple[StreamName, ...], Field(min_length=1)] = STREAM_NAMES
+    """Streams that an image position reads."""
+    targets: tuple[StreamName, ...] = STREAM_NAMES
+    """Streams that are predicted; none for a model that only answers."""
+    visual_position: Literal["none", "learned"] = "none"
+    """Whether a position of an image also gets learned vectors of its row and its column. A trunk that starts
+    from nothing needs them."""
+
+    @model_validator(mode="after")
+    def _each_stream_once(self) -> "MllmConfig":
+        for name in ("inputs", "targets"):
+            streams = getattr(self, name)
+            if len(set(streams)) < len(streams):
+                raise ValueError(f"{name}={list(streams)} names a stream twice: take one out")
+        if self.targets and set(self.inputs) - set(self.targets):
+            missing = min(set(self.inputs) - set(self.targets))
+            raise ValueError(
+                f"inputs have {missing}, targets do not: a drawing reads back what it predicted; "
+                f"add {missing} to targets, or take it out of inputs, or set targets=[]"
+            )
+        return self
+
+
+class MllmLossWeights(Config):
+    """Weights of the summands of the loss, each a mean over all its targets of the batch."""
+
+    text: Annotated[float, Field(ge=0)] = 1.0
+    """Cross-entropy of text."""
+    semantic: Annotated[float, Field(ge=0)] = 1.0
+    """Cross-entropy of semantic codes, weighted mean over depths."""
+    pixel: Annotated[float, Field(ge=0)] = 1.0
+    """Cross-entropy of pixel codes, weighted mean over depths."""
+    later_depths: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a depth beyond the first over that of the first: most of what a caption decides is in the
+    first, and most of the noise in those beyond."""
+    z: Annotated[float, Field(ge=0)] = 0.0
+    """Squared logarithm of the softmax's denominator (PaLM's z-loss), of each summand's logits."""
+
+
+class MllmTrainingConfig(MllmConfig):
+    """A model's shape and what decides the steps of its training."""
+
+    phase: Literal[1, 2, 3, 4] = 4
+    """What is trained (DualToken, table of stages): 1 the projector, 2 projector and trunk, 3 the heads,
+    4 all."""
+    steps: PositiveInt = 1000
+    """Number of optimiser steps."""
+    batch_size: PositiveInt = 8
+    """Packed sequences of a step, over all workers."""
+    capacity: PositiveInt = 1024
+    """Positions of a packed sequence."""
+    losses: MllmLossWeights = MllmLossWeights()
+    """Weights of the losses."""
+    depth_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the image positions whose codes beyond the first depth are trained, drawn anew for each sample
+    and step: their loss counts as many times more, so its expectation is that of all."""
+    optimizer: OptimizerConfig = AdamWConfig()
+    """`adamw`, or `{kind: muon}`: Muon for matrices, AdamW for the rest."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up."""
+    schedule: ScheduleConfig = CosineSchedule()
+    """Learning rate after the warm-up: `cosine`, `wsd`, `constant`, or a mapping with its `kind`."""
+    parameters: ParameterGroups = ()
+    """Parameters with a rate or weight decay of their own, or frozen, by patterns of their names."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of matrices."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Norm that longer gradients are scaled down to."""
+    precision: Precision = "float32"
+    """Precision of trunk and heads; losses, norms and sampling are in float32."""
+    accumulate_steps: PositiveInt = not_in_fingerprint(default=1)
+    """Parts that a worker takes its share of a batch in."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of fresh weights and of the order of samples."""

@@ -1,0 +1,214 @@
+"""Draws images: both streams' codes, position by position, with classifier-free guidance.
+
+The prompts run through the trunk once, beside the unconditional one that caption dropout has trained. Then
+each of N positions takes a step of the trunk and D steps of the heads. Both halves read the same codes. An
+image depends on its prompt, the seed and its number, not on what else is in its batch.
+
+B prompts of T ids, N positions of an image, S streams, D depths, H channels of the trunk, R = B rows, or 2 B
+with the unconditional half behind the other.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dualtoken.model.mllm.depth_heads import DecodingHeads, DepthHead
+from dualtoken.model.mllm.modeling import UnifiedModel
+from dualtoken.model.mllm.sampling import ALL_CODES, Sampling, guided, image_noise, sample
+from dualtoken.model.vision.imports import vision_imports
+
+with vision_imports():
+    from transformers import StaticCache
+
+Told = Callable[[int], None]
+"""Hears of each position that is drawn."""
+
+
+class PaddedPrompts(NamedTuple):
+    """Prompts of unlike length, padded on the left."""
+
+    ids: Int[Tensor, "R T"]
+    is_text: Bool[Tensor, "R T"]
+    """False for padding."""
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], padding: int = 0) -> PaddedPrompts:
+    """Return prompts side by side; each has one id at least."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding)
+    is_text = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        is_text[row, longest - len(prompt) :] = True
+    return PaddedPrompts(ids, is_text)
+
+
+@torch.no_grad()
+def draw_codes(
+    model: UnifiedModel,
+    prompts: Sequence[Sequence[int]],
+    noise: Float[Tensor, "B N S D"],
+    *,
+    unconditional: Sequence[int],
+    guidance_scale: float = 1.0,
+    sampling: Sampling = ALL_CODES,
+    told: Told = lambda _: None,
+) -> dict[str, Int[Tensor, "B N D"]]:
+    """Return the codes of an image for each prompt, by stream.
+
+    A prompt ends with the mark of an image's start; `unconditional` is the prompt without a caption. Scale 1
+    draws without guidance.
+    """
+    sampling.check()
+    is_guided = guidance_scale != 1
+    rows = [*prompts, *[unconditional] * len(prompts)] if is_guided else list(prompts)
+    drawing = _Drawing(model, pad_prompts(rows, model.config.image_start_id), is_guided=is_guided)
+    drawn: list[Tensor] = []
+    for position in range(model.config.image_positions):
+        if position:
+            drawing.read_codes(drawn[-1], position - 1)
+        own_noise = noise[:, position].to(model.device)
+        drawn.append(drawing.next_codes(own_noise, guidance_scale, sampling))
+        told(position)
+    codes = torch.stack(drawn, dim=2)  # (S, B, N, D)
+    return dict(zip(model.config.targets, codes, strict=True))
+
+
+def generate_images(
+    model: UnifiedModel,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Int[Tensor, "B T"] | None = None,
+    *,
+    guidance_scale: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Int[Tensor, "B N D"]]:
+    """Return the codes of an image for each prompt, which a processor's `decode_images` turns into pictures.
+
+    Row n has noise n of the seed.
+
+    Raises ValueError for prompts that do not end with the mark of an image's start.
+    """
+    config = model.config
+    if not bool((input_ids[:, -1] == config.image_start_id).all()):
+        raise ValueError(
+            f"a prompt does not end with id {config.image_start_id}, where an image starts: "
+            "make it with the processor's drawing_prompt, and pad on the left"
+        )
+    is_text = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+    prompts = [row[own].tolist() for row, own in zip(input_ids, is_text, strict=True)]
+    noise: list[Tensor] = []
+    for number in range(len(prompts)):
+        noise.append(image_noise(seed, number, config.image_positions, len(config.targets), config.depth))
+    return draw_codes(
+        model,
+        prompts,
+        torch.stack(noise),
+        unconditional=[config.image_start_id],
+        guidance_scale=guidance_scale,
+        sampling=Sampling(temperature, top_k, top_p),
+    )
+
+
+class _Drawing:
+    """Images that are being drawn: the trunk's cache, and its state before the next position."""
+
+    def __init__(self, model: UnifiedModel, prompts: PaddedPrompts, *, is_guided: bool) -> None:
+        self._model = model
+        self._is_guided = is_guided
+        device = model.device
+        config = model.config
+        heads: dict[str, DepthHead] = {}
+        tables: list[Tensor] = []
+        for stream in config.targets:
+            heads[stream] = model.head(stream)
+            tables.append(model.model.code_vectors(stream).table)
+        self._heads = DecodingHeads(heads)
+        self._tables = tables
+        self._code_width = max(table.shape[-1] for table in tables)
+
+        is_text = prompts.is_text.to(device)
+        num_ids = is_text.shape[1]
+        # The last position is drawn, and never read.
+        self._num_slots = num_ids + config.image_positions - 1
+        slots = torch.arange(self._num_slots, device=device)
+        self._is_seen = F.pad(is_text, (0, config.image_positions - 1), value=True)[:, None, None]
+        self._slots = slots
+        self._num_read = num_ids
+        self._text_lengths = is_text.sum(dim=1)
+        self._cache = StaticCache(config=config.text_config, max_cache_len=self._num_slots)
+        embedded = model.get_input_embeddings()(prompts.ids.to(device))
+        places = (is_text.cumsum(dim=1) - 1).clamp(min=0)
+        causal = slots[None, :] <= slots[:num_ids, None]
+        # A row of padding sees itself: a softmax over nothing has no value.
+        itself = slots[None, :] == slots[:num_ids, None]
+        self._hidden = self._run_trunk(embedded, places, (self._is_seen & causal) | itself)
+
+    def _run_trunk(
+        self, embedded: Float[Tensor, "R _ H"], places: Int[Tensor, "R _"], mask: Bool[Tensor, "R 1 _ _"]
+    ) -> Float[Tensor, "R H"]:
+        """Read positions into the cache, and return the state of the last one."""
+        output = self._model.model.language_model(
+            inputs_embeds=embedded,
+            position_ids=places,
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1]
+
+    def next_codes(
+        self, noise: Float[Tensor, "B S D"], guidance_scale: float, sampling: Sampling
+    ) -> Int[Tensor, "S B D"]:
+        """Draw the codes of the next position, depth by depth."""
+        num_streams = len(self._tables)
+        logits = self._heads.first_logits(self._hidden)
+        codes: list[Tensor] = []
+        sums: Tensor | None = None
+        for place in range(self._heads.depth):
+            if place:
+                assert sums is not None
+                both = torch.cat([sums, sums], dim=1) if self._is_guided else sums
+                logits = self._heads.next_logits(both, place)
+            if self._is_guided:
+                conditional, unconditional = logits.chunk(2, dim=1)
+                chosen_from = guided(conditional, unconditional, guidance_scale)
+            else:
+                chosen_from = logits
+            own_noise = noise[:, :, place].T.flatten()
+            chosen = sample(chosen_from.flatten(0, 1), own_noise, sampling).view(num_streams, -1)
+            codes.append(chosen)
+            vectors = self._vectors(chosen, place)
+            sums = vectors if sums is None else sums + vectors
+        return torch.stack(codes, dim=2)
+
+    def _vectors(self, chosen: Int[Tensor, "S B"], place: int) -> Float[Tensor, "S B C"]:
+        """Return the vectors of one depth's codes; those of a narrower stream end in zeros."""
+        vectors: list[Tensor] = []
+        for table, codes in zip(self._tables, chosen, strict=True):
+            own = table[place if len(table) > 1 else 0][codes]
+            vectors.append(F.pad(own, (0, self._code_width - own.shape[-1])))
+        return torch.stack(vectors)
+
+    def read_codes(self, codes: Int[Tensor, "S B D"], position: int) -> None:
+        """Read the codes drawn at a position of the image."""
+        config = self._model.config
+        core = self._model.model
+        by_stream = dict(zip(config.targets, codes, strict=True))
+        sums = core.code_sums({stream: by_stream[stream] for stream in config.inputs})
+        places = torch.full((codes.shape[1],), position, device=codes.device)
+        embedded = core.embed_codes(sums, places)
+        if self._is_guided:
+            embedded = torch.cat([embedded, embedded])
+        mask = self._is_seen & (self._slots <= self._num_read)
+        embeddings = self._model.get_input_embeddings()
+        assert isinstance(embeddings.weight, Tensor)
+        embedded = embedded.to(embeddings.weight.dtype)[:, None]
+        self._hidden = self._run_trunk(embedded, (self._text_lengths + position)[:, None], mask)
+        self._num_read += 1
