@@ -41,7 +41,10 @@ class Stopped(NamedTuple):
 def stop(
     command: str, root: Path | str, options: tuple[str, ...], sent: signal.Signals, moment: float
 ) -> Stopped:
-    """Start a command, send it a signal after so many seconds, and wait until all its processes are gone."""
+    """Start a command, send it a signal so many seconds after it listens, and wait until its processes end.
+
+    A signal in the moments before, while Python itself starts, ends it as it ends any program.
+    """
     mark = uuid.uuid4().hex
     with subprocess.Popen(
         dualtoken_command(command, TINY, "--root", root, *options),
@@ -53,6 +56,7 @@ def stop(
         # As in a terminal: a job in the background ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     ) as process:
+        wait_until(lambda: catches(process.pid, signal.SIGTERM) or process.poll() is not None, seconds=60)
         time.sleep(moment)
         process.send_signal(sent)
         sent_at = time.monotonic()
@@ -60,8 +64,18 @@ def stop(
         process.send_signal(signal.SIGTERM)  # a second one changes nothing
         _, errors = process.communicate(timeout=60)
         seconds = time.monotonic() - sent_at
-    wait_until(lambda: not marked_processes(mark), seconds=15)
+    wait_until(lambda: not marked_processes(mark), seconds=60)
     return Stopped(process.returncode, errors, seconds)
+
+
+def catches(pid: int, sent: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (sent - 1) & 1)
 
 
 def marked_processes(mark: str) -> list[int]:
