@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
-from dualtoken.pipelines.images.scene_generator import Scene, render, scene
+from dualtoken.pipelines.images.scene_generator import RADII, RGB, Scene, render, scene, shape_mask
 
 SCENES = [scene("heldout", 3, index) for index in range(200)]
 
@@ -50,3 +50,30 @@ def test_pictures_of_other_scenes_are_read_as_chance() -> None:
 def test_levels_of_bytes_and_floats_are_read_alike() -> None:
     pictures = rendered(SCENES[:8])
     assert list(read_scenes(pictures)) == list(read_scenes(pictures.float()))
+
+
+def test_evidence_is_all_that_the_object_changes_on_a_sloped_ground() -> None:
+    """To the exact square of partly covered pixels: on a ground that the fit finds, nothing is left over."""
+    steps = torch.linspace(-1, 1, 64)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    ground = torch.stack([90 + 12 * x - 7 * y, 70 + 5 * x + 9 * y, 110 - 8 * x + 3 * y])
+    covered = torch.zeros(64, 64)
+    mask = torch.from_numpy(shape_mask("ring", 6))
+    covered[41 : 41 + len(mask), 9 : 9 + len(mask)] = mask
+    colour = torch.tensor(RGB["cyan"]).float()[:, None, None]
+    picture = ground + covered * (colour - ground)
+    [[found]] = read_scenes(picture[None], num_objects=1)
+    assert (found.shape, found.colour, found.quadrant) == ("ring", "cyan", "bottom left")
+    assert 6 in RADII[found.size]
+    expected = (picture - ground).square().sum().item()
+    assert abs(found.evidence - expected) < 2e-3 * expected
+
+
+def test_as_many_objects_are_read_as_are_asked_for_however_many_pictures() -> None:
+    pictures = rendered(SCENES[:130])
+    assert [len(found) for found in read_scenes(pictures, num_objects=4)] == [4] * 130
+    assert [len(found) for found in read_scenes(pictures)] == [2] * 130
+    for found in read_scenes(pictures[:8], num_objects=4):
+        evidence = [read.evidence for read in found]
+        assert evidence == sorted(evidence, reverse=True)
+        assert len({read.quadrant for read in found}) == 4
