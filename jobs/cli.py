@@ -9,6 +9,7 @@ from dualtoken.jobs.convert import convert
 from dualtoken.jobs.exits import run_program
 from dualtoken.jobs.expectations import DeviceOption, expectations
 from dualtoken.jobs.maintenance_commands import explain, forget, gc
+from dualtoken.jobs.mllm_commands import ask, describe, generate
 from dualtoken.jobs.model_commands import export, reconstruct, tokenize
 from dualtoken.jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
 from dualtoken.jobs.recipe_arguments import open_recipe, print_line
@@ -118,6 +119,8 @@ for _name in commands():
     app.command(_name, help=get_stage(_name).help, rich_help_panel=_panel)(stage_command(_name))
 for _command in (convert, tokenize, reconstruct, export):
     app.command(rich_help_panel="A saved tokenizer")(_command)
+for _command in (generate, ask, describe):
+    app.command(rich_help_panel="A unified model")(_command)
 for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():
     app.command(_name, rich_help_panel="Token datasets")(_command)
 for _command in (explain, forget, gc):

@@ -22,7 +22,7 @@ from dualtoken.pipelines.runtime.find_stage import (
 )
 
 _RECIPE_SUFFIXES = (".yaml", ".yml")
-_TRAINING = "train"
+TOKENIZER = "train"
 """Stage whose folder is a saved tokenizer."""
 
 
@@ -82,8 +82,10 @@ def find_stage(place: str, stage: str, options: RecipeOptions) -> Store:
 
 
 @contextmanager
-def find_model(model: str, options: RecipeOptions) -> Iterator[str]:
-    """Enter for a saved tokenizer's local folder or hub name, whose files are local as long as it is open.
+def find_model(model: str, options: RecipeOptions, training: str = TOKENIZER) -> Iterator[str]:
+    """Enter for a saved model's local folder or hub name, whose files are local as long as it is open.
+
+    `training` is the stage that trains such models.
 
     The argument may also be a recipe, or a folder above a finished training's. Raises `UserError`.
     """
@@ -94,7 +96,7 @@ def find_model(model: str, options: RecipeOptions) -> Iterator[str]:
     is_recipe = model.endswith(_RECIPE_SUFFIXES) or (model in shipped_recipes() and not folder.is_dir())
     is_saved = (folder / CONFIG).is_file()
     if is_recipe or is_url(model) or (folder.is_dir() and not is_saved and holds_stages(model)):
-        store = find_stage(model, _TRAINING, options)
+        store = find_stage(model, training, options)
         require_whole(store)
         with scratch_folder() as scratch:
             yield str(store.local_folder(Path(scratch)))

@@ -15,8 +15,10 @@ from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.config.code import CodeConfig
 from dualtoken.pipelines.config.corpora import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from dualtoken.pipelines.config.download import DownloadConfig
+from dualtoken.pipelines.config.examine import ExamineConfig
 from dualtoken.pipelines.config.filter import FilterConfig
 from dualtoken.pipelines.config.load import LoadConfig
+from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.config.reader import ReaderConfig
 from dualtoken.pipelines.config.report import ReportConfig
@@ -43,6 +45,9 @@ class Recipe(Config):
     tokenizer: TokenizerConfig
     train: TrainConfig = TrainConfig()
     pretokenize: PretokenizeConfig = PretokenizeConfig()
+    mllm: MllmStageConfig | None = None
+    """Training of the unified model; without it a run ends with the tokens."""
+    examine: ExamineConfig = ExamineConfig()
     report: ReportConfig = ReportConfig()
     code: CodeConfig = not_in_fingerprint(default=CodeConfig())
     load: LoadConfig = not_in_fingerprint(default=LoadConfig())

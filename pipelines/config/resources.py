@@ -5,9 +5,11 @@ Imports no Ray, so that a recipe that no cluster could run is refused at once.
 
 from typing import NamedTuple
 
+from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.teacher import TrainedTeacher
+from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.errors import UserError
 
 
@@ -78,30 +80,38 @@ def teacher_training(recipe: Recipe) -> Resources:
         for size in recipe.train.group_sizes:
             if recipe.teacher.batch_size % size == 0:
                 sizes.append(size)
-    return _training_group(recipe, tuple(sizes) or (1,))
+    return _training_group(recipe.train, tuple(sizes) or (1,))
 
 
 def tokenizer_training(recipe: Recipe) -> Resources:
     """Return what the data-parallel workers of the tokenizer's training need, all of them at once."""
-    return _training_group(recipe, recipe.train.group_sizes)
+    return _training_group(recipe.train, recipe.train.group_sizes)
 
 
-def _training_group(recipe: Recipe, sizes: tuple[int, ...]) -> Resources:
-    """Return what a group of workers needs that may have several sizes."""
-    cpus = recipe.train.cpus_per_worker
-    gpus = float(recipe.train.use_gpu)
-    cpu = Demand("CPU", cpus, f"train.cpus_per_worker={cpus:g}", "lower train.cpus_per_worker")
-    gpu = Demand("GPU", gpus, "train.use_gpu=true", "set train.use_gpu=false")
+def mllm_training(recipe: Recipe) -> Resources:
+    """Return what the data-parallel workers of the unified model's training need, all of them at once."""
+    assert recipe.mllm is not None, "the stage runs where the recipe has the key"
+    return _training_group(recipe.mllm, recipe.mllm.group_sizes, "mllm")
+
+
+def _training_group(
+    config: TrainConfig | MllmStageConfig, sizes: tuple[int, ...], name: str = "train"
+) -> Resources:
+    """Return what a group of workers needs that may have several sizes, by the recipe's key of that name."""
+    cpus = config.cpus_per_worker
+    gpus = float(config.use_gpu)
+    cpu = Demand("CPU", cpus, f"{name}.cpus_per_worker={cpus:g}", f"lower {name}.cpus_per_worker")
+    gpu = Demand("GPU", gpus, f"{name}.use_gpu=true", f"set {name}.use_gpu=false")
     if sizes == (1,):
-        return Resources(cpus, gpus, (cpu, gpu), sizes, recipe.train.max_failures)
+        return Resources(cpus, gpus, (cpu, gpu), sizes, config.max_failures)
     workers = sizes[0]
-    key = "num_workers" if len(sizes) == 1 else "min_workers"
-    times = f"train.{key}={workers} times "
+    key = f"{name}.num_workers" if len(sizes) == 1 else f"{name}.min_workers"
+    times = f"{key}={workers} times "
     together = (
-        Demand("CPU", workers * cpu.amount, times + cpu.keys, f"lower train.{key} or train.cpus_per_worker"),
-        Demand("GPU", workers * gpu.amount, times + gpu.keys, f"lower train.{key}"),
+        Demand("CPU", workers * cpu.amount, times + cpu.keys, f"lower {key} or {name}.cpus_per_worker"),
+        Demand("GPU", workers * gpu.amount, times + gpu.keys, f"lower {key}"),
     )
-    return Resources(cpus, gpus, together, sizes, recipe.train.max_failures)
+    return Resources(cpus, gpus, together, sizes, config.max_failures)
 
 
 _ONE_CPU = Demand("CPU", 1, "a worker", "add a node with one")
@@ -116,7 +126,10 @@ def check_own_cluster(recipe: Recipe) -> None:
     num_cpus = recipe.cluster.num_cpus
     if recipe.cluster.address != "local" or recipe.cluster.dashboard or num_cpus is None:
         return
-    for resources in (tokenizer_training(recipe), teacher_training(recipe)):
+    trainings = [tokenizer_training(recipe), teacher_training(recipe)]
+    if recipe.mllm is not None:
+        trainings.append(mllm_training(recipe))
+    for resources in trainings:
         cpu, _ = resources.demands
         if cpu.amount > num_cpus:
             raise UserError(

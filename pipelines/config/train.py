@@ -1,6 +1,6 @@
 """Training of a recipe's tokenizer, with workers and checkpoints; imports neither torch nor ray."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
@@ -10,7 +10,14 @@ from dualtoken.pipelines.config.engine import EngineConfig
 
 
 class DataParallelConfig(Config):
-    """Workers that train together, each on its share of the batch."""
+    """Workers that train together, each on its share of the batch.
+
+    A base of configurations that have `batch_size` and `accumulate_steps`.
+    """
+
+    if TYPE_CHECKING:
+        batch_size: int
+        accumulate_steps: int
 
     num_workers: PositiveInt = not_in_fingerprint(default=1)
     """Data-parallel processes; the batch is shared among them, and results agree to rounding."""
@@ -26,14 +33,8 @@ class DataParallelConfig(Config):
     """CPU cores of a worker, and its number of threads; another number gives other last bits, and is the same
     training all the same: what a machine has costs no new teacher and no new tokenizer."""
 
-
-# The last base comes first: pydantic collects fields from the bases in reversed MRO order. Fingerprints and
-# the report depend on the order: workers, then the training. tests/pipelines/config/test_train.py pins it.
-class TrainConfig(TrainingConfig, DataParallelConfig, EngineConfig):
-    """Training of the dual tokenizer with Ray Train."""
-
     @model_validator(mode="after")
-    def _workers_share_the_batch(self) -> "TrainConfig":
+    def _workers_share_the_batch(self) -> "DataParallelConfig":
         parts = self.num_workers * self.accumulate_steps
         if self.batch_size % parts == 0:
             return self
@@ -48,7 +49,7 @@ class TrainConfig(TrainingConfig, DataParallelConfig, EngineConfig):
         )
 
     @model_validator(mode="after")
-    def _fewest_workers_are_fewer(self) -> "TrainConfig":
+    def _fewest_workers_are_fewer(self) -> "DataParallelConfig":
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(
                 f"min_workers={self.min_workers} is over num_workers={self.num_workers}: lower it, "
@@ -64,6 +65,12 @@ class TrainConfig(TrainingConfig, DataParallelConfig, EngineConfig):
             if self.batch_size % (size * self.accumulate_steps) == 0:
                 sizes.append(size)
         return tuple(sizes)
+
+
+# The last base comes first: pydantic collects fields from the bases in reversed MRO order. Fingerprints and
+# the report depend on the order: workers, then the training. tests/pipelines/config/test_train.py pins it.
+class TrainConfig(TrainingConfig, DataParallelConfig, EngineConfig):
+    """Training of the dual tokenizer with Ray Train."""
 
     @model_validator(mode="after")
     def _no_gan_where_layers_are_sharded(self) -> "TrainConfig":

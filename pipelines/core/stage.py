@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from dualtoken.infra.digests import FileDigest
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
+from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt
 from dualtoken.pipelines.errors import ExitCode
 
@@ -49,6 +51,8 @@ class StageJob:
     """The worker's class as `module:name`."""
     resources: Resources | None = None
     """Resources that the stage asks of a cluster; one CPU a worker by default."""
+    training_key: str = "train"
+    """Key of the recipe with the settings of a training's workers and checkpoints."""
     shown_corpora: tuple[str, ...] = ()
     """Corpora whose samples the outputs show: a unit is not committed once one of them was forgotten."""
     code: str = ""
@@ -77,6 +81,13 @@ class StageJob:
         """The setting that decides that: `train.use_gpu=true`."""
         _, gpu = self.asks.demands
         return gpu.keys
+
+    @property
+    def training(self) -> TrainConfig | MllmStageConfig:
+        """Settings of the workers and checkpoints of a job that trains."""
+        settings = getattr(self.recipe, self.training_key)
+        assert settings is not None, f"a stage that trains by {self.training_key} runs where there is one"
+        return settings
 
     def store(self) -> Store:
         """Open the output folder."""

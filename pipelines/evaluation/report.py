@@ -12,11 +12,13 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import Manifest, read_manifest
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, input_name
 from dualtoken.pipelines.core.timing import TimeBreakdown
+from dualtoken.pipelines.evaluation.examination import EXAMINATION, Examination
 from dualtoken.pipelines.evaluation.heldout import HeldoutSamples
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
     Funnel,
     FunnelStep,
+    Picture,
     ReportData,
     StageTime,
     Stream,
@@ -36,6 +38,8 @@ from dualtoken.pipelines.runtime.stages import all_stages, position
 from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails, is_token_dataset
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
+EXAMINED = "examine"
+"""Stage that examines the unified model."""
 CURVE_UNITS = {"images_per_second": "images/s"}
 CURVE_STREAMS: dict[str, Stream] = {"reconstruction": "pixel", "semantic": "semantic", "pooled": "semantic"}
 """Streams that metrics are about, by metric."""
@@ -78,6 +82,8 @@ class Worker:
             usage=evaluation.usage(),
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),
+            examination=self._examination(),
+            pictures=tuple(self._pictures()),
             stages=self._stage_times(),
             audits=_audits(self._manifests.values()),
             parts=_times_by_part(self._manifests.values()),
@@ -98,9 +104,25 @@ class Worker:
     def _curves(self) -> tuple[Curve, ...]:
         found: list[Curve] = []
         for stage in all_stages():
-            if stage.trains:
+            if stage.trains and stage.runs_on(self._job.recipe):
                 found += curves(stage.name, read_metrics(self._job.input(stage.name)))
         return tuple(found)
+
+    def _examination(self) -> Examination | None:
+        """Return what the unified model can do; None where the recipe trains none."""
+        if EXAMINED not in self._manifests:
+            return None
+        return Examination.model_validate_json(self._job.input(EXAMINED).read(EXAMINATION))
+
+    def _pictures(self) -> Iterator[Picture]:
+        """Yield the pictures of the examination."""
+        if EXAMINED not in self._manifests:
+            return
+        folder = self._job.input(EXAMINED)
+        examination = self._examination()
+        assert examination is not None
+        for name in examination.picture_names():
+            yield Picture(name=name, png=folder.read(name))
 
     def _stage_times(self) -> tuple[StageTime, ...]:
         """Return the time of each stage on each corpus, in the order of a run."""

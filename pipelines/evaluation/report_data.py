@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from dualtoken.pipelines.core.timing import TimeBreakdown
+from dualtoken.pipelines.evaluation.examination import Examination
 
 Stream = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
@@ -268,6 +269,15 @@ class TokenizerFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture of the unified model's examination."""
+
+    name: str
+    png: bytes
+    """A PNG file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """A run's report."""
 
@@ -290,6 +300,10 @@ class ReportData:
     zero_shot: ZeroShot | None
     """None where the held-out corpus names no attributes, as with real images."""
     retrieval: Retrieval | None
+    examination: Examination | None = None
+    """What the unified model can do; None where none is trained."""
+    pictures: tuple[Picture, ...] = ()
+    """The examination's pictures."""
     stages: tuple[StageTime, ...]
     audits: tuple[TokenAudit, ...] = ()
     """Results for the corpora with audited token shards."""
@@ -306,6 +320,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
     """Return a value as JSON values."""
     if is_dataclass(value):
         return _plain_members(value)
+    if isinstance(value, Examination):
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {name: _plain(member) for name, member in value.items()}
     if isinstance(value, tuple):

@@ -75,6 +75,8 @@ def render(data: ReportData) -> str:
     template = _environment().get_template(TEMPLATE)
     return template.render(
         data=data,
+        found=data.examination,
+        pictures={picture.name: picture.png for picture in data.pictures},
         rows_in=rows_in,
         rows_out=rows_out,
         ledgers_close=ledgers_close,

@@ -1,7 +1,7 @@
 """What the oracle reads in pictures of scenes, against what was drawn in them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -23,13 +23,60 @@ class PictureReading(NamedTuple):
     """Whether every attribute of every object is read as it was drawn."""
 
 
+class Found(Protocol):
+    """An object as a picture or a caption shows it."""
+
+    @property
+    def shape(self) -> str:
+        """One of the generator's shapes."""
+        ...
+
+    @property
+    def colour(self) -> str:
+        """One of the generator's colours."""
+        ...
+
+    @property
+    def size(self) -> str:
+        """Small or large."""
+        ...
+
+    @property
+    def quadrant(self) -> str:
+        """Its place."""
+        ...
+
+
+class AttributeCounter:
+    """Counts, over scenes, the objects whose attributes are found as they were drawn, at their place."""
+
+    def __init__(self) -> None:
+        self.num_objects = 0
+        self._num_right = dict.fromkeys(CHANCE, 0)
+
+    def accuracy(self, attribute: str) -> float:
+        """Return the share of objects whose attribute is found as drawn, in the place where they are."""
+        return self._num_right[attribute] / self.num_objects
+
+    def add(self, found: Sequence[Found], drawn: Sequence[Mapping[str, Any]]) -> bool:
+        """Count a scene's objects, and tell whether all are found as they were drawn."""
+        found_by_place = {read.quadrant: read for read in found}
+        is_right = True
+        for placed in drawn:
+            self.num_objects += 1
+            right = _right_attributes(found_by_place.get(placed["quadrant"]), placed)
+            for attribute in right:
+                self._num_right[attribute] += 1
+            is_right = is_right and len(right) == len(CHANCE)
+        return is_right
+
+
 class ReadingCounter:
     """Counts, over pictures of scenes, the objects whose attributes are read as they were drawn."""
 
     def __init__(self) -> None:
         self.num_pictures = 0
-        self._num_objects = 0
-        self._num_right = dict.fromkeys(CHANCE, 0)
+        self._attributes = AttributeCounter()
 
     def add(
         self, pictures: UInt8[Tensor, "B 3 64 64"], descriptions: Sequence[Mapping[str, Any]]
@@ -37,26 +84,14 @@ class ReadingCounter:
         """Count pictures, and return what is read in each; `descriptions` are those of the generator."""
         readings: list[PictureReading] = []
         for found, description in zip(read_scenes(pictures), descriptions, strict=True):
-            is_right = self._count(found, description["objects"])
-            readings.append(PictureReading(_caption(found), is_right))
+            is_right = self._attributes.add(found, description["objects"])
+            readings.append(PictureReading(reading_caption(found), is_right))
         self.num_pictures += len(readings)
         return readings
 
     def accuracy(self, attribute: str) -> float:
         """Return the share of objects whose attribute is read as drawn, in the place where they are."""
-        return self._num_right[attribute] / self._num_objects
-
-    def _count(self, found: Sequence[ReadObject], drawn: Sequence[Mapping[str, Any]]) -> bool:
-        """Count a picture's objects, and tell whether all are read as they were drawn."""
-        read_by_place = {read.quadrant: read for read in found}
-        is_right = True
-        for placed in drawn:
-            self._num_objects += 1
-            right = _right_attributes(read_by_place.get(placed["quadrant"]), placed)
-            for attribute in right:
-                self._num_right[attribute] += 1
-            is_right = is_right and len(right) == len(CHANCE)
-        return is_right
+        return self._attributes.accuracy(attribute)
 
 
 def compared_readings(originals: ReadingCounter, reconstructions: ReadingCounter) -> SceneReadings | None:
@@ -75,7 +110,26 @@ def compared_readings(originals: ReadingCounter, reconstructions: ReadingCounter
     return SceneReadings(num_images=originals.num_pictures, attributes=tuple(attributes))
 
 
-def _right_attributes(read: ReadObject | None, placed: Mapping[str, Any]) -> list[str]:
+def oracle_answer(found: Sequence[ReadObject], kind: str, question: str) -> str | None:
+    """Return what a reading answers to a scene's question; None for kinds that it cannot tell.
+
+    An object that was not found answers with nothing, which is never right.
+    """
+    words = question.rstrip("?")
+    if kind in ("shape", "colour", "size"):
+        for read in found:
+            if words.endswith(f"at the {read.quadrant}"):
+                return str(getattr(read, kind))
+        return ""
+    if kind == "place":
+        for read in found:
+            if words == f"where is the {read.size} {read.colour} {read.shape}":
+                return read.quadrant
+        return ""
+    return None
+
+
+def _right_attributes(read: Found | None, placed: Mapping[str, Any]) -> list[str]:
     """Return the attributes of an object that are read as they were drawn; none where its place is missed."""
     if read is None:
         return []
@@ -86,7 +140,7 @@ def _right_attributes(read: ReadObject | None, placed: Mapping[str, Any]) -> lis
     return right
 
 
-def _caption(found: Sequence[ReadObject]) -> str:
+def reading_caption(found: Sequence[ReadObject]) -> str:
     """Return what was read as a caption, objects in the order of their places."""
     in_order = sorted(found, key=lambda read: QUADRANTS.index(read.quadrant))
     return canonical_phrase(in_order)

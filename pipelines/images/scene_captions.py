@@ -12,15 +12,18 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white"
 SIZES = ("small", "large")
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
-_SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+"""Words of each size."""
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_NOUNS = (
+NOUNS = (
     "a {size} {colour} {shape}",
     "a {size} {shape} that is {colour}",
     "a {colour} {shape} that is {size}",
 )
-_PLACES = ("at the {quadrant}", "in the {quadrant}", "in the {quadrant} corner")
-_SENTENCES = (
+"""Forms of an object's noun, the plain one first."""
+PLACES = ("at the {quadrant}", "in the {quadrant}", "in the {quadrant} corner")
+"""Forms of an object's place."""
+SENTENCES = (
     "{a} {in_a} and {b} {in_b}",
     "{a} {in_a}, {b} {in_b}",
     "{in_a} {a}, {in_b} {b}",
@@ -29,6 +32,7 @@ _SENTENCES = (
     "{b} is {in_b} and {a} is {in_a}",
     "a picture of {a} {in_a} with {b} {in_b}",
 )
+"""Sentences of two objects, the canonical one first."""
 
 
 class Described(Protocol):
@@ -88,11 +92,11 @@ def _noun(described: Described, form: str, size_word: str) -> str:
 def canonical_phrase(objects: Sequence[Described]) -> str:
     """Return the fixed phrasing: a small red ring at the top left and a large blue cross at the top right."""
     first, second = objects
-    return _SENTENCES[0].format(
-        a=_noun(first, _NOUNS[0], first.size),
-        b=_noun(second, _NOUNS[0], second.size),
-        in_a=_PLACES[0].format(quadrant=first.quadrant),
-        in_b=_PLACES[0].format(quadrant=second.quadrant),
+    return SENTENCES[0].format(
+        a=_noun(first, NOUNS[0], first.size),
+        b=_noun(second, NOUNS[0], second.size),
+        in_a=PLACES[0].format(quadrant=first.quadrant),
+        in_b=PLACES[0].format(quadrant=second.quadrant),
     )
 
 
@@ -107,8 +111,8 @@ def compose(objects: Sequence[Described], wording: int) -> str:
         objects = objects[::-1]
     if not choices.below(2):
         return canonical_phrase(objects)
-    place = choices.among(_PLACES)
-    sentence = choices.among(_SENTENCES)
+    place = choices.among(PLACES)
+    sentence = choices.among(SENTENCES)
     first, second = objects
     return sentence.format(
         a=_varied_noun(first, choices),
@@ -120,8 +124,8 @@ def compose(objects: Sequence[Described], wording: int) -> str:
 
 def _varied_noun(described: Described, choices: _Choices) -> str:
     # Half of the nouns have the plain form, so that the longer ones stay the exception.
-    form = _NOUNS[max(0, choices.below(6) - 3)]
-    return _noun(described, form, choices.among(_SIZE_WORDS[described.size]))
+    form = NOUNS[max(0, choices.below(6) - 3)]
+    return _noun(described, form, choices.among(SIZE_WORDS[described.size]))
 
 
 def questions_about(objects: Sequence[Described], num_dots: int, wording: int) -> list[dict[str, str]]:

@@ -232,7 +232,7 @@ class _RayTrainWorker:
         """Train, then take the model out of the last checkpoint."""
         assert unit.rows == 0
         resources = self._job.asks
-        config = self._job.recipe.train
+        config = self._job.training
         with sole_run(self._job.store()), stop_request.deferred(config.stop_grace_seconds):
             fit(
                 self._worker.loop,

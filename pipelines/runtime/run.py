@@ -47,6 +47,9 @@ def run_command(
 
 def require_inputs(command: str, recipe: Recipe, corpora: Sequence[str] | None = None) -> None:
     """Raise `UserError` when a command's stages wait for an earlier command, and name the first to run."""
+    for stage in commands()[command]:
+        if stage.only_with and not stage.runs_on(recipe):
+            raise UserError(f"{stage.name}: the recipe {recipe.name} has no {stage.only_with}: add the key")
     stages = [stage.name for stage in commands()[command]]
     for planned in Planner(recipe).command(command, corpora):
         waits = [waiting for waiting in planned.waits_for if waiting.stage not in stages]

@@ -137,6 +137,8 @@ class Stage:
     """Whether the stage runs once on each corpus, or once per recipe."""
     corpora: Callable[[Recipe], list[str]] = every_corpus
     """Corpora that a stage that runs per corpus runs on."""
+    only_with: str = ""
+    """Key of the recipe without which there is no such stage in a run; empty: the stage is in every run."""
     expected_units: Callable[[Recipe, str | None], list[Unit]] = source_units
     """Units of a per-corpus stage as if no sample were lost: what a plan can say before the inputs are
     finished."""
@@ -168,11 +170,15 @@ class Stage:
     """Label of the samples that the stage passes on, such as `Kept`: a row of the report's funnel."""
     trains: str = ""
     """Name of the model that the stage trains, such as `Tokenizer`: a plot of the report."""
+    training_key: str = "train"
+    """Key of the recipe with the settings of the workers and checkpoints of a stage that trains."""
     page: str = ""
     """File of the output that a run ends by naming."""
 
     def runs_on(self, recipe: Recipe) -> list[str | None]:
         """Return the corpora that the stage runs on, or [None] where it runs once per recipe."""
+        if self.only_with and getattr(recipe, self.only_with) is None:
+            return []
         if not self.per_corpus:
             return [None]
         return [*self.corpora(recipe)]
@@ -218,6 +224,7 @@ class Stage:
             units,
             worker=self.worker,
             resources=self.resources(recipe),
+            training_key=self.training_key,
             shown_corpora=self.shown_corpora(recipe, corpus),
             code=self.code,
         )

@@ -73,6 +73,17 @@ def train_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     return settings
 
 
+def mllm_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    """Return the model's shape, its training and documents, and the content of the weights it begins with."""
+    assert recipe.mllm is not None, "the stage runs where the recipe has the key"
+    settings: dict[str, Any] = {"mllm": recipe.mllm.identity()}
+    folder = recipe.mllm.start_from
+    if folder is not None:
+        files = ("config.json", "model.safetensors")
+        settings["start_from"] = _folder_hashes("mllm.start_from", folder, files, "a unified model's")
+    return settings
+
+
 def score_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Return batch size and precision where they are not the default: another batch may change last bits."""
     settings: dict[str, Any] = {}

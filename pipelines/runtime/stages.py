@@ -16,6 +16,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import (
     encoding_worker,
     inference_worker,
+    mllm_training,
     scoring_worker,
     teacher_training,
     tokenizer_training,
@@ -38,6 +39,7 @@ from dualtoken.pipelines.runtime.stage import (
 )
 from dualtoken.pipelines.runtime.stage_settings import (
     caption_source,
+    mllm_settings,
     score_settings,
     teacher_settings,
     token_settings,
@@ -232,11 +234,15 @@ def _require_same_crops(folder: Store, corpus: str | None, settings: Mapping[str
 
 def _every_other_stage(recipe: Recipe, _: str | None) -> Inputs:
     others = [stage for stage in all_stages() if not stage.reads_all]
-    once: Inputs = [(stage.name, None) for stage in others if not stage.per_corpus]
-    for stage in others:
-        if stage.per_corpus:
-            once += [(stage.name, corpus) for corpus in stage.runs_on(recipe)]
-    return once
+    # Those that run once come first.
+    reads: Inputs = []
+    for stage in sorted(others, key=lambda stage: stage.per_corpus):
+        reads += [(stage.name, corpus) for corpus in stage.runs_on(recipe)]
+    return reads
+
+
+def _examine_reads(recipe: Recipe, _: str | None) -> Inputs:
+    return [("mllm", None), *(("pretokenize", corpus) for corpus in recipe.heldout_corpora)]
 
 
 def _report_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
@@ -422,8 +428,44 @@ declare(
 )
 declare(
     Stage(
+        name="mllm",
+        version=1,
+        folder="models/mllm",
+        worker="dualtoken.pipelines.training.mllm:Worker",
+        engine=lambda _recipe: "ray_train",
+        reads=lambda recipe, _corpus: [*_of_training_corpora(recipe, "pretokenize"), ("train", None)],
+        settings=mllm_settings,
+        recipe_keys={"start_from": "mllm.start_from (its content)"},
+        only_with="mllm",
+        units=single_unit("model"),
+        resources=mllm_training,
+        training_key="mllm",
+        per_corpus=False,
+        names_folders=("mllm.start_from",),
+        trains="MLLM",
+        help="Train the unified model on a run's tokens.",
+    )
+)
+declare(
+    Stage(
+        name="examine",
+        version=1,
+        folder="models/examination",
+        worker="dualtoken.pipelines.evaluation.examine:Worker",
+        reads=_examine_reads,
+        settings=lambda recipe, _corpus: {"examine": recipe.examine.identity()},
+        only_with="mllm",
+        units=single_unit("examination"),
+        resources=inference_worker,
+        per_corpus=False,
+        shown_corpora=lambda recipe, _corpus: recipe.heldout_corpora,
+        help="Ask the unified model about held-out images, and let it describe and draw them.",
+    )
+)
+declare(
+    Stage(
         name="report",
-        version=3,
+        version=4,
         folder="reports",
         worker="dualtoken.pipelines.evaluation.report:Worker",
         reads=_every_other_stage,

@@ -72,6 +72,12 @@ class DatasetCaptions:
         """Raise `UserError` unless the captions' table of a shard has a column of text; raises as `table`."""
         _require_text(self._meta_file(self._files.store(), number), column)
 
+    def text_columns(self, number: int) -> tuple[str, ...]:
+        """Return the columns of text that the captions' table of a shard has; raises as `table`."""
+        meta = self._meta_file(self._files.store(), number)
+        schema = meta.files.open(meta.folder, meta.record, pq.read_schema)
+        return tuple(field.name for field in schema if _is_text(field.type))
+
     def _cache_of(self, column: str) -> CaptionCache:
         if column not in self._columns:
             threads = self._files.num_threads(self._index.largest)
@@ -105,6 +111,10 @@ class DatasetCaptions:
         return self._source_files.setdefault(url, self._files.of_dataset(url))
 
 
+def _is_text(column_type: pa.DataType) -> bool:
+    return pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+
+
 def _require_text(meta: _MetaFile, column: str) -> None:
     schema = meta.files.open(meta.folder, meta.record, pq.read_schema)
     path = join(meta.folder.url, meta.record.name)
@@ -114,7 +124,7 @@ def _require_text(meta: _MetaFile, column: str) -> None:
             "or carry it along from the corpus and pretokenize again"
         )
     column_type = schema.field(column).type
-    if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+    if not _is_text(column_type):
         raise UserError(f"{path} has {column_type} in column {column!r}: use a column of strings")
 
 

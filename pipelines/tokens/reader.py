@@ -143,6 +143,10 @@ class TokenDataset:
         """Raise `UserError` unless a shard has a text of that name, as for `texts`; raises as `read`."""
         self._captions.require_text(column, number)
 
+    def text_columns(self) -> tuple[str, ...]:
+        """Return the columns of text of the first shard, which `texts` can read; raises as `read`."""
+        return self._captions.text_columns(0)
+
     def read_meta(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Return the captions' table of a shard, which may be another dataset's; raises as `read`."""
         return self._captions.table(number, columns)

@@ -36,6 +36,7 @@ from dualtoken.pipelines.training.state_tensors import (
     SavedTensor,
     TrainedParts,
     allocate_optimizer_state,
+    module_tensors,
     state_tensors,
 )
 from dualtoken.pipelines.training.train_context import TrainContext
@@ -164,7 +165,7 @@ def load_checkpoint(checkpoint: Checkpoint, parts: TrainedParts, scratch: Path) 
 def load_module(checkpoint: Checkpoint, name: str, module: nn.Module, scratch: Path) -> None:
     """Load one module of a checkpoint by its name, such as `model`, and nothing else."""
     tensors: dict[str, Tensor] = {}
-    for key, tensor in module.state_dict().items():
+    for key, tensor in module_tensors(module).items():
         tensors[f"{name}.{key}"] = tensor
     _load_tensors(checkpoint.local_folder(scratch), tensors)
 

@@ -35,7 +35,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
 
     Where the run is asked to stop, ends early, with a checkpoint of the last step that was taken.
     """
-    config = job.recipe.train
+    config = job.training
     num_threads = config.cpus_per_worker if context.device.type == "cpu" else None
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder()))

@@ -21,7 +21,7 @@ class StepProfiler:
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         self._job = job
-        self._steps = job.recipe.train.profiled_steps if context.rank == 0 else range(0)
+        self._steps = job.training.profiled_steps if context.rank == 0 else range(0)
         self._scratch = scratch
         self._activities = [ProfilerActivity.CPU]
         if context.device.type == "cuda":

@@ -24,13 +24,13 @@ MAY_CHANGE = ("steps", "learning_rate", "warmup_steps", "accumulate_steps", "com
 """Keys of `train`, and of a teacher that is trained, that may change while a training goes on."""
 _ALSO_RECORDED = ("cpus_per_worker", "parallel")
 """Keys of `train` that no fingerprint knows, and that are recorded where they change."""
-_TRAINED = ("train", "teacher")
+_TRAINED = ("train", "teacher", "mllm")
 """Settings of a stage that hold such keys."""
 
 
 def job_checkpoints(job: StageJob) -> Checkpoints:
     """Return the checkpoints of a job's own folder."""
-    config = job.recipe.train
+    config = job.training
     return Checkpoints(job.store(), config.keep_checkpoints, config.keep_best)
 
 
@@ -130,8 +130,8 @@ def _same_settings(run: RunRecord, other: RunRecord) -> bool:
 
 
 def _recorded(job: StageJob) -> dict[str, Any]:
-    values = job.recipe.train.model_dump(mode="json")
-    return {key: values[key] for key in (*MAY_CHANGE, *_ALSO_RECORDED)}
+    values = job.training.model_dump(mode="json")
+    return {key: values[key] for key in (*MAY_CHANGE, *_ALSO_RECORDED) if key in values}
 
 
 def add_runs_to_card(folder: Path, runs: tuple[RunRecord, ...]) -> None:

@@ -40,12 +40,23 @@ def state_tensors(parts: TrainedParts) -> dict[str, Tensor]:
     """Return the live tensors of all parts; sharded ones are `DTensor`s."""
     tensors: dict[str, Tensor] = {}
     for part, module in parts.modules.items():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in module_tensors(module).items():
             tensors[f"{part}.{name}"] = tensor
     for part, (optimizer, module) in parts.optimizers.items():
         for name, parameter, owner in _optimized(optimizer, module):
             for key, tensor in owner.state.get(parameter, {}).items():
                 tensors[f"{part}.{name}.{key}"] = tensor
+    return tensors
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's live tensors by name; one of several names, such as tied weights, stands once."""
+    tensors: dict[str, Tensor] = {}
+    known = set[int]()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            tensors[name] = tensor.detach()
     return tensors
 
 

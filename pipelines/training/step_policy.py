@@ -38,7 +38,7 @@ class StepPolicy:
 
     def __init__(self, job: StageJob, task: Task[Any], workers: WorkerGroup) -> None:
         self._job = job
-        self._config = job.recipe.train
+        self._config = job.training
         self._task = task
         self._workers = workers
         self._num_bad = 0

@@ -1,0 +1,71 @@
+"""Lets the unified model describe held-out images, and reads its captions by the scenes' grammar."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dualtoken.model.mllm.saved import OpenedMllm
+from dualtoken.pipelines.evaluation.examination import Score
+from dualtoken.pipelines.evaluation.heldout_tokens import HeldoutTokens
+from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
+from dualtoken.pipelines.images.scene_grammar import parse_caption
+
+MAX_IDS = 64
+"""Ids of a description at most."""
+BATCH_SIZE = 64
+"""Images that are described together."""
+
+
+def describe(opened: OpenedMllm, heldout: HeldoutTokens, num_images: int) -> list[str]:
+    """Return the likeliest description of each of the first images."""
+    model, processor = opened
+    tokenizer = processor.tokenizer
+    assert tokenizer is not None
+    prompt = torch.tensor(processor.prompt_ids(processor.chat_prompt(None)), device=model.device)
+    codes = heldout.codes()
+    descriptions: list[str] = []
+    for first in range(0, min(num_images, len(heldout.captions)), BATCH_SIZE):
+        images = slice(first, min(first + BATCH_SIZE, num_images))
+        of_batch = {name: codes[name][images].to(model.device) for name in ("semantic", "pixel")}
+        ids = prompt.expand(len(of_batch["pixel"]), -1)
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=MAX_IDS,
+            generation_mode="text",
+            **of_batch,
+        )
+        assert isinstance(generated, Tensor)
+        texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+        descriptions += [text.strip() for text in texts]
+    return descriptions
+
+
+def description_scores(
+    descriptions: Sequence[str], heldout: HeldoutTokens
+) -> tuple[tuple[Score, ...], float]:
+    """Return the share of objects whose attributes are named at their place, and that of whole captions.
+
+    A description that the grammar does not know names nothing.
+    """
+    own = AttributeCounter()
+    shuffled = AttributeCounter()
+    num_parsed = 0
+    for sample, text in enumerate(descriptions):
+        parsed = parse_caption(text)
+        num_parsed += parsed is not None
+        other = (sample + 1) % len(descriptions)
+        own.add(parsed or (), heldout.descriptions[sample]["objects"])
+        shuffled.add(parsed or (), heldout.descriptions[other]["objects"])
+    scores: list[Score] = []
+    for name, chance in CHANCE.items():
+        score = Score(
+            name=name,
+            accuracy=own.accuracy(name),
+            shuffled=shuffled.accuracy(name),
+            chance=chance,
+            count=own.num_objects,
+        )
+        scores.append(score)
+    return tuple(scores), num_parsed / len(descriptions)

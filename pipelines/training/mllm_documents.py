@@ -1,0 +1,185 @@
+"""The documents that the unified model learns from: token datasets, text tokenizer, loader and its place.
+
+B sequences of T positions, V image positions, N positions of an image.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dualtoken.model.config.mllm import NamedTrunk
+from dualtoken.model.mllm.attention import Segments
+from dualtoken.model.mllm.losses import MllmBatch
+from dualtoken.model.mllm.text_tokenizer import build_text_tokenizer, text_markers
+from dualtoken.pipelines.config.mllm import MllmStageConfig
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.loader.batches import PackedBatch
+from dualtoken.pipelines.loader.document_kinds import TEXT, DocumentKind
+from dualtoken.pipelines.loader.documents import Markers, PackPlan
+from dualtoken.pipelines.loader.packed_loader import PackedLoader
+from dualtoken.pipelines.loader.permutation import seeded_uniform
+from dualtoken.pipelines.loader.plan import LoadPlan
+from dualtoken.pipelines.tokens.reader import TokenDataset
+from dualtoken.pipelines.tokens.shard_cache import ShardCache
+from dualtoken.pipelines.training.train_context import RankContext
+
+VOCABULARY_ROWS = 8192
+"""Rows of each corpus that a text tokenizer is trained on: the first ones."""
+
+
+class LoaderPlace(nn.Module):
+    """Where a run stands in its documents, as tensors of a checkpoint; the same on all workers."""
+
+    position: Tensor
+    """(), int64: samples that are in sequences, or wait for one."""
+    waiting: Tensor
+    """(pool, 2), int64: (sample, length) of the documents that wait, -1 beyond them."""
+
+    def __init__(self, pool_size: int) -> None:
+        super().__init__()
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("waiting", torch.full((pool_size, 2), -1))
+
+    def note(self, batch: PackedBatch) -> None:
+        """Stand after a batch."""
+        documents = torch.frombuffer(bytearray(batch.waiting), dtype=torch.int64).view(-1, 2)
+        self.position.fill_(batch.position)
+        self.waiting.fill_(-1)
+        self.waiting[: len(documents)] = documents
+
+    def state(self) -> tuple[int, list[list[int]]]:
+        """Return the position and the waiting documents."""
+        is_document = self.waiting[:, 0] >= 0
+        return int(self.position), self.waiting[is_document].tolist()
+
+
+class MllmDocuments:
+    """One worker's documents."""
+
+    def __init__(self, job: StageJob, context: RankContext) -> None:
+        config = job.recipe.mllm
+        assert config is not None
+        self._config: MllmStageConfig = config
+        self._device = context.device
+        self._datasets = _open_datasets(job)
+        self.tokenizer_sha256 = self._datasets[0].tokenizer_sha256
+        texts = () if isinstance(config.trunk, NamedTrunk) else self._texts()
+        try:
+            self.text_tokenizer = build_text_tokenizer(config.trunk, texts)
+        except ValueError as error:
+            raise UserError(f"mllm.trunk: {error}") from None
+        self._markers = text_markers(self.text_tokenizer)
+        plan = self._pack_plan()
+        self._plan = plan
+        per_worker = config.batch_size // context.world_size
+        self._loader = PackedLoader(plan, per_worker, rank=context.rank, world_size=context.world_size)
+        self.place = LoaderPlace(config.documents.pool_size)
+
+    def _pack_plan(self) -> PackPlan:
+        config = self._config
+        documents = config.documents
+        markers = self._markers
+        load = LoadPlan(
+            datasets=self._datasets,
+            # Without an end: as many passes as the steps take, each dataset by its size.
+            weights={0: [float(len(dataset)) for dataset in self._datasets]},
+            seed=config.seed,
+        )
+        return PackPlan(
+            load=load,
+            capacity=config.capacity,
+            tokenize=self._tokenize,
+            markers=Markers(
+                image_start=markers.image_start,
+                image_end=markers.image_end,
+                end=markers.end,
+                padding=markers.end,
+                user=markers.user,
+                assistant=markers.assistant,
+                turn_end=markers.turn_end,
+            ),
+            pool_size=documents.pool_size,
+            caption_dropout=documents.caption_dropout,
+            documents={DocumentKind(name): share for name, share in documents.shares.items()},
+            questions_column=documents.questions,
+            max_turns=documents.max_turns,
+            prompt_targets=documents.learn_prompts,
+            image_targets_of_describe=documents.learn_read_images,
+        )
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.text_tokenizer.encode(text, add_special_tokens=False)
+
+    def _texts(self) -> Iterator[str]:
+        """Yield captions, questions and answers of the first rows of each dataset."""
+        column = self._config.documents.questions
+        for dataset in self._datasets:
+            rows = np.arange(min(VOCABULARY_ROWS, len(dataset)))
+            yield from dataset.captions(rows)
+            if column is not None:
+                for turns in dataset.texts(rows, column):
+                    for turn in json.loads(turns or "[]"):
+                        yield turn["question"]
+                        yield turn["answer"]
+
+    def batches(self) -> Iterator[PackedBatch]:
+        """Yield this worker's share of each step's sequences, from `place` on."""
+        position, waiting = self.place.state()
+        state = self._loader.state_dict(None)
+        self._loader.load_state_dict({**state, "position": position, "waiting": waiting})
+        return iter(self._loader)
+
+    def note(self, batch: PackedBatch) -> None:
+        """Let `place` stand after a batch."""
+        self.place.note(batch)
+
+    def to_model(self, batch: PackedBatch) -> MllmBatch:
+        """Return a loader's batch as the model takes it."""
+        codes: dict[str, Tensor] = {}
+        for stream, ids in (("semantic", batch.semantic), ("pixel", batch.pixel)):
+            if ids is not None:
+                codes[stream] = ids.int()
+        return MllmBatch(
+            input_ids=batch.text,
+            is_visual=batch.visual,
+            codes=codes,
+            segments=Segments(batch.cu_seqlens, batch.longest),
+            text_targets=batch.targets,
+            visual_targets=batch.visual_targets,
+            all_depths=batch.visual_targets & self._all_depths(batch),
+        )
+
+    def _all_depths(self, batch: PackedBatch) -> Tensor:
+        """Choose image positions whose codes are trained at all depths, by seed, sample and place."""
+        has_image = (batch.kinds != TEXT).numpy()
+        samples = batch.segments[batch.segments >= 0].numpy()[has_image]
+        positions = np.arange(self._plan.image_positions)
+        places = samples[:, None] * len(positions) + positions
+        drawn = seeded_uniform(self._config.seed, "all depths", places.reshape(-1))
+        return torch.from_numpy(drawn < self._config.depth_share)
+
+    def description(self) -> list[str]:
+        """Say what the documents are made of, a line each: for the model's card."""
+        lines: list[str] = []
+        for dataset in self._datasets:
+            lines.append(f"{len(dataset)} samples, token dataset {dataset.fingerprint[:12]}")
+        return lines
+
+    def close(self) -> None:
+        """Release nothing: datasets are mapped files."""
+
+
+def _open_datasets(job: StageJob) -> tuple[TokenDataset, ...]:
+    """Open the token datasets of the corpora that training may see, in order of name."""
+    load = job.recipe.load
+    cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9)) if load.cache else None
+    datasets: list[TokenDataset] = []
+    for corpus in job.recipe.training_corpora:
+        folder = job.input("pretokenize", corpus).url
+        datasets.append(TokenDataset(folder, check=load.check, cache=cache))
+    return tuple(datasets)

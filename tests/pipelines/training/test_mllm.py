@@ -1,0 +1,185 @@
+"""The unified model's stage: resumed to the bit, the same by any workers, and refused in one line."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.mllm import MllmStageConfig
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.executor import LocalExecutor
+from dualtoken.pipelines.runtime.plan import Planner
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.mllm import MllmTask, trained_model
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned_job
+from tests.helpers.training_groups import CPU, GroupJob, distance, train_as_group
+from tests.helpers.waiting import wait_until
+
+CLOSE = 2e-5
+"""Largest relative distance of all weights together that sums in another order explain."""
+STEPS = ("mllm.steps=6", "mllm.batch_size=4", "mllm.checkpoint_every=3")
+MIXED = "mllm.documents.shares={draw: 1, text: 3}"
+"""So few images that steps come in which a worker has none."""
+
+
+def job_in(folder: Path, load_tiny: LoadTiny, finished: Recipe, *overrides: str) -> StageJob:
+    recipe = load_tiny(Path(finished.root), *STEPS, *overrides)
+    return replace(planned_job(recipe, "mllm"), folder=str(folder))
+
+
+def weights(job: StageJob) -> dict[str, torch.Tensor]:
+    scratch = Path(f"{job.folder} result")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    trained_model(job, scratch)
+    return load_file(scratch / "model.safetensors")
+
+
+def train_alone(job: StageJob) -> dict[str, torch.Tensor]:
+    train(job, SingleProcessContext(CPU), MllmTask)
+    return weights(job)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    job = job_in(tmp_path / "run", load_tiny, finished, "mllm.optimizer=muon")
+    expected = train_alone(job)
+    folders = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert folders == ["step-000000002", "step-000000005"]
+    before = read_metrics(Store(job.folder))
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000000005")
+    assert_same(train_alone(job), expected)
+    after = read_metrics(Store(job.folder))
+    assert [line["loss"] for line in after] == [line["loss"] for line in before]
+
+
+def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    root = Path(shutil.copytree(finished.root, tmp_path / "root"))
+    overrides = ["mllm.steps=40", "mllm.checkpoint_every=2", "mllm.log_every=1"]
+    job = planned_job(load_tiny(root, *overrides), "mllm")
+    command = [sys.executable, "-m", "dualtoken.jobs.cli", "mllm", TINY, "--root", str(root), "--in-process"]
+    for override in overrides:
+        command += ["--set", override]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL) as process:
+        wait_until(
+            lambda: any(name.endswith("receipt.json") for name, _ in job.store().files("checkpoints")),
+            seconds=90,
+        )
+        process.send_signal(signal.SIGKILL)
+    assert len(read_metrics(job.store())) < 40
+    whole = replace(job, folder=str(tmp_path / "whole"))
+    assert_same(train_alone(job), train_alone(whole))
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tiny: LoadTiny) -> Path:
+    """Folders of trainings by two workers."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs: list[GroupJob] = []
+    for parallel in ("ddp", "fsdp2"):
+        overrides = (f"mllm.parallel={parallel}", MIXED)
+        jobs.append((job_in(folder / parallel, load_tiny, finished, *overrides), MllmTask))
+    train_as_group(jobs, 2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_workers_train_what_one_does(
+    parallel: str, by_two: Path, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    expected = train_alone(job_in(tmp_path / "alone", load_tiny, finished, MIXED))
+    together = job_in(by_two / parallel, load_tiny, finished, MIXED)
+    assert distance(weights(together), expected) < CLOSE
+    [first, *_] = read_metrics(Store(together.folder))
+    [alone, *_] = read_metrics(Store(str(tmp_path / "alone")))
+    assert first["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert (first["num_text"], first["num_visual"]) == (alone["num_text"], alone["num_visual"])
+
+
+def test_one_goes_on_where_two_were(
+    by_two: Path, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    left = job_in(Path(shutil.copytree(by_two / "ddp", tmp_path / "left")), load_tiny, finished, MIXED)
+    expected = weights(left)
+    shutil.rmtree(tmp_path / "left/checkpoints/step-000000005")
+    assert distance(train_alone(left), expected) < CLOSE
+
+
+def test_parts_of_a_batch_make_the_same_step(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
+    whole = train_alone(job_in(tmp_path / "whole", load_tiny, finished))
+    parts = train_alone(job_in(tmp_path / "parts", load_tiny, finished, "mllm.accumulate_steps=4"))
+    assert distance(parts, whole) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("phase", "moved"),
+    [
+        (1, ("model.visual_projector.", "model.visual_positions.")),
+        (2, ("model.visual_projector.", "model.visual_positions.", "model.language_model.")),
+        (3, ("heads.",)),
+    ],
+)
+def test_a_phase_moves_its_own_weights_and_begins_from_a_folder(
+    phase: int, moved: tuple[str, ...], tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    start = planned_job(finished, "mllm").folder
+    overrides = (f"mllm.phase={phase}", f"mllm.start_from={start}")
+    found = train_alone(job_in(tmp_path / "run", load_tiny, finished, *overrides))
+    before = load_file(Path(start) / "model.safetensors")
+    changed = {name for name in before if not torch.equal(found[name], before[name])}
+    assert changed
+    assert {name for name in changed if not name.startswith(moved)} == set()
+    for beginning in moved:
+        assert any(name.startswith(beginning) for name in changed)
+
+
+MISTAKES = {
+    "mllm.documents.questions=nothing": "has no column 'nothing': use one of key, ",
+    "mllm.capacity=12": "an image takes ",
+    "mllm.trunk={kind: pretrained, model: /nowhere/at/all}": "/nowhere/at/all",
+    "mllm.start_from=/nowhere/at/all": "mllm.start_from='/nowhere/at/all' has no config.json",
+    "mllm.parameters=[{pattern: nothing.*}]": "mllm: parameters[0].pattern='nothing.*' matches no parameter",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_told_in_one_line(
+    override: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    with pytest.raises((UserError, ValueError)) as raised:
+        train_alone(job_in(tmp_path / "run", load_tiny, finished, override))
+    assert MISTAKES[override] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_documents_that_answer_name_their_column() -> None:
+    with pytest.raises(ValueError, match=r"shares.answer=1 without questions: name the column"):
+        MllmStageConfig.model_validate({"documents": {"shares": {"answer": 1}}})
+    with pytest.raises(ValueError, match="inputs have semantic, targets do not"):
+        MllmStageConfig.model_validate({"targets": ["pixel"]})
+
+
+def test_a_recipe_without_the_key_has_no_such_stage(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    recipe = load_tiny(tmp_path, "mllm=null")
+    assert [planned.stage for planned in Planner(recipe).plan()][-2:] == ["pretokenize", "report"]
+    for command in ("mllm", "examine"):
+        with pytest.raises(UserError, match=f"^{command}: the recipe tiny has no mllm: add the key$"):
+            run_command(command, recipe, LocalExecutor(), lambda _: None)
