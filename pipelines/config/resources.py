@@ -94,6 +94,16 @@ def mllm_training(recipe: Recipe) -> Resources:
     return _training_group(recipe.mllm, recipe.mllm.group_sizes, "mllm")
 
 
+def examining_worker(recipe: Recipe) -> Resources:
+    """Return what the unified model's examination needs: the CPUs of a worker that trained it, or a GPU."""
+    assert recipe.mllm is not None, "the stage runs where the recipe has the key"
+    cpus = recipe.mllm.cpus_per_worker
+    keys = f"mllm.cpus_per_worker={cpus:g}"
+    gpus = recipe.cluster.gpus_per_worker
+    demands = (Demand("CPU", cpus, keys, "lower mllm.cpus_per_worker"), _inference_gpus(gpus))
+    return Resources(cpus, gpus, demands)
+
+
 def _training_group(
     config: TrainConfig | MllmStageConfig, sizes: tuple[int, ...], name: str = "train"
 ) -> Resources:

@@ -75,8 +75,6 @@ class Examination(_Record):
     """Attributes that the oracle reads in drawings at the right place."""
     whole_drawings: float | None = None
     """Share of drawings in which everything is read as told."""
-    images_per_second: float | None = None
-    """Drawings per second, with guidance."""
     answers: tuple[ShownAnswer, ...] = ()
     captions: tuple[ShownCaption, ...] = ()
 

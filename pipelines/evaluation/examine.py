@@ -36,7 +36,10 @@ class Worker:
 
     def __init__(self, job: StageJob) -> None:
         self._job = job
-        prepare_process(threads=None)
+        # As many threads wherever the stage runs: others give other last bits.
+        prepare_process(threads=int(job.asks.cpus))
+        self._facts: dict[str, float] = {}
+        """Facts of the receipt, which are no part of the output."""
         self._device = stage_device(job)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -45,11 +48,11 @@ class Worker:
         config = self._job.recipe.examine
         folder = self._job.input("mllm").local_folder(scratch / "inputs")
         self._opened = open_mllm(str(folder), self._device)
-        heldout = read_heldout(self._job, config.num_images)
+        heldout = read_heldout(self._job, config.num_images, scratch / "tokens")
         examination = self._examine(heldout, scratch)
         (scratch / EXAMINATION).write_text(examination.model_dump_json(indent=1), encoding="utf-8")
         pictures = sorted(path.name for path in scratch.glob("*.png"))
-        return UnitOutput((EXAMINATION, *pictures), None)
+        return UnitOutput((EXAMINATION, *pictures), None, facts=self._facts)
 
     def _examine(self, heldout: HeldoutTokens, scratch: Path) -> Examination:
         config = self._job.recipe.examine
@@ -69,7 +72,7 @@ class Worker:
         captions = heldout.captions[: config.num_drawings]
         if "pixel" in opened.model.config.targets:
             drawn = draw_all(opened, captions, self._settings())
-            found = found.model_copy(update={"images_per_second": drawn.images_per_second})
+            self._facts["images_per_second"] = round(drawn.images_per_second, 1)
             if are_scenes:
                 plain = draw_all(opened, captions, self._settings()._replace(guidance_scale=1.0))
                 told = drawing_scores(

@@ -5,6 +5,7 @@ B samples, N positions of an image, D depths.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.images.samples import is_heldout
+from dualtoken.pipelines.tokens.open_tokens import open_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
 DESCRIPTION_COLUMN = "description"
@@ -51,9 +53,12 @@ class HeldoutTokens(NamedTuple):
         return {"semantic": self.semantic, "pixel": self.pixel}
 
 
-def read_heldout(job: StageJob, num_samples: int) -> HeldoutTokens:
-    """Read the first held-out samples, over all corpora that have some, the first variant of each."""
-    parts = [_read_corpus(job, corpus, num_samples) for corpus in job.recipe.heldout_corpora]
+def read_heldout(job: StageJob, num_samples: int, scratch: Path) -> HeldoutTokens:
+    """Read the first held-out samples, over all corpora that have some, the first variant of each.
+
+    `scratch` holds copies of remote shards.
+    """
+    parts = [_read_corpus(job, corpus, num_samples, scratch) for corpus in job.recipe.heldout_corpora]
     keys: list[bytes] = []
     captions: list[str] = []
     questions: list[list[Asked]] = []
@@ -73,8 +78,8 @@ def read_heldout(job: StageJob, num_samples: int) -> HeldoutTokens:
     )
 
 
-def _read_corpus(job: StageJob, corpus: str, num_samples: int) -> HeldoutTokens:
-    dataset = TokenDataset(job.input("pretokenize", corpus).url)
+def _read_corpus(job: StageJob, corpus: str, num_samples: int, scratch: Path) -> HeldoutTokens:
+    dataset = open_tokens(job, corpus, scratch)
     rows = np.array(list(_heldout_rows(job, corpus, dataset, num_samples)), np.int64)
     read = dataset.read(rows)
     assert read.semantic is not None

@@ -250,6 +250,7 @@ def answer(
         attention_mask=torch.ones_like(ids),
         streamer=_TextPieces(tokenizer, write),
         max_new_tokens=MAX_ANSWER_IDS,
+        generation_mode="text",
         **on_device,
     )
     assert isinstance(generated, Tensor)

@@ -15,6 +15,7 @@ from dualtoken.pipelines.config.corpora import AnySource, ScenesSource
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import (
     encoding_worker,
+    examining_worker,
     inference_worker,
     mllm_training,
     scoring_worker,
@@ -456,7 +457,7 @@ declare(
         settings=lambda recipe, _corpus: {"examine": recipe.examine.identity()},
         only_with="mllm",
         units=single_unit("examination"),
-        resources=inference_worker,
+        resources=examining_worker,
         per_corpus=False,
         shown_corpora=lambda recipe, _corpus: recipe.heldout_corpora,
         help="Ask the unified model about held-out images, and let it describe and draw them.",

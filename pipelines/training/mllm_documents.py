@@ -5,12 +5,15 @@ B sequences of T positions, V image positions, N positions of an image.
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dualtoken.infra.scratch import shared_scratch_folder
 from dualtoken.model.config.mllm import NamedTrunk
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.losses import MllmBatch
@@ -24,8 +27,8 @@ from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.permutation import seeded_uniform
 from dualtoken.pipelines.loader.plan import LoadPlan
+from dualtoken.pipelines.tokens.open_tokens import open_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
-from dualtoken.pipelines.tokens.shard_cache import ShardCache
 from dualtoken.pipelines.training.train_context import RankContext
 
 VOCABULARY_ROWS = 8192
@@ -66,9 +69,13 @@ class MllmDocuments:
         assert config is not None
         self._config: MllmStageConfig = config
         self._device = context.device
-        self._datasets = _open_datasets(job)
+        self._stack = ExitStack()
+        name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
+        copies = self._stack.enter_context(shared_scratch_folder(f"tokens-{name}"))
+        self._datasets = _open_datasets(job, copies)
         self.tokenizer_sha256 = self._datasets[0].tokenizer_sha256
-        texts = () if isinstance(config.trunk, NamedTrunk) else self._texts()
+        # Before the block: what reading raises is no fault of the trunk.
+        texts = [] if isinstance(config.trunk, NamedTrunk) else list(self._texts())
         try:
             self.text_tokenizer = build_text_tokenizer(config.trunk, texts)
         except ValueError as error:
@@ -171,15 +178,13 @@ class MllmDocuments:
         return lines
 
     def close(self) -> None:
-        """Release nothing: datasets are mapped files."""
+        """Let go of the copies of remote shards."""
+        self._stack.close()
 
 
-def _open_datasets(job: StageJob) -> tuple[TokenDataset, ...]:
+def _open_datasets(job: StageJob, copies: Path) -> tuple[TokenDataset, ...]:
     """Open the token datasets of the corpora that training may see, in order of name."""
-    load = job.recipe.load
-    cache = ShardCache(Path(load.cache), int(load.cache_gb * 1e9)) if load.cache else None
     datasets: list[TokenDataset] = []
     for corpus in job.recipe.training_corpora:
-        folder = job.input("pretokenize", corpus).url
-        datasets.append(TokenDataset(folder, check=load.check, cache=cache))
+        datasets.append(open_tokens(job, corpus, copies))
     return tuple(datasets)

@@ -120,9 +120,12 @@ def initial_config(values: dict[str, Any]) -> TokenizerConfig:
 def require_same(tokenizer: DualTokenizer, released: ReleasedCode, seed: int) -> None:
     side = tokenizer.config.image_size
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    require_same_outputs(tokenizer, released, images, tolerance=1e-4)
-    # In float64 too, where rounding hides no other fault: over 25 configurations 5e-14 was left of pictures.
-    require_same_outputs(copy.deepcopy(tokenizer).double(), released.double(), images.double(), 1e-11)
+    # In float64 rounding hides no other fault: over 25 configurations 5e-14 was left of pictures.
+    require_same_outputs(
+        copy.deepcopy(tokenizer).double(), copy.deepcopy(released).double(), images.double(), 1e-11
+    )
+    # In float32 it differs from machine to machine: 2e-4 of a picture's size on an EPYC, 5e-4 on a Xeon.
+    require_same_outputs(tokenizer, released, images, tolerance=2e-3)
 
 
 def require_same_outputs(

@@ -68,8 +68,8 @@ def test_images_are_the_written_out_layers_of_the_latent() -> None:
     for block in decoder.blocks:
         assert isinstance(block, Block)
         assert block.attn.num_heads == config.num_heads
-        assert block.attn.qkv.bias is not None
-        assert block.mlp.fc1.out_features == config.mlp_width
+        assert len(block.get_submodule("attn.qkv").get_parameter("bias")) == 3 * config.width
+        assert len(block.get_submodule("mlp.fc1").get_parameter("weight")) == config.mlp_width
         hidden = block(hidden)
     patches = decoder.patches(F.layer_norm(hidden, [config.width]))[0]
     pixels = torch.zeros(config.patch_channels, 16, 16)

@@ -96,7 +96,7 @@ def test_an_override_that_cannot_apply_says_how_to_write_it(override: str) -> No
 
 
 def test_a_missing_recipe_names_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match=r"paper-256, .*paper-384, .*scenes, urls"):
+    with pytest.raises(UserError, match=r"paper-256, .*paper-384, .*scenes, scenes-large, urls"):
         load_recipe("nowhere.yaml")
     with pytest.raises(UserError, match=r"^recipe 'scnes' is no file: did you mean scenes\?"):
         load_recipe("scnes")

@@ -71,6 +71,7 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
     assert [line["loss"] for line in after] == [line["loss"] for line in before]
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
     root = Path(shutil.copytree(finished.root, tmp_path / "root"))
     overrides = ["mllm.steps=40", "mllm.checkpoint_every=2", "mllm.log_every=1"]
