@@ -9,6 +9,7 @@ Ours and the others run in turn in the same process; medians. B positions or ima
 """
 
 import argparse
+import copy
 import resource
 import statistics
 import subprocess
@@ -173,7 +174,8 @@ def compare_attention(num_documents: int = 40, length: int = 100, width: int = 1
     document = torch.arange(total) // length
     mask = (document[:, None] == document[None]) & torch.ones(total, total, dtype=torch.bool).tril()
     embedded = torch.randn(1, total, width)
-    packed = AutoModel.from_config(config, attn_implementation=PACKED_SDPA)
+    # A model keeps its configuration, and the attention in it.
+    packed = AutoModel.from_config(copy.deepcopy(config), attn_implementation=PACKED_SDPA)
     dense = AutoModel.from_config(config, attn_implementation="sdpa")
     dense.load_state_dict(packed.state_dict())
 

@@ -18,6 +18,9 @@ from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.depth_heads import DepthHead
 from dualtoken.model.mllm.modeling import UnifiedModel
 
+MOST_LOGITS = 2**24
+"""Logits that are computed at once, 64 MB of them in float32."""
+
 
 class MllmBatch(NamedTuple):
     """Packed documents and what is to be predicted in them: B sequences of T positions."""
@@ -128,10 +131,10 @@ def target_losses(
 ) -> Float[Tensor, "P"]:
     """Return the cross-entropy of each target in float32, with `z_weight` times its squared log-partition.
 
-    Where classes outnumber channels the logits are never all in memory: torch computes them in chunks.
+    Many logits are never all in memory: torch computes them in chunks, which of few would cost time alone.
     """
     options = None
-    if weight.shape[0] > weight.shape[1] and len(states) > weight.shape[1]:
+    if len(states) * weight.shape[0] > MOST_LOGITS:
         # The policies that torch advises; others emulate bfloat16 on a CPU.
         policy = "balanced" if states.is_cuda else "auto"
         options = torch.nn.LinearCrossEntropyOptions(acc_policy=policy)

@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dualtoken.model.config.mllm import MllmLossWeights
+from dualtoken.model.mllm import losses as losses_module
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.losses import LossSums, MllmBatch, PackedLosses, TargetCounts, target_losses
+from dualtoken.model.mllm.losses import (
+    MOST_LOGITS,
+    LossSums,
+    MllmBatch,
+    PackedLosses,
+    TargetCounts,
+    target_losses,
+)
 from dualtoken.model.mllm.trainer import split_batch
 from tests.helpers.tiny_mllm import (
     DESCRIBE,
@@ -177,7 +185,11 @@ def test_the_loss_of_some_depths_is_on_average_that_of_all() -> None:
 
 
 @pytest.mark.parametrize(("num_states", "num_classes", "width"), [(40, 64, 8), (3, 5, 8), (0, 64, 8)])
-def test_target_losses_are_plain_cross_entropy(num_states: int, num_classes: int, width: int) -> None:
+@pytest.mark.parametrize("most_logits", [0, MOST_LOGITS])
+def test_target_losses_are_plain_cross_entropy(
+    num_states: int, num_classes: int, width: int, most_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses_module, "MOST_LOGITS", most_logits)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(num_states, width, generator=generator, requires_grad=True)
     weight = torch.randn(num_classes, width, generator=generator, requires_grad=True)
