@@ -1,14 +1,14 @@
 """What the oracle reads in pictures of scenes, against what was drawn in them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 from torch import Tensor
 
 from dualtoken.pipelines.evaluation.report_data import ReadingAccuracy, SceneReadings
 from dualtoken.pipelines.evaluation.scene_oracle import ReadObject, read_scenes
-from dualtoken.pipelines.images.scene_captions import QUADRANTS, canonical_phrase
+from dualtoken.pipelines.images.scene_captions import QUADRANTS, Described, canonical_phrase
 
 CHANCE = {"place": 1 / 2, "shape": 1 / 6, "colour": 1 / 8, "size": 1 / 2}
 """Accuracy of guessing by attribute, for an object whose place is known; two of the four places have one."""
@@ -23,30 +23,6 @@ class PictureReading(NamedTuple):
     """Whether every attribute of every object is read as it was drawn."""
 
 
-class Found(Protocol):
-    """An object as a picture or a caption shows it."""
-
-    @property
-    def shape(self) -> str:
-        """One of the generator's shapes."""
-        ...
-
-    @property
-    def colour(self) -> str:
-        """One of the generator's colours."""
-        ...
-
-    @property
-    def size(self) -> str:
-        """Small or large."""
-        ...
-
-    @property
-    def quadrant(self) -> str:
-        """Its place."""
-        ...
-
-
 class AttributeCounter:
     """Counts, over scenes, the objects whose attributes are found as they were drawn, at their place."""
 
@@ -58,7 +34,7 @@ class AttributeCounter:
         """Return the share of objects whose attribute is found as drawn, in the place where they are."""
         return self._num_right[attribute] / self.num_objects
 
-    def add(self, found: Sequence[Found], drawn: Sequence[Mapping[str, Any]]) -> bool:
+    def add(self, found: Sequence[Described], drawn: Sequence[Mapping[str, Any]]) -> bool:
         """Count a scene's objects, and tell whether all are found as they were drawn."""
         found_by_place = {read.quadrant: read for read in found}
         is_right = True
@@ -129,7 +105,7 @@ def oracle_answer(found: Sequence[ReadObject], kind: str, question: str) -> str 
     return None
 
 
-def _right_attributes(read: Found | None, placed: Mapping[str, Any]) -> list[str]:
+def _right_attributes(read: Described | None, placed: Mapping[str, Any]) -> list[str]:
     """Return the attributes of an object that are read as they were drawn; none where its place is missed."""
     if read is None:
         return []
