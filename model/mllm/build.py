@@ -110,6 +110,7 @@ def _load_trunk(model: DualTokenForConditionalGeneration, trunk: NamedTrunk) -> 
         trunk.model,
         revision=trunk.revision,
         trust_remote_code=False,
+        use_safetensors=True,
         dtype=torch.float32,
         attn_implementation=PACKED_SDPA,
     )

@@ -27,9 +27,6 @@ with vision_imports():
     from transformers import GenerationConfig, PreTrainedTokenizerBase
     from transformers.utils import logging as transformers_logging
 
-TRAINED_GUIDANCE = 3.0
-"""Scale of classifier-free guidance of a saved model, unless one asks for another."""
-
 
 class OpenedMllm(NamedTuple):
     """A model ready for use."""
@@ -89,7 +86,9 @@ def open_mllm(name: str, device: str | torch.device = "cpu") -> OpenedMllm:
         )
     processor = DualTokenProcessor.from_pretrained(folder)
     with _no_progress_bar():
-        model = DualTokenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model = DualTokenForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
     found = vision_digest(folder / VISION_FOLDER)
     if found != model.config.vision_tokenizer:
         raise ValueError(

@@ -158,7 +158,7 @@ def first_model(job: StageJob, documents: MllmDocuments, scratch: Path) -> DualT
 
 def _start_from(model: DualTokenForConditionalGeneration, folder: Path) -> None:
     """Take a trained model's weights; raises ValueError where its shape or its tokenizer is another."""
-    start = DualTokenForConditionalGeneration.from_pretrained(folder)
+    start = DualTokenForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     if start.config.vision_tokenizer != model.config.vision_tokenizer:
         raise ValueError(
             f"start_from has codes of tokenizer {start.config.vision_tokenizer[:12]}, this run of "

@@ -68,7 +68,6 @@ class MllmDocuments:
         config = job.recipe.mllm
         assert config is not None
         self._config: MllmStageConfig = config
-        self._device = context.device
         self._stack = ExitStack()
         name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
         copies = self._stack.enter_context(shared_scratch_folder(f"tokens-{name}"))

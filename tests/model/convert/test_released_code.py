@@ -120,17 +120,22 @@ def initial_config(values: dict[str, Any]) -> TokenizerConfig:
 def require_same(tokenizer: DualTokenizer, released: ReleasedCode, seed: int) -> None:
     side = tokenizer.config.image_size
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    # In float64 rounding hides no other fault: over 25 configurations 5e-14 was left of pictures.
-    require_same_outputs(
-        copy.deepcopy(tokenizer).double(), copy.deepcopy(released).double(), images.double(), 1e-11
-    )
-    # In float32 it differs from machine to machine: 2e-4 of a picture's size on an EPYC, 5e-4 on a Xeon.
-    require_same_outputs(tokenizer, released, images, tolerance=2e-3)
+    # In float64 rounding hides no fault: what was left of pictures is 5e-14 to 3e-12.
+    exact_released = copy.deepcopy(released).double()
+    require_same_outputs(copy.deepcopy(tokenizer).double(), exact_released, images.double(), tolerance=1e-11)
+    # Some random networks magnify float32's rounding, the released code's as much as ours.
+    rounding = (released(images).images - exact_released(images.double()).images).abs().max().item()
+    require_same_outputs(tokenizer, released, images, tolerance=1e-4, rounding=rounding)
 
 
 def require_same_outputs(
-    tokenizer: DualTokenizer, released: ReleasedCode, images: Tensor, tolerance: float
+    tokenizer: DualTokenizer,
+    released: ReleasedCode,
+    images: Tensor,
+    tolerance: float,
+    rounding: float = 0.0,
 ) -> None:
+    """Compare codes, embeddings and pictures; these may differ by twice the released code's own rounding."""
     expected = released(images)
     codes = tokenizer.encode(images)
     assert torch.equal(codes.pixel.flatten(1, 2), expected.pixel)
@@ -140,7 +145,8 @@ def require_same_outputs(
     decoded = tokenizer.decode(codes.pixel)
     # Weights are random, so pictures are of any size: rounding grows with it.
     size = expected.images.abs().max().item()
-    torch.testing.assert_close(decoded, expected.images, atol=tolerance * size, rtol=tolerance)
+    allowed = max(tolerance * size, 2 * rounding)
+    torch.testing.assert_close(decoded, expected.images, atol=allowed, rtol=tolerance)
 
 
 @settings(
