@@ -34,7 +34,7 @@ bench-gpu: setup
 # The newest run of each training below DATA, a recipe's root.
 DATA ?= data
 tensorboard: setup
-	runs=$$(for kind in teacher tokenizer; do \
+	runs=$$(for kind in teacher tokenizer mllm; do \
 		newest=$$(ls -td $(DATA)/models/$$kind/*/logs/tensorboard 2>/dev/null | head -n 1); \
 		test -z "$$newest" || echo "$$kind:$$newest"; \
 	done | paste -sd,); \
