@@ -1,7 +1,7 @@
 """What an evaluation comes to: `summary.json`, which comparisons, nights and pages read.
 
-One evaluation is one subject (a model's folder, by the digest of its weights) on one or more sets, each by one
-or more protocols. Imports neither torch nor ray.
+An evaluation is of one subject (a model's folder, by the digest of its files) on one or more sets, each by
+one or more protocols. Imports neither torch nor ray.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -39,7 +39,7 @@ class MetricValue(Record):
     """Column of the score tables that holds each sample's part of it: its own value where the metric is a
     mean, its influence where it is not; None where there is none."""
     is_mean: bool = True
-    """Whether the value is the mean of that column. Where not, the column holds influences, whose mean is 0."""
+    """Whether the value is the mean of that column. Where not, the column holds influences of mean 0."""
 
 
 class SetResult(Record):
@@ -79,7 +79,7 @@ class Environment(Record):
     code: str
     """Hash of the sources that evaluated."""
     commit: str = ""
-    packages: dict[str, str] = {}
+    packages: dict[str, str] = Field(default_factory=dict)
     """Versions by package."""
     device: str = ""
     """Device as `describe_device` names it."""
