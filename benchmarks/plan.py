@@ -26,7 +26,7 @@ from dualtoken.pipelines.config.parse import load_recipe
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, FileRecord, Manifest, Receipt, receipt_name
-from dualtoken.pipelines.core.stage import StageJob, UnitOutcome, Work
+from dualtoken.pipelines.core.stage import AnyJob, StageJob, UnitOutcome, Work
 from dualtoken.pipelines.runtime.plan import PlannedStage, Planner
 from dualtoken.pipelines.runtime.run import run_planned
 
@@ -78,7 +78,7 @@ def write_table(path: Path, rows: int) -> None:
             writer.write_table(table.slice(0, min(GROUP_ROWS, rows - first)))
 
 
-def receipt(job: StageJob, unit: str, rows: int) -> Receipt:
+def receipt(job: AnyJob, unit: str, rows: int) -> Receipt:
     """Return a unit's receipt, as long as a real one."""
     sha256 = f"{unit:0>64}"
     xxh3_128 = f"{unit:0>32}"

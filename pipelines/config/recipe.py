@@ -4,15 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dualtoken.model.config.base import (
-    Config,
-    Location,
-    in_fingerprint_unless_default,
-    not_in_fingerprint,
-)
+from dualtoken.model.config.base import in_fingerprint_unless_default, not_in_fingerprint
 from dualtoken.model.config.tokenizer import TokenizerConfig
-from dualtoken.pipelines.config.cluster import ClusterConfig
-from dualtoken.pipelines.config.code import CodeConfig
 from dualtoken.pipelines.config.corpora import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from dualtoken.pipelines.config.download import DownloadConfig
 from dualtoken.pipelines.config.examine import ExamineConfig
@@ -22,22 +15,18 @@ from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.config.reader import ReaderConfig
 from dualtoken.pipelines.config.report import ReportConfig
+from dualtoken.pipelines.config.run import RunConfig
 from dualtoken.pipelines.config.teacher import LocalTeacher, OpenClipTeacher, TargetsConfig, TrainedTeacher
 from dualtoken.pipelines.config.train import TrainConfig
 
 
-class Recipe(Config):
+class Recipe(RunConfig):
     """Configuration of a whole run."""
 
-    name: Name
-    """Name of the run."""
-    root: Location = not_in_fingerprint(default="data", validate_default=True)
-    """Folder or URL below which everything is written."""
     corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
     """Image-text datasets by name."""
     heldout: Annotated[HeldoutCorpus | HeldoutFraction, Field(discriminator="kind")]
     """Samples that training never sees and the report is made from."""
-    cluster: ClusterConfig = ClusterConfig()
     download: DownloadConfig = DownloadConfig()
     teacher: Annotated[TrainedTeacher | OpenClipTeacher | LocalTeacher, Field(discriminator="kind")]
     filter: FilterConfig = FilterConfig()
@@ -49,7 +38,6 @@ class Recipe(Config):
     """Training of the unified model; without it a run ends with the tokens."""
     examine: ExamineConfig = ExamineConfig()
     report: ReportConfig = ReportConfig()
-    code: CodeConfig = not_in_fingerprint(default=CodeConfig())
     load: LoadConfig = not_in_fingerprint(default=LoadConfig())
     reader: ReaderConfig = in_fingerprint_unless_default(default=ReaderConfig())
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.config.run import RunConfig
 from dualtoken.pipelines.config.teacher import TrainedTeacher
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.errors import UserError
@@ -40,12 +41,12 @@ class Resources(NamedTuple):
     """Restarts of a training group before the stage fails."""
 
 
-def cpu_worker(_: Recipe) -> Resources:
+def cpu_worker(_: RunConfig) -> Resources:
     """Return one CPU a worker."""
     return Resources(1, 0, (_ONE_CPU, _inference_gpus(0)))
 
 
-def inference_worker(recipe: Recipe) -> Resources:
+def inference_worker(recipe: RunConfig) -> Resources:
     """Return one CPU a worker, and the GPU share of `cluster.gpus_per_worker`."""
     gpus = recipe.cluster.gpus_per_worker
     return Resources(1, gpus, (_ONE_CPU, _inference_gpus(gpus)))

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from dualtoken.infra.redaction import redacted_values
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.source_code import commit
 from dualtoken.infra.storage import Store, join
+from dualtoken.pipelines.config.run import RunConfig
 from dualtoken.pipelines.core.ledger import Status, check_closed, count_statuses
 from dualtoken.pipelines.core.receipts import (
     LEDGERS,
@@ -32,13 +33,13 @@ from dualtoken.pipelines.core.receipts import (
     iter_receipts,
     receipt_name,
 )
-from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, Worker
+from dualtoken.pipelines.core.stage import AnyJob, ConfigT_co, StageJob, Unit, UnitOutput, Worker
 from dualtoken.pipelines.core.tombstones import Tombstones, read_tombstones, require_no_pending_forget
 from dualtoken.pipelines.core.totals import Totals
 from dualtoken.pipelines.errors import UserError
 
 
-def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
+def write_stage_record(job: AnyJob, identity: Mapping[str, Any]) -> None:
     """Write `stage.json` before the first unit, unless it is there."""
     record = StageRecord(
         stage=job.stage,
@@ -57,7 +58,7 @@ def write_stage_record(job: StageJob, identity: Mapping[str, Any]) -> None:
         store.put_if_absent(record.to_bytes(), STAGE_FILE)
 
 
-def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
+def run_unit(job: AnyJob, worker: Worker, unit: Unit) -> Receipt:
     """Do a unit and commit it; a unit that has its receipt already is only read."""
     started = time.monotonic()
     committed = _committed_receipt(job, unit)
@@ -80,7 +81,7 @@ def run_unit(job: StageJob, worker: Worker, unit: Unit) -> Receipt:
 
 
 def commit_unit(
-    job: StageJob,
+    job: AnyJob,
     unit: Unit,
     scratch: Path,
     output: UnitOutput,
@@ -135,7 +136,7 @@ def commit_unit(
     return receipt
 
 
-def _committed_receipt(job: StageJob, unit: Unit) -> Receipt | None:
+def _committed_receipt(job: AnyJob, unit: Unit) -> Receipt | None:
     """Return the receipt that a unit has already; None where it has none, or its files are being restored."""
     store = job.store()
     name = receipt_name(unit.id)
@@ -171,7 +172,7 @@ def upload(store: Store, scratch: Path, name: str, content: FileDigest | None = 
     return FileRecord(name=name, bytes=content.bytes, sha256=content.sha256, xxh3_128=content.xxh3_128)
 
 
-def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
+def _yield_to_winner(job: AnyJob, receipt: Receipt) -> Receipt:
     """Return the receipt of the attempt that was first; raises `OSError` where its files had other bytes."""
     store = job.store()
     winner = Receipt.read(store, receipt_name(receipt.unit))
@@ -185,7 +186,7 @@ def _yield_to_winner(job: StageJob, receipt: Receipt) -> Receipt:
 
 
 def _repair(
-    job: StageJob, unit: Unit, scratch: Path, output: UnitOutput, names: Sequence[str]
+    job: AnyJob, unit: Unit, scratch: Path, output: UnitOutput, names: Sequence[str]
 ) -> Receipt | None:
     """Restore a unit's files, and return the receipt that they agree with.
 
@@ -256,14 +257,14 @@ def _device(facts: Mapping[str, Any]) -> str:
     return f" on {facts['device']}, torch {facts['torch']}"
 
 
-def _tombstones_shown(job: StageJob) -> tuple[Tombstones, ...]:
+def _tombstones_shown(job: AnyJob) -> tuple[Tombstones, ...]:
     """Return who asked to be forgotten of the corpora that a unit shows; a trained model shows none."""
     root = Store(job.recipe.root)
     return tuple(read_tombstones(root, corpus) for corpus in job.shown_corpora)
 
 
 def _require_not_forgotten(
-    job: StageJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
+    job: AnyJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
 ) -> None:
     """Raise `OSError` where samples were forgotten while the unit was done.
 
@@ -287,7 +288,7 @@ def _shows_forgotten(ledger: pa.Table | None, tombstones: tuple[Tombstones, ...]
 
 
 def _withdraw_if_forgotten(
-    job: StageJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
+    job: AnyJob, unit: Unit, ledger: pa.Table | None, tombstones_before: tuple[Tombstones, ...] | None
 ) -> None:
     """Look for forgotten samples once more, now that the receipt is put; take it back where there are some.
 
@@ -300,7 +301,7 @@ def _withdraw_if_forgotten(
         raise
 
 
-class StageContent:
+class StageContent(Generic[ConfigT_co]):
     """Sums over a finished stage's receipts. Each is read once, and only the sums are kept of it.
 
     A stage that needs the receipts for files of its own reads them, and adds each::
@@ -309,7 +310,7 @@ class StageContent:
             content.add(receipt)
     """
 
-    def __init__(self, job: StageJob) -> None:
+    def __init__(self, job: StageJob[ConfigT_co]) -> None:
         self.job = job
         self.totals = Totals()
         self.lines: list[bytes] = []
@@ -347,7 +348,7 @@ class StageContent:
 
 
 def commit_manifest(
-    content: StageContent, details: Mapping[str, Any], stage_files: Sequence[FileRecord]
+    content: StageContent[RunConfig], details: Mapping[str, Any], stage_files: Sequence[FileRecord]
 ) -> Manifest:
     """Write the manifest of a stage whose units all have their receipts.
 

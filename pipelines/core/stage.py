@@ -9,18 +9,26 @@ executor.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
+from typing_extensions import TypeVar
 
 from dualtoken.infra.digests import FileDigest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
+from dualtoken.pipelines.config.run import RunConfig
 from dualtoken.pipelines.config.train import TrainConfig
 from dualtoken.pipelines.core.receipts import FileRecord, Receipt
 from dualtoken.pipelines.errors import ExitCode
+
+ConfigT_co = TypeVar("ConfigT_co", bound=RunConfig, default=Recipe, covariant=True)
+"""Configuration of a job: a recipe's, unless a job says otherwise."""
+
+Engine = Literal["map", "ray_train"]
+"""`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,12 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class StageJob:
+class StageJob(Generic[ConfigT_co]):
     """One stage on one corpus (or on none), with all that decides its output; goes to every worker."""
 
     stage: str
     corpus: str | None
-    recipe: Recipe
+    recipe: ConfigT_co
     folder: str
     """Path or URL of the outputs; it ends in the fingerprint."""
     fingerprint: str
@@ -51,6 +59,8 @@ class StageJob:
     """The worker's class as `module:name`."""
     resources: Resources | None = None
     """Resources that the stage asks of a cluster; one CPU a worker by default."""
+    engine: Engine = "map"
+    """How the units are run on a cluster."""
     training_key: str = "train"
     """Key of the recipe with the settings of a training's workers and checkpoints."""
     shown_corpora: tuple[str, ...] = ()
@@ -97,6 +107,10 @@ class StageJob:
         """Open an earlier stage's folder: a corpus's, by default this job's, or the one without a corpus."""
         name = input_name(stage, corpus or self.corpus)
         return Store(self.inputs[name if name in self.inputs else stage])
+
+
+AnyJob = StageJob[RunConfig]
+"""A job of any configuration, as executors and commits take it."""
 
 
 def label(stage: str, corpus: str | None) -> str:
@@ -160,7 +174,7 @@ class TrainingWorker(Worker, Protocol):
 class Work:
     """A job and those of its units that have no receipt."""
 
-    job: StageJob
+    job: AnyJob
     units: tuple[Unit, ...]
 
 

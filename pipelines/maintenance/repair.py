@@ -24,6 +24,7 @@ from dualtoken.pipelines.runtime.finish import finish
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_units
 from dualtoken.pipelines.runtime.stage_folder import in_order, read_stage, recipe_of
+from dualtoken.pipelines.tokens.audit import RunningAudit
 
 
 def in_order_of_work(damaged: Iterable[VerifiedFolder]) -> list[VerifiedFolder]:
@@ -66,7 +67,9 @@ def repair(damaged: VerifiedFolder, executor: Executor, print_line: PrintLine) -
 
     units = tuple(unit for unit in job.units if unit.id in again)
     if units:
-        run_units([Work(replace(job, restores=restores), units)], executor, print_line)
+        work = Work(replace(job, restores=restores), units)
+        audit = RunningAudit(job.recipe.pretokenize, print_line)
+        run_units([work], executor, print_line, audit.add)
     _redate(store, damaged)
     if is_finished:
         finish(job)

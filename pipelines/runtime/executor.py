@@ -15,7 +15,7 @@ from dualtoken.infra.scratch import remove_abandoned
 from dualtoken.pipelines.core.commit import run_unit
 from dualtoken.pipelines.core.lent_process import lent_process
 from dualtoken.pipelines.core.messages import PrintLine
-from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work, Worker
+from dualtoken.pipelines.core.stage import AnyJob, Unit, UnitOutcome, Work, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed, ends_run, exit_code
 
 GIVE_UP_AFTER = 8
@@ -48,10 +48,10 @@ class WorkerSlot:
     """Keeps the worker of one job open: units of a job come together, and models are loaded once."""
 
     def __init__(self) -> None:
-        self._job: StageJob | None = None
+        self._job: AnyJob | None = None
         self._worker: Worker | None = None
 
-    def open(self, job: StageJob) -> Worker:
+    def open(self, job: AnyJob) -> Worker:
         """Return the job's worker, opened on first use."""
         if self._worker is None or self._job is not job:
             # Left by processes that were killed, such as on spot machines: they would fill the disk.
@@ -63,12 +63,12 @@ class WorkerSlot:
         return self._worker
 
 
-def worker_class_of(job: StageJob) -> Callable[[StageJob], Worker]:
+def worker_class_of(job: AnyJob) -> Callable[[AnyJob], Worker]:
     """Import a job's worker class: only the process that runs units loads what it brings, such as PyTorch."""
     return pkgutil.resolve_name(job.worker)
 
 
-def run_attempt(job: StageJob, open_worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
+def run_attempt(job: AnyJob, open_worker: Callable[[], Worker], unit: Unit) -> UnitOutcome:
     """Run a unit on the worker that `open_worker` returns; never raises, so that others go on."""
     try:
         receipt = run_unit(job, open_worker(), unit)
@@ -79,7 +79,7 @@ def run_attempt(job: StageJob, open_worker: Callable[[], Worker], unit: Unit) ->
     )
 
 
-def _failure(job: StageJob, unit: Unit, error: Exception) -> UnitOutcome:
+def _failure(job: AnyJob, unit: Unit, error: Exception) -> UnitOutcome:
     code = exit_code(error)
     message = str(error) or type(error).__name__
     if code == ExitCode.BUG:

@@ -34,10 +34,16 @@ from dualtoken.infra.stop_request import stop_request
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.core.receipts import CHECKPOINT_RECEIPT, CHECKPOINTS, done_units
 from dualtoken.pipelines.core.sole_run import sole_run
-from dualtoken.pipelines.core.stage import StageJob, TrainingWorker, Unit, UnitOutcome, UnitOutput, Work
+from dualtoken.pipelines.core.stage import (
+    AnyJob,
+    TrainingWorker,
+    Unit,
+    UnitOutcome,
+    UnitOutput,
+    Work,
+)
 from dualtoken.pipelines.errors import ExitCode, Preempted, UserError, exit_code
 from dualtoken.pipelines.runtime.executor import GIVE_UP_AFTER, WorkerSlot, run_attempt, worker_class_of
-from dualtoken.pipelines.runtime.stages import get_stage
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +77,7 @@ class RayExecutor:
             self._connect()
         job = work[0].job
         self._check_room(job)
-        if get_stage(job.stage).engine(job.recipe) == "ray_train":
+        if job.engine == "ray_train":
             yield from self._train(work)
         else:
             yield from self._map(work)
@@ -91,7 +97,7 @@ class RayExecutor:
         # Errors of Ray Data are raised, or come out as units without an outcome.
         self._session.enter_context(at_least(logging.CRITICAL, "ray.data"))
 
-    def _check_room(self, job: StageJob) -> None:
+    def _check_room(self, job: AnyJob) -> None:
         """Raise `UserError` for what our own cluster can never run; warn of it on another, which may grow."""
         room = ray.cluster_resources()
         for demand in job.asks.demands:
@@ -224,8 +230,9 @@ def _end_process(outcome: UnitOutcome) -> NoReturn:
 class _RayTrainWorker:
     """Runs a training loop in a group of Ray Train; a run that was cut goes on from its last checkpoint."""
 
-    def __init__(self, job: StageJob) -> None:
-        self._job = job
+    def __init__(self, job: AnyJob) -> None:
+        # Only recipes train.
+        self._job = cast("StageJob", job)
         self._worker = cast("type[TrainingWorker]", worker_class_of(job))
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -252,7 +259,7 @@ class _RayTrainWorker:
             return self._worker.output(self._job, scratch)
 
 
-def newest_checkpoint(job: StageJob) -> int | None:
+def newest_checkpoint(job: AnyJob) -> int | None:
     """Return the step of a training's newest checkpoint; None where there is none."""
     store = job.store()
     for name in reversed(store.folders(CHECKPOINTS)):

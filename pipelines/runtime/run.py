@@ -1,13 +1,13 @@
 """Runs commands: plans a stage, hands its open units to an executor, and writes manifests at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.messages import PrintLine, pluralized
-from dualtoken.pipelines.core.stage import Work
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.changed_code import check_code
@@ -75,6 +75,9 @@ def _require_budget(stage: Stage, recipe: Recipe, unfinished: Sequence[PlannedSt
 
 def run_planned(planned: Sequence[PlannedStage], executor: Executor, print_line: PrintLine) -> None:
     """Run the open units of jobs that are not blocked, then write their manifests."""
+    jobs = [plan.job for plan in planned if plan.job]
+    if not jobs:
+        return
     work: list[Work] = []
     for plan in planned:
         if plan.job:
@@ -84,30 +87,33 @@ def run_planned(planned: Sequence[PlannedStage], executor: Executor, print_line:
             if plan.units_to_do:
                 work.append(Work(plan.job, plan.units_to_do))
     if work:
-        print_line(_heading(work))
-    run_units(work, executor, print_line)
+        print_line(_heading(jobs[0].stage, jobs[0].recipe, work))
+    audit = RunningAudit(jobs[0].recipe.pretokenize, print_line)
+    run_units(work, executor, print_line, audit.add)
     for plan in planned:
         if plan.job:
             for warning in user_warnings(finish(plan.job)):
                 print_line(f"{plan.label}: {warning}")
 
 
-def _heading(work: Sequence[Work]) -> str:
+def _heading(name: str, recipe: Recipe, work: Sequence[Work]) -> str:
     """Return the line that a stage begins with, so that one that takes minutes is not silent."""
-    recipe = work[0].job.recipe
-    name = work[0].job.stage
     names = [stage.name for stage in all_stages() if stage.runs_on(recipe)]
     units = pluralized(sum(len(job_units.units) for job_units in work), "unit")
     return f"{name} (stage {names.index(name) + 1} of {len(names)}): {units} to do"
 
 
-def run_units(work: Sequence[Work], executor: Executor, print_line: PrintLine) -> None:
-    """Run units, and write no manifest; raises `UnitsFailed` when any failed."""
+def run_units(
+    work: Sequence[Work],
+    executor: Executor,
+    print_line: PrintLine,
+    observe: Callable[[UnitOutcome], None],
+) -> None:
+    """Run units, and write no manifest; raises `UnitsFailed` when any failed, and what `observe` raises."""
     if not work:
         return
     _warn_of_unconditional_puts(Store(work[0].job.recipe.root), print_line)
-    audit = RunningAudit(work, print_line)
-    report_outcomes(executor.run(work), work, print_line, audit.add)
+    report_outcomes(executor.run(work), work, print_line, observe)
 
 
 def _warn_of_unconditional_puts(store: Store, print_line: PrintLine) -> None:

@@ -7,7 +7,7 @@ reads this declaration and branches on no stage's name. Imports neither torch no
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dualtoken.infra.source_code import code_hash
 from dualtoken.infra.storage import Store
@@ -15,7 +15,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import Resources, cpu_worker
 from dualtoken.pipelines.core.commit import StageContent
 from dualtoken.pipelines.core.receipts import Manifest
-from dualtoken.pipelines.core.stage import StageExtras, StageJob, Unit, input_name
+from dualtoken.pipelines.core.stage import Engine, StageExtras, StageJob, Unit, input_name
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.sources import count_source_rows
 
@@ -24,8 +24,6 @@ _TRAINING_MODULE = "dualtoken.infra.ray_train"
 
 Inputs = list[tuple[str, str | None]]
 """Stages, each with the corpus that it ran on, or None where it runs once per recipe."""
-Engine = Literal["map", "ray_train"]
-"""`map` maps workers over units; `ray_train` runs one unit in a group of data-parallel workers."""
 Manifests = Mapping[str, Manifest]
 """Manifests of a stage's inputs, by input name."""
 UnitsOf = Callable[[Recipe, str | None, Manifests], list[Unit]]
@@ -224,6 +222,7 @@ class Stage:
             units,
             worker=self.worker,
             resources=self.resources(recipe),
+            engine=self.engine(recipe),
             training_key=self.training_key,
             shown_corpora=self.shown_corpora(recipe, corpus),
             code=self.code,

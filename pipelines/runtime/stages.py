@@ -23,13 +23,12 @@ from dualtoken.pipelines.config.resources import (
     tokenizer_training,
 )
 from dualtoken.pipelines.config.target_bytes import target_bytes
-from dualtoken.pipelines.core.stage import Unit, input_name
+from dualtoken.pipelines.core.stage import Engine, Unit, input_name
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.folder_told import finish_folder
 from dualtoken.pipelines.images.sources import source_identity
 from dualtoken.pipelines.runtime.stage import (
     Budget,
-    Engine,
     Inputs,
     Manifests,
     SharedFiles,

@@ -17,9 +17,10 @@ from typing import Literal
 import numpy as np
 
 from dualtoken.model.metrics.arrays import perplexity
+from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.core.receipts import Receipt
-from dualtoken.pipelines.core.stage import UnitOutcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome
 from dualtoken.pipelines.errors import TokenAlarm
 from dualtoken.pipelines.tokens.facts import (
     STREAMS,
@@ -229,9 +230,9 @@ class DatasetAudit:
 class RunningAudit:
     """Health of a run's shards while they come: judges each against the median of its job's last `WINDOW`."""
 
-    def __init__(self, work: Sequence[Work], print_line: PrintLine) -> None:
-        """Audit the units of one command's `work`; every alarm is printed with `print_line`."""
-        self._config = work[0].job.recipe.pretokenize
+    def __init__(self, config: PretokenizeConfig, print_line: PrintLine) -> None:
+        """Audit the units of one command; every alarm is printed with `print_line`."""
+        self._config = config
         self._print_line = print_line
         self._recent: dict[str, deque[ShardFigures]] = {}
         """Last shards, by their job's label."""

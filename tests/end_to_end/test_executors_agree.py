@@ -14,7 +14,7 @@ from ray import cloudpickle
 
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import FileRecord, read_receipts
-from dualtoken.pipelines.core.stage import StageJob, UnitOutcome, Worker
+from dualtoken.pipelines.core.stage import AnyJob, StageJob, UnitOutcome, Worker
 from dualtoken.pipelines.errors import ExitCode, UnitsFailed
 from dualtoken.pipelines.runtime import ray_executor, stages
 from dualtoken.pipelines.runtime.executor import WorkerSlot
@@ -99,7 +99,7 @@ def test_a_unit_that_kills_its_process_is_given_up_and_its_neighbours_are_done(
 class _LostSlot(WorkerSlot):
     """The workers of a process that lost its device: every unit fails."""
 
-    def open(self, job: StageJob) -> Worker:  # noqa: ARG002
+    def open(self, job: AnyJob) -> Worker:  # noqa: ARG002
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.metrics.arrays import psnr
+from dualtoken.pipelines.config.pretokenize import PretokenizeConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import MANIFEST_FILE, read_manifest, read_receipts
-from dualtoken.pipelines.core.stage import UnitOutcome, Work
+from dualtoken.pipelines.core.stage import UnitOutcome
 from dualtoken.pipelines.errors import ExitCode, TokenAlarm, exit_code
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.samples import open_image_shard
@@ -136,16 +137,16 @@ def test_a_single_bad_shard_is_told_by_the_recipes_lowest_psnr(
     assert usual is not None
     assert job.folder == usual.folder, "what an audit asks for changes no fingerprint"
     with pytest.raises(TokenAlarm, match=r"shard 00000: low: PSNR 22.0 dB, pretokenize.min_psnr=60"):
-        watch(outcomes(OTHERS[0]), [Work(job, ())], said.append)
+        watch(outcomes(OTHERS[0]), job.recipe.pretokenize, said.append)
     shutil.copytree(finished.root, tmp_path / "copy")
     (tmp_path / "copy" / Path(job.folder).relative_to(finished.root) / MANIFEST_FILE).unlink()
     with pytest.raises(TokenAlarm, match=r"pretokenize tiny-train shard 00000: low: PSNR \d+\.\d dB"):
         run_command("pretokenize", load_tiny(tmp_path / "copy", *settings), LocalExecutor(), said.append)
 
 
-def watch(run: Iterable[UnitOutcome], work: Sequence[Work], print_line: Callable[[str], None]) -> None:
+def watch(run: Iterable[UnitOutcome], config: PretokenizeConfig, print_line: Callable[[str], None]) -> None:
     """Audit a run's outcomes as they come."""
-    audit = RunningAudit(work, print_line)
+    audit = RunningAudit(config, print_line)
     for outcome in run:
         audit.add(outcome)
 
@@ -161,31 +162,29 @@ def outcomes(*shards: ShardFigures) -> list[UnitOutcome]:
 
 
 @pytest.fixture(scope="module")
-def job_that_stops(finished: Recipe, load_tiny: LoadTiny) -> Work:
-    job = tokens_job(load_tiny(Path(finished.root), "pretokenize.on_alarm=stop"))
-    return Work(job, ())
+def stopping(finished: Recipe, load_tiny: LoadTiny) -> PretokenizeConfig:
+    return load_tiny(Path(finished.root), "pretokenize.on_alarm=stop").pretokenize
 
 
 def test_a_run_that_stops_at_alarms_does_so_at_the_shard_and_one_that_reports_goes_on(
-    finished: Recipe, job_that_stops: Work
+    finished: Recipe, stopping: PretokenizeConfig
 ) -> None:
     said = list[str]()
     run = outcomes(*OTHERS[:ENOUGH_SHARDS], figures(50, ratio=9.0), figures(51))
     with pytest.raises(
         TokenAlarm, match=r"^pretokenize a shard 00050: drift: PSNR 9.0 dB.*\(pretokenize.on_alarm=stop\)"
     ) as error:
-        watch(run, [job_that_stops], said.append)
+        watch(run, stopping, said.append)
     assert "\n" not in str(error.value)
     assert exit_code(error.value) == ExitCode.BUG
-    job = tokens_job(finished)
-    watch(run, [Work(job, ())], said.append)
+    watch(run, finished.pretokenize, said.append)
     assert said == ["pretokenize a shard 00050: drift: PSNR 9.0 dB, the dataset's median is 23.0"] * 2
 
 
-def test_too_few_shards_have_no_running_median_but_a_collapse_needs_none(job_that_stops: Work) -> None:
-    watch(outcomes(OTHERS[0], figures(1, ratio=9.0)), [job_that_stops], print)
+def test_too_few_shards_have_no_running_median_but_a_collapse_needs_none(stopping: PretokenizeConfig) -> None:
+    watch(outcomes(OTHERS[0], figures(1, ratio=9.0)), stopping, print)
     with pytest.raises(TokenAlarm, match="one code for all images"):
-        watch(outcomes(figures(0, pixel=(1.0, 1.0))), [job_that_stops], print)
+        watch(outcomes(figures(0, pixel=(1.0, 1.0))), stopping, print)
 
 
 def test_looked_at_rows_are_decoded_from_the_stored_codes(finished: Recipe, tmp_path: Path) -> None:
