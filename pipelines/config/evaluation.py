@@ -1,0 +1,179 @@
+"""What `evaluate` reads: evaluation sets and protocols by name; imports neither torch nor ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dualtoken.model.config.base import (
+    Config,
+    Location,
+    PositiveInt,
+    Precision,
+    not_in_fingerprint,
+)
+from dualtoken.model.config.training import LpipsConfig
+from dualtoken.pipelines.config.corpora import CaptionKey, CaptionKeys, Name, QuoteMarks
+from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop
+from dualtoken.pipelines.config.run import RunConfig
+
+MetricName = Literal[
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "lpips",
+    "objects_read",
+    "objects_read_original",
+    "idempotence_semantic",
+    "idempotence_pixel",
+    "jpeg_agreement_semantic",
+    "jpeg_agreement_pixel",
+    "batch_agreement_semantic",
+    "batch_agreement_pixel",
+    "usage_semantic",
+    "usage_pixel",
+    "perplexity_semantic",
+    "perplexity_pixel",
+    "bits_per_pixel",
+    "attribute_shape",
+    "attribute_colour",
+    "attribute_size",
+    "attribute_shape_teacher",
+    "attribute_colour_teacher",
+    "attribute_size_teacher",
+    "zero_shot",
+    "zero_shot_teacher",
+    "image_to_text",
+    "image_to_text_teacher",
+    "text_to_image",
+    "text_to_image_teacher",
+    "knn",
+    "knn_teacher",
+    "linear_probe",
+    "linear_probe_teacher",
+    "fd_teacher",
+]
+"""Metrics of tokenizers; `evaluation.metric_catalogue` says what each is. `_teacher` is the same on the teacher's
+own embeddings, which is what the codes are measured against."""
+
+
+class EvaluationSet(Config):
+    """Fields that all sets share."""
+
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers where labels are numbers."""
+    max_images: PositiveInt | None = None
+    """Images to take, the first by key; by default all."""
+    licence: str = not_in_fingerprint(default="")
+    """Licence of the images, for the card."""
+
+
+class ScenesSet(EvaluationSet):
+    """Generated scenes: ground truth for attributes, any number, the same on every machine."""
+
+    kind: Literal["scenes"]
+    split: Literal["train", "heldout"] = "heldout"
+    num_images: PositiveInt = 1024
+    seed: int = 0
+
+
+class ShardsSet(EvaluationSet):
+    """Webdataset shards: ours, img2dataset's, or any other."""
+
+    kind: Literal["shards"]
+    folder: Location
+    caption_key: CaptionKey | CaptionKeys | None = None
+    """Where a tar without a table has a sample's caption, as in a recipe's source."""
+    label_column: str | None = None
+    """Column of the shards' tables that names a sample's class."""
+    cluster_column: str | None = None
+    """Column that groups samples which are not independent, such as frames of one video."""
+
+
+class FolderSet(EvaluationSet):
+    """A folder of images, with captions and labels in a table, as a recipe's folder."""
+
+    kind: Literal["folder"]
+    folder: Location
+    captions: Location | None = None
+    file_column: str = "file_name"
+    caption_column: str | None = None
+    quotes: QuoteMarks | None = None
+    label_column: str | None = None
+    """Column of the table that names an image's class; `folder:` is the name of the image's own folder."""
+    cluster_column: str | None = None
+
+
+class ParquetSet(EvaluationSet):
+    """Parquet files with encoded images in a column, or a Hugging Face cache's Arrow files."""
+
+    kind: Literal["parquet", "hf_cache"]
+    folder: Location
+    """Folder with .parquet files (`parquet`) or .arrow files (`hf_cache`), or one such file."""
+    image_column: str = "image"
+    """Column of encoded images: binary, or a struct with `bytes`, as Hugging Face stores them."""
+    key_column: str | None = None
+    """Column whose value is unique to a row; by default a row's file and number."""
+    caption_column: str | None = None
+    """Column of captions: text, or a list of texts."""
+    label_column: str | None = None
+    cluster_column: str | None = None
+
+
+AnySet = Annotated[ScenesSet | ShardsSet | FolderSet | ParquetSet, Field(discriminator="kind")]
+
+
+class TokenizerProtocol(Config):
+    """All that decides a tokenizer's numbers on a set, beside the two."""
+
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    view: AnyCrops = CenterCrop(kind="center")
+    """Part of an image that is evaluated; its first crop, where there are several."""
+    precision: Precision = "float32"
+    """Precision of the networks' arithmetic; the code search is in float32 always."""
+    batch_size: PositiveInt = 32
+    """Images at once; the last batch of a unit is padded, so that it rounds as the others do."""
+    cast: Literal["round", "truncate"] = "round"
+    """How reconstructions become levels of 8 bits."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Encode images and reconstructions as JPEG of this quality before they are compared."""
+    agreement_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of the JPEG that `jpeg_agreement` encodes images as before they are tokenized."""
+    lpips: LpipsConfig | None = None
+    """Weights of LPIPS, for that metric."""
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of {}.",)
+    """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
+    neighbours: PositiveInt = 10
+    """Nearest images that vote in `knn`, the image itself left out."""
+    margins: dict[MetricName, Annotated[float, Field(ge=0)]] = not_in_fingerprint(default_factory=dict)
+    """Least difference that matters, by metric, in place of the catalogue's."""
+
+    @model_validator(mode="after")
+    def _templates_take_a_name(self) -> "TokenizerProtocol":
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: {template!r} needs {{}} once, where a class's name is put")
+        return self
+
+    @model_validator(mode="after")
+    def _lpips_has_weights(self) -> "TokenizerProtocol":
+        if "lpips" in self.metrics and self.lpips is None:
+            raise ValueError("metrics: lpips needs the weights of its networks: set lpips too")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_are_distinct(self) -> "TokenizerProtocol":
+        repeated = [name for name in self.metrics if self.metrics.count(name) > 1]
+        if repeated:
+            raise ValueError(f"metrics: {repeated[0]} is there twice: leave it out once")
+        return self
+
+
+class EvaluationConfig(RunConfig):
+    """Sets and protocols that `evaluate` can be asked for by name, and where it writes."""
+
+    root: Location = not_in_fingerprint(default="data/evaluations", validate_default=True)
+    """Folder or URL below which evaluations are written."""
+    sets: Annotated[dict[Name, AnySet], Field(min_length=1)]
+    protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+    unit_rows: PositiveInt = 256
+    """Images in a unit, which one worker evaluates at a time."""
