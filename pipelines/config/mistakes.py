@@ -1,4 +1,7 @@
-"""Explains a recipe's mistakes: a line for each of pydantic's errors, with key, value and what to set."""
+"""Explains mistakes in a recipe, or another file of keys: a line for each of pydantic's errors.
+
+It has the key, the value and what to set.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -16,10 +19,20 @@ _LONGEST_VALUE = 60
 """Characters of a value that are shown."""
 
 
-def explain_mistakes(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each mistake in a recipe's `values`: `train.stepz=4 is no key of a recipe: ...`."""
+def explain_mistakes(
+    error: ValidationError,
+    values: Mapping[str, Any],
+    model: type[BaseModel] = Recipe,
+    what: str = "a recipe",
+) -> list[str]:
+    """Return a line for each mistake in a file's `values`: `train.stepz=4 is no key of a recipe: ...`.
+
+    `model` is what the values are of, and `what` names it.
+    """
     mistakes = error.errors(include_url=False)
-    return [_explain(mistake, values) for mistake in mistakes if mistake["type"] != _NOT_COMPUTED]
+    return [
+        _explain(mistake, values, model, what) for mistake in mistakes if mistake["type"] != _NOT_COMPUTED
+    ]
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:
@@ -30,13 +43,13 @@ def closest(name: str, known: Sequence[str]) -> str | None:
     return matches[0]
 
 
-def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
-    path = _key_path(error["loc"])
+def _explain(error: ErrorDetails, values: Mapping[str, Any], model: type[BaseModel], what: str) -> str:
+    path = _key_path(error["loc"], model)
     key = ".".join(path)
     value = _shortened(error["input"])
     kind = error["type"]
     if kind == "extra_forbidden":
-        return f"{key}={value} is no key of a recipe: {_name_known_keys(path)}"
+        return f"{key}={value} is no key of {what}: {_name_known_keys(path, model)}"
     if kind == "missing":
         return f"{key} is missing: set it"
     if kind == "value_error":
@@ -44,14 +57,14 @@ def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> str:
     if kind.startswith("union_tag"):
         return _explain_union_tag(path, error, values)
     if kind == "model_type":
-        first_keys = [f"{key}.{name}" for name in _field_names(path)[:3]]
+        first_keys = [f"{key}.{name}" for name in _field_names(path, model)[:3]]
         return f"{key}={value} is no group of keys: set one of {', '.join(first_keys)}, ..."
     return f"{key}={value}: {error['msg'].removeprefix('Input ')}"
 
 
-def _name_known_keys(path: Sequence[str]) -> str:
+def _name_known_keys(path: Sequence[str], model: type[BaseModel]) -> str:
     """Say which key an unknown one may have been meant to be, or which keys there are."""
-    known = _field_names(path[:-1])
+    known = _field_names(path[:-1], model)
     if path[-1] in known and "kind" in known:
         group = ".".join(path[:-1])
         return f"it belongs to another kind of {group}: set {group}.kind to that one"
@@ -64,7 +77,7 @@ def _name_known_keys(path: Sequence[str]) -> str:
 def _explain_rule(key: str, error: ErrorDetails) -> str:
     """Show the message of a validator of ours, which names the keys inside its own group."""
     message = str(error.get("ctx", {})["error"])
-    if not key:  # a rule of the whole recipe
+    if not key:  # a rule of the whole file
         return message
     return f"{key}: {message}"
 
@@ -98,10 +111,10 @@ def _shortened(value: Any) -> str:  # noqa: ANN401
     return f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def _key_path(location: Sequence[str | int]) -> list[str]:
+def _key_path(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
     """Return an error's location as a user writes it, without the tags that pydantic adds in a union."""
     path: list[str] = []
-    annotation: Any = Recipe
+    annotation: Any = model
     for part in location:
         if part == "[key]":  # the error is about a mapping's key, which is the part before
             continue
@@ -112,14 +125,14 @@ def _key_path(location: Sequence[str | int]) -> list[str]:
     return path
 
 
-def _field_names(path: Sequence[str]) -> list[str]:
+def _field_names(path: Sequence[str], model: type[BaseModel]) -> list[str]:
     """Return the keys that the group at a path may have, in order of name."""
-    annotation: Any = Recipe
+    annotation: Any = model
     for part in path:
         annotation = _descend(annotation, part).annotation
     names: set[str] = set()
-    for model in models_of(union_members(annotation)):
-        names.update(model.model_fields)
+    for group in models_of(union_members(annotation)):
+        names.update(group.model_fields)
     return sorted(names)
 
 
