@@ -123,9 +123,11 @@ def parse_cron(line: str) -> Cron:
 
 def _check_days(line: str, parts: list[str], cron: Cron) -> None:
     is_union = len(cron.days) < 31 and len(cron.weekdays) < 7
-    if is_union and (parts[2].startswith("*") or parts[4].startswith("*")):
+    both_given = parts[2] != "*" and parts[4] != "*"
+    if both_given and (not is_union or parts[2].startswith("*") or parts[4].startswith("*")):
         raise ValueError(
-            f"{line!r} has a step of * beside another day, of which schedulers disagree: list the days"
+            f"{line!r} has days of the month and of the week, and all days or a step of * for one of them, "
+            "which schedulers read in different ways: write * for one, or list the days"
         )
     longest = max(_LONGEST_MONTHS[month - 1] for month in cron.months)
     if not is_union and min(cron.days) > longest:

@@ -49,12 +49,17 @@ def fields(low: int, high: int) -> st.SearchStrategy[str]:
     return st.one_of(st.just("*"), lists)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.tuples(fields(0, 59), fields(0, 23), fields(1, 28), fields(1, 12), fields(0, 6)))
 def test_any_line_fires_as_dagsters_evaluator_does(parts: tuple[str, ...]) -> None:
     line = " ".join(parts)
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    ours = parse_cron(line).fires(start.date(), date(2033, 12, 31), ZoneInfo("UTC"))
+    try:
+        cron = parse_cron(line)
+    except ValueError as error:
+        assert "which schedulers read in different ways" in str(error)  # noqa: PT017
+        return
+    ours = cron.fires(start.date(), date(2033, 12, 31), ZoneInfo("UTC"))
     theirs = schedule_execution_time_iterator(start.timestamp(), line, "UTC", ascending=True)
     for _ in range(40):
         tick = next(theirs)
@@ -123,7 +128,8 @@ def test_no_two_ticks_are_one_instant_and_none_goes_back() -> None:
         ("0 22-2 * * *", "a range goes up"),
         ("5/10 2 * * *", "write the range, as 5-59/10"),
         ("*/0 2 * * *", "set the step of the minute above 0"),
-        ("0 2 */2 * mon", "of which schedulers disagree"),
+        ("0 2 */2 * mon", "which schedulers read in different ways"),
+        ("0 2 2 * 0-6", "which schedulers read in different ways"),
         ("@daily", "has 1 fields"),
         ("0 2 * * 1#2", "is no day of week"),
     ],
