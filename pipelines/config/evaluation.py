@@ -52,8 +52,10 @@ MetricName = Literal[
     "linear_probe_teacher",
     "fd_teacher",
 ]
-"""Metrics of tokenizers; `evaluation.metric_catalogue` says what each is. `_teacher` is the same on the teacher's
-own embeddings, which is what the codes are measured against."""
+"""Metrics of tokenizers, each described by `evaluation.metric_catalogue`.
+
+`_teacher` is the same on the teacher's own embeddings, which is what the codes are measured against.
+"""
 
 
 class EvaluationSet(Config):

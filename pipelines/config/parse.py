@@ -13,12 +13,16 @@ from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.store_refusals import StoreRefusal, naming_refusals
 from dualtoken.model.config.base import is_url
+from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.config.mistakes import closest, explain_mistakes
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.config.resources import check_own_cluster
 from dualtoken.pipelines.config.typed import SetValue, typed
 from dualtoken.pipelines.config.yaml_words import RepeatedKey, Word, read_yaml
 from dualtoken.pipelines.errors import UserError
+
+_NO_RECIPES = ("evaluation-", "nightly-")
+"""Prefixes of the shipped files that are sets and protocols of evaluations, and specs of nightlies."""
 
 
 def load_recipe(
@@ -39,6 +43,28 @@ def load_recipe(
     recipe = validate(values, location)
     _check_root_lasts(str(values.get("root", Recipe.model_fields["root"].default)))
     return recipe
+
+
+def load_evaluation(
+    location: str, overrides: Sequence[str] = (), root: str | None = None
+) -> EvaluationConfig:
+    """Read evaluation sets and protocols, likewise from a path, a URL or the name of a shipped file.
+
+    `root` wins over the file's. Raises `UserError`, a line per mistake.
+    """
+    values = _with_base(_parse(_read(location), location), location)
+    for override in overrides:
+        _apply_override(values, override)
+    if root is not None:
+        _put(values, ["root"], root, f"root={root}")
+    values = typed(values, EvaluationConfig)
+    try:
+        config = EvaluationConfig.model_validate(values)
+    except ValidationError as error:
+        mistakes = explain_mistakes(error, values, EvaluationConfig, "an evaluation")
+        raise UserError("\n".join(f"{location}: {mistake}" for mistake in mistakes)) from None
+    _check_root_lasts(str(values.get("root", EvaluationConfig.model_fields["root"].default)))
+    return config
 
 
 def _check_root_lasts(root: str) -> None:
@@ -65,6 +91,10 @@ def validate(values: Mapping[str, Any], location: str) -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Return the names of the recipes that come with the package, in order."""
+    return [name for name in _shipped() if not name.startswith(_NO_RECIPES)]
+
+
+def _shipped() -> list[str]:
     files = [file.name for file in resources.files("dualtoken.recipes").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
@@ -74,7 +104,7 @@ def _read_shipped(name: str) -> str:
 
 
 def _read(location: str) -> str:
-    if location in shipped_recipes() and not Path(location).is_file():
+    if location in _shipped() and not Path(location).is_file():
         return _read_shipped(location)
     try:
         fs, path = fsspec.url_to_fs(location)

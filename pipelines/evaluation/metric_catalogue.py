@@ -1,0 +1,113 @@
+"""What each metric of an evaluation is: which values are better, in which unit, and what it needs.
+
+Imports no torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dualtoken.pipelines.config.evaluation import MetricName, TokenizerProtocol
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.summary import Direction
+
+VERSION = 1
+"""Raised when a metric gives other numbers for the same images; part of every protocol's hash."""
+TEACHER = "_teacher"
+"""Suffix of a metric that is taken on the teacher's own embeddings."""
+_SHARE_MARGIN = 0.003
+"""Least difference of a share that matters: 0.3 points."""
+
+
+class Metric(NamedTuple):
+    """One metric's description."""
+
+    title: str
+    direction: Direction = "higher"
+    unit: str = "%"
+    margin: float = _SHARE_MARGIN
+    """Least difference that matters in practice, until it is measured."""
+    is_per_sample: bool = True
+    """Whether the value is the mean of a column of the score table."""
+    needs: str = ""
+    """What a set must have: `captions`, `labels` or `scenes`; empty: nothing but images."""
+    needs_teacher: bool = False
+    needs_every_sample: bool = False
+    """Whether it is computed once all units are done, from what they have spooled."""
+
+
+def _understood(title: str, needs: str, *, every_sample: bool = False) -> Metric:
+    return Metric(title, needs=needs, needs_teacher=True, needs_every_sample=every_sample)
+
+
+CATALOGUE: dict[MetricName, Metric] = {
+    "psnr": Metric("PSNR", unit="dB", margin=0.05),
+    "ssim": Metric("SSIM", unit=""),
+    "ms_ssim": Metric("MS-SSIM", unit=""),
+    "lpips": Metric("LPIPS", "lower", unit=""),
+    "objects_read": Metric("Objects read in reconstructions", needs="scenes"),
+    "objects_read_original": Metric("Objects read in the images themselves", needs="scenes"),
+    "idempotence_semantic": Metric("Semantic codes kept by the reconstruction"),
+    "idempotence_pixel": Metric("Pixel codes kept by the reconstruction"),
+    "jpeg_agreement_semantic": Metric("Semantic codes kept by JPEG"),
+    "jpeg_agreement_pixel": Metric("Pixel codes kept by JPEG"),
+    "batch_agreement_semantic": Metric("Semantic codes equal alone and in a batch"),
+    "batch_agreement_pixel": Metric("Pixel codes equal alone and in a batch"),
+    "usage_semantic": Metric("Semantic codes in use", is_per_sample=False),
+    "usage_pixel": Metric("Pixel codes in use", is_per_sample=False),
+    "perplexity_semantic": Metric("Semantic perplexity", unit="", margin=1.0, is_per_sample=False),
+    "perplexity_pixel": Metric("Pixel perplexity", unit="", margin=1.0, is_per_sample=False),
+    "bits_per_pixel": Metric("Bits per pixel", "lower", unit="bit", margin=0.01, is_per_sample=False),
+    "attribute_shape": _understood("Shapes told by codes", "scenes"),
+    "attribute_colour": _understood("Colours told by codes", "scenes"),
+    "attribute_size": _understood("Sizes told by codes", "scenes"),
+    "attribute_shape_teacher": _understood("Shapes told by the teacher", "scenes"),
+    "attribute_colour_teacher": _understood("Colours told by the teacher", "scenes"),
+    "attribute_size_teacher": _understood("Sizes told by the teacher", "scenes"),
+    "zero_shot": _understood("Zero-shot classes, by codes", "labels"),
+    "zero_shot_teacher": _understood("Zero-shot classes, by the teacher", "labels"),
+    "image_to_text": _understood("Own caption found, by codes", "captions", every_sample=True),
+    "image_to_text_teacher": _understood("Own caption found, by the teacher", "captions", every_sample=True),
+    "text_to_image": _understood("Own image found, by codes", "captions", every_sample=True),
+    "text_to_image_teacher": _understood("Own image found, by the teacher", "captions", every_sample=True),
+    "knn": _understood("Class of the nearest images, by codes", "labels", every_sample=True),
+    "knn_teacher": _understood("Class of the nearest images, by the teacher", "labels", every_sample=True),
+    "linear_probe": _understood("Linear probe, by codes", "labels", every_sample=True),
+    "linear_probe_teacher": _understood("Linear probe, by the teacher", "labels", every_sample=True),
+    "fd_teacher": Metric(
+        "Frechet distance in the teacher's embeddings",
+        "lower",
+        unit="",
+        margin=0.002,
+        needs_teacher=True,
+        needs_every_sample=True,
+    ),
+}
+
+
+def margin(protocol: TokenizerProtocol, name: MetricName) -> float:
+    """Return the least difference of a metric that matters under a protocol."""
+    return protocol.margins.get(name, CATALOGUE[name].margin)
+
+
+def needs_teacher(protocol: TokenizerProtocol) -> bool:
+    """Tell whether a protocol has a metric for which the teacher is run."""
+    return any(CATALOGUE[name].needs_teacher for name in protocol.metrics)
+
+
+def require_set_has(
+    protocol: TokenizerProtocol, protocol_name: str, set_name: str, has: Sequence[str]
+) -> None:
+    """Raise `UserError` where a set lacks what one of a protocol's metrics needs."""
+    for name, needed in _needs(protocol):
+        if needed not in has:
+            known = ", ".join(has) or "images alone"
+            raise UserError(
+                f"protocols.{protocol_name}.metrics: {name} needs {needed}, and the set {set_name} has {known}: "
+                "give the set's columns, or leave the metric out"
+            )
+
+
+def _needs(protocol: TokenizerProtocol) -> Iterator[tuple[MetricName, str]]:
+    for name in protocol.metrics:
+        if CATALOGUE[name].needs:
+            yield name, CATALOGUE[name].needs
