@@ -1,0 +1,18 @@
+"""Places in a ranking by score. B queries, C candidates."""
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+
+def ranks(scores: Float[Tensor, "B C"], chosen: Int[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """Return how many candidates of each query stand before its chosen one, from 0.
+
+    Of equal scores the first candidate stands first. Scores that are not numbers stand before all others, but
+    have rank C where they are the chosen one's: a broken model is never right by chance.
+    """
+    score = scores.gather(1, chosen.long()[:, None])
+    places = torch.arange(scores.shape[1], device=scores.device)
+    is_behind = (scores < score) | ((scores == score) & (places > chosen[:, None]))
+    rank = scores.shape[1] - 1 - is_behind.sum(dim=1)
+    return torch.where(score[:, 0].isnan(), scores.shape[1], rank)
