@@ -67,9 +67,12 @@ class Transform(Config):
 
     def to_uint8(self, images: Float[Tensor, "*B 3 S S"]) -> UInt8[Tensor, "*B 3 S S"]:
         """Return what `normalize` made, or a network drew, as levels 0 to 255, rounded and clamped."""
+        return self.to_levels(images).round().clamp(0, 255).to(torch.uint8)
+
+    def to_levels(self, images: Float[Tensor, "*B 3 S S"]) -> Float[Tensor, "*B 3 S S"]:
+        """Return what `normalize` made, or a network drew, as levels that are not rounded, nor clamped."""
         scale, shift = self._scale_and_shift(images.device)
-        levels = (images.float() + shift) * scale
-        return levels.round().clamp(0, 255).to(torch.uint8)
+        return (images.float() + shift) * scale
 
     def __str__(self) -> str:
         """Describe the transform in words, as the metadata of a data set needs."""

@@ -145,7 +145,7 @@ class TokenizerProtocol(Config):
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of {}.",)
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
-    """Nearest images that vote in `knn`, the image itself left out."""
+    """Nearest images that vote in `knn`."""
     margins: dict[MetricName, Annotated[float, Field(ge=0)]] = not_in_fingerprint(default_factory=dict)
     """Least difference that matters, by metric, in place of the catalogue's."""
 

@@ -102,8 +102,8 @@ def require_set_has(
         if needed not in has:
             known = ", ".join(has) or "images alone"
             raise UserError(
-                f"protocols.{protocol_name}.metrics: {name} needs {needed}, and the set {set_name} has {known}: "
-                "give the set's columns, or leave the metric out"
+                f"protocols.{protocol_name}.metrics: {name} needs {needed}, and the set {set_name} has "
+                f"{known}: give the set's columns, or leave the metric out"
             )
 
 

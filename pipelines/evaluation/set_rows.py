@@ -1,4 +1,4 @@
-"""The samples of evaluation sets, read from where they are: scenes, shards, folders, Parquet and Arrow files."""
+"""The samples of evaluation sets, read from where they are: scenes, shards, folders, Parquet, Arrow."""
 
 import hashlib
 import io
@@ -146,8 +146,7 @@ def _tables(name: str, config: ParquetSet) -> Iterator[SetRow]:
         num_files += 1
         row = 0
         for batch in _batches(file, config.kind):
-            for sample in _table_rows(name, config, batch, file.name, row):
-                yield sample
+            yield from _table_rows(name, config, batch, file.name, row)
             row += batch.num_rows
     if not num_files:
         raise UserError(f"sets.{name}.folder={config.folder!r} has no {suffix} file: set it to one that has")

@@ -1,4 +1,4 @@
-"""Evaluation sets, resolved: their samples in order of key, in Parquet files of a unit each, and a hash of it all.
+"""Evaluation sets, resolved: samples in order of key, in a Parquet file for each unit, and a hash of it all.
 
 A source is read anew by every evaluation, and its content is hashed; only content that is not there yet is
 written. So a changed image is another set, and never a silent change of one. A resolved set's folder holds

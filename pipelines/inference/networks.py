@@ -25,7 +25,7 @@ from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.pretokenize import DECODE_THREADS_PER_GPU
 from dualtoken.pipelines.core.lent_process import put_back_later
-from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.core.stage import AnyJob, StageJob
 from dualtoken.pipelines.errors import UserError
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +64,7 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def stage_device(job: StageJob) -> torch.device:
+def stage_device(job: AnyJob) -> torch.device:
     """Return the device that the recipe gives a stage, whatever else this machine has.
 
     A GPU's results differ in the last bits; TF32 is forbidden in this process, so that no stage's bytes
@@ -222,6 +222,11 @@ class TokenizerRunner:
     def decode(self, pixel: Array) -> UInt8[Tensor, "B 3 S S"]:
         """Return the images that pixel codes (B, H, W, D) stand for."""
         return self.network.transform.to_uint8(self.network.decode(self._ids(pixel)))
+
+    def decode_truncated(self, pixel: Array) -> UInt8[Tensor, "B 3 S S"]:
+        """Return the same by a cast that drops fractions, as the released code's evaluation does."""
+        levels = self.network.transform.to_levels(self.network.decode(self._ids(pixel)))
+        return levels.clamp(0, 255).to(torch.uint8)
 
     def embed(self, semantic: Array) -> Float[Tensor, "B W"]:
         """Return the pooled features that semantic codes (B, H, W, D) stand for."""

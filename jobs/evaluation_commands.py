@@ -1,0 +1,124 @@
+"""The command that measures saved models: `evaluate`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dualtoken.infra.storage import Store
+from dualtoken.jobs.model_commands import ModelArgument
+from dualtoken.jobs.options import AddressOption, InProcessOption
+from dualtoken.jobs.recipe_arguments import print_line
+from dualtoken.jobs.stage_places import TOKENIZER, RecipeOptions, find_model, find_stage, names_recipe
+from dualtoken.pipelines.config.parse import load_evaluation
+from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.find_stage import holds_stages, require_whole
+from dualtoken.pipelines.runtime.open_executor import open_executor
+
+if TYPE_CHECKING:
+    from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
+
+TEACHER = "teacher"
+SetsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME", help="A set of the file; may be repeated; default: all."),
+]
+ProtocolsOption = Annotated[
+    list[str] | None,
+    typer.Option("--protocol", metavar="NAME", help="A protocol of it; may be repeated; default: all."),
+]
+EvaluationOption = Annotated[
+    str,
+    typer.Option(
+        "--evaluation",
+        metavar="FILE",
+        help="The sets and protocols: a YAML file, an fsspec URL, or a shipped name.",
+    ),
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key", metavar="KEY=VALUE", help="Override a key of that file, such as sets.scenes.num_images=64."
+    ),
+]
+
+
+def evaluate(
+    model: ModelArgument,
+    sets: SetsOption = None,
+    protocols: ProtocolsOption = None,
+    evaluation: EvaluationOption = "evaluation-scenes",
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="Folder of the teacher; default: the one the tokenizer learned from."),
+    ] = None,
+    keys: KeyOption = None,
+    root: Annotated[
+        str | None, typer.Option("--root", help="Where results are written; default: the file's root.")
+    ] = None,
+    address: AddressOption = None,
+    in_process: InProcessOption = False,
+) -> None:
+    """Measure a tokenizer on sets by protocols: scores of each sample, values with intervals, a card."""
+    overrides = [*(keys or ()), *([f"cluster.address={address}"] if address else ())]
+    config = load_evaluation(evaluation, overrides, root)
+    # PyTorch takes seconds, and a mistake in the names none.
+    from dualtoken.pipelines.evaluation.evaluation_card import lines  # noqa: PLC0415
+    from dualtoken.pipelines.evaluation.selection import selected  # noqa: PLC0415
+
+    config = selected(config, sets or (), protocols or ())
+    with _found(model, teacher) as place, open_executor(config.cluster, in_process=in_process) as executor:
+        from dualtoken.pipelines.evaluation.run_evaluation import run_evaluation  # noqa: PLC0415
+
+        evaluated = run_evaluation(config, place, executor, print_line)
+    for line in lines(evaluated.summary):
+        print_line(line)
+    print_line(f"summary: {evaluated.folder.url}")
+
+
+@contextmanager
+def _found(model: str, teacher: str | None) -> Iterator["ModelPlace"]:
+    """Enter for a model's folder, and that of its teacher where one is known."""
+    from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace  # noqa: PLC0415
+
+    stage = _stage_folder(model)
+    if stage is not None:
+        require_whole(stage)
+        yield ModelPlace(model, stage, _teacher_folder(teacher, stage))
+        return
+    with find_model(model, RecipeOptions()) as found:
+        yield ModelPlace(model, Store(_local_folder(found)), _teacher_folder(teacher, None))
+
+
+def _stage_folder(model: str) -> Store | None:
+    """Return the folder of the training that a recipe, or a folder at or above it, names; None for others."""
+    if names_recipe(model):
+        return find_stage(model, TOKENIZER, RecipeOptions())
+    folder = Path(model)
+    if folder.is_dir() and holds_stages(model):
+        return find_stage(model, TOKENIZER, RecipeOptions())
+    return None
+
+
+def _local_folder(model: str) -> Path:
+    from dualtoken.model.hub.saved_model import find_folder  # noqa: PLC0415
+
+    try:
+        return find_folder(model)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _teacher_folder(teacher: str | None, training: Store | None) -> Store | None:
+    """Return the teacher that an option names, or that the training read."""
+    if teacher is not None:
+        folder = find_stage(teacher, TEACHER, RecipeOptions()) if holds_stages(teacher) else Store(teacher)
+        if not any(True for _ in folder.files()):
+            raise UserError(f"--teacher {teacher} has no file: name the folder of a teacher")
+        return folder
+    if training is None:
+        return None
+    return Store(StageRecord.read(training, STAGE_FILE).inputs[TEACHER])

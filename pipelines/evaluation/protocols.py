@@ -1,0 +1,28 @@
+"""What identifies a protocol: the hash of all that decides a number beside model and set."""
+
+import json
+from hashlib import sha256
+from typing import Any
+
+from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.evaluation.metric_catalogue import VERSION, needs_teacher
+
+
+def protocol_content(protocol: TokenizerProtocol, teacher_digest: str | None) -> dict[str, Any]:
+    """Return a protocol as it is hashed, and printed beside its numbers.
+
+    `teacher_digest` is of the teacher's files, where one is known; it counts where a metric needs it.
+    """
+    content = protocol.identity() | {"metric_version": VERSION}
+    # Each metric is computed by itself, so their order is no part of the protocol.
+    content["metrics"] = sorted(protocol.metrics)
+    if needs_teacher(protocol):
+        content["teacher"] = teacher_digest
+    return content
+
+
+def protocol_hash(protocol: TokenizerProtocol, teacher_digest: str | None) -> str:
+    """Return the SHA-256 of a protocol's content as canonical JSON."""
+    content = protocol_content(protocol, teacher_digest)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(canonical.encode()).hexdigest()

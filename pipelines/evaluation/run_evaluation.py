@@ -1,0 +1,254 @@
+"""Runs an evaluation: resolves its sets, evaluates each by each protocol, and writes summary and card.
+
+Results lie below the evaluation's root: `sets/`, `scores/<set>/<protocol>/<fingerprint>/`, and for each
+evaluation `summaries/<evaluation>/`. The same model, set and protocol are evaluated once, unless `salt` says
+that they are to be measured anew, as every night does.
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dualtoken.infra.digests import digest
+from dualtoken.infra.scratch import scratch_folder
+from dualtoken.infra.source_code import code_hash, commit
+from dualtoken.infra.storage import Store
+from dualtoken.model.config.base import validated
+from dualtoken.model.config.tokenizer import TokenizerConfig
+from dualtoken.model.hub.model_name import CONFIG
+from dualtoken.model.hub.saved_model import read_config
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, TokenizerProtocol
+from dualtoken.pipelines.config.resources import inference_worker
+from dualtoken.pipelines.core.commit import write_stage_record
+from dualtoken.pipelines.core.messages import PrintLine, pluralized
+from dualtoken.pipelines.core.receipts import (
+    MANIFEST_FILE,
+    STAGE_FILE,
+    done_units,
+    fingerprint,
+    hash_lines,
+    read_manifest,
+    read_receipts,
+)
+from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work
+from dualtoken.pipelines.core.writable import require_writable
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, STAGE, TEACHER_INPUT
+from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSizes, finish_evaluation
+from dualtoken.pipelines.evaluation.evaluation_card import card
+from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has
+from dualtoken.pipelines.evaluation.protocols import protocol_hash
+from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
+from dualtoken.pipelines.evaluation.summary import (
+    SUMMARY,
+    Environment,
+    EvaluationSummary,
+    SetResult,
+    Subject,
+)
+from dualtoken.pipelines.runtime.executor import Executor
+from dualtoken.pipelines.runtime.run import run_units
+
+CARD = "README.md"
+VERSION = 1
+"""Raised when the same inputs give other bytes than before."""
+WORKER = "dualtoken.pipelines.evaluation.evaluate:Worker"
+_CODE = ("dualtoken.pipelines.evaluation.evaluate", "dualtoken.pipelines.evaluation.evaluate_finish")
+_PACKAGES = ("torch", "torchvision", "pillow", "numpy", "pyarrow", "open_clip_torch", "ray")
+_NO_MODEL = (STAGE_FILE, MANIFEST_FILE, CARD)
+"""Files of a trained model's folder that do not decide what it computes."""
+
+
+class ModelPlace(NamedTuple):
+    """A saved tokenizer, and the teacher that its semantic codes are measured against."""
+
+    name: str
+    """What the user called it."""
+    folder: Store
+    teacher: Store | None
+
+
+class Evaluated(NamedTuple):
+    """An evaluation that is done."""
+
+    summary: EvaluationSummary
+    folder: Store
+    """Folder of `summary.json` and the card."""
+
+
+def model_digest(folder: Store) -> str:
+    """Return a hash over the names and contents of a model's files."""
+    lines: list[bytes] = []
+    with scratch_folder() as scratch:
+        for name, _ in folder.files():
+            if "/" in name or name.startswith(".") or name in _NO_MODEL:
+                continue
+            lines.append(f"{name} {digest(folder.local_copy(name, Path(scratch))).sha256}\n".encode())
+    return hash_lines(lines)
+
+
+def run_evaluation(
+    config: EvaluationConfig, model: ModelPlace, executor: Executor, print_line: PrintLine, salt: str = ""
+) -> Evaluated:
+    """Evaluate a tokenizer on all sets of a configuration by all of its protocols.
+
+    Raises `UserError` for a set that cannot be read or lacks what a metric needs, and `UnitsFailed` where
+    units fail: the same call goes on then.
+    """
+    root = Store(config.root)
+    if root.is_local:
+        require_writable(Path(config.root), "set --root to a folder that can be")
+    subject = Subject(kind="tokenizer", name=model.name, digest=model_digest(model.folder))
+    teacher_digest = None
+    if any(map(needs_teacher, config.protocols.values())):
+        teacher_digest = _teacher_digest(model)
+    runs: list[_SetRun] = []
+    for name, set_config in config.sets.items():
+        resolved, folder = resolve(name, set_config, root, config.unit_rows)
+        print_line(f"set {name}: {pluralized(resolved.num_samples, 'image')}, {resolved.set_hash[:12]}")
+        for protocol_name, protocol in config.protocols.items():
+            require_set_has(protocol, protocol_name, name, resolved.has)
+            identity = {
+                "stage": STAGE,
+                "version": VERSION,
+                "model": subject.digest,
+                "set": resolved.set_hash,
+                "protocol": protocol_hash(protocol, teacher_digest),
+                "unit_rows": config.unit_rows,
+                "salt": salt,
+            }
+            job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
+            runs.append(_SetRun(job, identity))
+    _run(runs, executor, print_line)
+    sizes = _sizes(model.folder)
+    results = [_result(run.job, sizes, teacher_digest) for run in runs]
+    return _written(root, subject, results, runs)
+
+
+class _SetRun(NamedTuple):
+    job: StageJob[EvaluationConfig]
+    identity: dict[str, Any]
+
+
+def _teacher_digest(model: ModelPlace) -> str:
+    if model.teacher is None:
+        raise UserError(
+            f"{model.name}: no teacher is known, which metrics of understanding are measured against: "
+            "name its folder by --teacher, or choose a protocol without them"
+        )
+    return model_digest(model.teacher)
+
+
+def _job(
+    config: EvaluationConfig,
+    model: ModelPlace,
+    resolved: ResolvedSet,
+    set_folder: str,
+    protocol_name: str,
+    protocol: TokenizerProtocol,
+    identity: Mapping[str, Any],
+) -> StageJob[EvaluationConfig]:
+    alone = config.model_copy(
+        update={
+            "sets": {resolved.name: config.sets[resolved.name]},
+            "protocols": {protocol_name: protocol},
+        }
+    )
+    inputs = {SET_INPUT: set_folder, MODEL_INPUT: model.folder.url}
+    if needs_teacher(protocol):
+        assert model.teacher is not None
+        inputs[TEACHER_INPUT] = model.teacher.url
+    name = fingerprint(identity)
+    return StageJob(
+        stage=STAGE,
+        corpus=f"{resolved.name}.{protocol_name}",  # outcomes of units are told apart by it
+        recipe=alone,
+        folder=Store(config.root).at(f"scores/{resolved.name}/{protocol_name}/{name}").url,
+        fingerprint=name,
+        inputs=inputs,
+        units=tuple(Unit(unit, rows) for unit, rows in resolved.units.items()),
+        worker=WORKER,
+        resources=inference_worker(config),
+        code=code_hash(*_CODE),
+    )
+
+
+def _run(runs: Sequence[_SetRun], executor: Executor, print_line: PrintLine) -> None:
+    work: list[Work] = []
+    for job, identity in runs:
+        write_stage_record(job, identity)
+        done = done_units(job.store())
+        units = tuple(unit for unit in job.units if unit.id not in done)
+        if units:
+            work.append(Work(job, units))
+    if not work:
+        return
+    print_line(f"evaluate: {pluralized(sum(len(each.units) for each in work), 'unit')} to do")
+    run_units(work, executor, print_line, _ignore)
+
+
+def _ignore(_: UnitOutcome) -> None:
+    """Observe nothing of an outcome."""
+
+
+def _sizes(folder: Store) -> TokenizerSizes:
+    with scratch_folder() as scratch:
+        try:
+            saved = read_config(folder.local_folder(Path(scratch)))
+            config = validated(TokenizerConfig, saved.config, f"{folder.url}/{CONFIG}: config")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return TokenizerSizes(config.grid_size, config.image_size)
+
+
+def _result(job: StageJob[EvaluationConfig], sizes: TokenizerSizes, teacher_digest: str | None) -> SetResult:
+    if read_manifest(job.store()) is not None:
+        return SetResult.read(job.store(), RESULT)
+    return finish_evaluation(job, sizes, teacher_digest)
+
+
+def _written(
+    root: Store, subject: Subject, results: Sequence[SetResult], runs: Sequence[_SetRun]
+) -> Evaluated:
+    name = fingerprint({"evaluation": [run.job.fingerprint for run in runs]})
+    summary = EvaluationSummary(
+        evaluation=name,
+        subject=subject,
+        results=tuple(results),
+        environment=_environment(runs),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=tuple(_notes(runs)),
+    )
+    folder = root.at(f"summaries/{name}")
+    if folder.exists(SUMMARY):
+        return Evaluated(EvaluationSummary.read(folder, SUMMARY), folder)
+    folder.put_bytes(card(summary, folder.url).encode(), CARD)
+    folder.put_if_absent(summary.to_bytes(), SUMMARY)
+    return Evaluated(EvaluationSummary.read(folder, SUMMARY), folder)
+
+
+def _environment(runs: Sequence[_SetRun]) -> Environment:
+    devices: set[str] = set()
+    for run in runs:
+        for receipt in read_receipts(run.job.store()).values():
+            devices.add(receipt.facts["device"])
+    return Environment(
+        code=runs[0].job.code,
+        commit=commit(),
+        packages={package: importlib.metadata.version(package) for package in _PACKAGES},
+        device="; ".join(sorted(devices)),
+        machine=platform.processor() or platform.machine(),
+    )
+
+
+def _notes(runs: Sequence[_SetRun]) -> Iterator[str]:
+    """Yield what makes the numbers unlike others: images that gave no picture."""
+    for run in runs:
+        manifest = read_manifest(run.job.store())
+        assert manifest is not None
+        for status, count in manifest.counts.items():
+            if status != "ok":
+                yield f"{run.job.corpus}: {count} of {manifest.rows_in} images left out, {status}"
