@@ -18,7 +18,7 @@ MAY_IMPORT = {
 ROOMS = {
     "pipelines": [
         *("errors", "config", "core", "images", "inference", "curation", "tokens", "runtime"),
-        *("loader", "training", "evaluation", "maintenance", "workflow"),
+        *("loader", "training", "evaluation", "maintenance", "nightly", "workflow"),
     ],
     "model": [
         *(

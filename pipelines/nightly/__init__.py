@@ -1,0 +1,1 @@
+"""Nightly evaluation: what each night of a series of evaluations comes to."""
