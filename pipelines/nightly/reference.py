@@ -44,7 +44,7 @@ class Reference(NamedTuple):
 
     def band(self, residual: float) -> tuple[float, float]:
         """Return the values whose residuals are at most this far from 0."""
-        quantile = float(stdtrit(self.num - 1, ndtr(residual)))
+        quantile = -float(stdtrit(self.num - 1, ndtr(-min(residual, LARGEST))))
         width = quantile * self.deviation * math.sqrt(1 + 1 / self.num)
         return self.mean - width, self.mean + width
 
