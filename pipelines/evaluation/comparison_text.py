@@ -8,6 +8,8 @@ HEAD = ("series", "n", "A", "B", "B - A", "95 % interval", "p", "margin", "finds
 TEXT_COLUMNS = (0, len(HEAD) - 1)
 """Columns that are flush left."""
 GAP = "  "
+FEW = 2
+"""Series that a note names one by one."""
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -53,7 +55,9 @@ def _notes(comparison: Comparison) -> list[str]:
     methods: dict[str, list[str]] = {}
     for series in comparison.series:
         methods.setdefault(series.method, []).append(series.series)
-    lines.extend(f"interval of {', '.join(names)}: {method}" for method, names in methods.items())
+    for method, names in methods.items():
+        which = ", ".join(names) if len(names) <= FEW else f"{len(names)} series, such as {names[0]}"
+        lines.append(f"interval of {which}: {method}")
     if comparison.only_first:
         lines.append(f"only in A: {', '.join(comparison.only_first)}")
     if comparison.only_second:
