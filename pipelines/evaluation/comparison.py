@@ -111,6 +111,7 @@ def most_lost(
 
 
 def _most_lost(pair: Pair, tables: Tables, samples: PairedSamples, num: int) -> list[LostSample]:
+    samples = samples.scored(pair, *tables)
     before, after = _columns(pair, tables, samples)
     gain = after - before if pair.first.direction == "higher" else before - after
     lost: list[LostSample] = []
@@ -140,6 +141,7 @@ def _estimate(pair: Pair, tables: Tables, samples: PairedSamples) -> Estimate:
     difference = pair.second.value - pair.first.value
     if not pair.has_scores:
         return Estimate(difference, pair.second.n, None, None, None, "no interval: no score of each sample")
+    samples = samples.scored(pair, *tables)
     before, after = _columns(pair, tables, samples)
     clusters, name = samples.clusters, pair.series
     if not pair.first.is_mean:

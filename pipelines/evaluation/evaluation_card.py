@@ -4,21 +4,20 @@ from collections.abc import Iterator
 
 import yaml
 
-from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE
+from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, SHARE
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary, MetricValue, SetResult
-
-PERCENT = "%"
-"""Unit of values that are shares, 0 to 1, and shown as percentages."""
 
 
 def shown(value: MetricValue) -> str:
     """Return a value with its unit and half its 95 % interval, such as `26.31 ± 0.05 dB`."""
-    factor = 100 if value.unit == PERCENT else 1
-    digits = 1 if value.unit == PERCENT else 3 if abs(value.value) < 10 else 2
+    if value.unit == SHARE:
+        factor, digits, unit = 100, 1, "%"
+    else:
+        factor, digits, unit = 1, 3 if abs(value.value) < 10 else 2, value.unit
     text = f"{factor * value.value:.{digits}f}"
     if value.low is not None and value.high is not None:
         text += f" ± {factor * (value.high - value.low) / 2:.{digits}f}"
-    return f"{text} {value.unit}".strip()
+    return f"{text} {unit}".strip()
 
 
 def lines(summary: EvaluationSummary) -> Iterator[str]:
@@ -56,10 +55,10 @@ def _table(result: SetResult) -> Iterator[str]:
     yield "| metric | value | samples | better | margin |"
     yield "|---|---|---|---|---|"
     for name, value in result.metrics.items():
-        margin = value.margin * (100 if value.unit == PERCENT else 1)
+        margin = f"{value.margin * 100:g} points" if value.unit == SHARE else f"{value.margin:g} {value.unit}"
         yield (
             f"| {_title(name)} (`{name}`) | {shown(value)} | {value.n} | {value.direction} | "
-            f"{margin:g} {value.unit} |"
+            f"{margin.strip()} |"
         )
 
 

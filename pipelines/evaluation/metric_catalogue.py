@@ -14,6 +14,8 @@ VERSION = 1
 """Raised when a metric gives other numbers for the same images; part of every protocol's hash."""
 TEACHER = "_teacher"
 """Suffix of a metric that is taken on the teacher's own embeddings."""
+SHARE = "share"
+"""Unit of values from 0 to 1."""
 _SHARE_MARGIN = 0.003
 """Least difference of a share that matters: 0.3 points."""
 
@@ -23,7 +25,7 @@ class Metric(NamedTuple):
 
     title: str
     direction: Direction = "higher"
-    unit: str = "%"
+    unit: str = SHARE
     margin: float = _SHARE_MARGIN
     """Least difference that matters in practice, until it is measured."""
     is_per_sample: bool = True

@@ -32,6 +32,27 @@ class PairedSamples(NamedTuple):
     second_rows: NDArray[np.int64]
     clusters: NDArray[np.generic] | None
 
+    def scored(self, pair: "Pair", first: pa.Table, second: pa.Table) -> "PairedSamples":
+        """Return the samples without those that a metric leaves out, such as what a probe learns from.
+
+        These are null in both score tables.
+        """
+        is_left_out = _is_null(first, pair.first, self.first_rows) & _is_null(
+            second, pair.second, self.second_rows
+        )
+        if not is_left_out.any():
+            return self
+        clusters = None if self.clusters is None else self.clusters[~is_left_out]
+        return PairedSamples(
+            self.keys[~is_left_out], self.first_rows[~is_left_out], self.second_rows[~is_left_out], clusters
+        )
+
+
+def _is_null(table: pa.Table, value: MetricValue, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    if value.per_sample is None or value.per_sample not in table.column_names:
+        return np.zeros(len(rows), np.bool_)
+    return table[value.per_sample].is_null().to_numpy()[rows]
+
 
 class Pair(NamedTuple):
     """A metric of both evaluations."""

@@ -117,6 +117,7 @@ def run_evaluation(
                 "model": subject.digest,
                 "set": resolved.set_hash,
                 "protocol": protocol_hash(protocol, teacher_digest),
+                "metrics": sorted(protocol.metrics),
                 "unit_rows": config.unit_rows,
                 "salt": salt,
             }
