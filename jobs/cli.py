@@ -6,7 +6,7 @@ import typer
 
 from dualtoken.jobs.call import call
 from dualtoken.jobs.convert import convert
-from dualtoken.jobs.evaluation_commands import evaluate
+from dualtoken.jobs.evaluation_commands import compare, evaluate
 from dualtoken.jobs.exits import run_program
 from dualtoken.jobs.expectations import DeviceOption, expectations
 from dualtoken.jobs.maintenance_commands import explain, forget, gc
@@ -120,7 +120,8 @@ for _name in commands():
     app.command(_name, help=get_stage(_name).help, rich_help_panel=_panel)(stage_command(_name))
 for _command in (convert, tokenize, reconstruct, export):
     app.command(rich_help_panel="A saved tokenizer")(_command)
-app.command(rich_help_panel="Evaluation")(evaluate)
+for _command in (evaluate, compare):
+    app.command(rich_help_panel="Evaluation")(_command)
 for _command in (generate, ask, describe):
     app.command(rich_help_panel="A unified model")(_command)
 for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "card": card}.items():

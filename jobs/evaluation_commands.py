@@ -1,4 +1,4 @@
-"""The command that measures saved models: `evaluate`."""
+"""The commands that measure saved models, and compare measurements: `evaluate`, `compare`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,13 @@ import typer
 from dualtoken.infra.storage import Store
 from dualtoken.jobs.model_commands import ModelArgument
 from dualtoken.jobs.options import AddressOption, InProcessOption
+from dualtoken.jobs.output_paths import ANOTHER_PLACE
 from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.jobs.stage_places import TOKENIZER, RecipeOptions, find_model, find_stage, names_recipe
 from dualtoken.pipelines.config.parse import load_evaluation
 from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
-from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.core.writable import require_writable
+from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.runtime.find_stage import holds_stages, require_whole
 from dualtoken.pipelines.runtime.open_executor import open_executor
 
@@ -122,3 +124,50 @@ def _teacher_folder(teacher: str | None, training: Store | None) -> Store | None
     if training is None:
         return None
     return Store(StageRecord.read(training, STAGE_FILE).inputs[TEACHER])
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Folder of an evaluation's summary.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one, by the same sets and protocols.")],
+    primary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--primary",
+            metavar="SERIES",
+            help="A series that counts, such as scenes/reconstruction/psnr; up to 8; default: all.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", file_okay=False, help="Folder for a page with the samples that lost most."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", min=1, help="Samples on the page.")] = 20,
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit with 3 where a primary series is worse.")
+    ] = False,
+) -> None:
+    """Tell whether B is better or worse than A: paired differences with intervals, and the samples lost."""
+    # NumPy and SciPy take a second.
+    from dualtoken.pipelines.evaluation.comparison import compare as compare_evaluations  # noqa: PLC0415
+    from dualtoken.pipelines.evaluation.comparison_text import comparison_lines, comparison_markdown  # noqa: PLC0415
+    from dualtoken.pipelines.evaluation.evaluations import read_evaluation  # noqa: PLC0415
+
+    if out is not None:
+        require_writable(out, ANOTHER_PLACE)
+    a = read_evaluation(first)
+    b = read_evaluation(second)
+    comparison = compare_evaluations(a.summary, a.scores, b.summary, b.scores, primary or None)
+    for line in comparison_lines(comparison):
+        print_line(line)
+    if out is not None:
+        # PyTorch takes seconds.
+        from dualtoken.pipelines.evaluation.lost_pictures import comparison_page  # noqa: PLC0415
+
+        scored = [one.series for one in comparison.series if one.is_primary and one.p is not None]
+        page = comparison_page(comparison, a, b, scored, num_samples)
+        (out / "comparison.json").write_bytes(comparison.to_bytes())
+        (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+        (out / "index.html").write_text(page, encoding="utf-8")
+        print_line(f"page: {out / 'index.html'}")
+    if fail_if_worse and any(one.is_primary and one.verdict == "worse" for one in comparison.series):
+        raise typer.Exit(ExitCode.REGRESSED)

@@ -24,6 +24,10 @@ class ExitCode(IntEnum):
     DONE = 0
     BUG = 1
     CONFIGURATION = 2
+    REGRESSED = 3
+    """An evaluation is worse than it should be, by more than chance and margin explain."""
+    MISSED = 4
+    """A night that should have been evaluated was not."""
     TEMPORARY = 75
     INTERRUPTED = 130
     """Stopped by SIGINT, as of Ctrl-C."""

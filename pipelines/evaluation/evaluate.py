@@ -132,16 +132,18 @@ class Worker:
         """Write a unit's scores and states."""
         table = read_unit(self._set_folder, unit.id, scratch)
         samples, ledger = self._decoded(table)
+        has_clusters = "clusters" in self._set.has
         scores: list[pa.Table] = []
         states: list[dict[str, Tensor]] = []
         for part in batched(samples, self._protocol.batch_size):
             batch = self._batch(part)
-            scores.append(_score_table(part, self._columns(batch)))
+            scores.append(_score_table(part, self._columns(batch), has_clusters=has_clusters))
             states.append(self._states(batch))
         (scratch / "scores").mkdir()
         (scratch / "states").mkdir()
         if not scores:
-            scores.append(_score_table([], dict.fromkeys(self._per_sample(), np.zeros(0, np.float64))))
+            nothing = dict.fromkeys(self._per_sample(), np.zeros(0, np.float64))
+            scores.append(_score_table([], nothing, has_clusters=has_clusters))
         pq.write_table(pa.concat_tables(scores), scratch / score_file(unit.id), compression="zstd")
         save_file(_merged(states), scratch / state_file(unit.id))
         facts = describe_device(self._device).present()
@@ -315,13 +317,11 @@ class Worker:
         return states
 
 
-def _score_table(samples: Sequence[_Sample], columns: Columns) -> pa.Table:
-    table = pa.table(
-        {
-            "key": pa.array([sample.key for sample in samples], pa.binary(KEY_BYTES)),
-            "cluster": pa.array([sample.cluster for sample in samples], pa.string()),
-        }
-    )
+def _score_table(samples: Sequence[_Sample], columns: Columns, *, has_clusters: bool) -> pa.Table:
+    table = pa.table({"key": pa.array([sample.key for sample in samples], pa.binary(KEY_BYTES))})
+    if has_clusters:
+        clusters = pa.array([sample.cluster for sample in samples], pa.string())
+        table = table.append_column("cluster", clusters)
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, pa.float64()))
     return table

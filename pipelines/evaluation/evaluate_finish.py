@@ -37,9 +37,8 @@ from dualtoken.pipelines.evaluation.statistics import (
     mean_estimate,
     share_estimate,
 )
-from dualtoken.pipelines.evaluation.summary import MetricValue, SetResult
+from dualtoken.pipelines.evaluation.summary import SCORES, MetricValue, SetResult
 
-SCORES = "scores.parquet"
 RESULT = "result.json"
 _KNOWN_SHARE = 0.5
 """Share of the samples, by key, that probe and neighbours learn from; the others are scored."""

@@ -8,15 +8,15 @@ import io
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
 
 from dualtoken.pipelines.core.timing import PARTS
 from dualtoken.pipelines.evaluation.charts import Bar, bar_chart, line_chart
+from dualtoken.pipelines.evaluation.pages import page_environment
 from dualtoken.pipelines.evaluation.report_data import (
     CodebookUsage,
     Curve,
@@ -93,18 +93,8 @@ def render(data: ReportData) -> str:
 
 
 def _environment() -> Environment:
-    """Return the template's environment.
-
-    Captions, reasons with URLs and recipes come from elsewhere: nothing reaches the page unescaped but the
-    charts, which escape their own.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Return the template's environment."""
+    environment = page_environment()
     environment.filters.update(
         count=count,
         short_count=short_count,

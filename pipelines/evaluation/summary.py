@@ -12,6 +12,8 @@ from dualtoken.pipelines.core.receipts import Record, Sha256
 
 SUMMARY = "summary.json"
 """Name of the file, in an evaluation's folder."""
+SCORES = "scores.parquet"
+"""Name of a set's score table, in the folder of its result."""
 SCHEMA = 1
 """Version of this record; a reader refuses a newer one."""
 
