@@ -72,7 +72,10 @@ def evaluate(
     from dualtoken.pipelines.evaluation.selection import selected  # noqa: PLC0415
 
     config = selected(config, sets or (), protocols or ())
-    with _found(model, teacher) as place, open_executor(config.cluster, in_process=in_process) as executor:
+    with (
+        _found(model, teacher) as place,
+        open_executor(config.cluster, in_process=in_process or config.in_process) as executor,
+    ):
         from dualtoken.pipelines.evaluation.run_evaluation import run_evaluation  # noqa: PLC0415
 
         evaluated = run_evaluation(config, place, executor, print_line)

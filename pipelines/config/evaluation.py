@@ -177,5 +177,7 @@ class EvaluationConfig(RunConfig):
     """Folder or URL below which evaluations are written."""
     sets: Annotated[dict[Name, AnySet], Field(min_length=1)]
     protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+    in_process: bool = not_in_fingerprint(default=False)
+    """Run the units one by one in the command's own process, without Ray: for small sets."""
     unit_rows: PositiveInt = 256
     """Images in a unit, which one worker evaluates at a time."""
