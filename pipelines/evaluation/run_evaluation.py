@@ -101,6 +101,7 @@ def run_evaluation(
     root = Store(config.root)
     if root.is_local:
         require_writable(Path(config.root), "set --root to a folder that can be")
+    sizes = _sizes(model.folder)
     subject = Subject(kind="tokenizer", name=model.name, digest=model_digest(model.folder))
     teacher_digest = None
     if any(map(needs_teacher, config.protocols.values())):
@@ -124,7 +125,6 @@ def run_evaluation(
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
             runs.append(_SetRun(job, identity))
     _run(runs, executor, print_line)
-    sizes = _sizes(model.folder)
     results = [_result(run.job, sizes, teacher_digest) for run in runs]
     return _written(root, subject, results, runs)
 
