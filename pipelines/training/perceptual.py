@@ -6,7 +6,8 @@ import fsspec
 
 from dualtoken.infra.store_refusals import naming_refusals
 from dualtoken.model.config.training import LpipsConfig, NoPerceptual
-from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
+from dualtoken.model.training.lpips import Lpips, load_lpips
+from dualtoken.model.training.vgg16 import MissingWeightsError
 from dualtoken.pipelines.errors import UserError
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.config.training import LpipsConfig
-from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
+from dualtoken.model.training.lpips import Lpips, load_lpips
+from dualtoken.model.training.vgg16 import MissingWeightsError
 from dualtoken.model.vision.imports import vision_imports
 from tests.model.training.steps import changed, fresh_state, run, snapshot, training
 
@@ -54,9 +55,12 @@ def test_distances_are_those_of_torchmetrics(
             bias = weights[f"features.{index}.bias"]
             layer.load_state_dict({"weight": weight, "bias": bias})
     found = lpips(*pictures)
-    expected = expected_lpips(*pictures).mean()
-    assert expected > 1e-4
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    expected = expected_lpips(*pictures)
+    assert expected.mean() > 1e-4
+    torch.testing.assert_close(found, expected.mean(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(lpips.per_image(*pictures), expected.flatten(), rtol=1e-5, atol=1e-8)
+    wide = (pictures[0][:, :, :20], pictures[1][:, :, :20])
+    torch.testing.assert_close(lpips.per_image(*wide), expected_lpips(*wide).flatten(), rtol=1e-5, atol=1e-8)
 
 
 def test_a_picture_is_at_no_distance_from_itself(lpips: Lpips, pictures: tuple[Tensor, Tensor]) -> None:
