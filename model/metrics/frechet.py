@@ -74,32 +74,29 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     It is |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) with covariances over n - 1. It has a bias of the
     order d / n: raises ValueError where the sets have unlike numbers of samples, or not more than channels.
     """
-    return transport(a, b).distance
+    _check_sizes(a, b)
+    factor_a = _factor(a)
+    factor_b = _factor(b)
+    singular = torch.linalg.svdvals(factor_a.vectors.T @ factor_b.vectors)
+    return _distance(a, b, factor_a, factor_b, singular)
 
 
 def transport(a: Moments, b: Moments) -> Transport:
     """Return the distance of two sets and what its influences need; raises what `frechet_distance` raises."""
     _check_sizes(a, b)
-    mean_a = a.sum / a.n
-    mean_b = b.sum / b.n
     factor_a = _factor(a)
     factor_b = _factor(b)
-    # Singular values of a product of factors are the square roots of the eigenvalues of S_a S_b, without the
-    # loss of half the digits that taking roots of small eigenvalues brings.
     left, singular, right = torch.linalg.svd(factor_a.vectors.T @ factor_b.vectors, full_matrices=False)
-    trace_a = factor_a.variances.sum().item()
-    trace_b = factor_b.variances.sum().item()
-    trace_map = singular.sum().item()
     return Transport(
-        distance=(mean_a - mean_b).square().sum().item() + trace_a + trace_b - 2 * trace_map,
+        distance=_distance(a, b, factor_a, factor_b, singular),
         n=a.n,
-        mean_a=mean_a,
-        mean_b=mean_b,
+        mean_a=a.sum / a.n,
+        mean_b=b.sum / b.n,
         root_a=(factor_a.vectors / factor_a.variances) @ (left * singular.sqrt()),
         root_b=(factor_b.vectors / factor_b.variances) @ (right.T * singular.sqrt()),
-        trace_a=trace_a,
-        trace_b=trace_b,
-        trace_map=trace_map,
+        trace_a=factor_a.variances.sum().item(),
+        trace_b=factor_b.variances.sum().item(),
+        trace_map=singular.sum().item(),
     )
 
 
@@ -164,6 +161,19 @@ def _factor(sums: Moments) -> _Factor:
     is_real = variances > len(variances) * torch.finfo(torch.float64).eps * largest
     kept = variances[is_real]
     return _Factor(vectors=vectors[:, is_real] * kept.sqrt(), variances=kept)
+
+
+def _distance(
+    a: Moments, b: Moments, factor_a: _Factor, factor_b: _Factor, singular: Float64[Tensor, " r"]
+) -> float:
+    """Return the distance from the singular values of the product of both factors.
+
+    They are the square roots of the eigenvalues of S_a S_b, without the loss of half the digits that roots of
+    small eigenvalues bring.
+    """
+    between_means = (a.sum / a.n - b.sum / b.n).square().sum()
+    traces = factor_a.variances.sum() + factor_b.variances.sum()
+    return (between_means + traces - 2 * singular.sum()).item()
 
 
 def _check_sizes(a: Moments, b: Moments) -> None:

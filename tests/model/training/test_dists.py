@@ -1,4 +1,4 @@
-"""DISTS is torchmetrics' and its authors' for the same weights, and without weights says where to put them."""
+"""DISTS is torchmetrics' and its authors' for the same weights; without weights it says where to put them."""
 
 from pathlib import Path
 from types import SimpleNamespace
