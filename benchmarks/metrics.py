@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import hardware, seconds_in_turn, today
-from dualtoken.model.metrics.arrays import MAX_PSNR
 from dualtoken.model.metrics.classification import (
     class_embeddings,
     is_in_top,
@@ -106,7 +105,7 @@ def reconstruction_pairs() -> Iterator[Pair]:
         return lambda: metric(images.to(dtype) / 255, references.to(dtype) / 255, **in_range, **settings)
 
     def psnr() -> Tensor:
-        return psnr_from(squared_errors(images, references), images[0].numel()).clamp(max=MAX_PSNR)
+        return psnr_from(squared_errors(images, references), images[0].numel())
 
     yield Pair(
         "PSNR",
@@ -201,12 +200,12 @@ def measure(pair: Pair, rounds: int) -> str:
     return f"{line}{medians['peer'] * 1e3:12.1f}{medians['peer'] / medians['ours']:8.2f}{difference:>20}"
 
 
-def shares_of_decoding(name: str, rounds: int) -> str:
+def shares_of_decoding(name: str, num_images: int, rounds: int) -> str:
     """Return what metrics without weights take, in percent of the time in which a recipe's model decodes."""
     config = load_recipe(name).tokenizer
     tokenizer = DualTokenizer(config).eval()
-    images, references = pictures(IMAGES, config.image_size)
-    shape = (IMAGES, config.grid_size, config.grid_size, config.pixel.depth)
+    images, references = pictures(num_images, config.image_size)
+    shape = (num_images, config.grid_size, config.grid_size, config.pixel.depth)
     codes = torch.randint(config.pixel.num_codes, shape)
     runs: dict[str, Callable[[], object]] = {
         "decode": lambda: tokenizer.decode(codes),
@@ -220,7 +219,7 @@ def shares_of_decoding(name: str, rounds: int) -> str:
     decode = medians.pop("decode")
     shares = ", ".join(f"{metric} {taken / decode:.2%}" for metric, taken in medians.items())
     share = sum(medians.values()) / decode
-    milliseconds = decode / IMAGES * 1e3
+    milliseconds = decode / num_images * 1e3
     return f"{name}, {config.image_size} px, {milliseconds:.1f} ms an image: {shares}; {share:.1%} in all"
 
 
@@ -228,6 +227,7 @@ def main() -> None:
     """Print the table, and the shares of decoding."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=["scenes", "urls"])
+    parser.add_argument("--images", type=int, default=IMAGES, help="images that are decoded at a time")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     print(f"{today()}, {hardware(CPU)}; {IMAGES} images of {SIDE} px; ", end="")
@@ -238,7 +238,7 @@ def main() -> None:
             print(measure(pair, arguments.rounds), flush=True)
     print("share of decoding, by time:")
     for name in arguments.recipes:
-        print(shares_of_decoding(name, arguments.rounds), flush=True)
+        print(shares_of_decoding(name, arguments.images, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ def ranks(scores: Float[Tensor, "B C"], chosen: Int[Tensor, " B"]) -> Int64[Tens
     have rank C where they are the chosen one's: a broken model is never right by chance.
     """
     score = scores.gather(1, chosen.long()[:, None])
+    is_equal = scores == score
+    num_behind = (scores < score).sum(dim=1)
+    # Few rows have other candidates of the same score, and only these need a look at places.
+    rows = (is_equal.sum(dim=1) > 1).nonzero()[:, 0]
     places = torch.arange(scores.shape[1], device=scores.device)
-    is_behind = (scores < score) | ((scores == score) & (places > chosen[:, None]))
-    rank = scores.shape[1] - 1 - is_behind.sum(dim=1)
+    num_behind[rows] += (is_equal[rows] & (places > chosen[rows, None])).sum(dim=1)
+    rank = scores.shape[1] - 1 - num_behind
     return torch.where(score[:, 0].isnan(), scores.shape[1], rank)

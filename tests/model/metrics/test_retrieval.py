@@ -1,12 +1,14 @@
 """Retrieval against rankings that are sorted in Python, with several captions an image and equal ones."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from dualtoken.model.metrics.retrieval import is_recalled, retrieve
+from benchmarks.memory import peak_memory
+from dualtoken.model.metrics.retrieval import Retrieved, is_recalled, retrieve
 
 CAPTIONS = ["a cat", "one cat", "a dog", "a cat", "a bird", "a red bird", "a dog", "a fish"]
 IMAGE_ROWS = [0, 0, 1, 2, 3, 3, 4, 4]
@@ -65,6 +67,21 @@ def test_an_equal_caption_of_another_image_is_right() -> None:
     other = [*CAPTIONS]
     other[3] = "another cat"
     assert retrieve(images, texts, other, torch.tensor(IMAGE_ROWS)).texts.tolist()[0] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_similarities_of_all_pairs_never_stand_in_memory() -> None:
+    num_rows = 4000
+    embedded = torch.randn(num_rows, 8, generator=torch.Generator().manual_seed(0))
+    captions = [f"caption {row // 2}" for row in range(num_rows)]
+    found: list[Retrieved] = []
+
+    def run() -> None:
+        found.append(retrieve(embedded, embedded, captions, torch.arange(num_rows), 2**18))
+
+    # All pairs are 128 MB in float64.
+    assert peak_memory(run) < 40
+    assert found[0].texts.max() == found[0].images.max() == 0
 
 
 def test_recall_counts_the_first_k() -> None:
