@@ -5,6 +5,7 @@ neighbouring nights. The limits are raised until the chart has no more alarms a 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 
@@ -53,10 +54,13 @@ def calibrate(
         for _ in range(years):
             drawn.append(History(resampled_year(points, generator), direction))
 
+    most = alarms_per_year * years
+    most -= math.sqrt(most)  # the draws' own chance must not be what keeps within the budget
+
     def is_quiet(step: int) -> bool:
         tried = scaled(rules, STEP**step)
         alarms = sum(num_alarms(judge(year.points, year.direction, 0.0, tried)) for year in drawn)
-        return alarms <= alarms_per_year * years
+        return alarms <= most
 
     factor = STEP ** _least_step(is_quiet, alarms_per_year)
     return dataclasses.replace(scaled(rules, factor), calibrated_from=min(lengths))
