@@ -40,14 +40,16 @@ def keys(num: int) -> list[bytes]:
 
 def evaluation(
     name: str,
+    scores: dict[str, Values] | None = None,
     *,
     table: dict[str, Any] | None = None,
     metric: dict[str, dict[str, Any]] | None = None,
     result: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
-    **scores: Values,
+    **more: Values,
 ) -> Evaluation:
     """Return an evaluation with these scores of each sample; the rest changes its fields."""
+    scores = {**(scores or {}), **more}
     num = len(next(iter(scores.values())))
     metrics: dict[str, MetricValue] = {}
     for column, values in scores.items():
@@ -161,15 +163,15 @@ def test_samples_of_one_cluster_count_as_one() -> None:
     names = [f"image {number // 100}" for number in range(3000)]
     shared = np.repeat(np.random.default_rng(2).normal(0.1, 0.3, size=30), 100)
     a, b = {"psnr": BASE}, {"psnr": BASE + shared}
-    apart = only(evaluation("a", **a), evaluation("b", **b))
+    apart = only(evaluation("a", a), evaluation("b", b))
     together = only(
-        evaluation("a", table={"cluster": names}, **a), evaluation("b", table={"cluster": names}, **b)
+        evaluation("a", a, table={"cluster": names}), evaluation("b", b, table={"cluster": names})
     )
     assert "30 clusters" in together.method
     assert (together.least_detectable_loss or 0) > 8 * (apart.least_detectable_loss or 1)
     other = ["image 99", *names[1:]]
     message = refusal(
-        evaluation("a", table={"cluster": names}, **a), evaluation("b", table={"cluster": other}, **b)
+        evaluation("a", a, table={"cluster": names}), evaluation("b", b, table={"cluster": other})
     )
     assert "is of the cluster image 0 in A and of image 99 in B" in message
     assert keys(1)[0].hex() in message
@@ -183,7 +185,7 @@ def test_p_values_are_adjusted_over_primary_series_and_over_the_others() -> None
         for number, (name, values) in enumerate(first.items())
     }
     primary = [f"scenes/plain/m{number}" for number in (2, 5, 1)]
-    comparison = compared(evaluation("a", **first), evaluation("b", **second), primary)
+    comparison = compared(evaluation("a", first), evaluation("b", second), primary)
     assert [series.series for series in comparison.series[:3]] == [
         f"scenes/plain/m{number}" for number in (1, 2, 5)
     ]
@@ -197,7 +199,7 @@ def test_p_values_are_adjusted_over_primary_series_and_over_the_others() -> None
 
 def test_more_than_eight_series_need_primary_ones_by_name() -> None:
     many = {f"m{number}": BASE + number for number in range(9)}
-    a, b = evaluation("a", **many), evaluation("b", **many)
+    a, b = evaluation("a", many), evaluation("b", many)
     assert "9 series can be compared: name up to 8 primary ones" in refusal(a, b)
     names = list(a[0].metrics())
     assert "9 primary series are named" in refusal(a, b, names)

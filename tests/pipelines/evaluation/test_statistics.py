@@ -136,7 +136,7 @@ def test_the_permutation_test_agrees_with_scipys_over_all_signs() -> None:
         (values,), lambda x, axis: x.sum(axis), permutation_type="samples", n_resamples=10_000
     ).pvalue
     assert 0.005 < theirs < 0.1
-    assert ours == pytest.approx(theirs, abs=4 * (theirs / DRAWS) ** 0.5)
+    assert ours == pytest.approx(theirs, abs=0.01)
 
 
 def test_a_sign_test_of_few_samples_counts_each_sign() -> None:
@@ -205,7 +205,7 @@ def test_influences_give_the_error_of_a_metric_that_is_no_mean() -> None:
         influence_estimate(*variance_influence(generator.standard_normal(500))) for _ in range(SIMULATIONS)
     ]
     true_error = np.std([estimate.value for estimate in estimates])
-    assert np.mean([estimate.error for estimate in estimates]) == pytest.approx(true_error, rel=0.1)
+    assert np.mean([estimate.error or 0 for estimate in estimates]) == pytest.approx(true_error, rel=0.1)
 
 
 def test_paired_influences_give_the_error_of_a_difference() -> None:
@@ -219,7 +219,7 @@ def test_paired_influences_give_the_error_of_a_difference() -> None:
         estimates.append(influence_difference(a[0], b[0], a[1], b[1]))
         unpaired.append(((a[1].var() + b[1].var()) / 500) ** 0.5)
     true_error = np.std([estimate.value for estimate in estimates])
-    assert np.mean([estimate.error for estimate in estimates]) == pytest.approx(true_error, rel=0.1)
+    assert np.mean([estimate.error or 0 for estimate in estimates]) == pytest.approx(true_error, rel=0.1)
     assert np.mean(unpaired) > 2 * true_error
 
 
@@ -229,8 +229,8 @@ def test_the_least_detectable_loss_is_found_four_times_out_of_five() -> None:
     assert loss is not None
     found = 0
     for _ in range(SIMULATIONS):
-        test = stats.ttest_1samp(generator.normal(-0.3168, 1, size=100), 0, alternative="less")
-        found += test.pvalue < 0.01
+        p_value = stats.ttest_1samp(generator.normal(-0.3168, 1, size=100), 0, alternative="less")[1]
+        found += float(p_value) < 0.01
     assert found / SIMULATIONS == pytest.approx(0.8, abs=0.06)
     assert loss == pytest.approx(0.3168, rel=0.2)  # (2.326 + .842) / 10, with this sample's deviation
     known = Estimate(0.0, 4096, 0.4 / 64, None, None, "", freedom=4095)
