@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import date
+from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -33,12 +34,18 @@ def _cron_line(line: str) -> str:
 
 
 def _time_zone(name: str) -> str:
-    known = available_timezones()
+    known = _time_zones()
     if name not in known:
         match = closest(name, sorted(known))
         hint = f"did you mean {match}?" if match else "set it to one such as Europe/Berlin or UTC"
         raise ValueError(f"{name!r} is no time zone: {hint}")
     return name
+
+
+@cache
+def _time_zones() -> frozenset[str]:
+    """Return the names of all zones; finding them takes a look into hundreds of files."""
+    return frozenset(available_timezones())
 
 
 def _web_address(url: str) -> str:
