@@ -124,3 +124,11 @@ def test_names_are_of_one_part_and_unlike_for_unlike_series() -> None:
 def test_a_night_is_named_by_a_date(text: str) -> None:
     with pytest.raises(UserError, match="is no night: write its date, such as 2026-11-28"):
         night_name(text)
+
+
+def test_specs_follow_each_other_whatever_the_clocks_of_their_writers_say(small: SmallNightly) -> None:
+    other = SmallNightly(Path(small.spec.root).parent, schedule={"cron": "0 5 * * *"})
+    small.clock.pass_(minutes=-10)
+    Session(other.spec, small.nightly).open()
+    snapshot = History(small.spec.root, "small").read()
+    assert [record.schedule.cron for _, record in snapshot.specs] == ["0 2 * * *", "0 5 * * *"]
