@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from dualtoken.infra.addresses import CheckedResolver, is_public
+from dualtoken.infra.addresses import CheckedResolver, PrivateAddressError, is_public
 from dualtoken.infra.fetch import BACKOFF_SECONDS, RETRIED, user_agent
 from dualtoken.infra.request_urls import request_url
 from dualtoken.pipelines.config.nightly import CommandSink, FileSink, WebhookSink
@@ -85,8 +85,12 @@ def _target(sink: WebhookSink) -> URL:
     except ValueError:
         return target  # a name: the resolver checks its addresses
     if not is_allowed:
-        raise NotSent(f"{host} is no public address: set allow_private_addresses, if you mean it")
+        raise NotSent(_private(host))
     return target
+
+
+def _private(where: str) -> str:
+    return f"{where}, no public address: set allow_private_addresses, if you mean it"
 
 
 async def _post(sink: WebhookSink, target: URL, headers: Mapping[str, str], text: str) -> None:
@@ -103,6 +107,10 @@ async def _post(sink: WebhookSink, target: URL, headers: Mapping[str, str], text
             status = response.status
     except TimeoutError:
         raise _MayPass(f"no answer within {sink.timeout_seconds:g} s") from None
+    except aiohttp.ClientConnectorDNSError as error:
+        if isinstance(error.os_error, PrivateAddressError):
+            raise NotSent(_private(str(error.os_error))) from error
+        raise _MayPass(one_line(error.os_error)) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise _MayPass(one_line(error)) from error
     if status in RETRIED:
