@@ -100,7 +100,8 @@ def require_divisible_width(width: int, num_heads: int) -> None:
         raise ValueError(f"width={width} is no multiple of num_heads={num_heads}: change one of them")
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """Return a path of this machine in full; a URL stays as it is."""
     if is_url(location):
         return location
     return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111  (`~nobody` stays)
@@ -111,7 +112,7 @@ def is_url(location: str) -> bool:
     return "://" in location or "::" in location
 
 
-Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
 """A path or any fsspec URL.
 
 A path is made absolute when a recipe is read: workers, and jobs of a cluster, stand in other folders.

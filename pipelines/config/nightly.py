@@ -6,20 +6,16 @@ from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-import fsspec
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from dualtoken.infra.machine_trouble import is_machine_trouble
 from dualtoken.infra.redaction import redacted_values
 from dualtoken.infra.request_urls import request_url
-from dualtoken.infra.store_refusals import StoreRefusal, naming_refusals
-from dualtoken.model.config.base import Config, Location, is_url, not_in_fingerprint
+from dualtoken.model.config.base import Config, Location, absolute, is_url, not_in_fingerprint
 from dualtoken.pipelines.config.corpora import Name
 from dualtoken.pipelines.config.cron import Cron, parse_cron
 from dualtoken.pipelines.config.mistakes import closest, explain_mistakes
+from dualtoken.pipelines.config.parse import is_shipped, read_values
 from dualtoken.pipelines.config.typed import typed
-from dualtoken.pipelines.config.yaml_words import read_yaml
 from dualtoken.pipelines.errors import UserError
 
 MOST_PRIMARY = 8
@@ -60,6 +56,11 @@ def _local_path(location: str) -> str:
     if is_url(location):
         raise ValueError(f"{location!r} is a URL, to which no line can be appended: give a path")
     return location
+
+
+def _evaluation_file(location: str) -> str:
+    """Keep the name of a shipped file; make any other absolute, since nights start in other folders."""
+    return location if is_shipped(location) else absolute(location)
 
 
 class ScheduleConfig(Config):
@@ -169,8 +170,8 @@ class NightlySpec(Config):
     ]
     """Models that are evaluated, by name."""
     canary: CanaryConfig = CanaryConfig()
-    evaluation: Location = not_in_fingerprint()
-    """File that says what the sets and protocols are."""
+    evaluation: Annotated[str, Field(min_length=1), AfterValidator(_evaluation_file)] = not_in_fingerprint()
+    """File that says what the sets and protocols are: a path, an fsspec URL, or a shipped name."""
     sets: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Evaluation sets, by their names in `evaluation`."""
     protocols: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -225,7 +226,7 @@ def load_nightly(location: str, root: str | None = None) -> NightlySpec:
 
     Raises `UserError`, a line per mistake.
     """
-    values = _read(location)
+    values = read_values(location, "nightly")
     if root is not None:
         values["root"] = root
     return validate_nightly(typed(values, NightlySpec), location)
@@ -238,23 +239,3 @@ def validate_nightly(values: Mapping[str, Any], location: str) -> NightlySpec:
     except ValidationError as error:
         mistakes = explain_mistakes(error, values, NightlySpec, "a nightly")
         raise UserError("\n".join(f"{location}: {mistake}" for mistake in mistakes)) from None
-
-
-def _read(location: str) -> dict[str, Any]:
-    try:
-        fs, path = fsspec.url_to_fs(location)
-        with naming_refusals(fs, path):
-            values = read_yaml(bytes(fs.cat_file(path)).decode())
-    except StoreRefusal:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"nightly {location!r} is no file: give the YAML file of a nightly") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{location}: not YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        if is_machine_trouble(error):
-            raise
-        raise UserError(f"nightly {location!r} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{location}: holds {type(typed(values)).__name__}, not keys and values")
-    return values

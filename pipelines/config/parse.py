@@ -23,6 +23,7 @@ from dualtoken.pipelines.errors import UserError
 
 _NO_RECIPES = ("evaluation-", "nightly-")
 """Prefixes of the shipped files that are sets and protocols of evaluations, and specs of nightlies."""
+_PLURALS = {"recipe": "recipes", "evaluation": "evaluations", "nightly": "nightlies"}
 
 
 def load_recipe(
@@ -52,7 +53,7 @@ def load_evaluation(
 
     `root` wins over the file's. Raises `UserError`, a line per mistake.
     """
-    values = _with_base(_parse(_read(location), location), location)
+    values = read_values(location, "evaluation")
     for override in overrides:
         _apply_override(values, override)
     if root is not None:
@@ -94,6 +95,13 @@ def shipped_recipes() -> list[str]:
     return [name for name in _shipped() if not name.startswith(_NO_RECIPES)]
 
 
+def _shipped_kind(what: str) -> list[str]:
+    """Return the names of the shipped files of a kind."""
+    if what == "recipe":
+        return shipped_recipes()
+    return [name for name in _shipped() if name.startswith(f"{what}-")]
+
+
 def _shipped() -> list[str]:
     files = [file.name for file in resources.files("dualtoken.recipes").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
@@ -103,8 +111,21 @@ def _read_shipped(name: str) -> str:
     return (resources.files("dualtoken.recipes") / f"{name}.yaml").read_text()
 
 
-def _read(location: str) -> str:
-    if location in _shipped() and not Path(location).is_file():
+def is_shipped(name: str) -> bool:
+    """Tell whether a name is that of a file which comes with the package, and no file hides it."""
+    return name in _shipped() and not Path(name).is_file()
+
+
+def read_values(location: str, what: str = "recipe") -> dict[str, Any]:
+    """Return the keys and values of a YAML file: a path, an fsspec URL or the name of a shipped one.
+
+    `what` names its kind in errors. Raises `UserError`.
+    """
+    return _parse(_read(location, what), location)
+
+
+def _read(location: str, what: str = "recipe") -> str:
+    if is_shipped(location):
         return _read_shipped(location)
     try:
         fs, path = fsspec.url_to_fs(location)
@@ -113,21 +134,21 @@ def _read(location: str) -> str:
     except StoreRefusal:
         raise
     except IsADirectoryError:
-        raise UserError(f"recipe {location!r} is a folder: give the YAML file in it") from None
+        raise UserError(f"{what} {location!r} is a folder: give the YAML file in it") from None
     except FileNotFoundError:
-        names = shipped_recipes()
+        names = _shipped_kind(what)
         hint = ""
         match = closest(location, names)
         if match is not None:
             hint = f"did you mean {match}? Else "
         raise UserError(
-            f"recipe {location!r} is no file: {hint}give a path, "
-            f"or one of the shipped recipes: {', '.join(names)}"
+            f"{what} {location!r} is no file: {hint}give a path, "
+            f"or one of the shipped {_PLURALS[what]}: {', '.join(names)}"
         ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         if is_machine_trouble(error):
             raise
-        raise UserError(f"recipe {location!r} cannot be read: {error}") from None
+        raise UserError(f"{what} {location!r} cannot be read: {error}") from None
 
 
 def _parse(text: str, location: str) -> dict[str, Any]:

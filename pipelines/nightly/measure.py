@@ -13,11 +13,12 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.config.parse import load_evaluation
 from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
+from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, run_evaluation
 from dualtoken.pipelines.evaluation.selection import selected
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary
-from dualtoken.pipelines.nightly.canary import write_canary
-from dualtoken.pipelines.nightly.contracts import AGAIN, SubjectRequest
+from dualtoken.pipelines.nightly.attempts import AGAIN
+from dualtoken.pipelines.nightly.contracts import SubjectRequest
 from dualtoken.pipelines.runtime.open_executor import open_executor
 
 _TEACHER_INPUT = "teacher"

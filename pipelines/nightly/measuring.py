@@ -12,6 +12,9 @@ from dualtoken.pipelines.nightly.contracts import Measure, SubjectRequest
 from dualtoken.pipelines.nightly.history import History
 from dualtoken.pipelines.nightly.records import MeasuredSubject, SeriesValue
 
+TABLE = ".parquet"
+"""Suffix of score tables; receipts beside them tell when they were made."""
+
 
 def measure_subject(
     history: History, measure: Measure, request: SubjectRequest, own: Claim
@@ -61,7 +64,8 @@ def scores_digest(folder: Store, summary: EvaluationSummary) -> str:
     lines: list[bytes] = []
     for result in summary.results:
         tables = 0
-        for name, data in folder.read_many([name for name, _ in folder.files(result.scores)]):
+        stored = [name for name, _ in folder.files(result.scores) if name.endswith(TABLE)]
+        for name, data in folder.read_many(stored):
             lines.append(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
             tables += 1
         if not tables:

@@ -11,8 +11,8 @@ from PIL import Image
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.core.stage import Unit, UnitOutcome, Work
+from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.evaluation.run_evaluation import Evaluated, ModelPlace, run_evaluation
-from dualtoken.pipelines.nightly.canary import write_canary
 from dualtoken.pipelines.runtime.executor import Executor, LocalExecutor
 
 CLASSES = ("teal", "ochre", "plum")
