@@ -1,5 +1,6 @@
 """What `evaluate` reads: evaluation sets and protocols by name; imports neither torch nor ray."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,16 +12,17 @@ from dualtoken.model.config.base import (
     Precision,
     not_in_fingerprint,
 )
-from dualtoken.model.config.training import LpipsConfig
 from dualtoken.pipelines.config.corpora import CaptionKey, CaptionKeys, Name, QuoteMarks
 from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop
 from dualtoken.pipelines.config.run import RunConfig
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MetricName = Literal[
     "psnr",
     "ssim",
     "ms_ssim",
     "lpips",
+    "dists",
     "objects_read",
     "objects_read_original",
     "idempotence_semantic",
@@ -124,10 +126,27 @@ class ParquetSet(EvaluationSet):
 AnySet = Annotated[ScenesSet | ShardsSet | FolderSet | ParquetSet, Field(discriminator="kind")]
 
 
+class PerceptualWeights(Config):
+    """Files with the weights of a perceptual metric; their contents count, not where they are."""
+
+    backbone: Location = not_in_fingerprint()
+    """File with torchvision's VGG16 weights."""
+    backbone_sha256: Sha256 | None = not_in_fingerprint(default=None)
+    """Digest that the file must have."""
+    heads: Location | None = not_in_fingerprint(default=None)
+    """File with the weights on top of it; by default the one that torchmetrics ships."""
+    heads_sha256: Sha256 | None = not_in_fingerprint(default=None)
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that are named."""
+        named = {"backbone": self.backbone, "heads": self.heads}
+        return {name: Path(file) for name, file in named.items() if file is not None}
+
+
 class TokenizerProtocol(Config):
     """All that decides a tokenizer's numbers on a set, beside the two."""
 
-    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    metrics: tuple[MetricName, ...]
     view: AnyCrops = CenterCrop(kind="center")
     """Part of an image that is evaluated; its first crop, where there are several."""
     precision: Precision = "float32"
@@ -140,8 +159,10 @@ class TokenizerProtocol(Config):
     """Encode images and reconstructions as JPEG of this quality before they are compared."""
     agreement_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of the JPEG that `jpeg_agreement` encodes images as before they are tokenized."""
-    lpips: LpipsConfig | None = None
-    """Weights of LPIPS, for that metric."""
+    lpips: PerceptualWeights | None = None
+    """Weights of LPIPS (arXiv 1801.03924), for that metric."""
+    dists: PerceptualWeights | None = None
+    """Weights of DISTS (arXiv 2004.07728), for that metric."""
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of {}.",)
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
@@ -157,9 +178,16 @@ class TokenizerProtocol(Config):
         return self
 
     @model_validator(mode="after")
-    def _lpips_has_weights(self) -> "TokenizerProtocol":
-        if "lpips" in self.metrics and self.lpips is None:
-            raise ValueError("metrics: lpips needs the weights of its networks: set lpips too")
+    def _networks_have_weights(self) -> "TokenizerProtocol":
+        for name in ("lpips", "dists"):
+            if name in self.metrics and getattr(self, name) is None:
+                raise ValueError(f"metrics: {name} needs the weights of its networks: set {name}.backbone")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_are_some(self) -> "TokenizerProtocol":
+        if not self.metrics:
+            raise ValueError("metrics is empty: name one, such as psnr")
         return self
 
     @model_validator(mode="after")

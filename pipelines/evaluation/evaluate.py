@@ -5,7 +5,6 @@ embeddings that the metrics of the whole set are made from by `evaluate_finish`.
 side, E channels of an embedding, D codes a position.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,15 +23,12 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.metrics.classification import class_embeddings, zero_shot_prompts, zero_shot_scores
 from dualtoken.model.metrics.codebook import count_codes
-from dualtoken.model.metrics.reconstruction import psnr_from, squared_errors
-from dualtoken.model.metrics.structural_similarity import ms_ssim, structural_similarity
-from dualtoken.model.training.lpips import Lpips, MissingWeightsError, load_lpips
 from dualtoken.model.vision.faults import UnreadableImageError
-from dualtoken.model.vision.transform import normalize
 from dualtoken.pipelines.config.evaluation import EvaluationConfig, MetricName
 from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.closeness import METRICS, Closeness, as_picture, through_jpeg
 from dualtoken.pipelines.evaluation.metric_catalogue import (
     CATALOGUE,
     TEACHER,
@@ -126,6 +122,7 @@ class Worker:
             if needs_teacher(self._protocol):
                 teacher = job.input(TEACHER_INPUT).local_folder(Path(scratch) / TEACHER_INPUT)
                 self._teacher = TeacherRunner(teacher, device, self._protocol.precision)
+        self._closeness = Closeness(self._protocol, device)
         self._caption_embeddings: dict[str, Tensor] = {}
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
@@ -187,11 +184,10 @@ class Worker:
     def _columns(self, batch: _Batch) -> Columns:
         """Return the values of the metrics that each sample has by itself."""
         columns: Columns = {}
-        compared = self._compared(batch)
         for name in self._per_sample():
             base = name.removesuffix(TEACHER)
-            if name in ("psnr", "ssim", "ms_ssim", "lpips"):
-                columns[name] = self._closeness(name, *compared)
+            if name in METRICS:
+                columns[name] = self._closeness.values(name, *self._compared(batch))
             elif name.startswith("objects_read"):
                 pictures = batch.originals if name == "objects_read_original" else batch.reconstructions
                 columns[name] = _objects_read(pictures[: batch.size], batch.samples)
@@ -207,33 +203,8 @@ class Worker:
 
     def _compared(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Return reconstructions and images as they are compared, without the padding."""
-        pairs = (batch.reconstructions[: batch.size], batch.originals[: batch.size])
-        quality = self._protocol.jpeg_quality
-        if quality is None:
-            return pairs
-        return through_jpeg(pairs[0], quality), through_jpeg(pairs[1], quality)
-
-    def _closeness(self, name: str, images: Tensor, originals: Tensor) -> np.ndarray[Any, Any]:
-        if name == "psnr":
-            return psnr_from(squared_errors(images, originals), images[0].numel()).numpy()
-        if name == "ssim":
-            return structural_similarity(images, originals).numpy()
-        if name == "ms_ssim":
-            return ms_ssim(images, originals).numpy()
-        values = [
-            self._lpips(normalize(image[None]), normalize(original[None])).item()
-            for image, original in zip(images.to(self._device), originals.to(self._device), strict=True)
-        ]
-        return np.array(values, np.float64)
-
-    @cached_property
-    def _lpips(self) -> Lpips:
-        config = self._protocol.lpips
-        assert config is not None, "the protocol requires weights"
-        try:
-            return load_lpips(config.backbone, config.heads).to(self._device).eval()
-        except MissingWeightsError as error:
-            raise UserError(f"protocols: lpips: {error}") from None
+        reconstructions = self._closeness.compared(batch.reconstructions[: batch.size])
+        return reconstructions, self._closeness.compared(batch.originals[: batch.size])
 
     def _codes_again(self, batch: _Batch, kind: str) -> StreamCodes:
         """Return the codes of a batch's images, encoded in another way."""
@@ -309,7 +280,7 @@ class Worker:
             states["rows_num_texts"] = torch.tensor([len(sample.captions) for sample in batch.samples])
         if "fd_teacher" in late:
             assert self._teacher is not None
-            pictures = [_picture(image) for image in batch.reconstructions]
+            pictures = [as_picture(image) for image in batch.reconstructions]
             embeddings = self._teacher.images(self._teacher.levels(pictures))
             states["rows_reconstructions"] = embeddings[: batch.size].cpu()
         if any(sample.label is not None for sample in batch.samples):
@@ -357,18 +328,3 @@ def _objects_read(pictures: UInt8[Tensor, "B 3 S S"], samples: Sequence[_Sample]
         counter.add(found, json.loads(sample.description)["objects"])
         shares.append(float(np.mean([counter.accuracy(attribute) for attribute in CHANCE])))
     return np.array(shares, np.float64)
-
-
-def through_jpeg(levels: UInt8[Tensor, "B 3 S S"], quality: int) -> UInt8[Tensor, "B 3 S S"]:
-    """Return images as they come back from JPEG."""
-    decoded: list[Tensor] = []
-    for image in levels:
-        stream = io.BytesIO()
-        _picture(image).save(stream, "JPEG", quality=quality)
-        with Image.open(stream) as picture:
-            decoded.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
-    return torch.stack(decoded)
-
-
-def _picture(levels: UInt8[Tensor, "3 S S"]) -> Image.Image:
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())

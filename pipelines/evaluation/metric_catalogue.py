@@ -46,6 +46,7 @@ CATALOGUE: dict[MetricName, Metric] = {
     "ssim": Metric("SSIM", unit=""),
     "ms_ssim": Metric("MS-SSIM", unit=""),
     "lpips": Metric("LPIPS", "lower", unit=""),
+    "dists": Metric("DISTS", "lower", unit=""),
     "objects_read": Metric("Objects read in reconstructions", needs="scenes"),
     "objects_read_original": Metric("Objects read in the images themselves", needs="scenes"),
     "idempotence_semantic": Metric("Semantic codes kept by the reconstruction"),

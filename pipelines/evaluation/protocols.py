@@ -5,6 +5,7 @@ from hashlib import sha256
 from typing import Any
 
 from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.evaluation.closeness import weight_digests
 from dualtoken.pipelines.evaluation.metric_catalogue import VERSION, needs_teacher
 
 
@@ -16,6 +17,9 @@ def protocol_content(protocol: TokenizerProtocol, teacher_digest: str | None) ->
     content = protocol.identity() | {"metric_version": VERSION}
     # Each is computed by itself, so a further one leaves the others comparable.
     del content["metrics"]
+    weights = weight_digests(protocol)
+    if weights:
+        content["weights"] = weights
     if needs_teacher(protocol):
         content["teacher"] = teacher_digest
     return content

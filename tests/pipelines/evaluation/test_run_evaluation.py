@@ -15,7 +15,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.metrics.arrays import psnr
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.evaluation.evaluate import through_jpeg
+from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation, read_scores
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, model_digest
 from dualtoken.pipelines.evaluation.selection import selected

@@ -1,0 +1,123 @@
+"""`evaluate` and `compare` as a user calls them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dualtoken.jobs.cli import app
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.errors import ExitCode, UserError
+from tests.helpers.command_line import printed_lines
+from tests.helpers.tiny_run import planned_job
+
+EVALUATION = """
+name: test
+in_process: true
+sets: {few: {kind: scenes, num_images: 40}}
+protocols:
+  pixels: {metrics: [psnr, usage_pixel], batch_size: 20}
+  words: {metrics: [attribute_colour, image_to_text], batch_size: 20}
+"""
+
+
+@pytest.fixture(scope="module")
+def sets_and_protocols(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("evaluation") / "evaluation.yaml"
+    file.write_text(EVALUATION)
+    return file
+
+
+def error_of(*arguments: object) -> str:
+    ended = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(ended.exception, UserError), ended.output
+    assert "\n" not in str(ended.exception)
+    return str(ended.exception)
+
+
+def summary_of(lines: list[str]) -> str:
+    assert lines[-1].startswith("summary: ")
+    return lines[-1].removeprefix("summary: ")
+
+
+def test_a_runs_tokenizer_is_measured_and_compared_with_another(
+    finished: Recipe, sets_and_protocols: Path, tmp_path: Path
+) -> None:
+    options = ("--evaluation", sets_and_protocols, "--root", tmp_path / "results")
+    lines = printed_lines("evaluate", finished.root, *options)
+    assert lines[0].startswith("set few: 40 images")
+    assert any(line.startswith("few by pixels") for line in lines)
+    assert any("PSNR" in line and line.endswith("dB") for line in lines)
+    model = planned_job(finished, "train").store()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model.path(name), other / name)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-64:] = bytes(64)
+    (other / "model.safetensors").write_bytes(weights)
+    teacher = planned_job(finished, "teacher").folder
+    again = printed_lines("evaluate", other, *options, "--teacher", teacher, "--protocol", "pixels")
+    compared = printed_lines(
+        "compare", summary_of(lines), summary_of(again), "--out", tmp_path / "page", "--num-samples", 3
+    )
+    assert any(line.startswith("few/pixels/psnr (dB)") for line in compared)
+    assert "only in A: few/words/attribute_colour, few/words/image_to_text" in compared
+    page = (tmp_path / "page/index.html").read_text()
+    assert page.count("<img ") in (0, 3, 6, 9)
+    assert (tmp_path / "page/comparison.json").is_file()
+    same = printed_lines("compare", summary_of(lines), summary_of(lines), "--fail-if-worse")
+    assert any("equal within margin" in line for line in same)
+
+
+def test_a_loss_ends_with_its_exit_code(finished: Recipe, sets_and_protocols: Path, tmp_path: Path) -> None:
+    options = ("--evaluation", sets_and_protocols, "--protocol", "pixels")
+    fine = summary_of(printed_lines("evaluate", finished.root, *options, "--root", tmp_path))
+    worse = tmp_path / "worse"
+    shutil.copytree(fine, worse)
+    scores = next((tmp_path / "scores/few/pixels").iterdir())
+    shutil.copytree(scores, tmp_path / "lowered")
+    lower(tmp_path / "lowered/scores.parquet", worse / "summary.json", scores, tmp_path / "lowered")
+    ended = CliRunner().invoke(app, ["compare", fine, str(worse), "--fail-if-worse"])
+    assert ended.exit_code == ExitCode.REGRESSED, ended.output
+
+
+def lower(table: Path, summary: Path, scores: Path, lowered: Path) -> None:
+    """Take 1 dB off every sample's PSNR, as a broken decoder would."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    stored = pq.read_table(table)
+    place = stored.column_names.index("psnr")
+    pq.write_table(stored.set_column(place, "psnr", pc.subtract(stored["psnr"], 1.0)), table)
+    from dualtoken.pipelines.evaluation.summary import EvaluationSummary  # noqa: PLC0415
+
+    read = EvaluationSummary.from_bytes(summary.read_bytes())
+    (result,) = read.results
+    value = result.metrics["psnr"]
+    changed = value.model_copy(update={"value": value.value - 1})
+    result = result.model_copy(
+        update={"metrics": dict(result.metrics) | {"psnr": changed}, "scores": str(lowered)}
+    )
+    summary.write_bytes(read.model_copy(update={"results": (result,)}).to_bytes())
+    assert scores != lowered
+
+
+def test_mistakes_are_told_in_one_line(finished: Recipe, sets_and_protocols: Path, tmp_path: Path) -> None:
+    options = ("--evaluation", sets_and_protocols, "--root", tmp_path)
+    assert "--set fw is not there: did you mean few?" in error_of(
+        "evaluate", finished.root, *options, "--set", "fw"
+    )
+    assert "--protocol pixel" in error_of("evaluate", finished.root, *options, "--protocol", "pixel")
+    assert "evaluation 'evaluation-scene' is no file: did you mean evaluation-scenes?" in error_of(
+        "evaluate", finished.root, "--evaluation", "evaluation-scene"
+    )
+    bad_metric = ("--key", "protocols.pixels.metrics=[pnsr]")
+    assert "pnsr" in error_of("evaluate", finished.root, *options, *bad_metric)
+    assert "has no summary.json" in error_of("compare", tmp_path, tmp_path)
+    alone = tmp_path / "model"
+    alone.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(planned_job(finished, "train").store().path(name), alone / name)
+    assert "no teacher is known" in error_of("evaluate", alone, *options, "--protocol", "words")
