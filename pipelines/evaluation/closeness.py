@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dualtoken.infra.digests import digest
 from dualtoken.model.metrics.reconstruction import psnr_from, squared_errors
-from dualtoken.model.metrics.structural_similarity import MIN_MULTI_SCALE_SIDE, ms_ssim, structural_similarity
+from dualtoken.model.metrics.structural_similarity import ms_ssim, structural_similarity
 from dualtoken.model.training.dists import load_dists
 from dualtoken.model.training.lpips import load_lpips
 from dualtoken.model.training.vgg16 import MissingWeightsError
@@ -46,7 +46,6 @@ class Closeness:
         if metric == "ssim":
             return structural_similarity(images, originals).numpy()
         if metric == "ms_ssim":
-            require_side_for_ms_ssim(images.shape[-1])
             return ms_ssim(images, originals).numpy()
         distance = self._lpips.per_image if metric == "lpips" else self._dists
         found: list[float] = []
@@ -70,15 +69,6 @@ class Closeness:
             return load(weights.backbone, weights.heads).to(self._device)
         except MissingWeightsError as error:
             raise UserError(f"protocols: {metric}: {error}") from None
-
-
-def require_side_for_ms_ssim(side: int) -> None:
-    """Raise `UserError` where images are too small for MS-SSIM."""
-    if side < MIN_MULTI_SCALE_SIDE:
-        raise UserError(
-            f"ms_ssim needs images of {MIN_MULTI_SCALE_SIDE} pixels a side, the tokenizer's are of {side}: "
-            "leave the metric out"
-        )
 
 
 def weight_digests(protocol: TokenizerProtocol) -> dict[str, dict[str, str]]:

@@ -14,6 +14,10 @@ VERSION = 1
 """Raised when a metric gives other numbers for the same images; part of every protocol's hash."""
 TEACHER = "_teacher"
 """Suffix of a metric that is taken on the teacher's own embeddings."""
+SCENE_SIZE = 64
+"""Pixels a side of the generator's scenes, in which the oracle reads objects."""
+MS_SSIM_SIZE = 176
+"""Least side that MS-SSIM's five scales need, pixels."""
 SHARE = "share"
 """Unit of values from 0 to 1."""
 _SHARE_MARGIN = 0.003
@@ -114,3 +118,18 @@ def _needs(protocol: TokenizerProtocol) -> Iterator[tuple[MetricName, str]]:
     for name in protocol.metrics:
         if CATALOGUE[name].needs:
             yield name, CATALOGUE[name].needs
+
+
+def require_size(protocol: TokenizerProtocol, protocol_name: str, image_size: int) -> None:
+    """Raise `UserError` where a metric cannot be taken on images of a tokenizer's size."""
+    for name in protocol.metrics:
+        if name.startswith("objects_read") and image_size != SCENE_SIZE:
+            needed = f"scenes of {SCENE_SIZE} pixels a side"
+        elif name == "ms_ssim" and image_size < MS_SSIM_SIZE:
+            needed = f"images of {MS_SSIM_SIZE} pixels a side"
+        else:
+            continue
+        raise UserError(
+            f"protocols.{protocol_name}.metrics: {name} needs {needed}, the tokenizer's are of {image_size}: "
+            "leave the metric out"
+        )

@@ -39,7 +39,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, STAGE, TEACHER_INPUT
 from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSizes, finish_evaluation
 from dualtoken.pipelines.evaluation.evaluation_card import card
-from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has
+from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has, require_size
 from dualtoken.pipelines.evaluation.protocols import protocol_hash
 from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
 from dualtoken.pipelines.evaluation.summary import (
@@ -112,6 +112,7 @@ def run_evaluation(
         print_line(f"set {name}: {pluralized(resolved.num_samples, 'image')}, {resolved.set_hash[:12]}")
         for protocol_name, protocol in config.protocols.items():
             require_set_has(protocol, protocol_name, name, resolved.has)
+            require_size(protocol, protocol_name, sizes.image_size)
             identity = {
                 "stage": STAGE,
                 "version": VERSION,
