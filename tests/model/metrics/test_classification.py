@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dualtoken.model.metrics import classification
 from dualtoken.model.metrics.classification import (
+    _nearest,
     class_embeddings,
     is_in_top,
     is_neighbour_class,
@@ -108,6 +109,15 @@ def test_neighbours_vote_as_sorted_lists_do_with_ties_and_in_blocks(
     truth = torch.randint(0, 4, (30,), generator=generator)
     is_right = is_neighbour_class(images, truth, known, labels, k)
     assert is_right.tolist() == (found == truth).tolist()
+
+
+def test_the_nearest_are_those_of_a_stable_sort() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for num_values in (3, 50, 1000):
+        similarities = torch.randint(0, num_values, (20, 300), generator=generator).double()
+        order = similarities.argsort(dim=1, descending=True, stable=True)
+        for k in (1, 7, 100, 299, 300):
+            assert torch.equal(_nearest(similarities, k), order[:, :k])
 
 
 def test_neighbours_are_by_angle_and_not_by_length() -> None:
