@@ -12,6 +12,7 @@ from dualtoken.jobs.expectations import DeviceOption, expectations
 from dualtoken.jobs.maintenance_commands import explain, forget, gc
 from dualtoken.jobs.mllm_commands import ask, describe, generate
 from dualtoken.jobs.model_commands import export, reconstruct, tokenize
+from dualtoken.jobs.nightly_commands import app as nightly_app
 from dualtoken.jobs.options import AddressOption, InProcessOption, RecipeArgument, RootOption, SetOption
 from dualtoken.jobs.recipe_arguments import open_recipe, print_line
 from dualtoken.jobs.stage_command import stage_command
@@ -128,6 +129,7 @@ for _name, _command in {"inspect": inspect, "export-tokens": export_tokens, "car
     app.command(_name, rich_help_panel="Token datasets")(_command)
 for _command in (explain, forget, gc):
     app.command(rich_help_panel="Upkeep")(_command)
+app.add_typer(nightly_app, name="nightly", rich_help_panel="Every night")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import uuid
 from datetime import datetime
 from typing import NamedTuple
 
-from dualtoken.pipelines.nightly.contracts import Clock
+from dualtoken.pipelines.nightly.contracts import AGAIN, Clock
 from dualtoken.pipelines.nightly.history import Attempt, History, NightFiles, night_path
 from dualtoken.pipelines.nightly.records import (
     AttemptRecord,
@@ -18,9 +18,6 @@ from dualtoken.pipelines.nightly.records import (
     this_process,
 )
 from dualtoken.pipelines.nightly.states import is_live
-
-AGAIN = "-again"
-"""Ending of the name of an attempt that repeats another one."""
 
 
 class Claim(NamedTuple):

@@ -10,6 +10,8 @@ from dualtoken.pipelines.evaluation.summary import Direction, EvaluationSummary
 
 Clock = Callable[[], datetime]
 """Returns the time with its zone."""
+AGAIN = "-again"
+"""Ending of the name of an attempt that repeats another one."""
 
 
 class SubjectRequest(NamedTuple):
@@ -36,7 +38,7 @@ class Measure(Protocol):
     ) -> EvaluationSummary:
         """Return the summary; score tables are written into the folder.
 
-        An attempt whose name ends with `-again` is to be measured by another worker than the one before it.
+        An attempt whose name ends with `AGAIN` is to be measured by another worker than the one before it.
         """
         ...
 

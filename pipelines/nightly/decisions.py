@@ -9,7 +9,7 @@ from dualtoken.pipelines.core.receipts import fingerprint
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.summary import Direction
 from dualtoken.pipelines.nightly.contracts import Point
-from dualtoken.pipelines.nightly.history import Snapshot, slug
+from dualtoken.pipelines.nightly.history import History, Snapshot, slug
 from dualtoken.pipelines.nightly.records import (
     AckRecord,
     BaselineRecord,
@@ -100,7 +100,10 @@ def _measured(session: Session, snapshot: Snapshot, night: str | None) -> NightR
     for record in measured:
         if record.night == night:
             return record
-    raise UserError(f"{night or 'no night'} of {session.spec.name} was measured: see `nightly history`")
+    name = session.spec.name
+    if night is None:
+        raise UserError(f"no night of {name} was measured yet: run `dualtoken nightly run` first")
+    raise UserError(f"the night {night} of {name} was not measured: see `dualtoken nightly history`")
 
 
 def pause(session: Session, first: date, last: date, person: Person) -> PauseRecord:
@@ -131,8 +134,12 @@ def calibrate(session: Session, propose: Propose) -> str:
             measured = newest.subjects.get(subject)
             value = measured.values.get(series) if measured else None
             if value is not None:
+                name = f"{subject}/{series}"
                 points = series_points(snapshot, subject, series, newest)
-                histories[f"{subject}/{series}"] = SeriesHistory(points, value.direction, value.margin)
+                # What a person knows of is a step, which is no noise.
+                step = max((ack.night for ack in snapshot.acks if ack.series == name), default="")
+                own = [point for point in points if point.night >= step]
+                histories[name] = SeriesHistory(own, value.direction, value.margin)
     if not histories:
         raise UserError(
             f"{newest.night} has none of the primary series: calibrate after a night that is whole"
@@ -149,11 +156,11 @@ def calibrate(session: Session, propose: Propose) -> str:
     return name
 
 
-def stored_rules(session: Session, name: str) -> dict[str, Any]:
+def stored_rules(history: History, name: str) -> dict[str, Any]:
     """Return rules that `calibrate` stored; raises `UserError` where there are none of that name."""
     try:
-        return session.history.get(ProposalRecord, f"rulesets/{name}.json").rules
+        return history.get(ProposalRecord, f"rulesets/{name}.json").rules
     except FileNotFoundError:
         raise UserError(
-            f"ruleset={name} is not in {session.history.store.url}: run `dualtoken nightly calibrate`"
+            f"ruleset={name} is not in {history.store.url}: run `dualtoken nightly calibrate`"
         ) from None

@@ -78,23 +78,17 @@ def _topic_events(
 
 
 def _regressions(nightly: str, snapshot: Snapshot, states: Sequence[NightState]) -> Iterator[Event]:
-    standing: dict[str, str] = {}
+    standing: set[str] = set()
     for state in states:
         if not state.series or state.backfilled:
             continue
-        # Where a person acknowledged one that stood, its end is no news either.
-        standing = {
-            series: since
-            for series, since in standing.items()
-            if not is_acknowledged(snapshot, series, since)
-        }
         bad = {
             series
             for series, found in state.series.items()
             if found in REGRESSED and not is_acknowledged(snapshot, series, state.night)
         }
-        new = tuple(sorted(bad - standing.keys()))
-        over = tuple(sorted(standing.keys() - bad))
+        new = tuple(sorted(bad - standing))
+        over = tuple(sorted(standing - bad))
         if new and not state.is_settled:
             yield Event(
                 nightly, state.night, "regressed-onset", state.state, new, f"regressed: {state.reason}"
@@ -102,4 +96,4 @@ def _regressions(nightly: str, snapshot: Snapshot, states: Sequence[NightState])
         if over:
             reason = f"recovered: {', '.join(over)}"
             yield Event(nightly, state.night, "regressed-over", state.state, over, reason)
-        standing = {series: standing.get(series, state.night) for series in bad}
+        standing = bad

@@ -18,6 +18,7 @@ from dualtoken.pipelines.nightly.run import run_night
 from dualtoken.pipelines.nightly.session import Session
 from tests.helpers.nights import FIRST, PSNR, SmallNightly, write_model
 from tests.helpers.scripted_server import Served, in_turn, reply, serving
+from tests.helpers.waiting import wait_until
 
 PERSON = Person("eva", "known")
 
@@ -237,7 +238,7 @@ COMMANDS = {
         "sh ended with 3: no mail today",
     ),
     "is missing": (["/nowhere/mail"], "/nowhere/mail cannot be started: No such file or directory"),
-    "hangs": (["sh", "-c", "sleep 600 & sleep 600"], "sh did not end within 0.3 s"),
+    "hangs": (["sh", "-c", "echo $$ > PID; sleep 600 & sleep 600"], "sh did not end within 0.3 s"),
     "reads nothing": (["true"], None),
 }
 
@@ -245,6 +246,7 @@ COMMANDS = {
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_command_that_fails_costs_one_line(kind: str, tmp_path: Path) -> None:
     command, reason = COMMANDS[kind]
+    command = [part.replace("PID", str(tmp_path / "pid")) for part in command]
     sink = {"kind": "command", "command": command, "timeout_seconds": 0.3}
     small = SmallNightly(tmp_path, alerts={"mail": sink})
     assert look(small, 2) == ExitCode.MISSED
@@ -252,6 +254,21 @@ def test_a_command_that_fails_costs_one_line(kind: str, tmp_path: Path) -> None:
     assert [line.partition("to mail, ")[2].partition(";")[0] for line in lines] == (
         [reason] if reason else []
     )
+    if kind == "hangs":  # what it had started ends with it
+        group = int((tmp_path / "pid").read_text())
+        wait_until(lambda: not is_group(group), seconds=10)
+
+
+def is_group(group: int) -> bool:
+    """Tell whether a process of a group lives; the one that was killed may still wait to be reaped."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            return True
+    return False
 
 
 def test_a_file_behind_a_line_cut_short_gets_a_whole_one_and_no_event_twice(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""The chart and the measurement that commands use, found when they are first needed.
+
+The measurement brings torch, and looking at a history must not.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.nightly import NightlySpec
+from dualtoken.pipelines.core.messages import PrintLine
+from dualtoken.pipelines.evaluation.summary import EvaluationSummary
+from dualtoken.pipelines.nightly.contracts import Chart, Nightly, SubjectRequest
+from dualtoken.pipelines.nightly.decisions import SeriesHistory, stored_rules
+from dualtoken.pipelines.nightly.history import History
+from dualtoken.pipelines.nightly.session import Session
+
+CHART = "dualtoken.pipelines.nightly.chart"
+MEASURE = "dualtoken.pipelines.nightly.measure"
+ALARMS_PER_YEAR = 1.0
+"""False alarms a year that `calibrate` allows all primary series together."""
+
+
+def open_session(spec: NightlySpec, print_line: PrintLine) -> Session:
+    """Return a command's work on a spec's history, with the rules that the spec names."""
+    history = History(spec.root, spec.name)
+    rules = stored_rules(history, spec.ruleset) if spec.ruleset else {}
+    nightly = Nightly(measure_now, open_chart(rules), _utc_now, print_line)
+    return Session(spec, nightly, history)
+
+
+def open_chart(rules: Mapping[str, Any]) -> Chart:
+    """Return the night chart with its default rules, but for those that are given."""
+    module = import_module(CHART)
+    ruleset = module.Ruleset(**rules)
+    return Chart(module.judge, ruleset, ruleset.version)
+
+
+def measure_now(subject: SubjectRequest, folder: Store, night: str, attempt: str) -> EvaluationSummary:
+    """Measure a subject by `evaluate`."""
+    return import_module(MEASURE).measure(subject, folder, night, attempt)
+
+
+def propose(histories: Mapping[str, SeriesHistory]) -> dict[str, Any]:
+    """Return the chart's rules whose limits fit the noise of the histories."""
+    module = import_module(CHART)
+    given: dict[str, Any] = {}
+    for name, history in histories.items():
+        points = tuple(module.Point(*point) for point in history.points)
+        given[name] = module.History(points, history.direction)
+    return dataclasses.asdict(module.calibrate(given, module.Ruleset(), ALARMS_PER_YEAR, 0))
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
