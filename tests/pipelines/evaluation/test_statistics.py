@@ -204,9 +204,11 @@ def test_a_slight_correlation_of_paired_shares_counts_as_none() -> None:
 
 def wilson(ones: int, num: int) -> tuple[float, float]:
     """Return the roots of (share - x)^2 = 1.96^2 x (1 - x) / num."""
-    square = stats.norm.ppf(0.975) ** 2 / num
-    low, high = np.roots([1 + square, -2 * ones / num - square, (ones / num) ** 2])[::-1]
-    return float(low), float(high)
+    square = float(stats.norm.ppf(0.975)) ** 2 / num
+    share = ones / num
+    middle = share + square / 2
+    width = (middle**2 - (1 + square) * share**2) ** 0.5
+    return (middle - width) / (1 + square), (middle + width) / (1 + square)
 
 
 def test_a_shares_interval_is_wilsons() -> None:

@@ -139,6 +139,22 @@ def test_a_bad_night_is_suspected_and_the_next_one_decides() -> None:
     assert (suspected.state, refuted.state) == ("suspected", "ok")
 
 
+def test_two_wild_nights_apart_do_not_alarm() -> None:
+    values = noise(BEFORE)
+    values[-4:] = 0.8  # the CUSUM is at rest
+    wild = values.mean() - 5.7 * values.std()
+    nights = judged([*values, wild, values.mean(), wild * 1.05])
+    assert [night.state for night in nights[-3:]] == ["suspected", "ok", "suspected"]
+    depths = [-(night.residual or 0) for night in nights[-3:]]
+    assert sum(depths) - 3 * RULES.slack > RULES.threshold  # the residuals are clipped for the CUSUM
+
+
+def test_two_nights_confirm_each_other_only_by_more_than_the_margin_on_average() -> None:
+    values = [*noise(BEFORE), -3.4, -1.7]
+    assert judged(values, margin=2.0)[-1].state == "regressed"
+    assert [night.state for night in judged(values, margin=3.0)[-2:]] == ["suspected", "ok"]
+
+
 def test_a_terrible_night_alarms_at_once() -> None:
     night = judged([*noise(BEFORE), -12.0])[-1]
     assert night.state == "regressed"
@@ -154,6 +170,8 @@ def test_a_slow_loss_that_no_night_shows_is_a_drift() -> None:
     assert "though no single night stands out" in nights[first].reason
     assert all(night.residual is None or night.residual > RULES.suspect for night in nights[: first + 1])
     assert nights[-1].state == "drifted"
+    start = nights[first].reason.split("since ")[1][:10]
+    assert nights[-1].num_reference == NIGHTS.index(start)
 
 
 def test_a_shift_within_the_margin_never_alarms() -> None:
@@ -210,14 +228,16 @@ def test_nights_of_an_alarm_do_not_widen_the_reference() -> None:
     assert last.reference_low is not None
     assert before.reference_low is not None
     assert abs(last.reference_low - before.reference_low) < 0.3
+    assert last.num_reference <= BEFORE + 19
 
 
 def test_one_broken_night_does_not_hide_the_next() -> None:
-    broken = [*noise(BEFORE), -1000.0, *noise(10, seed=1), -1000.0]
+    broken = [*noise(BEFORE), -1000.0, *noise(10, seed=1), -30.0]
     nights = judged(broken)
     assert nights[BEFORE].state == "regressed"
     assert nights[BEFORE + 1].state == "ok"
     assert nights[-1].state == "regressed"
+    assert nights[-1].num_reference == BEFORE + 11  # a short alarm that ended by itself was noise
 
 
 def test_an_acknowledged_step_begins_a_segment_where_the_step_began() -> None:
