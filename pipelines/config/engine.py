@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dualtoken.model.config.base import Config, PositiveInt, not_in_fingerprint
+from dualtoken.pipelines.config.loggers import LoggerConfig
 
 
 def _as_steps(written: str) -> str:
@@ -73,6 +74,9 @@ class EngineConfig(Config):
     """Time that one step may take before its process writes its stacks and ends."""
     collective_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
     """Time that a worker waits for the others in one operation of the process group."""
+    loggers: tuple[LoggerConfig, ...] = not_in_fingerprint(default=())
+    """Services that get the log too, such as `[{kind: wandb, mode: offline}]`; none of them can end a
+    training."""
     profile: StepRange | None = not_in_fingerprint(default=None)
     """Steps that torch.profiler records, such as `20:25`; the trace is stored in the stage's `logs/`."""
 

@@ -7,6 +7,7 @@ process and under Ray Train, and so are its checkpoints: either goes on where th
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import Preempted
 from dualtoken.pipelines.training.checkpoint_saver import CheckpointSaver
 from dualtoken.pipelines.training.checkpoints import CheckpointReceipt, RunRecord
+from dualtoken.pipelines.training.loggers import require_loggers
 from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.profiling import StepProfiler
 from dualtoken.pipelines.training.resume import job_checkpoints, resume
@@ -43,6 +45,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
         stack.enter_context(stop_request.deferred(config.stop_grace_seconds))
         watchdog = stack.enter_context(Watchdog(job, context, config.hang_timeout_seconds))
         workers = WorkerGroup(context, config.collective_timeout_seconds)
+        workers.of_first(partial(require_loggers, job))
         task = stack.enter_context(closing(open_task(job, context, scratch)))
         runs = resume(job, task, workers, scratch)
         saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))

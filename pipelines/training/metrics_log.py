@@ -21,8 +21,9 @@ from dualtoken.pipelines.core.receipts import PICTURES
 from dualtoken.pipelines.errors import ExitCode, exit_code
 from dualtoken.pipelines.training.pace import Pace
 
-METRICS = "logs/metrics.jsonl"
-EVENTS = "logs/tensorboard"
+LOGS = "logs"
+METRICS = f"{LOGS}/metrics.jsonl"
+EVENTS = f"{LOGS}/tensorboard"
 PROGRESS_INTERVAL = 15.0
 """Seconds between progress lines on the terminal."""
 
@@ -36,6 +37,8 @@ class MetricsLog:
         self._steps = steps
         self._last_progress = float("-inf")
         self._folder = Path(store.root) if store.is_local else scratch / "run log"
+        self.logs_folder = self._folder / LOGS
+        """Where the log lies on this machine until it is copied to storage."""
         (self._folder / EVENTS).mkdir(parents=True, exist_ok=True)
 
         kept = [json_text(line) + "\n" for line in read_metrics(store) if line["step"] < first_step]
@@ -86,14 +89,11 @@ class MetricsLog:
         Each depth has a histogram over its codes, and how many of them are used, how evenly.
         """
         for stream, of_stream in counts.items():
-            use = codebook_use(of_stream)
             for depth, of_depth in enumerate(of_stream):
-                tag = f"codes/{stream}/{{}}/depth_{depth}"
-                self._events.add_histogram(tag.format("counts"), of_depth.numpy(), step)
-                self._events.add_scalar(tag.format("usage"), use.usage_per_depth[depth].item(), step)
-                self._events.add_scalar(
-                    tag.format("perplexity"), use.perplexity_per_depth[depth].item(), step
-                )
+                tag = f"codes/{stream}/counts/depth_{depth}"
+                self._events.add_histogram(tag, of_depth.numpy(), step)
+        for tag, value in code_use(counts).items():
+            self._events.add_scalar(tag, value, step)
 
     def save(self) -> None:
         """Copy the log to storage, where that is not a local folder.
@@ -113,6 +113,17 @@ class MetricsLog:
         for path in sorted(self._folder.rglob("*")):
             if path.is_file():
                 self._store.put(path, path.relative_to(self._folder).as_posix())
+
+
+def code_use(counts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return by tag how many codes of each stream and depth occur, and how evenly, from their counts."""
+    values: dict[str, float] = {}
+    for stream, of_stream in counts.items():
+        use = codebook_use(of_stream)
+        for depth in range(len(of_stream)):
+            values[f"codes/{stream}/usage/depth_{depth}"] = use.usage_per_depth[depth].item()
+            values[f"codes/{stream}/perplexity/depth_{depth}"] = use.perplexity_per_depth[depth].item()
+    return values
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:

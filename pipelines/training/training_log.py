@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dualtoken.pipelines.config.engine import VALIDATION
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.training.metrics_log import MetricsLog
+from dualtoken.pipelines.training.logger_session import End
+from dualtoken.pipelines.training.loggers import Loggers
+from dualtoken.pipelines.training.metrics_log import MetricsLog, code_use
 from dualtoken.pipelines.training.pace import PaceMeter
 from dualtoken.pipelines.training.step_cost import flop_utilization
 from dualtoken.pipelines.training.step_window import StepWindow, Window, means
@@ -50,9 +52,11 @@ class TrainingLog:
         self._is_validation_due = False
         self._stack = ExitStack()
         self._file: MetricsLog | None = None
+        self._loggers: Loggers | None = None
         if workers.rank == 0:
             file = MetricsLog(job.store(), scratch, job.label, task.steps, task.step)
             self._file = self._stack.enter_context(file)
+            self._loggers = Loggers(job, file.logs_folder)
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +65,14 @@ class TrainingLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the log, and copy it to storage."""
+        if self._loggers:
+            self._loggers.close(self._end(error))
         self._stack.__exit__(kind, error, trace)
+
+    def _end(self, error: BaseException | None) -> End:
+        if error is not None:
+            return "failed"
+        return "done" if self._task.step == self._task.steps else "stopped"
 
     def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield batches, and measure how long steps wait for them."""
@@ -109,9 +120,10 @@ class TrainingLog:
 
     def _write_line(self, step: int, stalled_seconds: float, validation: Mapping[str, float]) -> None:
         window = self._window.close(self._num_lost())
-        if self._file:
+        if self._file and self._loggers:
             values = {**window.metrics, **validation, **self._measured(window, stalled_seconds)}
             self._file.write(step, values, self._pace.pace(self._task.step))
+            self._loggers.write(step, values)
 
     def _show(self, step: int) -> None:
         """Write pictures, and how often codes are used, where the task has them."""
@@ -120,9 +132,12 @@ class TrainingLog:
         if isinstance(self._task, CountsCodes):
             for stream, own in self._task.code_counts().items():
                 counts[stream] = self._workers.sum(own)
-        if self._file:
+        if self._file and self._loggers:
             self._file.write_pictures(step, pictures)
             self._file.write_code_counts(step, counts)
+            self._loggers.write_pictures(step, pictures)
+            if counts:
+                self._loggers.write(step, code_use(counts))
 
     def save(self) -> None:
         """Copy the log to storage, where that is not a local folder."""

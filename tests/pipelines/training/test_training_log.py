@@ -35,6 +35,22 @@ def first_line(job: StageJob, device: torch.device, scratch: Path) -> dict[str, 
     return read_metrics(job.store())[0]
 
 
+class SecondOfTwo(SingleProcessContext):
+    """The context of a worker whose first one writes the log."""
+
+    rank = 1
+
+
+def test_only_the_first_worker_has_a_log_and_opens_the_services(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline}]")
+    context = SecondOfTwo(CPU)
+    with TrainingLog(
+        job, ToyTask(job, context, tmp_path), context, WorkerGroup(context, 1.0), tmp_path
+    ) as log:
+        log.step_taken({"loss": 1.0}, 0.0, is_last=True)
+    assert not list((tmp_path / "run").rglob("*"))
+
+
 def test_the_share_of_a_gpus_rate_is_logged_and_of_a_cpus_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,105 @@
+"""A training's run in MLflow, by the package itself, in a database on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from tests.helpers.toy_training import ToyTask
+from tests.helpers.training_groups import CPU
+from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
+from tests.pipelines.training.test_wandb_logger import Shown
+
+pytest.importorskip("mlflow", reason="mlflow is missing: pip install 'dualtoken[mlflow]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of its own packages, in its own thread
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps files beside a database in the working folder
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def mlflow_job(folder: Path, database: str, *overrides: str, more: str = "") -> StageJob:
+    logger = f"train.loggers=[{{kind: mlflow, tracking_uri: '{database}', experiment: toys{more}}}]"
+    return toy_job(folder, "train.steps=9", logger, *overrides)
+
+
+def runs(database: str) -> list[Any]:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    client = MlflowClient(tracking_uri=database)
+    experiment = client.get_experiment_by_name("toys")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def losses(database: str, run_id: str) -> dict[int, float]:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    history = MlflowClient(tracking_uri=database).get_metric_history(run_id, "loss")
+    return {metric.step: metric.value for metric in history}
+
+
+def test_a_run_has_each_line_and_a_resumed_training_goes_on_in_it(tmp_path: Path, database: str) -> None:
+    job = mlflow_job(tmp_path / "run", database)
+    train(job, AskedAtStep(CPU), ToyTask)
+    [stopped] = runs(database)
+    assert stopped.info.status == "KILLED"
+    assert (stopped.info.run_name, stopped.data.params["steps"]) == ("tiny train", "9")
+    # A setting of the machine that changes meanwhile.
+    run(mlflow_job(tmp_path / "run", database, "train.cpus_per_worker=2"))
+    [done] = runs(database)
+    assert (done.info.run_id, done.info.status) == (stopped.info.run_id, "FINISHED")
+    lines = {line["step"]: line["loss"] for line in read_metrics(job.store())}
+    assert losses(database, done.info.run_id) == pytest.approx(lines)
+    assert len(lines) == 9
+
+    other = mlflow_job(tmp_path / "other", database)
+    run(other)
+    assert len(runs(database)) == 2, "another folder has another run"
+
+
+def test_pictures_are_sent_where_the_recipe_wants_it(tmp_path: Path, database: str) -> None:
+    run(mlflow_job(tmp_path / "plain", database), Shown)
+    assert not list(tmp_path.rglob("mlruns/**/*.png"))
+    run(mlflow_job(tmp_path / "run", database, more=", pictures: true"), Shown)
+    assert len(list(tmp_path.rglob("mlruns/**/*.png"))) == 1
+
+
+class Broken(ToyTask):
+    """The database is damaged while it trains."""
+
+    def train_step(self, batch: torch.Tensor, check: Any) -> Any:
+        if self.step == 5:
+            for file in Path.cwd().glob("mlflow.db*"):
+                file.write_bytes(b"no database" * 1000)
+        return super().train_step(batch, check)
+
+
+def test_a_service_that_fails_in_the_middle_costs_a_line_and_no_bit_of_the_training(
+    tmp_path: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(toy_job(tmp_path / "plain", "train.steps=9"))
+    job = mlflow_job(tmp_path / "run", database)
+    assert torch.equal(run(job, Broken)["weight"], expected["weight"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train, mlflow:")]
+    assert len(told) == 1
+    assert "the log there lacks lines" in told[0]
+    assert len(read_metrics(job.store())) == 9
+
+
+def test_a_training_that_fails_says_so(tmp_path: Path, database: str) -> None:
+    class Fails(ToyTask):
+        def train_step(self, batch: torch.Tensor, check: Any) -> Any:
+            if self.step == 2:
+                raise ArithmeticError("two")
+            return super().train_step(batch, check)
+
+    with pytest.raises(ArithmeticError):
+        run(mlflow_job(tmp_path / "run", database), Fails)
+    assert [found.info.status for found in runs(database)] == ["FAILED"]

@@ -1,0 +1,117 @@
+"""A training's run at W&B, by the package itself, offline."""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from tests.helpers.toy_training import ToyTask
+from tests.helpers.training_groups import CPU
+from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
+
+pytest.importorskip("wandb", reason="wandb is missing: pip install 'dualtoken[wandb]'")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+_BLOCK = 32768
+"""Bytes of a block of LevelDB's log format, in which W&B keeps records."""
+
+
+class Shown(ToyTask):
+    """A task with a picture."""
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        return {"shown": torch.full((3, 2, 2), 7, dtype=torch.uint8)}
+
+
+def records(file: Path) -> Iterator[Any]:
+    """Yield the records of an offline run: after a header of 7 bytes, blocks of pieces of records."""
+    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415
+
+    data = file.read_bytes()
+    place = 7
+    record = b""
+    while place + 7 <= len(data):
+        if _BLOCK - place % _BLOCK < 7:
+            place += _BLOCK - place % _BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            # Its types are made at run time.
+            yield wandb_internal_pb2.Record.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+            record = b""
+
+
+def history(file: Path) -> list[dict[str, Any]]:
+    """Return the values of each step."""
+    steps: list[dict[str, Any]] = []
+    for record in records(file):
+        if record.WhichOneof("record_type") == "history":
+            values: dict[str, Any] = {}
+            for item in record.history.item:
+                values[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            steps.append(values)
+    return steps
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("logs/wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime)
+
+
+def test_a_run_has_each_line_and_a_resumed_training_goes_on_in_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dualtoken", "--set", "train.start_from=https://me:secret@host/x"])
+    wandb_key = "train.loggers=[{kind: wandb, project: toys, mode: offline}]"
+    job = toy_job(tmp_path / "run", "train.steps=9", wandb_key, "train.start_from=https://me:secret@host/x")
+    train(job, AskedAtStep(CPU), Shown)
+    run(job, Shown)
+    lines = {line["step"]: line["loss"] for line in read_metrics(job.store())}
+    first, second = offline_runs(tmp_path / "run")
+    assert first.name == second.name, "one id"
+    told: dict[int, float] = {}
+    for file, steps in ((first, range(3)), (second, range(3, 9))):
+        values = history(file)
+        assert [line["_step"] for line in values] == list(steps)
+        told |= {line["_step"]: line["loss"] for line in values}
+        assert not any("shown._type" in line for line in values), (
+            "pictures are sent only where the recipe says so"
+        )
+    assert told == lines
+
+    [described] = [record.run for record in records(first) if record.WhichOneof("record_type") == "run"]
+    assert (described.project, described.display_name) == ("toys", "tiny train")
+    settings = {item.key: json.loads(item.value_json) for item in described.config.update}
+    assert settings["steps"] == 9
+    for file in (tmp_path / "run").rglob("*"):
+        assert not file.is_file() or b"secret" not in file.read_bytes()
+    assert capfd.readouterr().err == ""
+
+
+def test_pictures_are_sent_where_the_recipe_wants_it(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline, pictures: true}]")
+    run(job, Shown)
+    [file] = offline_runs(tmp_path / "run")
+    assert history(file)[-1]["shown._type"] == "image-file"
+
+
+def test_an_online_run_without_a_key_is_told_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"^train\.loggers\[0\]: wandb has no API key here: run `wandb login`"
+    ):
+        run(toy_job(tmp_path / "run", "train.loggers=[wandb]"))
+    assert not (tmp_path / "run/logs").exists()
