@@ -40,7 +40,7 @@ class TrainingLog:
     def __init__(
         self, job: StageJob, task: Task[Any], context: TrainContext, workers: WorkerGroup, scratch: Path
     ) -> None:
-        self._config = job.recipe.train
+        self._config = job.training
         self._task = task
         self._context = context
         self._workers = workers

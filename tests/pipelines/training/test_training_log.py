@@ -1,11 +1,13 @@
 """What a training's log gets from an optional part of a task."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import SingleProcessContext
@@ -33,6 +35,13 @@ def first_line(job: StageJob, device: torch.device, scratch: Path) -> dict[str, 
         task.step = 1
         log.step_taken({"loss": 1.0}, 0.0, is_last=True)
     return read_metrics(job.store())[0]
+
+
+@pytest.mark.parametrize(("key", "steps"), [("train", [0, 3, 5]), ("mllm", [0, 2, 4, 5])])
+def test_a_log_has_the_intervals_of_its_own_training(key: str, steps: list[int], tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.steps=6", "train.log_every=3", "mllm.log_every=2")
+    train(replace(job, training_key=key), SingleProcessContext(CPU), ToyTask)
+    assert [line["step"] for line in read_metrics(job.store())] == steps
 
 
 class SecondOfTwo(SingleProcessContext):
