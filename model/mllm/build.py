@@ -88,8 +88,7 @@ def _text_config(trunk: TrunkShape | NamedTrunk, text: PreTrainedTokenizerBase) 
         try:
             return AutoConfig.from_pretrained(trunk.model, revision=trunk.revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            message = " ".join(str(error).split())
-            raise ValueError(f"mllm.trunk.model={trunk.model!r} cannot be had: {message}") from None
+            raise _not_had(trunk, error) from None
     return Qwen2Config(
         vocab_size=len(text),
         hidden_size=trunk.width,
@@ -103,16 +102,29 @@ def _text_config(trunk: TrunkShape | NamedTrunk, text: PreTrainedTokenizerBase) 
 
 
 def _load_trunk(model: DualTokenForConditionalGeneration, trunk: NamedTrunk) -> None:
-    """Take a pretrained trunk's weights, in the precision that they are stored in."""
+    """Take a pretrained trunk's weights, in float32."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    pretrained: Any = AutoModelForCausalLM.from_pretrained(
-        trunk.model,
-        revision=trunk.revision,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32,
-        attn_implementation=PACKED_SDPA,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            trunk.model,
+            revision=trunk.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=PACKED_SDPA,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_had(trunk, error) from None
+    pretrained, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        # transformers would go on with random ones.
+        raise _not_had(trunk, f"its weights lack {len(missing)} tensors, such as {missing[0]}")
     model.model.language_model = pretrained.base_model
     model.lm_head.weight = pretrained.get_output_embeddings().weight
+
+
+def _not_had(trunk: NamedTrunk, problem: object) -> ValueError:
+    return ValueError(f"mllm.trunk.model={trunk.model!r} cannot be had: {' '.join(str(problem).split())}")
