@@ -8,6 +8,7 @@ from dualtoken.model.config.base import (
     Config,
     PositiveInt,
     Precision,
+    in_fingerprint_unless_default,
     not_in_fingerprint,
     require_divisible_width,
 )
@@ -147,12 +148,31 @@ class MllmLossWeights(Config):
     """Squared logarithm of the softmax's denominator (PaLM's z-loss), of each summand's logits."""
 
 
+class LoraConfig(Config):
+    """Adapters of low rank beside the trunk's matrices, which stay as they are (LoRA, arXiv 2106.09685).
+
+    A saved model has them merged into its weights, and apart in peft's layout.
+    """
+
+    rank: PositiveInt = 16
+    """Rank of an adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale of the adapters, over `rank`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that are left out in training, drawn anew for each step and worker."""
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Linear layers of the trunk that have an adapter, by the ends of their names, such as
+    `[q_proj, v_proj]`; by default all."""
+
+
 class MllmTrainingConfig(MllmConfig):
     """A model's shape and what decides the steps of its training."""
 
     phase: Literal[1, 2, 3, 4] = 4
     """What is trained (DualToken, table of stages): 1 the projector, 2 projector and trunk, 3 the heads,
     4 all."""
+    lora: LoraConfig | None = in_fingerprint_unless_default(default=None)
+    """Train adapters in place of the trunk, in phases 2 and 4; needs the package peft."""
     steps: PositiveInt = 1000
     """Number of optimiser steps."""
     batch_size: PositiveInt = 8
@@ -186,3 +206,12 @@ class MllmTrainingConfig(MllmConfig):
     """Parts that a worker takes its share of a batch in."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of fresh weights and of the order of samples."""
+
+    @model_validator(mode="after")
+    def _phase_trains_the_adapters(self) -> "MllmTrainingConfig":
+        if self.lora is not None and self.phase in (1, 3):
+            raise ValueError(
+                f"lora adapts the trunk, which phase={self.phase} leaves as it is: set phase to 2 or 4, "
+                "or lora=null"
+            )
+        return self

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dualtoken.model.config.mllm import MllmTrainingConfig
 from dualtoken.model.data_parallel import gradient_sync, total_gradient_norm
 from dualtoken.model.mllm.attention import Segments
+from dualtoken.model.mllm.lora import is_adapter, step_dropout
 from dualtoken.model.mllm.losses import LossSums, MllmBatch, PackedLosses, TargetCounts
 from dualtoken.model.mllm.modeling import UnifiedModel
 from dualtoken.model.optimizer import (
@@ -27,9 +29,11 @@ from dualtoken.model.optimizer import (
 )
 from dualtoken.model.precision import tower_precision
 
+_TRUNK = ("model.language_model.", "lm_head.")
+"""Beginnings of the names of the language model's parameters."""
 _PHASES = {
     1: ("model.visual_projector.", "model.visual_positions."),
-    2: ("model.visual_projector.", "model.visual_positions.", "model.language_model.", "lm_head."),
+    2: ("model.visual_projector.", "model.visual_positions.", *_TRUNK),
     3: ("heads.",),
     4: ("",),
 }
@@ -104,14 +108,8 @@ class MllmTrainer:
         self.optimizer.zero_grad()
         self.model.train()
         counts = _global_counts(batches)
-        terms: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches, start=1):
-            with gradient_sync(self._losses, last=number == len(batches)):
-                sums = self._forward(batch, counts)
-                # Ranks average their gradients, and the sums are already over the counts of all ranks.
-                (sums.total * _num_ranks()).backward()
-            for name, term in sums.terms.items():
-                terms[name] = terms.get(name, 0) + term
+        with step_dropout(config.lora, batches[0].input_ids.device, self._dropout_seed()):
+            terms = self._backward(batches, counts)
         norm = total_gradient_norm(self.model)
         metrics = self._metrics(terms, counts, norm, rate)
         check(metrics.gradient_norm, self._problem(metrics))
@@ -120,6 +118,24 @@ class MllmTrainer:
         self.optimizer.step()
         self.step += 1
         return metrics
+
+    def _backward(self, batches: Sequence[MllmBatch], counts: TargetCounts) -> dict[str, Tensor]:
+        """Add up the gradients of micro-batches, and return their summed terms of the loss."""
+        terms: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, start=1):
+            with gradient_sync(self._losses, last=number == len(batches)):
+                sums = self._forward(batch, counts)
+                # Ranks average their gradients, and the sums are already over the counts of all ranks.
+                (sums.total * _num_ranks()).backward()
+            for name, term in sums.terms.items():
+                terms[name] = terms.get(name, 0) + term
+        return terms
+
+    def _dropout_seed(self) -> int:
+        """Return another seed for each step and rank."""
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        words = np.random.SeedSequence([self.config.seed, self.step, rank]).generate_state(1, np.uint64)
+        return int(words[0] >> 1)
 
     def _forward(self, batch: MllmBatch, counts: TargetCounts) -> LossSums:
         with tower_precision(batch.input_ids.device, self.config.precision):
@@ -156,9 +172,15 @@ class MllmTrainer:
 
 
 def freeze(model: UnifiedModel, config: MllmTrainingConfig) -> None:
-    """Let only those parameters have gradients that the phase trains, and that no group freezes."""
+    """Let only those parameters have gradients that the phase trains, and that no group freezes.
+
+    Of a trunk with adapters these alone are trained.
+    """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(_PHASES[config.phase]))
+        is_trained = name.startswith(_PHASES[config.phase])
+        if config.lora is not None and name.startswith(_TRUNK):
+            is_trained = is_adapter(name)
+        parameter.requires_grad_(is_trained)
     freeze_groups(model, config.parameters)
 
 

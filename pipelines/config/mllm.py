@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
-from dualtoken.model.config.mllm import MllmTrainingConfig
+from dualtoken.model.config.mllm import MllmTrainingConfig, TrunkShape
 from dualtoken.pipelines.config.engine import EngineConfig
 from dualtoken.pipelines.config.train import DataParallelConfig
 
@@ -58,6 +58,15 @@ class MllmStageConfig(MllmTrainingConfig, DataParallelConfig, EngineConfig):
     start_from: Location | None = None
     """Folder of a trained model of the same shape whose weights this training begins with, such as that of
     the phase before."""
+
+    @model_validator(mode="after")
+    def _adapters_have_a_trained_trunk(self) -> "MllmStageConfig":
+        if self.lora is not None and isinstance(self.trunk, TrunkShape) and self.start_from is None:
+            raise ValueError(
+                "lora adapts a trained trunk, this one starts from nothing: set trunk.kind=pretrained or "
+                "start_from, or lora=null"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the model; where the weights come from counts by their content."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.config.mllm import NamedTrunk
 from dualtoken.model.data_parallel import transformer_blocks
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
+from dualtoken.model.mllm.lora import ADAPTER_FOLDER, add_adapters, merge_adapters, save_adapter
 from dualtoken.model.mllm.losses import MllmBatch
 from dualtoken.model.mllm.saved import save_mllm
 from dualtoken.model.mllm.trainer import MllmTrainer, split_batch
@@ -61,6 +63,8 @@ class MllmTask:
             self._trainer = MllmTrainer(model, config, wrap)
         except ValueError as error:
             raise UserError(f"mllm: {error}") from None
+        if context.rank == 0:
+            _say_what_is_trained(job, model)
         self.steps = config.steps
         self.batch_size = config.batch_size
         self.accumulate_steps = config.accumulate_steps
@@ -125,6 +129,18 @@ class MllmTask:
         return False
 
 
+def _say_what_is_trained(job: StageJob, model: nn.Module) -> None:
+    """Count the parameters that are trained, where others stay as they are."""
+    total = 0
+    trained = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    if trained < total:
+        share = 100 * trained / total
+        print(f"{job.label}: trains {trained:,} of {total:,} parameters ({share:.2g} %)", flush=True)
+
+
 def _on_device(batch: MllmBatch, device: torch.device) -> MllmBatch:
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
@@ -151,6 +167,8 @@ def first_model(job: StageJob, documents: MllmDocuments, scratch: Path) -> DualT
         )
         if config.start_from is not None:
             _start_from(model, Store(config.start_from).local_folder(scratch / "start"))
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=config.seed)
     except ValueError as error:
         raise UserError(f"mllm: {' '.join(str(error).split())}") from None
     return model
@@ -183,6 +201,10 @@ def trained_model(job: StageJob, scratch: Path) -> UnitOutput:
     documents = MllmDocuments(job, context)
     model = first_model(job, documents, scratch / "first")
     load_module(checkpoint, "model", model, scratch / "last")
+    lora = mllm_config(job).lora
+    if lora is not None:
+        save_adapter(model, lora, scratch / ADAPTER_FOLDER, _trunk_name(job))
+        merge_adapters(model)
     vision_folder = job.input("train").local_folder(scratch / "first" / "vision tokenizer")
     save_mllm(
         scratch,
@@ -195,6 +217,14 @@ def trained_model(job: StageJob, scratch: Path) -> UnitOutput:
     documents.close()
     add_runs_to_card(scratch, checkpoint.receipt.runs)
     return UnitOutput(tuple(_written(scratch)), None)
+
+
+def _trunk_name(job: StageJob) -> str | None:
+    """Return the name of the trunk that the adapters belong to; None where it is of another training."""
+    config = mllm_config(job)
+    if config.start_from is None and isinstance(config.trunk, NamedTrunk):
+        return config.trunk.model
+    return None
 
 
 def _written(scratch: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The unified model's stage: resumed to the bit, the same by any workers, and refused in one line."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,65 @@ def test_a_mistake_is_told_in_one_line(
         train_alone(job_in(tmp_path / "run", load_tiny, finished, override))
     assert MISTAKES[override] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+LORA = "mllm.lora={rank: 2, dropout: 0.5}"
+
+
+def lora_job(folder: Path, load_tiny: LoadTiny, finished: Recipe, *overrides: str) -> StageJob:
+    pytest.importorskip("peft", reason="peft is missing: pip install 'dualtoken[lora]'")
+    start = planned_job(finished, "mllm").folder
+    return job_in(folder, load_tiny, finished, LORA, f"mllm.start_from={start}", *overrides)
+
+
+def test_adapters_go_on_to_the_bit_and_are_saved_merged_and_apart(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = lora_job(tmp_path / "run", load_tiny, finished, "mllm.phase=2")
+    expected = train_alone(job)
+    before = load_file(Path(planned_job(finished, "mllm").folder) / "model.safetensors")
+    assert expected.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(expected[name], before[name])}
+    assert any(name.endswith("q_proj.weight") for name in moved)
+    assert not any("embed_tokens" in name or "norm" in name for name in moved), "no adapters there"
+    adapter = Path(f"{job.folder} result") / "adapter"
+    assert {file.name for file in adapter.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    # Adapters of 7 layers of 16 and 32 channels; the projector; row and column vectors of a 4 by 4 grid.
+    found = re.search(r"mllm: trains ([\d,]+) of ([\d,]+) parameters \(\d+ %\)", capsys.readouterr().out)
+    assert found
+    trained, total = (int(number.replace(",", "")) for number in found.groups())
+    of_adapters = 2 * (4 * (16 + 16) + 3 * (16 + 32))
+    of_visual = sum(tensor.numel() for name, tensor in before.items() if name.startswith("model.visual_"))
+    assert trained == of_adapters + of_visual
+    others = sum(tensor.numel() for name, tensor in before.items() if not name.startswith("model.codebooks"))
+    assert total == others + of_adapters
+
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000000005")
+    assert_same(train_alone(job), expected)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_workers_train_the_adapters_that_one_does(
+    parallel: str, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    overrides = ("mllm.lora={rank: 2}", f"mllm.parallel={parallel}")
+    expected = train_alone(lora_job(tmp_path / "alone", load_tiny, finished, *overrides))
+    together = lora_job(tmp_path / "two", load_tiny, finished, *overrides)
+    train_as_group([(together, MllmTask)], 2, tmp_path)
+    assert distance(weights(together), expected) < CLOSE
+
+
+def test_adapters_need_a_trained_trunk_and_a_phase_that_trains_it() -> None:
+    with pytest.raises(
+        ValueError, match=r"lora adapts a trained trunk, this one starts from nothing: set trunk"
+    ):
+        MllmStageConfig.model_validate({"lora": {}})
+    for phase in (1, 3):
+        with pytest.raises(ValueError, match=rf"lora adapts the trunk, which phase={phase} leaves as it is"):
+            MllmStageConfig.model_validate({"lora": {}, "phase": phase, "start_from": "there"})
+    assert "lora" not in MllmStageConfig().identity()
+    named = {"lora": {"rank": 3}, "trunk": {"kind": "pretrained", "model": "there"}}
+    assert MllmStageConfig.model_validate(named).identity()["lora"]["rank"] == 3
 
 
 def test_documents_that_answer_name_their_column() -> None:
