@@ -88,7 +88,7 @@ def test_only_the_layers_that_are_named_have_adapters() -> None:
 
 
 def test_dropout_is_that_of_the_step_whatever_was_drawn_before() -> None:
-    config = tiny_config(lora=LoraConfig(rank=2, dropout=0.5))
+    config = tiny_config(lora=LoraConfig(rank=2, dropout=0.5), schedule="constant")
     whole = steps(adapted(LoraConfig(rank=2, dropout=0.5)), config, 0, 1)
     torch.rand(5)
     again = steps(adapted(LoraConfig(rank=2, dropout=0.5)), config, 0, 1)
