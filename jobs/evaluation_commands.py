@@ -95,7 +95,7 @@ def _found(model: str, teacher: str | None) -> Iterator["ModelPlace"]:
         yield ModelPlace(model, stage, _teacher_folder(teacher, stage))
         return
     with find_model(model, RecipeOptions()) as found:
-        yield ModelPlace(model, Store(_local_folder(found)), _teacher_folder(teacher, None))
+        yield ModelPlace(model, Store(str(_local_folder(found))), _teacher_folder(teacher, None))
 
 
 def _stage_folder(model: str) -> Store | None:

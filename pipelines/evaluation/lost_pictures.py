@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.compute as pc
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -98,9 +97,9 @@ def _rows(record: StageRecord, keys: set[bytes]) -> dict[bytes, dict[str, Any]]:
     with scratch_folder() as scratch:
         for unit in ResolvedSet.read(folder, SET_FILE).units:
             table = read_unit(folder, unit, Path(scratch))
-            is_wanted = pc.is_in(table["key"], pc.cast(sorted(keys), table["key"].type))
-            for row in table.filter(is_wanted).to_pylist():
-                found[row["key"]] = row
+            for row, key in enumerate(table["key"].to_pylist()):
+                if key in keys:
+                    found[key] = table.slice(row, 1).to_pylist()[0]
     return found
 
 
