@@ -43,3 +43,13 @@ def test_a_value_that_is_not_finite_is_null_in_the_log_and_a_gap_in_the_curve(tm
     logged = [json.loads(line, parse_constant=refuse) for line in store.read(METRICS).splitlines()]
     assert logged == [{"step": step, "loss": None, "psnr": None} for step in (0, 1)]
     assert all(math.isnan(value) for curve in curves("train", logged) for _, value in curve.points)
+
+
+def test_a_run_that_goes_on_drops_what_was_logged_from_its_step_on(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with MetricsLog(store, tmp_path, "train", steps=4) as log:
+        for step in range(4):
+            log.write(step, {"loss": 1.0})
+    with MetricsLog(store, tmp_path, "train", steps=4, first_step=2) as log:
+        log.write(2, {"loss": 2.0})
+    assert [(line["step"], line["loss"]) for line in read_metrics(store)] == [(0, 1.0), (1, 1.0), (2, 2.0)]
