@@ -36,6 +36,7 @@ from dualtoken.pipelines.core.receipts import CHECKPOINT_RECEIPT, CHECKPOINTS, d
 from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import (
     AnyJob,
+    StageJob,
     TrainingWorker,
     Unit,
     UnitOutcome,
