@@ -198,6 +198,16 @@ class TokenizerProtocol(Config):
         return self
 
 
+class MeasureConfig(Config):
+    """The recipe's `measure` key: an evaluation that belongs to a run, of its own tokenizer."""
+
+    sets: dict[Name, AnySet] = Field(default_factory=dict)
+    """Sets; by default the recipe's held-out corpus as it was downloaded."""
+    max_images: PositiveInt | None = None
+    """Images of the held-out corpus to take, the first by key; by default all."""
+    protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+
+
 class EvaluationConfig(RunConfig):
     """Sets and protocols that `evaluate` can be asked for by name, and where it writes."""
 

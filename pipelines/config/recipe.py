@@ -8,6 +8,7 @@ from dualtoken.model.config.base import in_fingerprint_unless_default, not_in_fi
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.pipelines.config.corpora import CorpusConfig, HeldoutCorpus, HeldoutFraction, Name
 from dualtoken.pipelines.config.download import DownloadConfig
+from dualtoken.pipelines.config.evaluation import MeasureConfig
 from dualtoken.pipelines.config.examine import ExamineConfig
 from dualtoken.pipelines.config.filter import FilterConfig
 from dualtoken.pipelines.config.load import LoadConfig
@@ -37,6 +38,8 @@ class Recipe(RunConfig):
     mllm: MllmStageConfig | None = None
     """Training of the unified model; without it a run ends with the tokens."""
     examine: ExamineConfig = ExamineConfig()
+    measure: MeasureConfig | None = in_fingerprint_unless_default(default=None)
+    """Evaluation of the run's tokenizer; without it the report has its own figures alone."""
     report: ReportConfig = ReportConfig()
     load: LoadConfig = not_in_fingerprint(default=LoadConfig())
     reader: ReaderConfig = in_fingerprint_unless_default(default=ReaderConfig())
@@ -68,6 +71,14 @@ class Recipe(RunConfig):
                 "heldout.corpus holds out the only corpus: add a second one, or hold out a fraction"
             )
         return self
+
+    @model_validator(mode="after")
+    def _measures_some_set(self) -> "Recipe":
+        if self.measure is None or self.measure.sets or isinstance(self.heldout, HeldoutCorpus):
+            return self
+        raise ValueError(
+            "measure has no sets, and heldout.kind=fraction holds out no corpus of its own: set measure.sets"
+        )
 
     @model_validator(mode="after")
     def _loads_its_corpora(self) -> "Recipe":

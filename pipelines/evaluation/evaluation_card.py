@@ -25,9 +25,9 @@ def lines(summary: EvaluationSummary) -> Iterator[str]:
     for result in summary.results:
         num_samples = next(iter(result.metrics.values())).n
         yield f"{result.set_name} by {result.protocol} ({result.protocol_hash[:12]}), {num_samples} images"
-        width = max(len(_title(name)) for name in result.metrics)
+        width = max(len(title(name)) for name in result.metrics)
         for name, value in result.metrics.items():
-            yield f"  {_title(name):{width}}  {shown(value)}"
+            yield f"  {title(name):{width}}  {shown(value)}"
     yield from summary.notes
 
 
@@ -57,12 +57,13 @@ def _table(result: SetResult) -> Iterator[str]:
     for name, value in result.metrics.items():
         margin = f"{value.margin * 100:g} points" if value.unit == SHARE else f"{value.margin:g} {value.unit}"
         yield (
-            f"| {_title(name)} (`{name}`) | {shown(value)} | {value.n} | {value.direction} | "
+            f"| {title(name)} (`{name}`) | {shown(value)} | {value.n} | {value.direction} | "
             f"{margin.strip()} |"
         )
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """Return a metric's name for people."""
     metrics = {str(known): metric for known, metric in CATALOGUE.items()}
     return metrics[name].title if name in metrics else name
 
@@ -73,7 +74,7 @@ def _index(summary: EvaluationSummary) -> dict[str, object]:
     for result in summary.results:
         metrics: list[dict[str, object]] = []
         for name, value in result.metrics.items():
-            metrics.append({"type": name, "name": _title(name), "value": value.value})
+            metrics.append({"type": name, "name": title(name), "value": value.value})
         results.append(
             {
                 "task": {"type": "image-feature-extraction"},

@@ -14,6 +14,7 @@ from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput, input_nam
 from dualtoken.pipelines.core.timing import TimeBreakdown
 from dualtoken.pipelines.evaluation.examination import EXAMINATION, Examination
 from dualtoken.pipelines.evaluation.heldout import HeldoutSamples
+from dualtoken.pipelines.evaluation.measurement import MEASUREMENT, Measurement
 from dualtoken.pipelines.evaluation.report_data import (
     Curve,
     Funnel,
@@ -27,6 +28,7 @@ from dualtoken.pipelines.evaluation.report_data import (
     to_json,
 )
 from dualtoken.pipelines.evaluation.report_page import render
+from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.evaluation.tokenizer import Evaluation
 from dualtoken.pipelines.inference.networks import (
     TokenizerRunner,
@@ -38,6 +40,8 @@ from dualtoken.pipelines.runtime.stages import all_stages, position
 from dualtoken.pipelines.tokens.facts import STREAMS, AuditSummary, TokenDetails, is_token_dataset
 from dualtoken.pipelines.training.metrics_log import read_metrics
 
+MEASURED = "measure"
+"""Stage that measures the tokenizer by protocols."""
 EXAMINED = "examine"
 """Stage that examines the unified model."""
 CURVE_UNITS = {"images_per_second": "images/s"}
@@ -83,6 +87,7 @@ class Worker:
             zero_shot=evaluation.zero_shot(),
             retrieval=evaluation.retrieval(),
             examination=self._examination(),
+            measured=self._measured(),
             pictures=tuple(self._pictures()),
             stages=self._stage_times(),
             audits=_audits(self._manifests.values()),
@@ -113,6 +118,13 @@ class Worker:
         if EXAMINED not in self._manifests:
             return None
         return Examination.model_validate_json(self._job.input(EXAMINED).read(EXAMINATION))
+
+    def _measured(self) -> tuple[SetResult, ...]:
+        """Return the run's own evaluation; nothing where the recipe asks for none."""
+        if MEASURED not in self._manifests:
+            return ()
+        measurement = Measurement.read(self._job.input(MEASURED), MEASUREMENT)
+        return measurement.results
 
     def _pictures(self) -> Iterator[Picture]:
         """Yield the pictures of the examination."""

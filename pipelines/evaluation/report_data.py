@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dualtoken.pipelines.core.timing import TimeBreakdown
 from dualtoken.pipelines.evaluation.examination import Examination
+from dualtoken.pipelines.evaluation.summary import SetResult
 
 Stream = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
@@ -304,6 +305,8 @@ class ReportData:
     """What the unified model can do; None where none is trained."""
     pictures: tuple[Picture, ...] = ()
     """The examination's pictures."""
+    measured: tuple[SetResult, ...] = ()
+    """The run's own evaluation by protocols; nothing where the recipe asks for none."""
     stages: tuple[StageTime, ...]
     audits: tuple[TokenAudit, ...] = ()
     """Results for the corpora with audited token shards."""
@@ -320,7 +323,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
     """Return a value as JSON values."""
     if is_dataclass(value):
         return _plain_members(value)
-    if isinstance(value, Examination):
+    if isinstance(value, Examination | SetResult):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {name: _plain(member) for name, member in value.items()}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dualtoken.pipelines.core.timing import PARTS
 from dualtoken.pipelines.evaluation.charts import Bar, bar_chart, line_chart
+from dualtoken.pipelines.evaluation.evaluation_card import shown, title
 from dualtoken.pipelines.evaluation.pages import page_environment
 from dualtoken.pipelines.evaluation.report_data import (
     CodebookUsage,
@@ -113,6 +114,8 @@ def _environment() -> Environment:
         accuracy_chart=accuracy_chart,
         readings_chart=readings_chart,
         retrieval_chart=retrieval_chart,
+        metric_title=title,
+        measured_value=shown,
     )
     return environment
 

@@ -245,6 +245,22 @@ def _examine_reads(recipe: Recipe, _: str | None) -> Inputs:
     return [("mllm", None), *(("pretokenize", corpus) for corpus in recipe.heldout_corpora)]
 
 
+def _measure_reads(recipe: Recipe, _: str | None) -> Inputs:
+    assert recipe.measure is not None
+    if recipe.measure.sets:
+        return [("train", None), ("teacher", None)]
+    return [
+        ("train", None),
+        ("teacher", None),
+        *(("download", corpus) for corpus in recipe.heldout_corpora),
+    ]
+
+
+def _measure_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
+    assert recipe.measure is not None
+    return {"measure": recipe.measure.identity()}
+
+
 def _report_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     return {
         "name": recipe.name,
@@ -464,8 +480,24 @@ declare(
 )
 declare(
     Stage(
+        name="measure",
+        version=1,
+        folder="models/measurement",
+        worker="dualtoken.pipelines.evaluation.measure:Worker",
+        reads=_measure_reads,
+        settings=_measure_settings,
+        only_with="measure",
+        units=single_unit("measurement"),
+        resources=inference_worker,
+        per_corpus=False,
+        shown_corpora=lambda recipe, _corpus: recipe.heldout_corpora,
+        help="Measure the tokenizer by the protocols of the recipe's key measure.",
+    )
+)
+declare(
+    Stage(
         name="report",
-        version=4,
+        version=5,
         folder="reports",
         worker="dualtoken.pipelines.evaluation.report:Worker",
         reads=_every_other_stage,
