@@ -25,6 +25,8 @@ class Claim(NamedTuple):
 
     night: str
     name: str
+    spec: str
+    """Hash of the spec in force."""
 
     def path(self, name: str) -> str:
         """Name a file of the attempt."""
@@ -51,7 +53,7 @@ def claim(
             return Taken(attempt.started.where)
         bury(history, night, name, attempt, clock())
         number = max(number, int(name) + 1)
-    begun = Claim(night, f"{number:04d}")
+    begun = Claim(night, f"{number:04d}", terms.spec)
     return _begin(history, begun, terms, clock())
 
 
@@ -82,7 +84,7 @@ def _begin(history: History, begun: Claim, terms: Terms, now: datetime) -> Claim
 
 def claim_again(history: History, first: Claim, terms: Terms, now: datetime) -> Claim:
     """Begin the attempt that repeats this process's own; nobody else may."""
-    again = Claim(first.night, f"{first.name}{AGAIN}")
+    again = Claim(first.night, f"{first.name}{AGAIN}", first.spec)
     _begin(history, again, terms._replace(confirms=first.name), now)
     return again
 
@@ -95,7 +97,7 @@ def bury(history: History, night: str, name: str, attempt: Attempt, now: datetim
     reason = f"{started.where} began it at {started.started_at}, and ended without a word"
     history.put(
         FailedRecord(reason=reason, failed_at=stamp(now)),
-        Claim(night, name).path("failed.json"),
+        Claim(night, name, started.spec).path("failed.json"),
     )
 
 

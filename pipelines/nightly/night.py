@@ -46,7 +46,7 @@ def measure_night(session: Session, own: Claim, requests: list[SubjectRequest]) 
         record = NightRecord(
             night=own.night,
             attempt=own.name,
-            spec=session.read().specs[-1][0],
+            spec=own.spec,
             subjects=subjects,
             missing=missing_parts(session.spec, subjects),
             finished_at=stamp(session.now()),

@@ -1,11 +1,13 @@
 """`nightly run`: one night, from its lease to its alerts. Killed anywhere, the next run goes on."""
 
+from collections.abc import Sequence
+
 from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.nightly.calendar import Expected, expected_nights, night_at
 from dualtoken.pipelines.nightly.history import NightFiles, Snapshot
 from dualtoken.pipelines.nightly.night import begin, find_subjects_or_fail, judge, measure_night
 from dualtoken.pipelines.nightly.session import Session, close
-from dualtoken.pipelines.nightly.states import AHEAD, REGRESSED, is_paused, night_states
+from dualtoken.pipelines.nightly.states import AHEAD, REGRESSED, NightState, is_paused
 
 
 def run_night(session: Session, night: str | None = None) -> ExitCode:
@@ -19,13 +21,13 @@ def run_night(session: Session, night: str | None = None) -> ExitCode:
         for name, files in snapshot.nights.items():
             if files.night is not None and files.verdict(session.nightly.chart.version) is None:
                 _finish(session, name, files)
+                snapshot = session.read()
         if expected is not None:
-            _begin(session, expected)
+            _begin(session, snapshot, expected)
     except Exception:
         close(session)
         raise
-    close(session)
-    return _exit_code(session, expected)
+    return _exit_code(session, expected, close(session))
 
 
 def _wanted(session: Session, snapshot: Snapshot, night: str | None) -> Expected | None:
@@ -44,9 +46,8 @@ def _wanted(session: Session, snapshot: Snapshot, night: str | None) -> Expected
     raise UserError(f"{night} is no night of {session.spec.name} that has started: see `nightly history`")
 
 
-def _begin(session: Session, expected: Expected) -> None:
+def _begin(session: Session, snapshot: Snapshot, expected: Expected) -> None:
     """Measure a night unless that is done, somebody is at it, or it is too late."""
-    snapshot = session.read()
     night = expected.night
     files = snapshot.files(night)
     if files.night is not None:
@@ -76,11 +77,11 @@ def _finish(session: Session, night: str, files: NightFiles) -> None:
         judge(session, own, files.night)
 
 
-def _exit_code(session: Session, expected: Expected | None) -> ExitCode:
+def _exit_code(session: Session, expected: Expected | None, states: Sequence[NightState]) -> ExitCode:
     """Return what a run ends with: the state of its night."""
     if expected is None:
         return ExitCode.DONE
-    for state in night_states(session.read(), session.now(), session.nightly.chart.version):
+    for state in states:
         if state.night == expected.night and not state.is_settled:
             if state.state in REGRESSED:
                 return ExitCode.REGRESSED

@@ -7,7 +7,7 @@ from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.nightly.alerts import tell
 from dualtoken.pipelines.nightly.contracts import Nightly
 from dualtoken.pipelines.nightly.history import History, Snapshot
-from dualtoken.pipelines.nightly.states import night_states
+from dualtoken.pipelines.nightly.states import NightState, night_states
 from dualtoken.pipelines.nightly.table import write_table
 
 
@@ -51,9 +51,10 @@ def warn_of_unconditional_puts(history: History, print_line: PrintLine) -> None:
         )
 
 
-def close(session: Session) -> None:
-    """Tell who is to know, and write the table of the history anew."""
+def close(session: Session) -> list[NightState]:
+    """Tell who is to know, write the table of the history anew, and return the states of its nights."""
     snapshot = session.read()
     states = night_states(snapshot, session.now(), session.nightly.chart.version)
     tell(session.spec, session.history, snapshot, states, session.nightly)
     write_table(session.history, snapshot, states)
+    return states
