@@ -168,6 +168,42 @@ def test_an_acknowledged_step_is_settled_and_begins_a_new_trend(small: SmallNigh
         acknowledge(session(small), PSNR, "2026-11-06", EVA)
 
 
+def test_an_acknowledged_step_does_not_cover_the_next_one(small: SmallNightly) -> None:
+    run_until(small, 5)
+    run(small, 6, 29.0)
+    acknowledge(session(small), PSNR, "2026-11-06", EVA)
+    for day in (7, 8, 9):
+        assert run(small, day, 29.0) == ExitCode.DONE
+    assert run(small, 10, 28.0) == ExitCode.REGRESSED
+
+
+def test_a_baseline_is_no_reference_of_nights_before_it(small: SmallNightly) -> None:
+    run(small, 2)
+    run(small, 4)
+    accept(session(small), "2026-11-04", EVA)
+    backfill(session(small), "2026-11-03", "2026-11-03")
+    found = session(small).read().files("2026-11-03").verdict(RULES)
+    assert found is not None
+    assert (found.reference, found.baseline) == (FIRST, None)
+
+
+def test_the_chart_gets_the_pinned_value_and_the_nights_that_people_know_of(small: SmallNightly) -> None:
+    given: list[tuple[object, ...]] = []
+    judge = small.nightly.chart.judge
+
+    def noting(*arguments: object) -> object:
+        given.append(arguments[4:])
+        return judge(*arguments)  # pyright: ignore[reportArgumentType]
+
+    run_until(small, 4)
+    acknowledge(session(small), PSNR, "2026-11-03", EVA)
+    accept(session(small), "2026-11-04", EVA)
+    chart = small.nightly.chart._replace(judge=noting)  # pyright: ignore[reportArgumentType]
+    small.at("2026-11-05")
+    run_night(Session(small.spec, small.nightly._replace(chart=chart)))
+    assert given == [(30.0, {"2026-11-03", "2026-11-04"})]
+
+
 def test_a_series_that_is_not_primary_cannot_be_acknowledged(small: SmallNightly) -> None:
     run(small, 2)
     with pytest.raises(
@@ -279,6 +315,6 @@ def test_the_table_of_a_history_is_made_from_the_rest(small: SmallNightly) -> No
         "too_few",
     ]
     whole = file.read_bytes()
-    file.write_bytes(b"damaged")
+    file.write_bytes(whole[:-1] + b"x")
     run_night(session(small))
     assert file.read_bytes() == whole
