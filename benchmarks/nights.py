@@ -59,13 +59,13 @@ class _Measure:
     """Draws each metric's value of a night; the canary has always the same."""
 
     def __init__(self, num_metrics: int) -> None:
-        self._random = random.Random(0)
         self._num_metrics = num_metrics
 
     def __call__(self, subject: SubjectRequest, folder: Store, night: str, attempt: str) -> EvaluationSummary:
         metrics: dict[str, MetricValue] = {}
+        draw = random.Random(night)  # a second measurement of a night gives the same bits
         for number in range(self._num_metrics):
-            noise = self._random.gauss() if subject.kind != "canary" else 0.0
+            noise = draw.gauss() if subject.kind != "canary" else 0.0
             metrics[f"m{number}"] = MetricValue(value=noise, n=4096, direction="higher", margin=0.5)
         folder.put_bytes(repr(metrics).encode(), "scores/set/plain/00000.parquet")
         result = SetResult(
