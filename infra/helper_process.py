@@ -161,6 +161,12 @@ os.register_at_fork(after_in_child=_idle.clear)
 
 def serve(target: str) -> None:
     """Answer requests until the other side is gone; the helper process's own program."""
+    # It may be gone at any moment, such as before this process has begun: that is an end like any other.
+    with suppress(BrokenPipeError):
+        _serve(target)
+
+
+def _serve(target: str) -> None:
     requests, answers = os.dup(0), os.dup(1)
     module, _, name = target.partition(":")
     handle = getattr(importlib.import_module(module), name)()

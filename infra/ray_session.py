@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import grpc
 import ray
+from ray._private import ray_constants
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import (  # Cython
     AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
@@ -212,6 +213,8 @@ def _connection(**options: Any) -> Iterator[None]:  # noqa: ANN401  # those of r
     if in_main_thread:
         handler_before = signal.getsignal(signal.SIGTERM)
     try:
+        # Else a native handler of Ray's stands in for a moment, and a SIGTERM then ends this process as it is.
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
         try:
             ray.init(**options)
         except SystemExit:  # Ray's own handler, which ray.init() installs first of all, exits with status 15

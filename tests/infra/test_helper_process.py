@@ -92,6 +92,22 @@ def test_a_helper_that_the_system_kills_once_costs_no_request() -> None:
     assert helper_process.ask(TARGET, b"echo", 10) == b"echo"
 
 
+def test_a_helper_whose_process_is_gone_before_it_has_begun_says_nothing() -> None:
+    program = f"from dualtoken.infra.helper_process import serve; serve({TARGET!r})"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_a_helper_ends_with_the_process_that_started_it() -> None:
     program = f"""
 import os, signal

@@ -134,6 +134,41 @@ def test_only_folders_without_an_owner_are_cleared_away(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dualtoken-ray-alive", "dualtoken-ray-failed"]
 
 
+HANDLERS_OF_SIGTERM = """
+import ctypes, signal, threading, time
+from dualtoken.infra.ray_session import ray_session
+
+def handler():
+    action = (ctypes.c_ulong * 20)()
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, action)
+    return action[0]
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+seen = {handler()}
+is_over = threading.Event()
+
+def watch():
+    while not is_over.is_set():
+        seen.add(handler())
+        time.sleep(0.0005)
+
+watching = threading.Thread(target=watch)
+watching.start()
+with ray_session("local", num_cpus=1, object_store_mb=100):
+    pass
+is_over.set()
+watching.join()
+print(len(seen))
+"""
+
+
+def test_no_native_handler_stands_in_for_ours_while_a_cluster_starts() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HANDLERS_OF_SIGTERM], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.stdout.split() == ["1"], ended.stderr
+
+
 @pytest.mark.parametrize(
     "address",
     ["", "auto", "ray://127.0.0.1:10001", "http://127.0.0.1:8265", "127.0.0.1", "host:0", "host:70000"],
