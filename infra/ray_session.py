@@ -213,7 +213,7 @@ def _connection(**options: Any) -> Iterator[None]:  # noqa: ANN401  # those of r
     if in_main_thread:
         handler_before = signal.getsignal(signal.SIGTERM)
     try:
-        # Else a native handler of Ray's stands in for a moment, and a SIGTERM then ends this process as it is.
+        # Else a native handler of Ray's stands in for a moment, and a SIGTERM ends this process on the spot.
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
         try:
             ray.init(**options)

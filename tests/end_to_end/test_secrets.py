@@ -84,6 +84,7 @@ def test_planted_secrets_stand_nowhere_after_a_whole_chain_of_jobs(
             f"corpora.tiny-train.source={{kind: urls, table: '{table}'}}",
             "download.allow_private_addresses=true",
             "cluster.max_workers=1",
+            "mllm.documents={shares: {draw: 0.5, describe: 0.5}}",  # a table of URLs has no questions
         ]
         for command in commands():
             arguments = ["submit", command, TINY, "--root", tmp_path, "--address", ray_head.address]
