@@ -102,7 +102,9 @@ class Worker:
             states.append(self._states(batch, embeddings))
         (scratch / "scores").mkdir()
         (scratch / "states").mkdir()
-        pq.write_table(pa.concat_tables(scores), scratch / score_file(unit.id), compression="zstd")
+        whole = pa.concat_tables(scores)
+        _require_each_once(whole["key"].to_pylist(), [sample.key for sample in samples])
+        pq.write_table(whole, scratch / score_file(unit.id), compression="zstd")
         save_file(_merged(states), scratch / state_file(unit.id))
         facts = describe_device(self._device).present()
         return UnitOutput((score_file(unit.id), state_file(unit.id)), ledger, facts=facts)
@@ -220,6 +222,13 @@ class _Embeddings:
         if "fd_teacher" in metrics:
             rows["rows_reconstructions"] = self._understanding.reconstructions(self._batch)
         return rows
+
+
+def _require_each_once(scored: Sequence[bytes], keys: Sequence[bytes]) -> None:
+    """Fail where a sample was scored twice, or not at all: means would be of other samples than they say."""
+    for key in keys:
+        count = scored.count(key)
+        assert count == 1, f"the sample {key.hex()} was scored {count} times: the evaluator is at fault"
 
 
 def _merged(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
