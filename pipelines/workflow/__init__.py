@@ -1,4 +1,4 @@
-"""Workflow: a recipe's stages as Dagster assets, its corpora as partitions; a nightly, its nights as partitions.
+"""Workflow: a recipe's stages as Dagster assets by corpus, and a nightly by night.
 
 May import the rooms before it in `ROOMS` (tests/test_imports.py), up to `nightly`. It is the only room
 that imports Dagster, and its face imports nothing, since that takes a second: `assets.py` declares the

@@ -175,9 +175,9 @@ def _check_requests(
         last = instance.event_log_storage.get_asset_check_execution_history(
             key, limit=1, partition_filter=PartitionKeyFilter(key=state.night)
         )
-        evaluation = last[0].evaluation if last else None
-        expected = state_metadata(state)
-        if evaluation is None or any(evaluation.metadata.get(name) != expected[name] for name in expected):
+        evaluation = last[0].evaluation if last else None  # that of a run which failed is only planned
+        known = evaluation.metadata if isinstance(evaluation, dg.AssetCheckEvaluation) else {}
+        if dict(known) != state_metadata(state):
             number = last[0].id if last else 0
             yield dg.RunRequest(
                 run_key=f"{state.night} after {number}",

@@ -160,6 +160,15 @@ def test_a_night_of_dagsters_own_is_not_shown_again(
     assert (nights, checks) == ([], {})
 
 
+def test_a_night_that_failed_in_dagster_gets_the_checks_that_its_run_did_not_come_to(
+    small: SmallNightly, instance: dg.DagsterInstance
+) -> None:
+    small.measure.set_evaluator(fails="the disk is full")
+    run_partition(small, "2026-11-02", instance, fails=True)
+    assert look_for_states(small, instance) == ([], {"2026-11-02": LOST})
+    assert look_for_states(small, instance) == ([], {})
+
+
 def test_a_regression_that_a_person_acknowledges_passes_its_check(
     small: SmallNightly, instance: dg.DagsterInstance
 ) -> None:
