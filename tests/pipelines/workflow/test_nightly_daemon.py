@@ -7,22 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
-import yaml
 from dagster._core.storage.tags import PARTITION_NAME_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 
 from dualtoken.pipelines.config.nightly import load_nightly
 from dualtoken.pipelines.errors import ExitCode
-from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.nightly.check import check
 from dualtoken.pipelines.nightly.history import History
 from dualtoken.pipelines.nightly.session import Session
 from dualtoken.pipelines.nightly.wiring import open_session
+from tests.helpers.few_scenes_nightly import write_nightly
 from tests.helpers.tiny_run import PROJECT
 from tests.helpers.waiting import wait_until
 
@@ -117,26 +116,7 @@ def _zone_at_noon() -> str:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
     """A nightly of the canary alone, whose schedule fires every minute, and whose first night was missed."""
     ours = Served(tmp_path, _zone_at_noon())
-    tokenizer, _ = write_canary(tmp_path / "canary")
-    evaluation = {
-        "name": "few",
-        "root": "evaluations",
-        "in_process": True,
-        "sets": {"few": {"kind": "scenes", "num_images": 8}},
-        "protocols": {"plain": {"metrics": ["psnr"]}},
-    }
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(evaluation))
-    spec = {
-        "name": "few",
-        "root": str(tmp_path / "root"),
-        "schedule": {"cron": "* * * * *", "timezone": ours.zone, "start": ours.day(1), "deadline_hours": 24},
-        "subjects": {"model": {"kind": "folder", "folder": str(tokenizer)}},
-        "evaluation": str(tmp_path / "evaluation.yaml"),
-        "sets": ["few"],
-        "protocols": ["plain"],
-        "primary": ["few/plain/psnr"],
-    }
-    ours.spec.write_text(yaml.safe_dump(spec))
+    write_nightly(tmp_path, date.fromisoformat(ours.day(1)), timezone=ours.zone)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
