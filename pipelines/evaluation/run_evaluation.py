@@ -43,16 +43,17 @@ from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, requi
 from dualtoken.pipelines.evaluation.protocols import protocol_hash
 from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
 from dualtoken.pipelines.evaluation.summary import (
+    CARD,
     SUMMARY,
     Environment,
     EvaluationSummary,
     SetResult,
     Subject,
+    summary_folder,
 )
 from dualtoken.pipelines.runtime.executor import Executor
 from dualtoken.pipelines.runtime.run import run_units
 
-CARD = "README.md"
 VERSION = 1
 """Raised when the same inputs give other bytes than before."""
 WORKER = "dualtoken.pipelines.evaluation.evaluate:Worker"
@@ -224,7 +225,7 @@ def _written(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         notes=tuple(_notes(runs)),
     )
-    folder = root.at(f"summaries/{name}")
+    folder = root.at(summary_folder(name))
     if folder.exists(SUMMARY):
         return Evaluated(EvaluationSummary.read(folder, SUMMARY), folder)
     folder.put_bytes(card(summary, folder.url).encode(), CARD)

@@ -14,8 +14,16 @@ SUMMARY = "summary.json"
 """Name of the file, in an evaluation's folder."""
 SCORES = "scores.parquet"
 """Name of a set's score table, in the folder of its result."""
+CARD = "README.md"
+"""Name of an evaluation's card, beside its summary."""
 SCHEMA = 1
 """Version of this record; a reader refuses a newer one."""
+
+
+def summary_folder(evaluation: str) -> str:
+    """Name the folder of an evaluation's summary and card, below the evaluation's root."""
+    return f"summaries/{evaluation}"
+
 
 Direction = Literal["higher", "lower"]
 """Which values are better."""
