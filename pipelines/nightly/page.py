@@ -52,7 +52,7 @@ def write_pages(
     environment = _environment()
     with_pages = [night for night in data.all_nights if night.is_begun]
     if num_nights is not None:
-        with_pages = with_pages[-num_nights:]
+        with_pages = with_pages[max(len(with_pages) - num_nights, 0) :]
     pages = frozenset(night.name for night in with_pages)
     (out / NIGHT_PAGES).mkdir(parents=True, exist_ok=True)
     charts = Charts(data, Links(history, out), pages)
@@ -63,7 +63,7 @@ def write_pages(
 
 
 def _index(environment: Environment, data: PageData, charts: Charts, history: str) -> str:
-    planned = [night.state for night in data.all_nights if not night.is_begun]
+    planned = [night.state for night in data.all_nights if night.state.state == "planned"]
     return environment.get_template(INDEX_TEMPLATE).render(
         name=data.spec.name,
         headline=headline(data),
@@ -125,5 +125,5 @@ def _utc(time: datetime | str) -> str:
 def _write(file: Path, text: str) -> None:
     """Write a page aside first: a web server never sends half of one."""
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(text.encode("utf-8", "backslashreplace"))  # a name may hold bytes that are no text
     part.replace(file)

@@ -1,8 +1,8 @@
 """The chart of a metric over nights: SVG with its labels in HTML, styled by the page's CSS, without a script.
 
-The drawing is stretched to whatever width it is given (`page_shapes` has its units).
-Lines and dots keep their widths by `vector-effect`; texts stand beside the drawing, in per cent of it. Built
-as an XML tree, so that it is well formed and every text is escaped.
+The drawing is stretched to whatever width it is given (`page_shapes` has its units). Lines and dots keep
+their widths by `vector-effect`; texts stand beside the drawing, in per cent of it. Built as an XML tree, so
+that it is well formed and every text is escaped.
 """
 
 import math
@@ -85,7 +85,10 @@ class NightChart:
     baselines: Sequence[Level] = ()
     flags: Sequence[Flag] = ()
     has_links: bool = False
-    """Whether each night has a link and a text of its own; otherwise it has those that charts share."""
+    """Whether each night has a link, a text and a whisker of its own, which takes most of a page's bytes.
+
+    Otherwise it has the links that charts share, and all intervals are one area.
+    """
 
 
 def night_chart(chart: NightChart) -> str:
@@ -104,7 +107,10 @@ def night_chart(chart: NightChart) -> str:
     _path(svg, "baseline", lines(chart.baselines, scale))
     for flag in chart.flags:
         _path(svg, f"pole {flag.kind}", f"M{flag.slot} 0v{HEIGHT}")
-    _path(svg, "whisker", whiskers(chart.points, scale))
+    if chart.has_links:
+        _path(svg, "whisker", whiskers(chart.points, scale))
+    else:
+        _path(svg, "spread", areas(_intervals(chart.points), scale))
     _path(svg, "trace", trace(chart.points, scale))
     _path(svg, "dot", lone(chart.points, scale))
     _draw_marks(svg, chart.points, scale)
@@ -181,6 +187,14 @@ def _bounds(chart: NightChart) -> tuple[float, float]:
     lowest = min((point.low for point in chart.points if point.low is not None), default=low)
     highest = max((point.high for point in chart.points if point.high is not None), default=high)
     return max(min(lowest, low), low - room), min(max(highest, high), high + room)
+
+
+def _intervals(points: Iterable[NightPoint]) -> list[Band]:
+    return [
+        Band(point.slot, point.low, point.high)
+        for point in points
+        if point.low is not None and point.high is not None
+    ]
 
 
 def _drawing(figure: Element, axis: Axis, label: str) -> Element:

@@ -25,6 +25,8 @@ class PageNight(NamedTuple):
     state: NightState
     files: NightFiles
     verdict: VerdictRecord | None
+    is_begun: bool
+    """Whether it is neither planned nor a pause that is still to come."""
 
     @property
     def name(self) -> str:
@@ -39,11 +41,6 @@ class PageNight(NamedTuple):
     def judged(self, series: str) -> SeriesVerdict | None:
         """Return what the chart said of a series, `<subject>/<set>/<protocol>/<metric>`."""
         return self.verdict.series.get(series) if self.verdict else None
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there is anything to say of it."""
-        return self.state.state != "planned"
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class PageData:
 
     @cached_property
     def begun(self) -> tuple[PageNight, ...]:
-        """Those of them that are not just planned: the slots of all charts."""
+        """Those of them that have begun: the slots of all charts."""
         return tuple(night for night in self.nights if night.is_begun)
 
     @cached_property
@@ -91,7 +88,9 @@ def read_pages(
     for state in states:
         files = snapshot.files(state.night)
         verdict = files.verdict(ruleset) if files.night is not None else None
-        nights.append(PageNight(state, files, verdict))
+        is_ahead = state.state == "paused" and state.starts is not None and state.starts > made_at
+        is_begun = state.state != "planned" and not is_ahead
+        nights.append(PageNight(state, files, verdict, is_begun))
     return PageData(spec, snapshot, tuple(nights), made_at, tuple(arguments))
 
 

@@ -97,10 +97,11 @@ class NightPages:
         if record is not None:
             names = sorted(record.subjects, key=lambda name: (name == CANARY, name))
             subjects = [self._subject(night, name, record.subjects[name]) for name in names]
+        attempts = [self._attempt(night, name, found) for name, found in night.files.attempts.items()]
         changes = self._changes.between(before, record) if before is not None and record is not None else None
         return NightPage(
             night=night,
-            attempts=[self._attempt(night, name, found) for name, found in night.files.attempts.items()],
+            attempts=sorted(attempts, key=lambda row: (row.began, row.name)),
             subjects=subjects,
             before=before.night if before else None,
             changes=changes,

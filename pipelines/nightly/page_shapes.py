@@ -1,4 +1,4 @@
-"""The shapes of a chart over nights, as paths of SVG: a night is one unit wide, the height is `HEIGHT` units."""
+"""Shapes of a chart over nights, as paths of SVG: a night is one unit wide, the height is `HEIGHT` units."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -66,6 +66,7 @@ class Scale(NamedTuple):
 
 
 def rectangles(blocks: Iterable[tuple[int, int]]) -> str:
+    """Return blocks as high as the drawing, from first to last slots."""
     return "".join(
         f"M{first - 0.5:g} 0h{last - first + 1}v{HEIGHT}h{first - last - 1}z" for first, last in blocks
     )
@@ -88,6 +89,7 @@ def _polyline(points: Sequence[tuple[int, int]]) -> str:
 
 
 def areas(bands: Sequence[Band], scale: Scale) -> str:
+    """Return the areas of bands, those of neighbouring nights in one piece; a night alone is a line."""
     lower = {band.slot: scale.y(band.low) for band in bands}
     shapes: list[str] = []
     for run in _runs([(band.slot, scale.y(band.high)) for band in bands]):
@@ -97,10 +99,12 @@ def areas(bands: Sequence[Band], scale: Scale) -> str:
 
 
 def lines(levels: Iterable[Level], scale: Scale) -> str:
+    """Return a level line for each value."""
     return "".join(f"M{level.first - 0.5:g} {scale.y(level.value)}H{level.last + 0.5:g}" for level in levels)
 
 
 def whiskers(points: Iterable[NightPoint], scale: Scale) -> str:
+    """Return an upright line for each interval."""
     return "".join(
         f"M{point.slot} {scale.y(point.low)}V{scale.y(point.high)}"
         for point in points
