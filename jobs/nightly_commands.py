@@ -2,14 +2,17 @@
 
 import getpass
 from datetime import date
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from dualtoken.jobs.output_paths import ANOTHER_PLACE
 from dualtoken.jobs.recipe_arguments import print_line
 from dualtoken.jobs.status_tables import show
 from dualtoken.pipelines.config.nightly import load_nightly
+from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode
 from dualtoken.pipelines.nightly.backfill import backfill as backfill_nights
 from dualtoken.pipelines.nightly.check import check as check_nights
@@ -153,3 +156,35 @@ def history(spec: SpecArgument, root: RootOption = None, nights: NightsOption = 
         marks += ", settled" if state.is_settled else ""
         table.add_row(state.night, state.state + marks, *cells, state.reason)
     show(table)
+
+
+@app.command()
+def page(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="The folder for the pages.")],
+    root: RootOption = None,
+    nights: Annotated[
+        int | None,
+        typer.Option("--nights", min=1, help="Newest nights with a page of their own; default: all."),
+    ] = None,
+) -> None:
+    """Write static pages: a calendar, a chart per metric, and what changed from night to night."""
+    require_writable(out, ANOTHER_PLACE)
+    from dualtoken.pipelines.nightly.page import write_pages  # noqa: PLC0415  (templates take a moment)
+
+    session = _session(spec, root)
+    snapshot = session.read()
+    version = session.nightly.chart.version
+    states = night_states(snapshot, session.now(), version)
+    named = (spec, *(("--root", root) if root else ()))
+    index = write_pages(
+        session.spec,
+        snapshot,
+        states,
+        version,
+        session.nightly.clock,
+        out,
+        arguments=named,
+        num_nights=nights,
+    )
+    print_line(f"pages: {index}")

@@ -88,6 +88,14 @@ def test_a_nightly_from_its_first_miss_to_a_decision(spec: Path, tmp_path: Path)
     assert "29" in table
 
 
+def test_pages_show_every_night_that_was_begun(spec: Path, tmp_path: Path) -> None:
+    assert call("run", spec).exit_code == 0
+    written = call("page", spec, "--out", tmp_path / "pages")
+    assert written.output == f"pages: {tmp_path / 'pages/index.html'}\n"
+    assert day(0) in (tmp_path / "pages/index.html").read_text()
+    assert [file.name for file in (tmp_path / "pages/nights").iterdir()] == [f"{day(0)}.html"]
+
+
 def test_a_pause_is_kept(spec: Path) -> None:
     assert call("pause", spec, "--from", day(2), "--to", day(1), "--reason", "a move").exit_code == 0
     assert call("check", spec).exit_code == 0
