@@ -21,6 +21,7 @@ PRINTED = {
     "run": "{today}: ok",
     "check": "{yesterday}: missed, nobody began it by",
     "history": "{today}",
+    "page": "pages: pages/index.html",
     "backfill": "{yesterday}: ok",
     "accept": "the first night with all sets",
     "ack": "a smaller decoder, on purpose",
