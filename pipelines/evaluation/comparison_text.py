@@ -14,25 +14,25 @@ FEW = 2
 
 def comparison_lines(comparison: Comparison) -> list[str]:
     """Return the table as lines of equal width but for the last column, with what the columns say below."""
-    rows = [HEAD, *map(_cells, comparison.series)]
+    rows = [HEAD, *map(cells, comparison.series)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for row in rows:
-        cells: list[str] = []
+        padded: list[str] = []
         for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if place in TEXT_COLUMNS else cell.rjust(width))
-        lines.append(GAP.join(cells).rstrip())
-    return [*_sides(comparison), "", *lines, "", *_notes(comparison)]
+            padded.append(cell.ljust(width) if place in TEXT_COLUMNS else cell.rjust(width))
+        lines.append(GAP.join(padded).rstrip())
+    return [*_sides(comparison), "", *lines, "", *notes(comparison)]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the same as a Markdown document."""
     rule = ["---" if place in TEXT_COLUMNS else "---:" for place in range(len(HEAD))]
-    rows = [HEAD, rule, *map(_cells, comparison.series)]
+    rows = [HEAD, rule, *map(cells, comparison.series)]
     table = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
     sides = [f"- {_escaped(line)}" for line in _sides(comparison)]
-    notes = [f"- {_escaped(line)}" for line in _notes(comparison)]
-    return "\n".join([*sides, "", *table, "", *notes]) + "\n"
+    below = [f"- {_escaped(line)}" for line in notes(comparison)]
+    return "\n".join([*sides, "", *table, "", *below]) + "\n"
 
 
 def _escaped(text: str) -> str:
@@ -47,7 +47,8 @@ def _sides(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison) -> list[str]:
+    """Return what the columns say, a line each."""
     lines = ["p: Holm over the primary series, Benjamini-Hochberg over the others, which stand in brackets"]
     lines.append(
         "* is an adjusted p of .05 or less; finds: the loss that these samples find 4 times out of 5"
@@ -65,7 +66,8 @@ def _notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _cells(series: ComparedSeries) -> tuple[str, ...]:
+def cells(series: ComparedSeries) -> tuple[str, ...]:
+    """Return a series' row under `HEAD`."""
     digits = _digits(series)
     interval = "none"
     if series.low is not None and series.high is not None:

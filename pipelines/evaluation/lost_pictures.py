@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -16,37 +16,15 @@ from dualtoken.pipelines.config.evaluation import TokenizerProtocol
 from dualtoken.pipelines.core.receipts import StageRecord
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.compared import Comparison
-from dualtoken.pipelines.evaluation.comparison import LostSample, most_lost
+from dualtoken.pipelines.evaluation.comparison import most_lost
+from dualtoken.pipelines.evaluation.comparison_page import ShownSample, ShownSeries, render_comparison
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT
 from dualtoken.pipelines.evaluation.evaluations import Evaluation, made_from
-from dualtoken.pipelines.evaluation.pages import page_environment
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.images.crops import first_view
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device, prepare_process
-
-TEMPLATE = "comparison.html.jinja"
-
-
-class ShownSample(NamedTuple):
-    """A sample of the page."""
-
-    name: str
-    captions: tuple[str, ...]
-    loss: LostSample
-    original: str
-    """Picture as the tokenizers see it, a `data:` URL."""
-    first: str
-    """Reconstruction by A."""
-    second: str
-
-
-class ShownSeries(NamedTuple):
-    """The samples that lost most by one series."""
-
-    series: str
-    samples: list[ShownSample]
 
 
 def comparison_page(
@@ -55,8 +33,7 @@ def comparison_page(
     """Return the page of a comparison, with the samples that lost most by each of some series."""
     prepare_process(threads=None)
     shown = [ShownSeries(name, list(_shown(a, b, name, num_samples))) for name in series]
-    template = page_environment().get_template(TEMPLATE)
-    return template.render(comparison=comparison, shown=shown)
+    return render_comparison(comparison, shown)
 
 
 def _shown(a: Evaluation, b: Evaluation, series: str, num_samples: int) -> Iterator[ShownSample]:
