@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dualtoken.infra.storage import Store
+from dualtoken.infra.storage import Store, join
 from dualtoken.jobs.model_commands import ModelArgument
 from dualtoken.jobs.options import AddressOption, InProcessOption
 from dualtoken.jobs.output_paths import ANOTHER_PLACE
@@ -79,8 +79,14 @@ def evaluate(
         from dualtoken.pipelines.evaluation.run_evaluation import run_evaluation  # noqa: PLC0415
 
         evaluated = run_evaluation(config, place, executor, print_line)
+        from dualtoken.pipelines.evaluation.evaluation_page import PAGE, evaluation_page  # noqa: PLC0415
+        from dualtoken.pipelines.evaluation.evaluations import read_evaluation  # noqa: PLC0415
+
+        page = evaluation_page(read_evaluation(evaluated.folder.url))
+        evaluated.folder.put_bytes(page.encode(), PAGE)
     for line in lines(evaluated.summary):
         print_line(line)
+    print_line(f"page: {join(evaluated.folder.url, PAGE)}")
     print_line(f"summary: {evaluated.folder.url}")
 
 
@@ -126,7 +132,9 @@ def _teacher_folder(teacher: str | None, training: Store | None) -> Store | None
         return folder
     if training is None:
         return None
-    return Store(StageRecord.read(training, STAGE_FILE).inputs[TEACHER])
+    folder = Store(StageRecord.read(training, STAGE_FILE).inputs[TEACHER])
+    # Of a run that was moved the place is an old one: then it is as if none were known.
+    return folder if any(True for _ in folder.files()) else None
 
 
 def compare(

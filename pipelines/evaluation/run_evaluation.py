@@ -139,8 +139,8 @@ class _SetRun(NamedTuple):
 def _teacher_digest(model: ModelPlace) -> str:
     if model.teacher is None:
         raise UserError(
-            f"{model.name}: no teacher is known, which metrics of understanding are measured against: "
-            "name its folder by --teacher, or choose a protocol without them"
+            f"{model.name}: no teacher is known, or it is not where it was, and metrics of understanding are "
+            "measured against it: name its folder by --teacher, or choose a protocol without them"
         )
     return model_digest(model.teacher)
 

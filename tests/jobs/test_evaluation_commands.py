@@ -52,6 +52,9 @@ def test_a_runs_tokenizer_is_measured_and_compared_with_another(
     assert lines[0].startswith("set few: 40 images")
     assert any(line.startswith("few by pixels") for line in lines)
     assert any("PSNR" in line and line.endswith("dB") for line in lines)
+    page = (Path(summary_of(lines)) / "index.html").read_text()
+    assert page.count("<img ") == 2 * 12, "twelve images, each beside its reconstruction"
+    assert page.count('class="chart bars') == 1, "the spread of PSNR"
     model = planned_job(finished, "train").store()
     other = tmp_path / "other"
     other.mkdir()
