@@ -11,6 +11,7 @@ from jinja2 import Environment
 
 from dualtoken.infra.redaction import redacted
 from dualtoken.pipelines.config.nightly import CANARY, NightlySpec
+from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.evaluation.pages import page_environment
 from dualtoken.pipelines.evaluation.report_page import count
 from dualtoken.pipelines.nightly.contracts import Clock
@@ -46,6 +47,7 @@ def write_pages(
 
     `states` are those of the snapshot; `ruleset` is the version of the chart whose verdicts are shown.
     `arguments` are how a command line names the spec. With `num_nights`, only the newest nights have pages.
+    Raises `UserError` where the folder cannot be written.
     """
     history = History(spec.root, spec.name).store
     data = read_pages(spec, snapshot, states, ruleset, clock(), arguments)
@@ -54,7 +56,8 @@ def write_pages(
     if num_nights is not None:
         with_pages = with_pages[max(len(with_pages) - num_nights, 0) :]
     pages = frozenset(night.name for night in with_pages)
-    (out / NIGHT_PAGES).mkdir(parents=True, exist_ok=True)
+    require_writable(out, "set --out to a folder that can be")
+    (out / NIGHT_PAGES).mkdir(exist_ok=True)
     charts = Charts(data, Links(history, out), pages)
     index = out / INDEX
     _write(index, _index(environment, data, charts, redacted(history.url)))

@@ -11,9 +11,11 @@ import pytest
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.nightly.page import write_pages
 from dualtoken.pipelines.nightly.page_calendar import LETTERS, MEANINGS
 from dualtoken.pipelines.nightly.page_charts import LINKS_ID
+from dualtoken.pipelines.nightly.page_data import MOST_NIGHTS
 from dualtoken.pipelines.nightly.records import Confirmation
 from tests.helpers.night_history import CHART, ENVIRONMENT, WrittenHistory, digest, nights_from, noon, spec_of
 from tests.helpers.report_samples import Page
@@ -283,6 +285,14 @@ def test_every_number_of_a_night_leads_to_its_evaluation(story: WrittenHistory, 
     assert links["Scores"] == f"../../evaluations/{LAST}/0001/canary/scores/heldout/plain/"
     assert links["Model folder"] == (Path(story.spec.root) / "models/1").as_uri()
     assert links["Recipe"] == (Path(story.spec.root) / "models/1/stage.json").as_uri()
+
+
+def test_the_newest_value_of_a_metric_leads_to_its_evaluation(story: WrittenHistory, index: Page) -> None:
+    record = story.read().files(LAST).night
+    assert record is not None
+    subject = record.subjects["tokenizer"]
+    [newest] = [one for one in index.of_tag("a") if one.text == "24.820 dB"]
+    assert newest.attributes["href"] == f"../{subject.folder}/summaries/{subject.evaluation}/README.md"
 
 
 def test_pages_elsewhere_link_into_the_history_by_relative_paths(
@@ -577,3 +587,97 @@ def test_pages_are_written_over_and_leave_nothing_beside_them(story: WrittenHist
     assert (tmp_path / "index.html").read_bytes() == first
     assert sorted(file.name for file in tmp_path.iterdir()) == ["index.html", "nights"]
     assert [file.name for file in (tmp_path / "nights").iterdir()] == [f"{LAST}.html"]
+
+
+def test_a_regression_that_a_baseline_settles_asks_for_nothing(tmp_path: Path) -> None:
+    written = regressed(tmp_path)
+    assert len(write(written, noon(NIGHTS[16]), tmp_path / "pages").texts("pre")) == 4
+    written.accept(1, NIGHTS[16])
+    assert write(written, noon(NIGHTS[16]), tmp_path / "pages").texts("pre") == []
+
+
+def test_of_two_regressed_metrics_only_the_one_that_nobody_knows_of_is_a_task(tmp_path: Path) -> None:
+    written = regressed(tmp_path)
+    written.acknowledge(f"tokenizer/{PSNR}", NIGHTS[16])
+    page = write(written, noon(NIGHTS[16]), tmp_path / "pages")
+    assert page.texts("pre") == [
+        f"dualtoken nightly ack nightly.yaml tokenizer/{SHAPE} {NIGHTS[16]} --reason=WHY",
+        f"dualtoken nightly accept nightly.yaml {NIGHTS[16]} --reason=WHY",
+    ]
+
+
+def regressed(tmp_path: Path) -> WrittenHistory:
+    """Write a history whose two primary metrics are both worse in the last night."""
+    written = WrittenHistory(spec_of(str(tmp_path), primary=[PSNR, SHAPE]))
+    for number, night in enumerate(NIGHTS[:17]):
+        loss = 0.5 if number == 16 else 0.0
+        values = {
+            "heldout/plain/lpips": 0.2,
+            SHAPE: 0.93 - loss + psnr(number) / 100,
+            PSNR: psnr(number) - loss,
+        }
+        written.night(night, ("tokenizer", written.subject(night, "tokenizer", values)))
+        written.judge(night)
+    return written
+
+
+def test_primary_metrics_come_first_on_a_nights_page(tmp_path: Path) -> None:
+    write(regressed(tmp_path), noon(NIGHTS[16]), tmp_path / "pages")
+    rows = words(night_page(tmp_path / "pages", NIGHTS[16]), "tr")
+    assert [row.split()[0] for row in rows if "1,000" in row] == ["Shapes", "PSNR", "LPIPS"]
+
+
+def test_a_folder_has_no_recipe_to_link(tmp_path: Path) -> None:
+    write(regressed(tmp_path), noon(NIGHTS[16]), tmp_path / "pages")
+    texts = night_page(tmp_path / "pages", NIGHTS[16]).texts("a")
+    assert "Model folder" in texts
+    assert "Recipe" not in texts
+
+
+def test_an_accepted_evaluator_is_no_task(tmp_path: Path) -> None:
+    written = evaluator_changed(tmp_path)
+    written.accept(1, NIGHTS[3])
+    page = write(written, noon(NIGHTS[3]), tmp_path / "pages")
+    assert page.texts("pre") == []
+    assert cells(page)[3] == ("E", "evaluator-changed settled")
+
+
+def test_the_index_shows_the_newest_nights_and_counts_the_others(tmp_path: Path) -> None:
+    written = WrittenHistory(spec_of(str(tmp_path), schedule={"start": "2025-01-01"}))
+    page = write(written, noon("2026-11-29"), tmp_path / "pages", num_nights=0)
+    assert len(cells(page)) == MOST_NIGHTS
+    assert f"{698 + 1 - MOST_NIGHTS} older nights are in history.parquet" in " ".join(page.texts("p", "note"))
+
+
+def test_tasks_beyond_the_newest_are_folded_and_none_is_left_out(tmp_path: Path) -> None:
+    written = WrittenHistory(spec_of(str(tmp_path)))
+    for night in NIGHTS[:8:2]:
+        written.attempt(night, "0001", "OSError: disk full")
+    page = write(written, noon(NIGHTS[7]), tmp_path / "pages")
+    assert len(page.texts("pre")) == 8
+    assert page.texts("summary") == ["2 more"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(story: WrittenHistory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/pages cannot be written \(Not a directory\): set --out to"):
+        write(story, noon(LAST), tmp_path / "file/pages")
+
+
+def test_primary_charts_stand_in_the_specs_order_each_with_its_own_acknowledgements(tmp_path: Path) -> None:
+    written = regressed(tmp_path)
+    written.acknowledge(f"tokenizer/{SHAPE}", NIGHTS[16])
+    figures = words(write(written, noon(NIGHTS[16]), tmp_path / "pages"), "figure")
+    assert [figure.split()[0] for figure in figures] == ["PSNR", "Shapes", "LPIPS"]
+    assert [" A " in figure for figure in figures] == [False, True, False]
+
+
+def test_a_share_is_drawn_in_per_cent_with_its_interval_around_it(tmp_path: Path) -> None:
+    page = write(regressed(tmp_path), noon(NIGHTS[16]), tmp_path / "pages")
+    [_, trace] = shape(page, "trace")[:2]
+    [_, whiskers] = shape(page, "whisker")
+    value = int(trace.split()[1])
+    low, high = (int(place) for place in re.findall(r"M0 (\d+)V(\d+)", whiskers)[0])
+    assert low > value > high
+    assert low + high == pytest.approx(2 * value, abs=2)
+    assert "2 Nov 2026: 118.30 % (108.30 to 128.30)" in page.texts("title")
