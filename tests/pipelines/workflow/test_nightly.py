@@ -86,6 +86,17 @@ def test_a_tick_fills_the_night_of_its_own_date_over_changes_of_clocks_too(
     assert partitions.get_partition_keys(current_time=moment)[-1] == night
 
 
+@pytest.mark.parametrize(
+    ("zone", "time"), [("Asia/Tokyo", "0 3 * * *"), ("America/Los_Angeles", "0 22 * * *")]
+)
+def test_a_night_has_the_date_of_its_own_zone(tmp_path: Path, zone: str, time: str) -> None:
+    small = SmallNightly(tmp_path, schedule={"cron": time, "timezone": zone})
+    before = datetime(2026, 11, 20, tzinfo=ZoneInfo(zone)).timestamp()
+    request = tick(small, next(cron_string_iterator(before, time, zone)))
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == "2026-11-20"
+
+
 def test_a_tick_asks_for_no_night_that_is_done_or_paused_or_missed(small: SmallNightly) -> None:
     at_two = datetime(2026, 11, 3, 1, tzinfo=UTC)
     small.at("2026-11-03")
