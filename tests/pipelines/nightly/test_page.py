@@ -681,3 +681,23 @@ def test_a_share_is_drawn_in_per_cent_with_its_interval_around_it(tmp_path: Path
     assert low > value > high
     assert low + high == pytest.approx(2 * value, abs=2)
     assert "2 Nov 2026: 118.30 % (108.30 to 128.30)" in page.texts("title")
+
+
+def test_a_failed_night_that_no_spec_expects_is_told_without_a_command(tmp_path: Path) -> None:
+    written = WrittenHistory(spec_of(str(tmp_path)))
+    written.attempt("2026-10-01", "0001", "OSError: disk full")
+    page = write(written, datetime(2026, 11, 1, tzinfo=UTC), tmp_path / "pages")
+    assert "F The night of 1 Oct 2026 failed" in words(page, "h3")
+    assert page.texts("pre") == []
+
+
+def test_a_model_within_the_history_is_linked_by_a_relative_path(tmp_path: Path) -> None:
+    written = WrittenHistory(spec_of(str(tmp_path)))
+    place = f"{tmp_path}/nightly/small/models/a b"
+    written.night(
+        NIGHTS[0], ("tokenizer", written.subject(NIGHTS[0], "tokenizer", {PSNR: 25.3}, place=place))
+    )
+    out = tmp_path / "nightly/small/pages"
+    write(written, noon(NIGHTS[0]), out)
+    links = {one.text: one.attributes["href"] for one in night_page(out, NIGHTS[0]).of_tag("a")}
+    assert links["Model folder"] == "../../models/a%20b"
