@@ -243,10 +243,12 @@ def _course(seen: Sequence[_Seen], figures: Figures) -> str:
 
 def _bands(name: SeriesName, seen: Sequence[_Seen], figures: Figures) -> Iterator[Band]:
     for one in seen:
-        reference = reference_of(one.night.judged(name.full))
-        if reference is not None:
+        verdict = one.night.judged(name.full)
+        reference = reference_of(verdict)
+        if verdict is not None and reference is not None:
             low, high = reference
-            yield Band(one.slot, low * figures.factor, high * figures.factor)
+            segment = str(verdict.chart.get("segment", ""))
+            yield Band(one.slot, low * figures.factor, high * figures.factor, segment)
 
 
 def _levels(name: SeriesName, seen: Sequence[_Seen], figures: Figures, slots: dict[str, int]) -> list[Level]:

@@ -30,6 +30,8 @@ class Band(NamedTuple):
     slot: int
     low: float
     high: float
+    segment: str = ""
+    """Nights of unlike segments have areas of their own."""
 
 
 class Level(NamedTuple):
@@ -90,11 +92,12 @@ def _polyline(points: Sequence[tuple[int, int]]) -> str:
 
 def areas(bands: Sequence[Band], scale: Scale) -> str:
     """Return the areas of bands, those of neighbouring nights in one piece; a night alone is a line."""
-    lower = {band.slot: scale.y(band.low) for band in bands}
     shapes: list[str] = []
-    for run in _runs([(band.slot, scale.y(band.high)) for band in bands]):
-        back = [(slot, lower[slot]) for slot, _ in reversed(run)]
-        shapes.append(f"M{_polyline(run)} {_polyline(back)}z")
+    for _, group in groupby(bands, key=lambda band: band.segment):
+        of_segment = {band.slot: band for band in group}
+        for run in _runs([(band.slot, scale.y(band.high)) for band in of_segment.values()]):
+            back = [(slot, scale.y(of_segment[slot].low)) for slot, _ in reversed(run)]
+            shapes.append(f"M{_polyline(run)} {_polyline(back)}z")
     return "".join(shapes)
 
 

@@ -77,6 +77,12 @@ def test_bands_levels_baselines_and_pauses_are_drawn_where_they_hold() -> None:
     assert shape(chart, "pause") == "M1.5 0h2v400h-2z"
 
 
+def test_references_of_two_segments_are_two_areas() -> None:
+    bands = [Band(slot, 0.0, 10.0, segment) for slot, segment in enumerate("aabb")]
+    chart = drawn([point(0, 0.0)], bands=bands)
+    assert shape(chart, "band") == "M0 0 1 0 1 400 0 400zM2 0 3 0 3 400 2 400z"
+
+
 def test_intervals_are_whiskers_in_a_chart_with_links_and_one_area_in_others() -> None:
     points = [point(0, 5.0, 0.0, 10.0), point(1, 5.0, 2.5, 7.5), point(2, 5.0)]
     assert shape(drawn(points, has_links=True, least_range=10.0), "whisker") == "M0 400V0M1 300V100"
