@@ -22,7 +22,6 @@ from dualtoken.pipelines.nightly.records import (
     PauseRecord,
     SeriesValue,
     VerdictRecord,
-    stamp,
 )
 from dualtoken.pipelines.nightly.states import NightState, night_states
 from dualtoken.pipelines.nightly.verdicts import judge_night
@@ -174,6 +173,3 @@ def nights_from(first: str, number: int) -> list[str]:
 def noon(night: str) -> datetime:
     """Return the noon after a night."""
     return datetime.fromisoformat(f"{night}T12:00:00+00:00")
-
-
-__all__ = ["CHART", "WrittenHistory", "digest", "nights_from", "noon", "spec_of", "stamp"]
