@@ -67,6 +67,9 @@ class EvaluationSet(Config):
     """Names of the classes, in the order of their numbers where labels are numbers."""
     max_images: PositiveInt | None = None
     """Images to take, the first by key; by default all."""
+    key_below: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Take the samples alone whose key, mapped to 0 to 1, is below this: those that `heldout.fraction` holds
+    out of a run's own shards."""
     licence: str = not_in_fingerprint(default="")
     """Licence of the images, for the card."""
 
@@ -202,9 +205,9 @@ class MeasureConfig(Config):
     """The recipe's `measure` key: an evaluation that belongs to a run, of its own tokenizer."""
 
     sets: dict[Name, AnySet] = Field(default_factory=dict)
-    """Sets; by default the recipe's held-out corpus as it was downloaded."""
+    """Sets; by default the recipe's held-out samples as they were downloaded."""
     max_images: PositiveInt | None = None
-    """Images of the held-out corpus to take, the first by key; by default all."""
+    """Held-out images to take of a corpus, the first by key; by default all."""
     protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
 
 

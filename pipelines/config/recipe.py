@@ -73,14 +73,6 @@ class Recipe(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _measures_some_set(self) -> "Recipe":
-        if self.measure is None or self.measure.sets or isinstance(self.heldout, HeldoutCorpus):
-            return self
-        raise ValueError(
-            "measure has no sets, and heldout.kind=fraction holds out no corpus of its own: set measure.sets"
-        )
-
-    @model_validator(mode="after")
     def _loads_its_corpora(self) -> "Recipe":
         readable = self.corpora.keys() & (self.load.corpora or self.training_corpora)
         unknown = sorted(self.load.named() - readable)

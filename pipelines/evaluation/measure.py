@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.evaluation import AnySet, EvaluationConfig, ShardsSet
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.measurement import MEASUREMENT, Measurement
@@ -48,15 +49,19 @@ class Worker:
         return UnitOutput((MEASUREMENT, *names), None)
 
     def _sets(self) -> Mapping[str, AnySet]:
-        """Return the recipe's sets, or else its held-out corpora as they were downloaded."""
+        """Return the recipe's sets, or else its held-out samples as they were downloaded."""
         measure = self._job.recipe.measure
         assert measure is not None
         if measure.sets:
             return measure.sets
+        heldout = self._job.recipe.heldout
+        key_below = heldout.fraction if isinstance(heldout, HeldoutFraction) else None
         sets: dict[str, AnySet] = {}
         for corpus in self._job.recipe.heldout_corpora:
             folder = self._job.input("download", corpus).url
-            sets[corpus] = ShardsSet(kind="shards", folder=folder, max_images=measure.max_images)
+            sets[corpus] = ShardsSet(
+                kind="shards", folder=folder, max_images=measure.max_images, key_below=key_below
+            )
         return sets
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store, join
 from dualtoken.pipelines.config.evaluation import AnySet
-from dualtoken.pipelines.core.ledger import KEY_BYTES
+from dualtoken.pipelines.core.ledger import KEY_BYTES, key_fraction
 from dualtoken.pipelines.core.receipts import Record, Sha256, SingleName
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.set_rows import SetRow, set_rows
@@ -97,6 +97,8 @@ def _spooled(name: str, config: AnySet, stream: IO[bytes]) -> Iterator[_Entry]:
     """Yield a set's samples, their images appended to a file: more than memory holds."""
     names: dict[bytes, str] = {}
     for row in set_rows(name, config):
+        if config.key_below is not None and key_fraction(row.key) >= config.key_below:
+            continue
         if row.key in names:
             raise UserError(
                 f"sets.{name} has a key twice, of {names[row.key]} and {row.name}: take one of them out"

@@ -61,7 +61,7 @@ def test_ray_and_this_process_give_identical_bytes(
     # The report names the times and folders of its run.
     assert in_process.pop("report")[0][0] == on_ray.pop("report")[0][0]
     assert on_ray == in_process
-    assert len(on_ray) == 16
+    assert len(on_ray) == 17
 
 
 class _Killer(ray_executor._UnitActor):

@@ -51,7 +51,7 @@ def test_a_declared_stage_is_planned_run_watched_repaired_forgotten_and_explaine
     assert any(line.split()[:2] == ["brightness", CORPUS] for line in dualtoken("plan", *recipe).splitlines())
 
     lines = dualtoken("run", *recipe, "--in-process").splitlines()
-    assert lines[0] == "brightness (stage 11 of 12): 13 units to do"
+    assert lines[0] == "brightness (stage 12 of 13): 13 units to do"
     assert lines[-1].startswith("report: ")
     report = json.loads(Path(lines[-1].removeprefix("report: ")).with_name("report.json").read_text())
     assert "brightness" in {stage["command"] for stage in report["stages"]}

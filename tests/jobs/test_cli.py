@@ -105,16 +105,17 @@ def test_a_finished_run_says_so_and_names_its_report(finished: Recipe) -> None:
 def test_plan_and_status_tell_of_every_step(finished: Recipe) -> None:
     for command in ("plan", "status"):
         lines = run_dualtoken(command, TINY, "--root", finished.root).stdout.splitlines()
-        assert [line.split()[0] for line in lines[1:18]] == [
+        assert [line.split()[0] for line in lines[1:19]] == [
             *("scenes", "scenes", "download", "download", "teacher", "score", "score", "filter", "filter"),
-            *("targets", "targets", "train", "pretokenize", "pretokenize", "mllm", "examine", "report"),
+            *("targets", "targets", "train", "pretokenize", "pretokenize", "mllm", "examine"),
+            *("measure", "report"),
         ]
-    assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder idle +idle longest in", lines[18])
-    assert [line.split()[:2] for line in lines[19:]] == [
+    assert re.match(r"seconds of +corpus +fetch +wait +encode .* encoder idle +idle longest in", lines[19])
+    assert [line.split()[:2] for line in lines[20:]] == [
         ["pretokenize", "tiny-train"],
         ["pretokenize", "tiny-heldout"],
     ]
-    assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[19:])
+    assert all(re.search(r" \d+% +[a-z]+$", line.rstrip()) for line in lines[20:])
 
 
 def test_a_damaged_page_of_a_table_passes_the_plan_and_is_named_by_the_download(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_sigterm_ends_a_run_with_143_and_one_line(tmp_path: Path) -> None:
         cwd=PROJECT,
     )
     assert run.stdout is not None
-    assert run.stdout.readline() == "scenes (stage 1 of 11): 13 units to do\n"
+    assert run.stdout.readline() == "scenes (stage 1 of 12): 13 units to do\n"
     assert "done" in run.stdout.readline()
     run.terminate()
     _, errors = run.communicate(timeout=60)

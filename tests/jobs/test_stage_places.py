@@ -154,7 +154,7 @@ def test_every_command_on_a_finished_stage_takes_a_recipe(finished: Recipe, tmp_
     printed = {command: printed_lines(command, *arguments) for command, arguments in calls.items()}
     assert printed["inspect"][0].startswith(f"{tokens_job(finished).folder}/data/00003.arrow: ")
     # A recipe's own folders alone, each of them.
-    assert len(printed["verify"]) == 17
+    assert len(printed["verify"]) == 18
     assert all(line.endswith(", all as committed") for line in printed["verify"])
     assert printed["tokenize"] == [f"1 image, {tmp_path}/codes.safetensors"]
 

@@ -240,7 +240,7 @@ def test_documents_that_answer_name_their_column() -> None:
 
 def test_a_recipe_without_the_key_has_no_such_stage(tmp_path: Path, load_tiny: LoadTiny) -> None:
     recipe = load_tiny(tmp_path, "mllm=null")
-    assert [planned.stage for planned in Planner(recipe).plan()][-2:] == ["pretokenize", "report"]
+    assert [planned.stage for planned in Planner(recipe).plan()][-3:] == ["pretokenize", "measure", "report"]
     for command in ("mllm", "examine"):
         with pytest.raises(UserError, match=f"^{command}: the recipe tiny has no mllm: add the key$"):
             run_command(command, recipe, LocalExecutor(), lambda _: None)
