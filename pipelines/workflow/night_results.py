@@ -57,13 +57,12 @@ def checked_night(state: NightState) -> Iterator[CheckedNight]:
     """Yield the three checks of a night that is over."""
     ran = state.state not in UNMEASURED
     comparable = ran and (state.state not in _NOT_COMPARABLE or state.is_settled)
-    judged = comparable and bool(state.series)
     passed: dict[CheckName, bool] = {
         "ran": ran,
         "comparable": comparable,
-        "not_regressed": judged and (state.state not in REGRESSED or state.is_settled),
+        "not_regressed": comparable and (state.state not in REGRESSED or state.is_settled),
     }
-    made: dict[CheckName, bool] = {"ran": True, "comparable": ran, "not_regressed": judged}
+    made: dict[CheckName, bool] = {"ran": True, "comparable": ran, "not_regressed": comparable}
     for name, is_passed in passed.items():
         severity = dg.AssetCheckSeverity.ERROR if made[name] else dg.AssetCheckSeverity.WARN
         yield CheckedNight(name, is_passed, severity, _sentence(state), state_metadata(state))

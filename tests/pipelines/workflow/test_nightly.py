@@ -15,7 +15,7 @@ from dagster._utils.schedules import cron_string_iterator
 from dualtoken.pipelines.config.cron import parse_cron
 from dualtoken.pipelines.config.nightly import ScheduleConfig
 from dualtoken.pipelines.nightly.check import check
-from dualtoken.pipelines.nightly.decisions import Person, pause
+from dualtoken.pipelines.nightly.decisions import Person, accept, pause
 from dualtoken.pipelines.nightly.run import run_night
 from dualtoken.pipelines.nightly.session import Session
 from dualtoken.pipelines.workflow.nightly_face import dagster_cron_line, night_partitions
@@ -119,7 +119,7 @@ def test_a_tick_that_comes_after_the_deadline_leaves_its_night_to_the_sensor(sma
 def test_a_run_measures_its_night_and_shows_its_numbers(
     small: SmallNightly, instance: dg.DagsterInstance
 ) -> None:
-    small.at("2026-11-03")
+    small.at("2026-11-03", "05:00")
     result = run_partition(small, "2026-11-03", instance)
     (shown,) = result.asset_materializations_for_node("nightly_small")
     assert shown.partition == "2026-11-03"
@@ -168,6 +168,32 @@ def test_of_a_night_that_does_not_compare_nothing_is_said_of_a_regression(
         "comparable": (False, ERROR),
         "not_regressed": (False, WARN),
     }
+
+
+def test_a_night_that_a_person_accepts_passes_its_checks(
+    small: SmallNightly, instance: dg.DagsterInstance
+) -> None:
+    for day in range(2, 5):
+        small.at(f"2026-11-{day:02d}")
+        run_night(Session(small.spec, small.nightly))
+    small.measure.set_evaluator(offset=-1.0)
+    small.at("2026-11-05")
+    run_night(Session(small.spec, small.nightly))
+    accept(Session(small.spec, small.nightly), "2026-11-05", Person("eva", "a new SciPy"))
+    found = checks(run_partition(small, "2026-11-05", instance))
+    assert [passed for passed, _ in found.values()] == [True, True, True]
+
+
+def test_a_night_whose_run_was_killed_before_its_verdict_is_judged_and_not_measured_again(
+    small: SmallNightly, instance: dg.DagsterInstance
+) -> None:
+    run_night(Session(small.spec, small.nightly))
+    (verdict,) = Path(small.spec.root).rglob("verdict-*.json")
+    verdict.unlink()
+    small.at("2026-11-02", "15:00")
+    (shown,) = run_partition(small, "2026-11-02", instance).asset_materializations_for_node("nightly_small")
+    assert shown.metadata["state"] == dg.MetadataValue.text("ok")
+    assert len(small.measure.measured) == 2
 
 
 def test_a_night_that_failed_is_a_failed_run_with_its_own_error(

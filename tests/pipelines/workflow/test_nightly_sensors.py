@@ -152,6 +152,14 @@ def test_nights_of_commands_and_missed_ones_are_shown_once_with_their_checks(
     assert (nights, checks) == (["2026-11-04"], {"2026-11-04": GOOD})
 
 
+def test_checks_wait_for_a_run_that_may_still_make_them(
+    small: SmallNightly, instance: dg.DagsterInstance
+) -> None:
+    run_night(session(small))
+    note_run(small, instance, "2026-11-02", dg.DagsterRunStatus.STARTED)
+    assert look_for_states(small, instance) == (["2026-11-02"], {})
+
+
 def test_a_night_of_dagsters_own_is_not_shown_again(
     small: SmallNightly, instance: dg.DagsterInstance
 ) -> None:
