@@ -152,6 +152,24 @@ def test_nights_of_commands_and_missed_ones_are_shown_once_with_their_checks(
     assert (nights, checks) == (["2026-11-04"], {"2026-11-04": GOOD})
 
 
+def test_nights_from_before_the_first_partition_are_not_shown(
+    small: SmallNightly, tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    run_night(session(small))
+    later = SmallNightly(tmp_path, schedule={"start": "2026-11-03"}).at("2026-11-03")
+    run_night(session(later))
+    nights, checks = look_for_states(later, instance)
+    assert (nights, list(checks)) == (["2026-11-03"], ["2026-11-03"])
+
+
+def test_of_tonight_nothing_is_shown_before_it_is_over(
+    small: SmallNightly, instance: dg.DagsterInstance
+) -> None:
+    run_night(session(small))
+    small.at("2026-11-03", "00:10")
+    assert look_for_states(small, instance) == (["2026-11-02"], {"2026-11-02": GOOD})
+
+
 def test_checks_wait_for_a_run_that_may_still_make_them(
     small: SmallNightly, instance: dg.DagsterInstance
 ) -> None:
