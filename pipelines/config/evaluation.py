@@ -1,15 +1,16 @@
 """What `evaluate` reads: evaluation sets and protocols by name; imports neither torch nor ray."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from dualtoken.model.config.base import (
     Config,
     Location,
     PositiveInt,
     Precision,
+    in_fingerprint_unless_default,
     not_in_fingerprint,
 )
 from dualtoken.pipelines.config.corpora import CaptionKey, CaptionKeys, Name, QuoteMarks
@@ -53,6 +54,7 @@ MetricName = Literal[
     "linear_probe",
     "linear_probe_teacher",
     "fd_teacher",
+    "fd",
 ]
 """Metrics of tokenizers, each described by `evaluation.metric_catalogue`.
 
@@ -129,6 +131,16 @@ class ParquetSet(EvaluationSet):
 AnySet = Annotated[ScenesSet | ShardsSet | FolderSet | ParquetSet, Field(discriminator="kind")]
 
 
+class WeightFile(NamedTuple):
+    """A file of weights that a protocol names."""
+
+    key: str
+    """Key that names it."""
+    file: Path
+    sha256: str | None
+    """Digest that it must have, where one is set."""
+
+
 class PerceptualWeights(Config):
     """Files with the weights of a perceptual metric; their contents count, not where they are."""
 
@@ -140,10 +152,63 @@ class PerceptualWeights(Config):
     """File with the weights on top of it; by default the one that torchmetrics ships."""
     heads_sha256: Sha256 | None = not_in_fingerprint(default=None)
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> list[WeightFile]:
         """Return the files that are named."""
-        named = {"backbone": self.backbone, "heads": self.heads}
-        return {name: Path(file) for name, file in named.items() if file is not None}
+        found = [WeightFile("backbone", Path(self.backbone), self.backbone_sha256)]
+        if self.heads is not None:
+            found.append(WeightFile("heads", Path(self.heads), self.heads_sha256))
+        return found
+
+
+class _FeatureWeights(Config):
+    """What all feature networks share: a file of weights, whose content counts, not where it is."""
+
+    file: Location = not_in_fingerprint()
+    """File with the network's weights: safetensors, or torch's own."""
+    sha256: Sha256 | None = not_in_fingerprint(default=None)
+    """Digest that the file must have."""
+
+    def files(self) -> list[WeightFile]:
+        """Return the file."""
+        return [WeightFile("file", Path(self.file), self.sha256)]
+
+
+_Colours = tuple[float, float, float]
+_Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class TimmFeatures(_FeatureWeights):
+    """Features of any architecture of timm's, with weights from a file.
+
+    Images are resized whole, and neither rounded nor clamped after it.
+    """
+
+    kind: Literal["timm"]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+    """timm's name of the architecture; a tag after a dot decides nothing but its head and its size."""
+    image_size: PositiveInt
+    """Pixels a side that the network sees; position embeddings of another size are interpolated."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    antialias: bool = True
+    """Filter before images are made smaller, as Pillow does; without it, as old resizers of FID did not."""
+    mean: _Colours = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue, where levels are 0 to 1; by default ImageNet's."""
+    std: _Deviations = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue, where levels are 0 to 1."""
+    pool: Literal["avg", "cls"] = "avg"
+    """`avg`: mean over positions, without class and register tokens; `cls`: the class token."""
+
+
+class TorchFidelityFeatures(_FeatureWeights):
+    """The 2,048 features of Inception that FID is made from, by the package torch-fidelity.
+
+    It resizes as TensorFlow 1 did.
+    """
+
+    kind: Literal["torch_fidelity"]
+
+
+AnyFeatures = Annotated[TimmFeatures | TorchFidelityFeatures, Field(discriminator="kind")]
 
 
 class TokenizerProtocol(Config):
@@ -166,6 +231,8 @@ class TokenizerProtocol(Config):
     """Weights of LPIPS (arXiv 1801.03924), for that metric."""
     dists: PerceptualWeights | None = None
     """Weights of DISTS (arXiv 2004.07728), for that metric."""
+    features: AnyFeatures | None = in_fingerprint_unless_default(default=None)
+    """Network whose features `fd` compares; float32 whatever the precision of the others."""
     templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("a photo of {}.",)
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
@@ -185,6 +252,8 @@ class TokenizerProtocol(Config):
         for name in ("lpips", "dists"):
             if name in self.metrics and getattr(self, name) is None:
                 raise ValueError(f"metrics: {name} needs the weights of its networks: set {name}.backbone")
+        if "fd" in self.metrics and self.features is None:
+            raise ValueError("metrics: fd needs a feature network: set features, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -17,12 +17,12 @@ from dualtoken.model.training.dists import load_dists
 from dualtoken.model.training.lpips import load_lpips
 from dualtoken.model.training.vgg16 import MissingWeightsError
 from dualtoken.model.vision.transform import normalize
-from dualtoken.pipelines.config.evaluation import PerceptualWeights, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import MetricName, PerceptualWeights, TokenizerProtocol
 from dualtoken.pipelines.errors import UserError
 
 METRICS = ("psnr", "ssim", "ms_ssim", "lpips", "dists")
-PERCEPTUAL = ("lpips", "dists")
-"""Metrics that are made by a network, whose weights are files."""
+_WEIGHTS: dict[MetricName, str] = {"lpips": "lpips", "dists": "dists", "fd": "features"}
+"""Key of a protocol that names the files with the weights of a metric's network."""
 Levels = UInt8[Tensor, "B 3 S S"]
 
 
@@ -72,27 +72,26 @@ class Closeness:
 
 
 def weight_digests(protocol: TokenizerProtocol) -> dict[str, dict[str, str]]:
-    """Return the SHA-256 of the weight files that a protocol's metrics read, by metric and file.
+    """Return the SHA-256 of the weight files that a protocol's metrics read, by the keys that name them.
 
     Raises `UserError` for a file that is missing, or has another digest than the protocol says.
     """
     found: dict[str, dict[str, str]] = {}
-    for metric in PERCEPTUAL:
-        weights: PerceptualWeights | None = getattr(protocol, metric)
+    for metric, key in _WEIGHTS.items():
+        weights = getattr(protocol, key)
         if metric not in protocol.metrics or weights is None:
             continue
-        for name, file in weights.files().items():
+        for name, file, expected in weights.files():
             try:
                 sha256 = digest(file).sha256
-            except FileNotFoundError:
-                raise UserError(f"protocols: {metric}.{name}={file} is no file: put it there") from None
-            expected = getattr(weights, f"{name}_sha256")
+            except (FileNotFoundError, IsADirectoryError):
+                raise UserError(f"protocols: {key}.{name}={file} is no file: put it there") from None
             if expected is not None and expected != sha256:
                 raise UserError(
-                    f"protocols: {metric}.{name}={file} has the SHA-256 {sha256}, not {expected}: "
+                    f"protocols: {key}.{name}={file} has the SHA-256 {sha256}, not {expected}: "
                     "fetch it again, or set the digest"
                 )
-            found.setdefault(metric, {})[name] = sha256
+            found.setdefault(key, {})[name] = sha256
     return found
 
 

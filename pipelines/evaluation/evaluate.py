@@ -25,6 +25,7 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdi
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.closeness import METRICS, Closeness
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch, EvaluatedSample
+from dualtoken.pipelines.evaluation.feature_network import FeatureNetwork
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, needs_teacher
 from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
 from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
@@ -82,12 +83,17 @@ class Worker:
             model = job.input(MODEL_INPUT).local_folder(Path(scratch) / MODEL_INPUT)
             self._tokenizer = TokenizerRunner(model, self._device, self._protocol.precision)
         self._understanding = self._open_teacher(job) if needs_teacher(self._protocol) else None
+        self._feature_network = self._open_feature_network() if "fd" in self._metrics else None
 
     def _open_teacher(self, job: StageJob[EvaluationConfig]) -> Understanding:
         with scratch_folder() as scratch:
             folder = job.input(TEACHER_INPUT).local_folder(Path(scratch) / TEACHER_INPUT)
             teacher = TeacherRunner(folder, self._device, self._protocol.precision)
         return Understanding(self._tokenizer, teacher, self._set.class_names, self._protocol.templates)
+
+    def _open_feature_network(self) -> FeatureNetwork:
+        assert self._protocol.features is not None, "the protocol requires it"
+        return FeatureNetwork(self._protocol.features, self._device)
 
     def run(self, unit: Unit, scratch: Path) -> UnitOutput:
         """Write a unit's scores and states."""
@@ -168,7 +174,14 @@ class Worker:
                 ids = torch.from_numpy(getattr(batch.codes, stream)[: batch.size].astype(np.int64))
                 num_codes = getattr(self._tokenizer.config, stream).num_codes
                 states[f"counts_{stream}"] = count_codes(ids, num_codes)
-        late = [name for name in self._metrics if CATALOGUE[name].needs_every_sample]
+        if self._feature_network is not None:
+            originals = self._closeness.compared(batch.originals)
+            reconstructions = self._closeness.compared(batch.reconstructions)
+            states |= self._feature_network.states(originals, reconstructions, batch.size)
+        late: list[MetricName] = []
+        for name in self._metrics:
+            if CATALOGUE[name].needs_every_sample and CATALOGUE[name].needs_teacher:
+                late.append(name)
         if late:
             states |= embeddings.rows(late)
         if late and "labels" in self._set.has:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.metrics.classification import is_neighbour_class
 from dualtoken.model.metrics.codebook import code_rate, codebook_use
-from dualtoken.model.metrics.frechet import influences_by, moments, transport
+from dualtoken.model.metrics.frechet import Moments, influences_by, merge, moments, no_moments, transport
 from dualtoken.model.metrics.linear_probe import fit_linear_probe, is_probed_class
 from dualtoken.model.metrics.retrieval import is_recalled, retrieve
 from dualtoken.pipelines.config.evaluation import EvaluationConfig, MetricName, TokenizerProtocol
@@ -28,6 +28,7 @@ from dualtoken.pipelines.core.receipts import FileRecord
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.evaluate import SET_INPUT, STREAMS, score_file, state_file
+from dualtoken.pipelines.evaluation.feature_network import ORIGINALS, RECONSTRUCTIONS
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, margin
 from dualtoken.pipelines.evaluation.protocols import protocol_content, protocol_hash
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, data_file
@@ -42,6 +43,13 @@ from dualtoken.pipelines.evaluation.summary import SCORES, MetricValue, SetResul
 RESULT = "result.json"
 _KNOWN_SHARE = 0.5
 """Share of the samples, by key, that probe and neighbours learn from; the others are scored."""
+_DISTANCES: dict[MetricName, tuple[str, str]] = {
+    "fd_teacher": ("rows_teacher", "rows_reconstructions"),
+    "fd": (ORIGINALS, RECONSTRUCTIONS),
+}
+"""States with the features of images and of reconstructions, by Fréchet distance."""
+_DISTANCE_ROWS = 4096
+"""Rows whose features are float64 at once: 64 MB of Inception's. Other parts would give other last bits."""
 
 
 class TokenizerSizes(NamedTuple):
@@ -118,7 +126,7 @@ class _Whole:
             metric = CATALOGUE[name]
             if not metric.is_per_sample:
                 found[name] = self._of_counts(name)
-            elif name == "fd_teacher":
+            elif name in _DISTANCES:
                 found[name] = self._distance(name)
             else:
                 if metric.needs_every_sample:
@@ -231,19 +239,36 @@ class _Whole:
 
     def _distance(self, name: MetricName) -> MetricValue:
         """Return the Fréchet distance of reconstructions and images, and keep each sample's influence."""
-        originals = self._rows["rows_teacher"].double()
-        reconstructions = self._rows["rows_reconstructions"].double()
-        centre = torch.zeros(originals.shape[1], dtype=torch.float64)
+        of_originals, of_reconstructions = _DISTANCES[name]
+        originals = self._rows[of_originals]
+        reconstructions = self._rows[of_reconstructions]
         try:
-            maps = transport(moments(reconstructions, centre), moments(originals, centre))
+            maps = transport(_moments(reconstructions), _moments(originals))
         except ValueError as error:
             raise UserError(
                 f"sets.{self._resolved.name}: {name}: {error}: leave it out, or give more"
             ) from None
-        influences = influences_by(maps, reconstructions, originals, centre)
+        parts: list[Tensor] = []
+        for part in torch.arange(len(originals)).split(_DISTANCE_ROWS):
+            centre = _centre(originals)
+            parts.append(influences_by(maps, reconstructions[part], originals[part], centre))
+        influences = torch.cat(parts)
         column = f"{name}_influence"
         self._scores = self._scores.append_column(column, pa.array(influences.numpy(), pa.float64()))
         clusters = self._clusters()
         names = None if clusters is None else clusters.to_numpy()
         estimate = influence_estimate(maps.distance, influences.numpy(), names, name=column)
         return self._value(name, estimate, column)
+
+
+def _centre(features: Tensor) -> Tensor:
+    """Return the fixed centre that sums over features are made around."""
+    return torch.zeros(features.shape[1], dtype=torch.float64)
+
+
+def _moments(features: Tensor) -> Moments:
+    """Return the moments of features, part by part, so that few of them are float64 at once."""
+    found = no_moments(features.shape[1])
+    for part in features.split(_DISTANCE_ROWS):
+        found = merge(found, moments(part, _centre(features)))
+    return found

@@ -88,6 +88,9 @@ CATALOGUE: dict[MetricName, Metric] = {
         needs_teacher=True,
         needs_every_sample=True,
     ),
+    "fd": Metric(
+        "Frechet distance in a network's features", "lower", unit="", margin=0.05, needs_every_sample=True
+    ),
 }
 
 

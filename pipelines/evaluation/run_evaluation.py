@@ -39,6 +39,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, STAGE, TEACHER_INPUT
 from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSizes, finish_evaluation
 from dualtoken.pipelines.evaluation.evaluation_card import card
+from dualtoken.pipelines.evaluation.feature_network import feature_width, require_enough_images
 from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has, require_size
 from dualtoken.pipelines.evaluation.protocols import protocol_hash
 from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
@@ -58,7 +59,7 @@ VERSION = 1
 """Raised when the same inputs give other bytes than before."""
 WORKER = "dualtoken.pipelines.evaluation.evaluate:Worker"
 _CODE = ("dualtoken.pipelines.evaluation.evaluate", "dualtoken.pipelines.evaluation.evaluate_finish")
-_PACKAGES = ("torch", "torchvision", "pillow", "numpy", "pyarrow", "open_clip_torch", "ray")
+_PACKAGES = ("torch", "torchvision", "pillow", "numpy", "pyarrow", "open_clip_torch", "timm", "ray")
 _NO_MODEL = (STAGE_FILE, MANIFEST_FILE, CARD)
 """Files of a trained model's folder that do not decide what it computes."""
 
@@ -126,6 +127,7 @@ def run_evaluation(
             }
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
             runs.append(_SetRun(job, identity))
+    _require_features(runs)
     _run(runs, executor, print_line)
     results = [_result(run.job, sizes, teacher_digest) for run in runs]
     return _written(root, subject, results, runs)
@@ -134,6 +136,24 @@ def run_evaluation(
 class _SetRun(NamedTuple):
     job: StageJob[EvaluationConfig]
     identity: dict[str, Any]
+
+
+def _require_features(runs: Sequence[_SetRun]) -> None:
+    """Raise `UserError` where the network of `fd` cannot be opened, or has too many channels for a set.
+
+    It is opened here too, since a worker would tell of it only once others have begun.
+    """
+    widths: dict[str, int] = {}
+    for job, _ in runs:
+        ((protocol_name, protocol),) = job.recipe.protocols.items()
+        if "fd" not in protocol.metrics or read_manifest(job.store()) is not None:
+            continue
+        assert protocol.features is not None, "the protocol requires it"
+        if protocol_name not in widths:
+            widths[protocol_name] = feature_width(protocol.features)
+        (set_name,) = job.recipe.sets
+        num_images = sum(unit.rows for unit in job.units)
+        require_enough_images(protocol_name, set_name, num_images, widths[protocol_name])
 
 
 def _teacher_digest(model: ModelPlace) -> str:
