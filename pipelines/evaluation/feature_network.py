@@ -174,11 +174,11 @@ def _tensors(features: AnyFeatures) -> Mapping[str, Tensor]:
 def _load(network: nn.Module, tensors: Mapping[str, Tensor], features: TimmFeatures) -> None:
     """Load a network's weights, all of them and no others."""
     expected = network.state_dict()
-    for name, tensor in tensors.items():
-        if name in expected and tensor.shape != expected[name].shape:
+    for name, value in expected.items():
+        if name in tensors and tensors[name].shape != value.shape:
             raise UserError(
-                f"protocols: features.file={features.file} has {name} of shape {tuple(tensor.shape)}, and "
-                f"{features.model} {tuple(expected[name].shape)}: name the file of that architecture"
+                f"protocols: features.file={features.file} has {name} of shape {tuple(tensors[name].shape)}, "
+                f"and {features.model} {tuple(value.shape)}: name the file of that architecture"
             )
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     for problem, names in (("has no", missing), ("has, beside its weights,", unexpected)):

@@ -105,6 +105,10 @@ def plain_features(vit: Any, levels: Tensor, settings: dict[str, object]) -> Ten
     return tokens[:, 0] if settings.get("pool") == "cls" else tokens[:, 1:].mean(dim=1)
 
 
+def noise(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(1))
+
+
 def same(levels: Tensor) -> Tensor:
     return levels
 
@@ -164,7 +168,7 @@ def test_bits_depend_on_no_order_of_units(
 
 def test_an_image_does_not_depend_on_those_beside_it_nor_on_padding(weights: Path) -> None:
     open_network = FeatureNetwork(TimmFeatures.model_validate(features_of(weights)), CPU)
-    levels = torch.randint(0, 256, (BATCH, 3, 64, 64), dtype=torch.uint8)
+    levels = noise(BATCH)
     states = open_network.states(levels, levels.flip(0), 5)
     assert [tuple(value.shape) for value in states.values()] == [(5, D)] * 2
     assert {value.dtype for value in states.values()} == {torch.float32}
@@ -178,7 +182,7 @@ def test_a_network_of_convolutions_is_pooled_over_positions(tmp_path: Path) -> N
     net = network("test_resnet")
     torch.save(net.state_dict(), tmp_path / "resnet.pth")
     values = features_of(tmp_path / "resnet.pth", model="test_resnet", image_size=64, mean=HALF, std=HALF)
-    levels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    levels = noise(2)
     with torch.no_grad():
         expected = net.forward_features(levels.float() / 127.5 - 1).mean(dim=(2, 3))
     found = FeatureNetwork(TimmFeatures.model_validate(values), CPU)(levels)
@@ -310,7 +314,7 @@ def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
     theirs = Untrained("inception", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
     torch.save(theirs.state_dict(), tmp_path / "inception.pth")
     features = TorchFidelityFeatures(kind="torch_fidelity", file=str(tmp_path / "inception.pth"))
-    levels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    levels = noise(2)
     assert torch.equal(FeatureNetwork(features, CPU)(levels), theirs(levels)[0])
     assert feature_width(features) == 2048
 
