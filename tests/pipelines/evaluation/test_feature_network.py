@@ -1,6 +1,6 @@
 """`fd` is the Fréchet distance of what plain code gets from the same network; mistakes are told early."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dualtoken.pipelines.config.evaluation import (
     TokenizerProtocol,
     TorchFidelityFeatures,
 )
+from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.evaluation.evaluations import read_scores
@@ -32,7 +33,7 @@ from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 from dualtoken.pipelines.evaluation.sets import read_unit
 from dualtoken.pipelines.evaluation.summary import SCORES
 from dualtoken.pipelines.inference.networks import TokenizerRunner
-from tests.helpers.evaluated import Backwards, StopsAfter, canary, config_of, evaluated, write_folder
+from tests.helpers.evaluated import Backwards, canary, config_of, evaluated, write_folder
 
 with vision_imports():
     from timm.models import create_model
@@ -66,6 +67,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(network("test_vit").state_dict(), file)
     return file
+
+
+class RunsNothing:
+    """Fails where a unit is to be run."""
+
+    def run(self, work: Sequence[Work]) -> Iterator[UnitOutcome]:
+        raise AssertionError(f"{work[0].job.label} was run")
 
 
 def network(name: str) -> Any:
@@ -222,7 +230,7 @@ def test_mistakes_are_told_in_one_line_before_anything_runs(
     def error_of(images: Path = images, **features: object) -> str:
         config = config_for(tmp_path / "root", images, features_of(weights) | features)
         with pytest.raises(UserError) as error:
-            evaluated(config, model, StopsAfter(0))
+            evaluated(config, model, RunsNothing())
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -291,7 +299,7 @@ def test_a_file_of_pickles_runs_no_code(model: ModelPlace, images: Path, tmp_pat
         {"kind": "torch_fidelity", "file": str(tmp_path / "evil.pth")},
     ):
         with pytest.raises(UserError, match="cannot be read as weights alone"):
-            evaluated(config_for(tmp_path / "root", images, features), model, StopsAfter(0))
+            evaluated(config_for(tmp_path / "root", images, features), model, RunsNothing())
     assert not (tmp_path / "sentinel").exists()
 
 
