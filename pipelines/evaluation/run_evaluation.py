@@ -1,8 +1,8 @@
 """Runs an evaluation: resolves its sets, evaluates each by each protocol, and writes summary and card.
 
 Results lie below the evaluation's root: `sets/`, `scores/<set>/<protocol>/<fingerprint>/`, and for each
-evaluation `summaries/<evaluation>/`. The same model, set and protocol are evaluated once, unless `salt` says
-that they are to be measured anew, as every night does.
+evaluation `summaries/<evaluation>/`. The same model, set and protocol are evaluated once by the same
+code, unless `salt` says that they are to be measured anew, as every night does.
 """
 
 import importlib.metadata
@@ -123,6 +123,7 @@ def run_evaluation(
                 "protocol": protocol_hash(protocol, teacher_digest),
                 "metrics": sorted(protocol.metrics),
                 "unit_rows": config.unit_rows,
+                "code": code_hash(*_CODE),
                 "salt": salt,
             }
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)

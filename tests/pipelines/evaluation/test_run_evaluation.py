@@ -15,6 +15,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.metrics.arrays import psnr
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation import run_evaluation
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation, read_scores
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, model_digest
@@ -155,6 +156,10 @@ def test_what_is_done_is_not_done_again_unless_it_is_measured_anew(
     assert evaluated(config, model, nothing_runs).summary == first.summary
     with pytest.raises(KeyboardInterrupt):
         evaluated(config, model, nothing_runs, salt="2026-11-29")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_evaluation, "code_hash", lambda *_: "0" * 64)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(config, model, nothing_runs)
     salted = evaluated(config, model, salt="2026-11-29")
     assert salted.summary.evaluation != first.summary.evaluation
     assert salted.summary.results[0].metrics == first.summary.results[0].metrics
