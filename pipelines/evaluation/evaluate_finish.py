@@ -5,7 +5,7 @@ units is fixed, so neither workers nor the order of their arrival change a bit. 
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.evaluate import SET_INPUT, STREAMS, score_file, state_file
 from dualtoken.pipelines.evaluation.feature_network import ORIGINALS, RECONSTRUCTIONS
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, margin
-from dualtoken.pipelines.evaluation.protocols import protocol_content, protocol_hash
+from dualtoken.pipelines.evaluation.protocols import protocol_hash
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, data_file
 from dualtoken.pipelines.evaluation.statistics import (
     Estimate,
@@ -62,7 +62,7 @@ class TokenizerSizes(NamedTuple):
 
 
 def finish_evaluation(
-    job: StageJob[EvaluationConfig], sizes: TokenizerSizes, teacher_digest: str | None
+    job: StageJob[EvaluationConfig], sizes: TokenizerSizes, content_of_protocol: dict[str, Any]
 ) -> SetResult:
     """Write the files of a whole set and its manifest; return the result."""
     resolved = ResolvedSet.read(job.input(SET_INPUT), SET_FILE)
@@ -76,8 +76,8 @@ def finish_evaluation(
             set_name=resolved.name,
             set_hash=resolved.set_hash,
             protocol=name,
-            protocol_hash=protocol_hash(protocol, teacher_digest),
-            protocol_content=protocol_content(protocol, teacher_digest),
+            protocol_hash=protocol_hash(content_of_protocol),
+            protocol_content=content_of_protocol,
             metrics=metrics,
             scores=job.folder,
         )

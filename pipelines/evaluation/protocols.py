@@ -1,6 +1,7 @@
 """What identifies a protocol: the hash of all that decides a number beside model and set."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -10,7 +11,7 @@ from dualtoken.pipelines.evaluation.metric_catalogue import VERSION, needs_teach
 
 
 def protocol_content(protocol: TokenizerProtocol, teacher_digest: str | None) -> dict[str, Any]:
-    """Return a protocol as it is hashed, and printed beside its numbers.
+    """Return a protocol as it is hashed, and printed beside its numbers; reads the weights that it names.
 
     `teacher_digest` is of the teacher's files, where one is known; it counts where a metric needs it.
     """
@@ -25,8 +26,7 @@ def protocol_content(protocol: TokenizerProtocol, teacher_digest: str | None) ->
     return content
 
 
-def protocol_hash(protocol: TokenizerProtocol, teacher_digest: str | None) -> str:
+def protocol_hash(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a protocol's content as canonical JSON."""
-    content = protocol_content(protocol, teacher_digest)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(canonical.encode()).hexdigest()

@@ -41,7 +41,7 @@ from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSize
 from dualtoken.pipelines.evaluation.evaluation_card import card
 from dualtoken.pipelines.evaluation.feature_network import feature_width, require_enough_images
 from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has, require_size
-from dualtoken.pipelines.evaluation.protocols import protocol_hash
+from dualtoken.pipelines.evaluation.protocols import protocol_content, protocol_hash
 from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
 from dualtoken.pipelines.evaluation.summary import (
     CARD,
@@ -108,6 +108,10 @@ def run_evaluation(
     teacher_digest = None
     if any(map(needs_teacher, config.protocols.values())):
         teacher_digest = _teacher_digest(model)
+    # The files of weights are hashed once: they may be of hundreds of megabytes.
+    contents = {
+        name: protocol_content(protocol, teacher_digest) for name, protocol in config.protocols.items()
+    }
     runs: list[_SetRun] = []
     for name, set_config in config.sets.items():
         resolved, folder = resolve(name, set_config, root, config.unit_rows)
@@ -120,23 +124,25 @@ def run_evaluation(
                 "version": VERSION,
                 "model": subject.digest,
                 "set": resolved.set_hash,
-                "protocol": protocol_hash(protocol, teacher_digest),
+                "protocol": protocol_hash(contents[protocol_name]),
                 "metrics": sorted(protocol.metrics),
                 "unit_rows": config.unit_rows,
                 "code": code_hash(*_CODE),
                 "salt": salt,
             }
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
-            runs.append(_SetRun(job, identity))
+            runs.append(_SetRun(job, identity, contents[protocol_name]))
     _require_features(runs)
     _run(runs, executor, print_line)
-    results = [_result(run.job, sizes, teacher_digest) for run in runs]
+    results = [_result(run, sizes) for run in runs]
     return _written(root, subject, results, runs)
 
 
 class _SetRun(NamedTuple):
     job: StageJob[EvaluationConfig]
     identity: dict[str, Any]
+    protocol: dict[str, Any]
+    """Content of the job's protocol."""
 
 
 def _require_features(runs: Sequence[_SetRun]) -> None:
@@ -145,7 +151,7 @@ def _require_features(runs: Sequence[_SetRun]) -> None:
     It is opened here too, since a worker would tell of it only once others have begun.
     """
     widths: dict[str, int] = {}
-    for job, _ in runs:
+    for job in (run.job for run in runs):
         ((protocol_name, protocol),) = job.recipe.protocols.items()
         if "fd" not in protocol.metrics or read_manifest(job.store()) is not None:
             continue
@@ -202,7 +208,7 @@ def _job(
 
 def _run(runs: Sequence[_SetRun], executor: Executor, print_line: PrintLine) -> None:
     work: list[Work] = []
-    for job, identity in runs:
+    for job, identity, _ in runs:
         write_stage_record(job, identity)
         done = done_units(job.store())
         units = tuple(unit for unit in job.units if unit.id not in done)
@@ -228,10 +234,10 @@ def _sizes(folder: Store) -> TokenizerSizes:
     return TokenizerSizes(config.grid_size, config.image_size)
 
 
-def _result(job: StageJob[EvaluationConfig], sizes: TokenizerSizes, teacher_digest: str | None) -> SetResult:
-    if read_manifest(job.store()) is not None:
-        return SetResult.read(job.store(), RESULT)
-    return finish_evaluation(job, sizes, teacher_digest)
+def _result(run: _SetRun, sizes: TokenizerSizes) -> SetResult:
+    if read_manifest(run.job.store()) is not None:
+        return SetResult.read(run.job.store(), RESULT)
+    return finish_evaluation(run.job, sizes, run.protocol)
 
 
 def _written(
