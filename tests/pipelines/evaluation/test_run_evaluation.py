@@ -13,10 +13,11 @@ from PIL import Image
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.metrics.arrays import psnr
-from dualtoken.pipelines.config.evaluation import EvaluationConfig
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, TokenizerProtocol
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation import run_evaluation
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
+from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch, EvaluatedSample
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation, read_scores
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, model_digest
 from dualtoken.pipelines.evaluation.selection import selected
@@ -145,6 +146,13 @@ def test_a_sample_does_not_depend_on_those_beside_it(model: ModelPlace, images: 
     first = table_of(evaluated(wide, model).summary.results[0])
     second = table_of(evaluated(narrow, model).summary.results[0])
     assert first == second
+
+
+def test_a_last_batch_is_as_large_as_the_others(model: ModelPlace) -> None:
+    tokenizer = TokenizerRunner(Path(model.folder.root), torch.device("cpu"))
+    sample = EvaluatedSample(b"0" * 16, Image.new("RGB", (64, 64), "teal"), [], None, None, "")
+    batch = EvaluatedBatch([sample] * 3, tokenizer, TokenizerProtocol(metrics=("psnr",), batch_size=8))
+    assert (batch.size, len(batch.originals), len(batch.codes.pixel)) == (3, 8, 8)
 
 
 def test_what_is_done_is_not_done_again_unless_it_is_measured_anew(
