@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from dualtoken.model.config.optimizer import (
     MuonConfig,
     ParameterGroup,
     WsdSchedule,
+    group_of,
 )
 from dualtoken.model.muon import Muon
 
@@ -143,14 +143,6 @@ def _movement(group: ParameterGroup | None, weight_decay: float) -> _Movement:
     if group is None:
         return _Movement(1.0, weight_decay)
     return _Movement(group.rate, weight_decay if group.weight_decay is None else group.weight_decay)
-
-
-def group_of(name: str, groups: Sequence[ParameterGroup]) -> ParameterGroup | None:
-    """Return the first group whose pattern matches a parameter's name, if one does."""
-    for group in groups:
-        if fnmatchcase(name, group.pattern):
-            return group
-    return None
 
 
 def freeze_groups(model: nn.Module, groups: Sequence[ParameterGroup]) -> None:

@@ -18,11 +18,21 @@ from dualtoken.model.config.optimizer import (
     OptimizerConfig,
     ParameterGroups,
     ScheduleConfig,
+    group_of,
 )
 
 StreamName = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
 STREAM_NAMES: tuple[StreamName, ...] = ("semantic", "pixel")
+_TRUNK = ("model.language_model.", "lm_head.")
+"""Beginnings of the names of the language model's parameters."""
+_PHASES = {
+    1: ("model.visual_projector.", "model.visual_positions."),
+    2: ("model.visual_projector.", "model.visual_positions.", *_TRUNK),
+    3: ("heads.",),
+    4: ("",),
+}
+"""Beginnings of the names of what each phase trains."""
 
 
 class TrunkShape(Config):
@@ -215,3 +225,19 @@ class MllmTrainingConfig(MllmConfig):
                 "or lora=null"
             )
         return self
+
+    def trains(self, name: str) -> bool:
+        """Tell whether a parameter of this name is trained: by the phase, and not frozen by a group.
+
+        Of a trunk with adapters these alone are.
+        """
+        is_trained = name.startswith(_PHASES[self.phase])
+        if self.lora is not None and name.startswith(_TRUNK):
+            is_trained = is_adapter(name)
+        group = group_of(name, self.parameters)
+        return is_trained and not (group is not None and group.freeze)
+
+
+def is_adapter(name: str) -> bool:
+    """Tell whether a parameter of this name is an adapter's."""
+    return ".lora_A." in name or ".lora_B." in name

@@ -1,5 +1,7 @@
 """Optimisers of a training run, as frozen pydantic models; imports neither torch nor ray."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -85,3 +87,11 @@ class ParameterGroup(Config):
 
 ParameterGroups = tuple[ParameterGroup, ...]
 """Groups in their order: a parameter belongs to the first whose pattern matches."""
+
+
+def group_of(name: str, groups: Sequence[ParameterGroup]) -> ParameterGroup | None:
+    """Return the first group whose pattern matches a parameter's name, if one does."""
+    for group in groups:
+        if fnmatchcase(name, group.pattern):
+            return group
+    return None

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dualtoken.model.config.mllm import LoraConfig
+from dualtoken.model.config.mllm import LoraConfig, is_adapter
 from dualtoken.model.mllm.modeling import UnifiedModel
 from dualtoken.model.randomness import seeded_weights
 
@@ -71,11 +71,6 @@ def _peft_config(config: LoraConfig, base: str | None) -> Any:  # noqa: ANN401  
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
     )
-
-
-def is_adapter(name: str) -> bool:
-    """Tell whether a parameter of this name is an adapter's."""
-    return ".lora_A." in name or ".lora_B." in name
 
 
 def save_adapter(model: UnifiedModel, config: LoraConfig, folder: Path, base: str | None) -> None:

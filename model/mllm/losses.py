@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from dualtoken.model.config.mllm import MllmLossWeights
+from dualtoken.model.config.mllm_costs import StepSize
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.depth_heads import DepthHead
 from dualtoken.model.mllm.modeling import UnifiedModel
@@ -39,6 +40,19 @@ class MllmBatch(NamedTuple):
     """Image positions whose codes are to be predicted."""
     all_depths: Bool[Tensor, "V"]
     """Image positions whose codes are trained at all depths; of the other targets only the first depth is."""
+
+
+def step_size(batch: MllmBatch) -> StepSize:
+    """Return what a batch has to compute, by which its cost is counted; cheap for tensors on a CPU."""
+    lengths = batch.segments.lengths().long()
+    return StepSize(
+        positions=batch.input_ids.numel(),
+        attended=int((lengths * lengths).sum()),
+        text_targets=int(batch.text_targets.sum()),
+        visual=int(batch.is_visual.sum()),
+        visual_targets=int(batch.visual_targets.sum()),
+        all_depths=int((batch.all_depths & batch.visual_targets).sum()),
+    )
 
 
 class TargetCounts(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dualtoken.model.config.mllm import MllmTrainingConfig
 from dualtoken.model.data_parallel import gradient_sync, total_gradient_norm
 from dualtoken.model.mllm.attention import Segments
-from dualtoken.model.mllm.lora import is_adapter, step_dropout
+from dualtoken.model.mllm.lora import step_dropout
 from dualtoken.model.mllm.losses import LossSums, MllmBatch, PackedLosses, TargetCounts
 from dualtoken.model.mllm.modeling import UnifiedModel
 from dualtoken.model.optimizer import (
@@ -28,16 +28,6 @@ from dualtoken.model.optimizer import (
     set_learning_rate,
 )
 from dualtoken.model.precision import tower_precision
-
-_TRUNK = ("model.language_model.", "lm_head.")
-"""Beginnings of the names of the language model's parameters."""
-_PHASES = {
-    1: ("model.visual_projector.", "model.visual_positions."),
-    2: ("model.visual_projector.", "model.visual_positions.", *_TRUNK),
-    3: ("heads.",),
-    4: ("",),
-}
-"""Beginnings of the names of what each phase trains."""
 
 
 class MllmMetrics(NamedTuple):
@@ -177,10 +167,7 @@ def freeze(model: UnifiedModel, config: MllmTrainingConfig) -> None:
     Of a trunk with adapters these alone are trained.
     """
     for name, parameter in model.named_parameters():
-        is_trained = name.startswith(_PHASES[config.phase])
-        if config.lora is not None and name.startswith(_TRUNK):
-            is_trained = is_adapter(name)
-        parameter.requires_grad_(is_trained)
+        parameter.requires_grad_(config.trains(name))
     freeze_groups(model, config.parameters)
 
 

@@ -13,7 +13,7 @@ from dualtoken.model.data_parallel import transformer_blocks
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.lora import ADAPTER_FOLDER, add_adapters, merge_adapters, save_adapter
-from dualtoken.model.mllm.losses import MllmBatch
+from dualtoken.model.mllm.losses import MllmBatch, step_size
 from dualtoken.model.mllm.saved import save_mllm
 from dualtoken.model.mllm.trainer import MllmTrainer, split_batch
 from dualtoken.model.optimizer import StepCheck
@@ -31,6 +31,8 @@ from dualtoken.pipelines.training.mllm_documents import MllmDocuments
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
+from dualtoken.pipelines.training.step_cost import MllmStepCounter, mllm_shape
+from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 
 PREFETCHED_BATCHES = 2
@@ -70,6 +72,7 @@ class MllmTask:
         self.accumulate_steps = config.accumulate_steps
         self._keys: list[str] = []
         self._num_lost = 0
+        self._counter = MllmStepCounter(mllm_shape(config, model.config))
 
     @property
     def step(self) -> int:
@@ -109,7 +112,13 @@ class MllmTask:
         # Set before the step, which may be skipped: then the documents are, too.
         self._documents.note(batch)
         self._num_lost += batch.lost
-        return self._trainer.train_step(parts, check)._asdict()
+        metrics = self._trainer.train_step(parts, check)
+        self._counter.add(step_size(whole))
+        return metrics._asdict()
+
+    def step_cost(self) -> StepCost | None:
+        """Return the mean operations of this worker's steps since the last call; None if not counted."""
+        return self._counter.mean_cost()
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""

@@ -5,7 +5,11 @@ Operations are those that the model needs, so none that are done twice to save m
 
 import torch
 
+from dualtoken.model.config.mllm import STREAM_NAMES, MllmTrainingConfig
+from dualtoken.model.config.mllm_costs import ImageCodes, MllmShape, StepSize, mllm_step
 from dualtoken.model.config.step_costs import training_step
+from dualtoken.model.config.trunk_dimensions import stated_dimensions
+from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.expected_speed import named_device
 from dualtoken.pipelines.training.task import StepCost
@@ -13,7 +17,10 @@ from dualtoken.pipelines.training.train_context import RankContext
 
 
 def tokenizer_step_cost(recipe: Recipe, *, with_gan: bool) -> StepCost | None:
-    """Return the operations of a step of the tokenizer's training; None where they are not counted."""
+    """Return the operations of a step of the tokenizer's training, over all workers together.
+
+    None where they are not counted.
+    """
     train = recipe.train
     has_frozen = any(group.freeze for group in train.parameters)
     if has_frozen or not train.trains_pictures or not train.trains_meaning:
@@ -28,8 +35,54 @@ def tokenizer_step_cost(recipe: Recipe, *, with_gan: bool) -> StepCost | None:
     return StepCost(float(train.batch_size * sum(counted)), train.precision)
 
 
+def mllm_shape(config: MllmTrainingConfig, model: DualTokenMllmConfig) -> MllmShape | None:
+    """Return what the cost of a unified model's step follows from; None for a trunk of unknown layers."""
+    try:
+        trunk = stated_dimensions(model.text_config.to_dict())
+    except ValueError:
+        return None
+    images = ImageCodes(
+        positions=model.image_positions,
+        side=model.grid[0],
+        depth=model.depth,
+        num_codes={stream: model.num_codes[stream] for stream in STREAM_NAMES},
+        code_width={stream: model.code_width[stream] for stream in STREAM_NAMES},
+    )
+    return MllmShape(config, trunk, images)
+
+
+class MllmStepCounter:
+    """Counts the operations of one worker's steps of the unified model, which differ by their documents."""
+
+    def __init__(self, shape: MllmShape | None) -> None:
+        self._shape = shape
+        self._begin()
+
+    def _begin(self) -> None:
+        self._size = StepSize(0, 0, 0, 0, 0, 0)
+        self._num_steps = 0
+
+    def add(self, size: StepSize) -> None:
+        """Add a step that was taken."""
+        self._size = self._size.plus(size)
+        self._num_steps += 1
+
+    def mean_cost(self) -> StepCost | None:
+        """Return the mean cost of the steps since the last call; None where there are none, or no count."""
+        size = self._size
+        num_steps = self._num_steps
+        self._begin()
+        if self._shape is None or not num_steps:
+            return None
+        flop = sum(part.flop for part in mllm_step(self._shape, size))
+        return StepCost(flop / num_steps, self._shape.config.precision)
+
+
 def flop_utilization(cost: StepCost, steps_per_second: float, context: RankContext) -> float | None:
-    """Return the share of all workers' highest rate that steps use; None on devices of unknown rate."""
+    """Return the share of all workers' highest rate that steps use; None on devices of unknown rate.
+
+    `cost` is that of a step over all workers together.
+    """
     if context.device.type != "cuda":
         return None
     device = named_device(torch.cuda.get_device_name(context.device))

@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from dualtoken.pipelines.training.task import Sum
+from dualtoken.pipelines.training.task import StepCost, Sum
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
 Batch = TypeVar("Batch")
@@ -20,6 +20,8 @@ class WindowOfWorker(NamedTuple):
     """Share of the time that its steps waited for their batches."""
     num_lost: int | None
     """Samples that it lost to damage so far; None where its task does not say."""
+    cost: StepCost | None
+    """Cost of its share of a step; None where it is not counted."""
 
 
 class Window(NamedTuple):
@@ -37,6 +39,8 @@ class Window(NamedTuple):
     """Share of that time which the worker that waited longest waited for batches."""
     num_lost: int | None
     """Samples lost to damage so far, as the worker says that lost most."""
+    cost: StepCost | None = None
+    """Cost of a step, over all workers together; None where it is not counted."""
 
 
 class StepWindow:
@@ -78,13 +82,13 @@ class StepWindow:
             else:
                 self._sums[name] = before
 
-    def close(self, num_lost: int | None) -> Window:
+    def close(self, num_lost: int | None, cost: StepCost | None = None) -> Window:
         """Return the window over all workers, which all close theirs at the same step, and begin the next.
 
         Costs one exchange of a few numbers.
         """
         seconds = max(time.monotonic() - self._began, 1e-9)
-        own = WindowOfWorker(self._sums, self._waited / seconds, num_lost)
+        own = WindowOfWorker(self._sums, self._waited / seconds, num_lost, cost)
         windows = self._workers.gather(own)
         lost = [window.num_lost for window in windows if window.num_lost is not None]
         whole = Window(
@@ -94,9 +98,21 @@ class StepWindow:
             seconds=seconds,
             data_wait=max(window.data_wait for window in windows),
             num_lost=max(lost, default=None),
+            cost=_sum_of_costs([window.cost for window in windows]),
         )
         self._begin()
         return whole
+
+
+def _sum_of_costs(costs: Sequence[StepCost | None]) -> StepCost | None:
+    """Return the cost of all shares; None where one is not counted."""
+    total: StepCost | None = None
+    for cost in costs:
+        if cost is None:
+            return None
+        flop = cost.flop if total is None else total.flop + cost.flop
+        total = cost._replace(flop=flop)
+    return total
 
 
 def means(sums_of_workers: Iterable[Mapping[str, Sum]]) -> dict[str, float]:

@@ -90,8 +90,7 @@ class StepCost(NamedTuple):
     """Arithmetic of a step."""
 
     flop: float
-    """Floating-point operations of the model, over all workers together; none that are done twice to save
-    memory."""
+    """Floating-point operations of the model; none that are done twice to save memory."""
     precision: Precision
     """Precision of most of them."""
 
@@ -101,7 +100,11 @@ class CountsOperations(Protocol):
     """A task that knows the operations of its steps, so that the log can say what share of a GPU they use."""
 
     def step_cost(self) -> StepCost | None:
-        """Return the cost of the step that was taken last; None where it is not counted."""
+        """Return the cost of this worker's share of a step; None where it is not counted.
+
+        Where steps differ, that is the mean of those since the last call. All workers call it at the same
+        step.
+        """
         ...
 
 

@@ -99,10 +99,13 @@ class TokenizerTask:
         return self._data.sample_keys(step)
 
     def step_cost(self) -> StepCost | None:
-        """Return the operations of the last step, the GAN's once it takes part; None if not counted."""
+        """Return the operations of this worker's share of a step, the GAN's once it takes part."""
         adversary = self._state.adversary
         with_gan = adversary is not None and adversary.takes_part(self.step - 1)
-        return tokenizer_step_cost(self._recipe, with_gan=with_gan)
+        whole = tokenizer_step_cost(self._recipe, with_gan=with_gan)
+        if whole is None:
+            return None
+        return whole._replace(flop=whole.flop / self._context.world_size)
 
     def pictures(self) -> Mapping[str, Tensor]:
         """Return a few training images above their reconstructions."""

@@ -119,7 +119,8 @@ class TrainingLog:
         return {f"{VALIDATION}{name}": value for name, value in found.items()}
 
     def _write_line(self, step: int, stalled_seconds: float, validation: Mapping[str, float]) -> None:
-        window = self._window.close(self._num_lost())
+        cost = self._task.step_cost() if isinstance(self._task, CountsOperations) else None
+        window = self._window.close(self._num_lost(), cost)
         if self._file and self._loggers:
             values = {**window.metrics, **validation, **self._measured(window, stalled_seconds)}
             self._file.write(step, values, self._pace.pace(self._task.step))
@@ -162,9 +163,8 @@ class TrainingLog:
         }
         if window.num_lost is not None:
             values["num_lost"] = window.num_lost
-        cost = self._task.step_cost() if isinstance(self._task, CountsOperations) else None
-        if cost is not None:
-            share = flop_utilization(cost, window.num_steps / window.seconds, self._context)
+        if window.cost is not None:
+            share = flop_utilization(window.cost, window.num_steps / window.seconds, self._context)
             if share is not None:
                 values["mfu"] = round(share, 4)
         return values

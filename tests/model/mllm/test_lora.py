@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dualtoken.model.config.mllm import LoraConfig, MllmTrainingConfig, NamedTrunk
+from dualtoken.model.config.mllm import LoraConfig, MllmTrainingConfig, NamedTrunk, is_adapter
 from dualtoken.model.mllm import lora as lora_module
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.lora import add_adapters, is_adapter, merge_adapters, save_adapter
+from dualtoken.model.mllm.lora import add_adapters, merge_adapters, save_adapter
 from dualtoken.model.mllm.saved import save_mllm, vision_digest
 from dualtoken.model.mllm.text_tokenizer import load_text_tokenizer
 from dualtoken.model.mllm.trainer import MllmTrainer, freeze

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.mllm.losses import step_size
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.stage import StageJob
@@ -20,12 +22,16 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.training import training_log
 from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.metrics_log import read_metrics
-from dualtoken.pipelines.training.mllm import MllmTask, trained_model
-from dualtoken.pipelines.training.train_context import SingleProcessContext
+from dualtoken.pipelines.training.mllm import MllmTask, first_model, mllm_config, trained_model
+from dualtoken.pipelines.training.mllm_documents import MllmDocuments
+from dualtoken.pipelines.training.step_cost import MllmStepCounter, flop_utilization, mllm_shape
+from dualtoken.pipelines.training.task import StepCost
+from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
 from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned_job
-from tests.helpers.training_groups import CPU, GroupJob, distance, train_as_group
+from tests.helpers.training_groups import CPU, GlooContext, GroupJob, distance, train_as_group
 from tests.helpers.waiting import wait_until
 
 CLOSE = 2e-5
@@ -151,6 +157,61 @@ def test_a_phase_moves_its_own_weights_and_begins_from_a_folder(
     assert {name for name in changed if not name.startswith(moved)} == set()
     for beginning in moved:
         assert any(name.startswith(beginning) for name in changed)
+
+
+def test_a_step_costs_what_its_own_documents_take_the_mean_since_the_last_line(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    """Steps have other numbers of images and text; two workers' shares are the whole."""
+    job = job_in(tmp_path / "run", load_tiny, finished, MIXED, "mllm.precision=bfloat16")
+    whole = costs_of_steps(job, SingleProcessContext(CPU), 3, tmp_path)
+    shares = [costs_of_steps(job, GlooContext(rank, 2), 3, tmp_path) for rank in range(2)]
+    assert len(set(whole)) == 3
+    for number, flop in enumerate(whole):
+        assert flop == sum(share[number] for share in shares)
+
+
+def costs_of_steps(job: StageJob, context: TrainContext, num_steps: int, scratch: Path) -> list[float]:
+    """Return the costs of a worker's share of some steps, as a count of its documents gives them."""
+    documents = MllmDocuments(job, context)
+    model = first_model(job, documents, scratch)
+    counter = MllmStepCounter(mllm_shape(mllm_config(job), model.config))
+    assert counter.mean_cost() is None
+    costs: list[float] = []
+    total = 0.0
+    sizes = [step_size(documents.to_model(batch)) for batch in islice(documents.batches(), num_steps)]
+    for size in sizes:
+        counter.add(size)
+        cost = counter.mean_cost()
+        assert cost is not None
+        assert cost.precision == "bfloat16"
+        costs.append(cost.flop)
+        total += cost.flop
+    for size in sizes:
+        counter.add(size)
+    mean = counter.mean_cost()
+    assert mean is not None
+    assert mean.flop == pytest.approx(total / num_steps)
+    documents.close()
+    return costs
+
+
+def test_the_log_of_a_gpu_has_the_share_of_its_rate(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(training_log, "flop_utilization", as_if_on_a_gpu)
+    train_alone(job_in(tmp_path / "run", load_tiny, finished, "mllm.log_every=4"))
+    lines = read_metrics(Store(str(tmp_path / "run")))
+    assert [line["step"] for line in lines] == [0, 4, 5]
+    assert all(0 < line["mfu"] < 1 for line in lines)
+
+
+def as_if_on_a_gpu(cost: StepCost, steps_per_second: float, _: TrainContext) -> float | None:
+    """Return the share of an H200's rate that steps on this CPU would be, enlarged to be seen."""
+    context = GlooContext(0, 1, torch.device("cuda"))
+    share = flop_utilization(cost, steps_per_second, context)
+    return None if share is None else 1e4 * share
 
 
 MISTAKES = {
