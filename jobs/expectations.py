@@ -9,6 +9,12 @@ from rich.table import Table
 from dualtoken.jobs.status_tables import bytes_in_words
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.expected_mllm import (
+    DRAWING_PRECISIONS,
+    ExpectedMemory,
+    expected_drawing,
+    expected_training,
+)
 from dualtoken.pipelines.runtime.expected_speed import (
     DEVICES,
     Device,
@@ -46,6 +52,11 @@ def expectations(recipe: Recipe, plan: Sequence[PlannedStage], name: str | None)
     samples = [planned.num_rows for planned in plan if planned.stage == "filter"]
     if any(samples) and not lines:
         yield from _targets(recipe, device, samples)
+    if recipe.mllm is not None:
+        try:
+            yield from _unified_model(recipe, device)
+        except ValueError as problem:
+            lines.append(f"not expected: mllm: {problem}")
     yield from lines
 
 
@@ -69,6 +80,60 @@ def _add_stage(table: Table, stage: ExpectedStage, device: Device) -> None:
     gflop = sum(part.gflop for part in stage.parts)
     rate = f"{stage.images_per_second:,.1f}"
     table.add_row(stage.stage, stage.precision, f"{gflop:,.2f}", f"{milliseconds:,.3f}", rate, memory)
+
+
+def _unified_model(recipe: Recipe, device: Device) -> Iterator[Table | str]:
+    """Yield what is expected of the unified model: a step of its training, its memory, its drawings.
+
+    Raises ValueError for a trunk whose layers are not known.
+    """
+    training = expected_training(recipe, device)
+    table = Table("mllm, training", "part", box=None, pad_edge=False)
+    for heading in ("parameters", "GFLOP/position", "µs/position"):
+        table.add_column(heading, justify="right")
+    for part in training.parts:
+        parameters = f"{part.parameters:,}" if part.parameters else ""
+        row = (parameters, f"{part.gigaflop:,.4f}", f"{part.microseconds:,.3f}")
+        table.add_row("mllm", part.part, *row)
+    parameters = sum(part.parameters for part in training.parts)
+    gigaflop = training.step_flop / training.num_positions / 1e9
+    microseconds = 1e6 / training.positions_per_second
+    row = (f"{parameters:,}", f"{gigaflop:,.4f}", f"{microseconds:,.3f}")
+    table.add_row("mllm", training.precision, *row)
+    yield table
+    yield (
+        f"mllm, one {device.name}: a step of {training.num_positions:,} positions takes "
+        f"{training.step_seconds:,.2f} s and {training.step_flop / 1e12:,.2f} TFLOP, "
+        f"{training.positions_per_second:,.0f} positions/s, {training.documents_per_second:,.1f} documents/s "
+        f"of {training.document_length:,.0f} positions, MFU {training.utilization:.0%}"
+    )
+    yield _memory(training.memory, device)
+    yield _drawings(recipe, device)
+
+
+def _memory(memory: ExpectedMemory, device: Device) -> str:
+    """Return a line on the memory of one device, part by part."""
+    parts = [f"{name} {bytes_in_words(size)}" for name, size in memory._asdict().items() if size]
+    line = f"mllm, memory of one {device.name}: {bytes_in_words(memory.total)}: {', '.join(parts)}"
+    if device.memory_gb is not None and memory.total > device.memory_gb * 1e9:
+        return f"{line}; over {device.memory_gb:g} GB: raise mllm.accumulate_steps, or lower mllm.capacity"
+    return line
+
+
+def _drawings(recipe: Recipe, device: Device) -> Table:
+    """Return what drawing takes on a device, one image by itself and as many as `examine` draws together."""
+    table = Table("mllm, drawing", box=None, pad_edge=False)
+    headings = ("trunk", "heads", "cache", "decoder", "s/image", "images/s")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for precision in DRAWING_PRECISIONS:
+        for num_images in (1, recipe.examine.batch_size):
+            drawn = expected_drawing(recipe, device, precision, num_images)
+            seconds = (drawn.trunk, drawn.heads, drawn.cache, drawn.decoder, drawn.seconds)
+            row = [f"{part / num_images:,.4f}" for part in seconds]
+            together = f"{precision}, {num_images} together"
+            table.add_row(together, *row, f"{num_images / drawn.seconds:,.2f}")
+    return table
 
 
 def _targets(recipe: Recipe, device: Device, samples: Sequence[int]) -> Iterator[Table | str]:

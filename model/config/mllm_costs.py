@@ -156,6 +156,20 @@ def drawn_position(config: MllmConfig, trunk: TrunkDimensions, images: ImageCode
     )
 
 
+def non_block_weights(shape: MllmShape) -> tuple[int, int]:
+    """Return the weights that are in no block of trunk or heads, and those of the largest block."""
+    config = shape.config
+    trunk = shape.trunk
+    head = config.head
+    mlps = shape.images.depth if head.mlp == "per_depth" else 1
+    head_block = 4 * head.width**2 + 2 * mlps * head.width * head.inner_width
+    in_blocks = trunk.depth * _block_weights(trunk)
+    in_blocks += len(config.targets) * head.num_layers * head_block
+    nothing = StepSize(0, 0, 0, 0, 0, 0)
+    num_weights = sum(part.num_weights for part in mllm_step(shape, nothing))
+    return num_weights - in_blocks, max(head_block, _block_weights(trunk))
+
+
 def _block_weights(trunk: TrunkDimensions) -> int:
     """Return the weights of the products of a block."""
     attention = 2 * trunk.width * (trunk.query_width + trunk.key_width)

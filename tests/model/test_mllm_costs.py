@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dualtoken.model.config.mllm import MllmTrainingConfig, NamedTrunk, TrunkShape
 from dualtoken.model.config.mllm_costs import (
@@ -206,3 +207,29 @@ def test_a_trunk_whose_layers_are_not_known_is_named(tmp_path: Path) -> None:
     other = NamedTrunk(kind="pretrained", model=str(tmp_path))
     with pytest.raises(ValueError, match=r"^a trunk of model_type=gpt2 has layers that are not counted$"):
         trunk_dimensions(other)
+
+
+@pytest.mark.parametrize("phase", [1, 3, 4])
+def test_what_waits_for_the_backward_pass_is_counted_within_a_sixth(phase: int) -> None:
+    """A CPU pads documents for attention, and keeps the padding: it comes on top."""
+    trunk = TrunkShape(width=64, depth=3, num_heads=2, mlp_width=256)
+    config = tiny_config(trunk=trunk, phase=phase, head={"width": 32, "num_layers": 2, "num_heads": 1})
+    model = model_of(config)
+    trainer = MllmTrainer(model, config)
+    batch = packed(model, [documents(model, DRAW, DESCRIBE, DRAW) for _ in range(4)])
+    size = step_size(batch)
+    weights = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sums = trainer._forward(batch, TargetCounts(size.text_targets, size.visual_targets))
+    assert sums.total.requires_grad
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 4
+    parts = mllm_step(shape_of(config, model), size)
+    expected = sum(part.products.saved + part.passes.saved + part.float32.saved for part in parts)
+    assert expected < found < expected * 7 / 6
