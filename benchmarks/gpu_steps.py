@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import dualtoken
+from benchmarks.gpu_mllm_steps import measure_mllm
 from benchmarks.gpu_report import (
     fresh_tokenizer,
     guarded,
@@ -248,6 +249,7 @@ STEPS = (
     Step("kernel_speed", 50, "the fused kernel's speed and tiles", measure_kernel),
     Step("encode", 75, "README's main row; what batch and device change in codes", measure_encoding),
     Step("train", 100, "layouts, cudnn.benchmark, GAN, checkpoints: speed and memory", measure_training),
+    Step("mllm", 90, "the unified model of 3B's dimensions: MFU, and seconds a drawing", measure_mllm),
     Step("compile", 70, "what torch.compile gives a step, with and without a GAN", measure_compiled),
     Step("data_parallel", 45, "DistributedDataParallel and collectives on a GPU", measure_data_parallel),
     Step("pretokenize", 60, "whether decoding keeps up; real out-of-memory errors", measure_pretokenize),

@@ -1,6 +1,8 @@
 """What a training step asks of a model that several ranks train, by DistributedDataParallel or FSDP2."""
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -8,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def gradient_sync(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
@@ -33,3 +37,36 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) and list(module[0].children()):
             blocks += list(module)
     return blocks
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether FSDP2 has sharded a model."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """Return a sharded model's parameters as whole tensors, where a rank is to keep them; else nothing.
+
+    All ranks call it together. The model stays as it is, and so does what FSDP2 knows of its passes: modules
+    that are called by themselves would leave traces there.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if keep:
+            weights[name] = whole
+    return weights
+
+
+def weightless_copy(model: Model) -> Model:
+    """Return a copy of a model whose parameters are on the device `meta`, tied where they were.
+
+    Its buffers are copies of the model's own.
+    """
+    parameters: dict[int, object] = {}
+    for parameter in model.parameters():
+        empty = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        parameters[id(parameter)] = empty
+    return copy.deepcopy(model, parameters)

@@ -45,7 +45,7 @@ def save_mllm(
     metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Write a model's folder; `vision_folder` is that of the vision tokenizer, which is copied whole."""
-    model.generation_config = _generation_config(model)
+    model.generation_config = answering_config(model)
     with _no_progress_bar():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))
@@ -58,7 +58,7 @@ def save_mllm(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _generation_config(model: DualTokenForConditionalGeneration) -> GenerationConfig:
+def answering_config(model: DualTokenForConditionalGeneration) -> GenerationConfig:
     """Return how a saved model answers by default: the likeliest text, without markers of images."""
     config = model.config
     images = [config.image_token_id, config.image_start_id, config.image_end_id]

@@ -13,9 +13,9 @@ from torch import Tensor
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.saved import OpenedMllm
 from dualtoken.pipelines.evaluation.examination import Score
-from dualtoken.pipelines.evaluation.heldout_tokens import Asked, HeldoutTokens
 from dualtoken.pipelines.evaluation.scene_oracle import ReadObject
 from dualtoken.pipelines.evaluation.scene_readings import oracle_answer
+from dualtoken.pipelines.training.heldout_tokens import Asked, HeldoutTokens
 
 BATCH_POSITIONS = 16384
 """Positions that are read together."""

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dualtoken.model.mllm.saved import OpenedMllm
 from dualtoken.pipelines.evaluation.examination import Score
-from dualtoken.pipelines.evaluation.heldout_tokens import HeldoutTokens
 from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
 from dualtoken.pipelines.images.scene_grammar import parse_caption
+from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens
 
 MAX_IDS = 64
 """Ids of a description at most."""

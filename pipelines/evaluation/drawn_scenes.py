@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dualtoken.model.mllm.saved import OpenedMllm
 from dualtoken.pipelines.evaluation.examination import Score
-from dualtoken.pipelines.evaluation.heldout_tokens import HeldoutTokens
 from dualtoken.pipelines.evaluation.scene_oracle import ReadObject, read_scenes
 from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
 from dualtoken.pipelines.inference.unified import DrawSettings, draw
+from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens
 
 
 class Drawings(NamedTuple):

@@ -21,11 +21,11 @@ from dualtoken.pipelines.evaluation.examination import (
     ShownCaption,
     ShownDrawing,
 )
-from dualtoken.pipelines.evaluation.heldout_tokens import HeldoutTokens, read_heldout
 from dualtoken.pipelines.evaluation.scene_readings import AttributeCounter, reading_caption
 from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE
 from dualtoken.pipelines.inference.networks import prepare_process, stage_device
 from dualtoken.pipelines.inference.unified import DrawSettings, answer
+from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens, read_heldout
 
 RECONSTRUCTED_TOGETHER = 256
 """Images that are decoded together."""

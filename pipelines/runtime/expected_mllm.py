@@ -229,6 +229,12 @@ def _part_seconds(part: MllmPart, precision: Precision, device: Device) -> float
     return max(computing, moving) + _moving_seconds(passes, device)
 
 
+def parts_seconds(parts: list[MllmPart], config: MllmStageConfig, device: Device) -> float:
+    """Return the time of a step of these parts, which a device takes at once, with its update."""
+    passes = sum(_part_seconds(part, config.precision, device) for part in parts)
+    return passes + _optimizer_seconds(config, parts, device)
+
+
 def _moving_seconds(num_bytes: float, device: Device) -> float:
     return num_bytes / (device.terabytes * 1e12 * REACHED_OF_MEMORY)
 
@@ -301,7 +307,7 @@ def expected_drawing(
     drawn = drawn_position(config, shape.trunk, shape.images)
     num_rows = num_images * (1 if recipe.examine.guidance_scale == 1 else 2)
     num_slots = CAPTION_IDS + 1 + shape.images.positions - 1
-    by_position = _drawn_seconds(drawn, device, precision, num_rows, num_slots)
+    by_position = drawn_seconds(drawn, device, precision, num_rows, num_slots)
     trunk, heads, cache = (shape.images.positions * seconds for seconds in by_position)
     picture = pictures(recipe.tokenizer)
     computing = picture.flop / (device.teraflops["float32"] * 1e12 * REACHED)
@@ -309,7 +315,7 @@ def expected_drawing(
     return ExpectedDrawing(precision, num_images, trunk, heads, cache, decoder)
 
 
-def _drawn_seconds(
+def drawn_seconds(
     drawn: Drawing, device: Device, precision: Precision, num_rows: int, num_slots: int
 ) -> tuple[float, float, float]:
     """Return the times of a position in trunk, heads and cache."""

@@ -222,6 +222,12 @@ def _validation_of_tokenizer(recipe: Recipe, _: str | None) -> Inputs:
     return [(name, corpus) for corpus in recipe.heldout_corpora for name in stages]
 
 
+def _shown_by_mllm(recipe: Recipe, _: str | None) -> Inputs:
+    if recipe.mllm is None or not recipe.mllm.log_images_every:
+        return []
+    return [("pretokenize", corpus) for corpus in recipe.heldout_corpora]
+
+
 def _token_bytes(recipe: Recipe) -> float:
     config = recipe.tokenizer
     codes = config.grid_size**2 * config.pixel.depth * 2
@@ -450,6 +456,7 @@ declare(
         worker="dualtoken.pipelines.training.mllm:Worker",
         engine=lambda _recipe: "ray_train",
         reads=lambda recipe, _corpus: [*_of_training_corpora(recipe, "pretokenize"), ("train", None)],
+        also_reads=_shown_by_mllm,
         settings=mllm_settings,
         recipe_keys={"start_from": "mllm.start_from (its content)"},
         only_with="mllm",

@@ -77,11 +77,19 @@ class MetricsLog:
 
     def write_pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Log pictures by name, (3, H, W) uint8, in TensorBoard's files."""
-        if pictures and self._pictures is None:
-            self._pictures = SummaryWriter(str(self._folder / PICTURES), purge_step=self._first_step)
         for name, picture in pictures.items():
-            assert self._pictures is not None
-            self._pictures.add_image(name, picture.cpu().numpy(), step)
+            self._samples().add_image(name, picture.cpu().numpy(), step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Log texts by name, Markdown, in TensorBoard's files beside the pictures: they show samples too."""
+        for name, text in texts.items():
+            self._samples().add_text(name, text, step)
+
+    def _samples(self) -> SummaryWriter:
+        """Return the writer of what shows samples, which has a folder of its own."""
+        if self._pictures is None:
+            self._pictures = SummaryWriter(str(self._folder / PICTURES), purge_step=self._first_step)
+        return self._pictures
 
     def write_code_counts(self, step: int, counts: Mapping[str, Tensor]) -> None:
         """Log how often codes occur in TensorBoard's files, by stream: (D, K), D depths, K codes.

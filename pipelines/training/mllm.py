@@ -28,6 +28,7 @@ from dualtoken.pipelines.loader.batches import PackedBatch
 from dualtoken.pipelines.training.checkpoint_saver import load_module
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
 from dualtoken.pipelines.training.mllm_documents import MllmDocuments
+from dualtoken.pipelines.training.mllm_pictures import MllmPictures
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
@@ -57,6 +58,8 @@ class MllmTask:
         self._documents = MllmDocuments(job, context)
         model = first_model(job, self._documents, scratch)
         nn.Module.to(model, context.device)
+        self._model = model
+        self._pictures = MllmPictures(job, context, model, self._documents.text_tokenizer, scratch)
 
         def wrap(losses: nn.Module) -> nn.Module:
             return data_parallel(losses, context, config.parallel, transformer_blocks(model))
@@ -119,6 +122,14 @@ class MllmTask:
     def step_cost(self) -> StepCost | None:
         """Return the mean operations of this worker's steps since the last call; None if not counted."""
         return self._counter.mean_cost()
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Return a few held-out images above drawings of their captions, on rank 0."""
+        return self._pictures.drawings(self._model)
+
+    def texts(self) -> Mapping[str, str]:
+        """Return a few answers about held-out images, on rank 0."""
+        return self._pictures.texts(self._model)
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""

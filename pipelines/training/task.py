@@ -122,6 +122,18 @@ class ShowsPictures(Protocol):
 
 
 @runtime_checkable
+class ShowsTexts(Protocol):
+    """A task whose progress can be read, such as by answers about a few fixed samples."""
+
+    def texts(self) -> Mapping[str, str]:
+        """Return texts by name, Markdown; an empty mapping shows none.
+
+        All workers call it after the pictures of the same step, likewise.
+        """
+        ...
+
+
+@runtime_checkable
 class CountsCodes(Protocol):
     """A task with codebooks."""
 

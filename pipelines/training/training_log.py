@@ -25,6 +25,7 @@ from dualtoken.pipelines.training.task import (
     CountsLostSamples,
     CountsOperations,
     ShowsPictures,
+    ShowsTexts,
     Task,
     Validates,
 )
@@ -127,14 +128,16 @@ class TrainingLog:
             self._loggers.write(step, values)
 
     def _show(self, step: int) -> None:
-        """Write pictures, and how often codes are used, where the task has them."""
+        """Write pictures, texts, and how often codes are used, where the task has them."""
         pictures = self._task.pictures() if isinstance(self._task, ShowsPictures) else {}
+        texts = self._task.texts() if isinstance(self._task, ShowsTexts) else {}
         counts: dict[str, Tensor] = {}
         if isinstance(self._task, CountsCodes):
             for stream, own in self._task.code_counts().items():
                 counts[stream] = self._workers.sum(own)
         if self._file and self._loggers:
             self._file.write_pictures(step, pictures)
+            self._file.write_texts(step, texts)
             self._file.write_code_counts(step, counts)
             self._loggers.write_pictures(step, pictures)
             if counts:

@@ -5,28 +5,38 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.mllm import build
 from dualtoken.model.mllm.losses import step_size
+from dualtoken.model.mllm.sampling import Sampling
+from dualtoken.model.mllm.saved import open_mllm
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.inference.unified import DrawSettings, draw
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training import training_log
 from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.heldout_tokens import read_heldout
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.mllm import MllmTask, first_model, mllm_config, trained_model
 from dualtoken.pipelines.training.mllm_documents import MllmDocuments
+from dualtoken.pipelines.training.mllm_pictures import NUM_ANSWERED, NUM_SHOWN
 from dualtoken.pipelines.training.step_cost import MllmStepCounter, flop_utilization, mllm_shape
 from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
@@ -103,7 +113,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, finished: Recipe, load_tiny
     folder = tmp_path_factory.mktemp("two")
     jobs: list[GroupJob] = []
     for parallel in ("ddp", "fsdp2"):
-        overrides = (f"mllm.parallel={parallel}", MIXED)
+        overrides = (f"mllm.parallel={parallel}", MIXED, "mllm.log_images_every=2")
         jobs.append((job_in(folder / parallel, load_tiny, finished, *overrides), MllmTask))
     train_as_group(jobs, 2, folder)
     return folder
@@ -212,6 +222,105 @@ def as_if_on_a_gpu(cost: StepCost, steps_per_second: float, _: TrainContext) -> 
     context = GlooContext(0, 1, torch.device("cuda"))
     share = flop_utilization(cost, steps_per_second, context)
     return None if share is None else 1e4 * share
+
+
+def pictures_of(folder: Path) -> EventAccumulator:
+    """Read the pictures and texts of a training as TensorBoard does."""
+    found = EventAccumulator(str(folder / "logs/tensorboard/pictures"), {"images": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def drawings_of(folder: Path) -> dict[int, np.ndarray]:
+    """Return the shown rows of truths and drawings by step, (2 S, B S, 3)."""
+    shown = pictures_of(folder).Images("drawings")
+    return {picture.step: np.array(decode_rgb(picture.encoded_image_string)) for picture in shown}
+
+
+def texts_of(folder: Path, name: str) -> list[str]:
+    tensors = pictures_of(folder).Tensors(f"{name}/text_summary")
+    return [tensor.tensor_proto.string_val[0].decode() for tensor in tensors]
+
+
+def drawn_by(job: StageJob, folder: Path) -> np.ndarray:
+    """Return what a saved model draws of the first held-out captions, likewise."""
+    opened = open_mllm(str(folder))
+    heldout = read_heldout(job, NUM_SHOWN, folder / "tokens")
+    examine = job.recipe.examine
+    sampling = Sampling(examine.temperature, examine.top_k, examine.top_p)
+    [drawn] = draw(opened, heldout.captions, DrawSettings(examine.guidance_scale, sampling, examine.seed))
+    rows = torch.stack((opened.processor.decode_levels(heldout.pixel), drawn.levels))
+    return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+
+
+def test_tensorboard_shows_held_out_captions_drawn_anew_and_answers(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    job = job_in(tmp_path / "run", load_tiny, finished, "mllm.log_images_every=4")
+    train_alone(job)
+    shown = drawings_of(tmp_path / "run")
+    assert list(shown) == [3, 5]
+    assert shown[5].shape == (2 * 32, NUM_SHOWN * 32, 3)
+    assert np.array_equal(shown[3][:32], shown[5][:32]), "the true pictures stay"
+    assert not np.array_equal(shown[3][32:], shown[5][32:])
+    assert np.array_equal(shown[5], drawn_by(job, Path(f"{job.folder} result")))
+
+    captions = read_heldout(job, NUM_SHOWN, tmp_path).captions
+    assert texts_of(tmp_path / "run", "captions")[0].splitlines()[2:] == [
+        f"| {caption} |" for caption in captions
+    ]
+    first, last = texts_of(tmp_path / "run", "answers")
+    assert len(last.splitlines()) == 2 + 2 * NUM_ANSWERED, "a description and a question of each image"
+    assert f"| (a description) | {captions[0]} | " in last
+    assert first != last
+
+
+def test_pictures_change_no_bit_and_no_random_number_and_are_not_made_where_the_recipe_says_so(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    without = job_in(tmp_path / "without", load_tiny, finished, "mllm.log_images_every=0")
+    assert not any("heldout" in name for name in without.inputs)
+    expected = train_alone(without)
+    assert not (tmp_path / "without/logs/tensorboard/pictures").exists()
+    each = job_in(tmp_path / "each", load_tiny, finished, "mllm.log_images_every=1")
+    assert each.fingerprint == without.fingerprint
+    assert_same(train_alone(each), expected)
+    assert len(drawings_of(tmp_path / "each")) == 6
+
+    with closing(MllmTask(each, SingleProcessContext(CPU), tmp_path / "scratch")) as task:
+        state = torch.get_rng_state()
+        was_training = task.parts.modules["model"].training
+        assert task.pictures()
+        assert task.texts()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert task.parts.modules["model"].training == was_training
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_the_first_of_two_workers_draws_with_the_weights_of_both(
+    parallel: str, by_two: Path, tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    folder = Path(shutil.copytree(by_two / parallel, tmp_path / parallel))
+    together = job_in(folder, load_tiny, finished, f"mllm.parallel={parallel}", MIXED)
+    weights(together)
+    shown = drawings_of(folder)
+    assert list(shown) == [1, 3, 5]
+    assert np.array_equal(shown[5], drawn_by(together, Path(f"{folder} result")))
+
+
+def test_a_model_that_cannot_draw_answers_and_what_has_no_room_is_left_out(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = job_in(tmp_path / "blind", load_tiny, finished, "mllm.targets=[]", "mllm.documents.shares.draw=0")
+    with closing(MllmTask(blind, SingleProcessContext(CPU), tmp_path / "scratch")) as task:
+        assert task.pictures() == {}
+        assert list(task.texts()) == ["answers"]
+
+    monkeypatch.setattr(build, "MAX_POSITIONS", 20)
+    small = job_in(tmp_path / "small", load_tiny, finished)
+    with closing(MllmTask(small, SingleProcessContext(CPU), tmp_path / "other scratch")) as task:
+        assert task.pictures() == {}
+        assert len(task.texts()["answers"].splitlines()) == 2
 
 
 MISTAKES = {
