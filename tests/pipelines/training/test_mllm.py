@@ -26,7 +26,7 @@ from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.inference.unified import DrawSettings, draw
+from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
@@ -37,6 +37,7 @@ from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.mllm import MllmTask, first_model, mllm_config, trained_model
 from dualtoken.pipelines.training.mllm_documents import MllmDocuments
 from dualtoken.pipelines.training.mllm_pictures import NUM_ANSWERED, NUM_SHOWN
+from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.step_cost import MllmStepCounter, flop_utilization, mllm_shape
 from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
@@ -243,27 +244,30 @@ def texts_of(folder: Path, name: str) -> list[str]:
 
 
 def drawn_by(job: StageJob, folder: Path) -> np.ndarray:
-    """Return what a saved model draws of the first held-out captions, likewise."""
+    """Return what a saved model draws of the first held-out captions, likewise, on as many threads."""
     opened = open_mllm(str(folder))
     heldout = read_heldout(job, NUM_SHOWN, folder / "tokens")
     examine = job.recipe.examine
     sampling = Sampling(examine.temperature, examine.top_k, examine.top_p)
-    [drawn] = draw(opened, heldout.captions, DrawSettings(examine.guidance_scale, sampling, examine.seed))
-    rows = torch.stack((opened.processor.decode_levels(heldout.pixel), drawn.levels))
+    settings = DrawSettings(examine.guidance_scale, sampling, examine.seed)
+    with process_settings(job.training.cpus_per_worker):
+        [drawn] = draw(opened, heldout.captions, settings)
+        rows = torch.stack((opened.processor.decode_levels(heldout.pixel), drawn.levels))
     return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
 
 
 def test_tensorboard_shows_held_out_captions_drawn_anew_and_answers(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    job = job_in(tmp_path / "run", load_tiny, finished, "mllm.log_images_every=4")
+    overrides = ("mllm.steps=20", "mllm.learning_rate=0.02", "mllm.log_images_every=15")
+    job = job_in(tmp_path / "run", load_tiny, finished, *overrides)
     train_alone(job)
     shown = drawings_of(tmp_path / "run")
-    assert list(shown) == [3, 5]
-    assert shown[5].shape == (2 * 32, NUM_SHOWN * 32, 3)
-    assert np.array_equal(shown[3][:32], shown[5][:32]), "the true pictures stay"
-    assert not np.array_equal(shown[3][32:], shown[5][32:])
-    assert np.array_equal(shown[5], drawn_by(job, Path(f"{job.folder} result")))
+    assert list(shown) == [14, 19]
+    assert shown[19].shape == (2 * 32, NUM_SHOWN * 32, 3)
+    assert np.array_equal(shown[14][:32], shown[19][:32]), "the true pictures stay"
+    assert not np.array_equal(shown[14][32:], shown[19][32:])
+    assert np.array_equal(shown[19], drawn_by(job, Path(f"{job.folder} result")))
 
     captions = read_heldout(job, NUM_SHOWN, tmp_path).captions
     assert texts_of(tmp_path / "run", "captions")[0].splitlines()[2:] == [
@@ -271,7 +275,14 @@ def test_tensorboard_shows_held_out_captions_drawn_anew_and_answers(
     ]
     first, last = texts_of(tmp_path / "run", "answers")
     assert len(last.splitlines()) == 2 + 2 * NUM_ANSWERED, "a description and a question of each image"
-    assert f"| (a description) | {captions[0]} | " in last
+    opened = open_mllm(f"{job.folder} result")
+    heldout = read_heldout(job, NUM_SHOWN, tmp_path)
+    codes = {stream: of_stream[1:2] for stream, of_stream in heldout.codes().items()}
+    asked = heldout.questions[1][1]
+    answered = answer(opened, codes, asked.question)
+    assert answered, "it says something by now"
+    assert f"| {asked.question} | {asked.answer} | {answered} |" in last
+    assert f"| (a description) | {captions[1]} | {answer(opened, codes, None)} |" in last
     assert first != last
 
 
