@@ -52,7 +52,8 @@ class EngineConfig(Config):
     """Steps between log lines."""
     log_images_every: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=500)
     """Steps between pictures and code histograms in TensorBoard's files; the last step has some too. 0: none.
-    The pictures are of a few training images, and `forget` deletes them."""
+    The tokenizer's are of a few training images, the unified model's of held-out ones, with answers about
+    them, and `forget` deletes them."""
     validate_every: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=0)
     """Steps between measurements on held-out images; the last step has one too. 0: none. Their names begin
     with `validation_`."""
