@@ -22,7 +22,15 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    Checkpoint,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    ValidationTaskConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal import util as ray_train_util
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -36,6 +44,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
 from dualtoken.infra.ray_session import environment
 from dualtoken.infra.ray_stop_notice import StopNotice, forwarding_stop_requests
+from dualtoken.infra.ray_validation import Validation, validation_config
 
 POLL_SECONDS = 0.5
 """Time between two looks of the controller at its workers; 2 s by Ray's default."""
@@ -54,6 +63,19 @@ class WorkerRun:
     def asked_to_stop(self) -> bool:
         """Tell whether the driver was asked to end, and asks its workers to end; one of them hears of it."""
         return self.rank == 0 and self.stop_notice.is_given()
+
+    def request_validation(self, checkpoint: str, step: int) -> None:
+        """Ask for the validation of a step's whole checkpoint, a folder of the run; all workers ask at once.
+
+        The run needs a `Validation`. Of several requests one is done after the other.
+        """
+        storage: Any = ray.train.get_context().get_storage()  # Ray gives it no type
+        ray.train.report(
+            {"step": step},
+            checkpoint=Checkpoint(f"{storage.experiment_fs_path}/{checkpoint}", storage.storage_filesystem),
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+            validation=ValidationTaskConfig(fn_kwargs={"step": step}),
+        )
 
 
 Loop = Callable[[dict[str, Any], WorkerRun], None]
@@ -75,6 +97,7 @@ def fit(
     max_failures: int = 0,
     progress: Callable[[], int | None] | None = None,
     collective_timeout_seconds: float = 1800.0,
+    validation: Validation | None = None,
 ) -> None:
     """Run `loop` in a group of processes, on CPUs over gloo or one GPU each over nccl.
 
@@ -85,14 +108,16 @@ def fit(
     they do, by a file in its folder `name`. After a failure the workers are started again, `max_failures`
     times at most; where `progress` tells something new, such as the step of a checkpoint, the failures before
     it are forgotten. It is pickled too. Where the caller defers stop requests, workers are told of one.
+    With `validation` a loop may have checkpoints measured beside it, each with the resources of one worker.
 
     Raises a loop's error that `is_final` at once, as it is. Raises ProcessesDied where workers died too
     often, and TrainingFailedError where the loop failed otherwise.
     """
     notice = StopNotice(uuid.uuid4().hex)
+    resources = _resources(cpus_per_worker, use_gpu)
     _remove_snapshot(name, storage_path)
     trainer = _Trainer(
-        _Policy(is_final, progress, tuple(group_sizes)),
+        _Policy(is_final, progress, tuple(group_sizes), num_kept_free=int(validation is not None)),
         partial(_run_loop, loop, notice),
         train_loop_config=settings,
         torch_config=TorchConfig(
@@ -101,9 +126,12 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=_num_workers(group_sizes),
             use_gpu=use_gpu,
-            resources_per_worker=_resources(cpus_per_worker, use_gpu),
+            resources_per_worker=resources,
         ),
         run_config=_run_config(name, storage_path, max_failures),
+        validation_config=(
+            None if validation is None else validation_config(validation, settings, resources, notice)
+        ),
     )
     # Train needs this actor; it starts now, beside the controller and not after it.
     get_or_create_autoscaling_coordinator()
@@ -157,6 +185,8 @@ class _Policy(NamedTuple):
     is_final: IsFinal
     progress: Callable[[], int | None] | None
     group_sizes: tuple[int, ...]
+    num_kept_free: int
+    """Workers that a group leaves room for, such as one for validation."""
 
 
 def _num_workers(group_sizes: Sequence[int]) -> int | tuple[int, int]:
@@ -169,13 +199,13 @@ def _num_workers(group_sizes: Sequence[int]) -> int | tuple[int, int]:
 class _GroupSizes(ElasticScalingPolicy):
     """Takes the largest of the sizes that a group may have, and waits where there is room for none."""
 
-    def __init__(self, scaling_config: ScalingConfig, sizes: tuple[int, ...]) -> None:
+    def __init__(self, scaling_config: ScalingConfig, policy: _Policy) -> None:
         super().__init__(scaling_config)
-        self._sizes = sizes
+        self._policy = policy
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ANN401  (Ray's own type)
-        room = super()._count_possible_workers(reserved_resources)
-        return max((size for size in self._sizes if size <= room), default=0)
+        room = super()._count_possible_workers(reserved_resources) - self._policy.num_kept_free
+        return max((size for size in self._policy.group_sizes if size <= room), default=0)
 
 
 class _FailurePolicy(DefaultFailurePolicy):
@@ -225,7 +255,7 @@ class _Trainer(TorchTrainer):
         assert failure_config is not None
         options["failure_policy"] = _FailurePolicy(failure_config, self._policy)
         if self.scaling_config.elasticity_enabled:
-            options["scaling_policy"] = _GroupSizes(self.scaling_config, self._policy.group_sizes)
+            options["scaling_policy"] = _GroupSizes(self.scaling_config, self._policy)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -45,6 +45,15 @@ class TeacherMetrics(NamedTuple):
     """Learning rate of the step."""
 
 
+class HeldoutPairs(NamedTuple):
+    """What pairs of an image and a text give that nothing is learnt from."""
+
+    metrics: dict[str, float]
+    """Loss, and the share of images that are nearest to their own text, by name."""
+    images: Float[Tensor, "B E"]
+    """Unit vectors of the images."""
+
+
 class TeacherTrainer:
     """A teacher under training, with its optimiser and the number of steps done.
 
@@ -111,10 +120,8 @@ class TeacherTrainer:
         return TeacherMetrics(loss.item(), _accuracy(image_features, text_features), rate)
 
     @torch.no_grad()
-    def heldout_metrics(
-        self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]
-    ) -> dict[str, float]:
-        """Return loss and accuracy on pairs that nothing is learnt from, compared with each other alone."""
+    def measure_heldout(self, images: UInt8[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> HeldoutPairs:
+        """Return what pairs give that nothing is learnt from, compared with each other alone."""
         self.model.eval()
         try:
             image_features, text_features, scale, bias = self.model(normalize(images), tokens)
@@ -123,7 +130,17 @@ class TeacherTrainer:
         nearest = (image_features @ text_features.T).argmax(dim=1)
         own = torch.arange(len(images), device=images.device)
         loss = SigLipLoss()(image_features, text_features, scale, bias)
-        return {"loss": loss.item(), "accuracy": (nearest == own).float().mean().item()}
+        accuracy = (nearest == own).float().mean()
+        return HeldoutPairs({"loss": loss.item(), "accuracy": accuracy.item()}, image_features)
+
+    @torch.no_grad()
+    def embed_texts(self, tokens: Int[Tensor, "T L"]) -> Float[Tensor, "T E"]:
+        """Return the unit vectors of texts, by the teacher as it is now."""
+        self.model.eval()
+        try:
+            return self.model.encode_text(tokens, normalize=True)
+        finally:
+            self.model.train()
 
 
 def _loss(

@@ -5,6 +5,7 @@ B images of S by S pixels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -45,10 +46,17 @@ def _uncompiled(state: TrainState) -> Iterator[None]:
         yield
 
 
-def heldout_losses(
-    state: TrainState, levels: UInt8[Tensor, "B 3 S S"], targets: TeacherTargets
-) -> dict[str, Float[Tensor, ""]]:
-    """Return the loss of images that nothing is learnt from, its terms and their PSNR, dB, by name.
+class Heldout(NamedTuple):
+    """What images give that nothing is learnt from."""
+
+    metrics: dict[str, Float[Tensor, ""]]
+    """Loss, its terms, and the PSNR, dB, by name: means over the images."""
+    pooled: Float[Tensor, "B W"] | None
+    """Image embeddings by semantic codes, before the teacher's projection; None without that stream."""
+
+
+def measure_heldout(state: TrainState, levels: UInt8[Tensor, "B 3 S S"], targets: TeacherTargets) -> Heldout:
+    """Return the losses and embeddings of images that nothing is learnt from.
 
     The GAN's part is left out: it says how training goes, not how good a picture is.
     """
@@ -67,4 +75,4 @@ def heldout_losses(
     if output.reconstruction is not None:
         ratios = psnr_per_image(to_uint8(output.reconstruction), levels)
         found["psnr"] = ratios.clamp(max=MAX_PSNR).mean()
-    return found
+    return Heldout(found, output.pooled)

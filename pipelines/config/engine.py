@@ -59,6 +59,10 @@ class EngineConfig(Config):
     with `validation_`."""
     validation_images: PositiveInt = not_in_fingerprint(default=256)
     """Held-out images that are measured each time, the first of all."""
+    validate_in: Literal["worker", "task"] = not_in_fingerprint(default="worker")
+    """Where held-out images are measured: by the `worker`s, between two steps, or in a `task` of Ray with the
+    resources of one worker, from a checkpoint of the step, while the training goes on. Without Ray the worker
+    does it."""
     max_failures: Annotated[int, Field(ge=0)] = not_in_fingerprint(default=2)
     """Restarts of the workers without a new checkpoint between them, before the run fails."""
     max_bad_steps: PositiveInt = not_in_fingerprint(default=3)
@@ -85,6 +89,9 @@ class EngineConfig(Config):
     def _best_checkpoints_are_validated(self) -> "EngineConfig":
         best = self.keep_best
         if best is None or not best.metric.startswith(VALIDATION):
+            return self
+        if self.validate_every and self.validate_in == "task":
+            # Each validation is of a checkpoint.
             return self
         if not self.validate_every or self.checkpoint_every % self.validate_every:
             raise ValueError(

@@ -113,6 +113,26 @@ def _training_group(
     gpus = float(config.use_gpu)
     cpu = Demand("CPU", cpus, f"{name}.cpus_per_worker={cpus:g}", f"lower {name}.cpus_per_worker")
     gpu = Demand("GPU", gpus, f"{name}.use_gpu=true", f"set {name}.use_gpu=false")
+    if config.validate_every and config.validate_in == "task" and name == "train":
+        return _with_validation(_group_of(config, sizes, name, cpu, gpu), cpu, gpu)
+    return _group_of(config, sizes, name, cpu, gpu)
+
+
+def _with_validation(group: Resources, cpu: Demand, gpu: Demand) -> Resources:
+    """Return what a group needs that has its checkpoints measured beside it, with one worker's resources."""
+    more: list[Demand] = []
+    for demand, of_one in zip(group.demands, (cpu, gpu), strict=True):
+        keys = f"{demand.keys}, and one worker's for train.validate_in=task,"
+        fix = f"set train.validate_in=worker, or {demand.fix}"
+        more.append(Demand(demand.kind, demand.amount + of_one.amount, keys, fix))
+    return group._replace(demands=(more[0], more[1]))
+
+
+def _group_of(
+    config: TrainConfig | MllmStageConfig, sizes: tuple[int, ...], name: str, cpu: Demand, gpu: Demand
+) -> Resources:
+    cpus = cpu.amount
+    gpus = gpu.amount
     if sizes == (1,):
         return Resources(cpus, gpus, (cpu, gpu), sizes, config.max_failures)
     workers = sizes[0]

@@ -164,6 +164,12 @@ class TrainingWorker(Worker, Protocol):
     """The training loop that every process of the group runs, given `{"job": StageJob}` and its
     `TrainContext`."""
 
+    validate: ClassVar[Callable[[dict[str, Any], int], dict[str, float]] | None]
+    """Measures a step's checkpoint on held-out samples, and stores the metrics, given the same and the step;
+    None where the stage has no such samples."""
+    give_up_validation: ClassVar[Callable[[dict[str, Any], int], None] | None]
+    """Notes that a step's checkpoint could not be measured, given the same; None likewise."""
+
     @staticmethod
     def output(job: StageJob, scratch: Path) -> UnitOutput:
         """Take the stage's files out of the job's last checkpoint."""

@@ -3,7 +3,6 @@
 B samples a batch, S and T pixels a side for the tokenizer and the teacher.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +13,17 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.pipelines.config.corpora import ScenesSource
 from dualtoken.pipelines.config.crops import CenterCrop
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.images.crops import first_view
-from dualtoken.pipelines.images.samples import KeptSample, is_heldout, open_image_shard
+from dualtoken.pipelines.images.samples import (
+    KeptSample,
+    are_scenes,
+    is_heldout,
+    open_image_shard,
+    scene_descriptions,
+)
 from dualtoken.pipelines.images.shards import ImageShard
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
 from dualtoken.pipelines.inference.shard_decoder import DecodedBatch, ShardDecoder
@@ -73,11 +77,11 @@ class HeldoutSamples:
         image_rows = {key: row for row, key in enumerate(shard.keys)}
         decoder = ShardDecoder(shard, self._view)
         samples = [KeptSample(image_rows[key], key) for key in token_rows]
-        are_scenes = isinstance(self._job.recipe.corpora[corpus].source, ScenesSource)
+        described = are_scenes(self._job.recipe, corpus)
         for batch in decoder.batches(samples, size):
             rows = [token_rows[sample.key] for sample in batch.samples]
             part = table.take(pa.array(rows, pa.int64()))
-            yield self._joined(batch, part, shard, are_scenes=are_scenes)
+            yield self._joined(batch, part, shard, described=described)
         self.undecodable += decoder.faults
 
     def _token_rows(self, corpus: str, keys: Sequence[bytes]) -> dict[bytes, int]:
@@ -91,14 +95,12 @@ class HeldoutSamples:
         return self._tokenizer.network.transform.levels([view])
 
     def _joined(
-        self, batch: DecodedBatch, codes: pa.Table, shard: ImageShard, *, are_scenes: bool
+        self, batch: DecodedBatch, codes: pa.Table, shard: ImageShard, *, described: bool
     ) -> HeldoutBatch:
         """Join decoded samples with their codes, in the same order, and with what the shard says of them."""
         descriptions: list[dict[str, Any]] = []
-        if are_scenes:
-            image_rows = pa.array([sample.row for sample in batch.samples], pa.int64())
-            described = shard.metadata["description"].take(image_rows)
-            descriptions = [json.loads(description) for description in described.to_pylist()]
+        if described:
+            descriptions = scene_descriptions(shard, [sample.row for sample in batch.samples])
         keys = [sample.key for sample in batch.samples]
         return HeldoutBatch(
             keys=keys,
@@ -108,5 +110,5 @@ class HeldoutSamples:
             semantic=codes_of(codes, "semantic"),
             pixel=codes_of(codes, "pixel"),
             descriptions=descriptions,
-            are_whole_scenes=are_scenes and isinstance(self._job.recipe.pretokenize.crops[0], CenterCrop),
+            are_whole_scenes=described and isinstance(self._job.recipe.pretokenize.crops[0], CenterCrop),
         )

@@ -5,7 +5,6 @@ captions. B samples, N embeddings of W channels.
 """
 
 import io
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from dualtoken.model.metrics.codebook import codebook_use, count_codes
 from dualtoken.model.metrics.reconstruction import psnr_per_image, ssim
-from dualtoken.model.metrics.retrieval import choice_accuracy
 from dualtoken.pipelines.evaluation.heldout import HeldoutBatch
 from dualtoken.pipelines.evaluation.report_data import (
     AttributeAccuracy,
@@ -34,12 +32,11 @@ from dualtoken.pipelines.evaluation.scene_readings import (
     compared_readings,
 )
 from dualtoken.pipelines.images.samples import batched
-from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE, Attribute, attribute_choices
+from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
+from dualtoken.pipelines.inference.scene_questions import ATTRIBUTES, SceneQuestions
 from dualtoken.pipelines.tokens.shards import Ids
 
-ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
-OBJECTS_PER_SCENE = 2
 TEXT_BATCH = 512
 """Captions that are embedded together."""
 
@@ -170,57 +167,23 @@ class Evaluation:
         if not self.keys or len(self._descriptions) < len(self.keys):
             return None
         images = self._image_embeddings()
+        questions = SceneQuestions(self._descriptions)
+        texts = torch.cat([self._teacher.texts(batch) for batch in batched(questions.captions, TEXT_BATCH)])
+        teacher = questions.accuracies(images.teacher, texts)
+        quantised = questions.accuracies(images.quantised, texts)
         attributes: list[AttributeAccuracy] = []
-        teacher: list[float] = []
-        quantised: list[float] = []
-        chance: list[float] = []
         for name in ATTRIBUTES:
-            attribute = self._attribute_accuracy(name, images)
-            attributes.append(attribute)
-            teacher.append(attribute.teacher)
-            quantised.append(attribute.quantised)
-            chance.append(attribute.chance)
+            accuracy = AttributeAccuracy(
+                name=name, teacher=teacher[name], quantised=quantised[name], chance=CHANCE[name]
+            )
+            attributes.append(accuracy)
         return ZeroShot(
             num_images=len(self.keys),
             attributes=tuple(attributes),
-            teacher=float(np.mean(teacher)),
-            quantised=float(np.mean(quantised)),
-            chance=float(np.mean(chance)),
+            teacher=float(np.mean(list(teacher.values()))),
+            quantised=float(np.mean(list(quantised.values()))),
+            chance=float(np.mean([CHANCE[name] for name in ATTRIBUTES])),
         )
-
-    def _attribute_accuracy(self, name: Attribute, images: _ImageEmbeddings) -> AttributeAccuracy:
-        """Measure how often each object's right caption is chosen among some that differ in one attribute."""
-        choices: list[list[str]] = []
-        right_choices: list[int] = []
-        for description in self._descriptions:
-            for object_index in range(OBJECTS_PER_SCENE):
-                captions, right_choice = attribute_choices(description, object_index, name)
-                choices.append(captions)
-                right_choices.append(right_choice)
-        texts = self._embed_choices(choices)
-        right = torch.tensor(right_choices, device=texts.device)
-        teacher = images.teacher.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
-        quantised = images.quantised.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
-        return AttributeAccuracy(
-            name=name,
-            teacher=choice_accuracy(teacher, texts, right).item(),
-            quantised=choice_accuracy(quantised, texts, right).item(),
-            chance=CHANCE[name],
-        )
-
-    def _embed_choices(self, choices: Sequence[Sequence[str]]) -> Tensor:
-        """Embed the captions of questions with equally many choices: (questions, choices, W).
-
-        Few captions differ, so each is embedded once.
-        """
-        number_by_caption: dict[str, int] = {}
-        numbers: list[int] = []
-        for captions in choices:
-            for caption in captions:
-                number = number_by_caption.setdefault(caption, len(number_by_caption))
-                numbers.append(number)
-        distinct = [self._teacher.texts(batch) for batch in batched(list(number_by_caption), TEXT_BATCH)]
-        return torch.cat(distinct)[numbers].unflatten(0, (len(choices), -1))
 
 
 def _recall_at_1(images: Tensor, texts: Tensor) -> float:

@@ -15,13 +15,10 @@ from torch import Tensor
 from dualtoken.model.metrics.classification import class_embeddings, zero_shot_prompts, zero_shot_scores
 from dualtoken.pipelines.evaluation.closeness import as_picture
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch
-from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
-
-OBJECTS_PER_SCENE = 2
-_TEXT_BATCH = 32
-"""Texts at once; the last batch is padded, so that an embedding does not depend on what is asked with it."""
+from dualtoken.pipelines.inference.scene_questions import OBJECTS_PER_SCENE
+from dualtoken.pipelines.inference.text_embeddings import TextEmbeddings
 
 
 class Understanding:
@@ -38,7 +35,7 @@ class Understanding:
         self._teacher = teacher
         self._class_names = class_names
         self._templates = templates
-        self._texts: dict[str, Tensor] = {}
+        self._texts = TextEmbeddings(teacher.texts)
         self._classes: Tensor | None = None
 
     def images(self, batch: EvaluatedBatch, *, by_teacher: bool) -> Float[Tensor, "B E"]:
@@ -56,12 +53,7 @@ class Understanding:
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "T E"]:
         """Return unit embeddings of texts."""
-        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._texts]
-        for part in batched(missing, _TEXT_BATCH):
-            padded = [*part, *[part[-1]] * (_TEXT_BATCH - len(part))]
-            embeddings = self._teacher.texts(padded)[: len(part)].cpu()
-            self._texts.update(zip(part, embeddings, strict=True))
-        return torch.stack([self._texts[caption] for caption in captions])
+        return self._texts.of(captions)
 
     def attribute_shares(
         self, batch: EvaluatedBatch, images: Float[Tensor, "B E"], attribute: Attribute

@@ -1,13 +1,14 @@
 """Reads samples for the stages after the filter: an image shard, and the rows of it that were kept."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.corpora import HeldoutFraction
+from dualtoken.pipelines.config.corpora import HeldoutFraction, ScenesSource
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.core.tables import finished_files
@@ -29,6 +30,17 @@ def is_heldout(recipe: Recipe, corpus: str, key: bytes) -> bool:
     if isinstance(recipe.heldout, HeldoutFraction):
         return key_fraction(key) < recipe.heldout.fraction
     return corpus == recipe.heldout.corpus
+
+
+def are_scenes(recipe: Recipe, corpus: str) -> bool:
+    """Tell whether every picture of a corpus is a generated scene, and described."""
+    return isinstance(recipe.corpora[corpus].source, ScenesSource)
+
+
+def scene_descriptions(shard: ImageShard, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what the scenes of some rows show, as `scene_generator.describe` gives it."""
+    described = shard.metadata["description"].take(pa.array(rows, pa.int64()))
+    return [json.loads(description) for description in described.to_pylist()]
 
 
 class KeptSample(NamedTuple):

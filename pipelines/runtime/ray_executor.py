@@ -30,6 +30,7 @@ from dualtoken.infra.ray_errors import first_line, is_death
 from dualtoken.infra.ray_job_context import current_job_address
 from dualtoken.infra.ray_session import LOCAL, ray_session
 from dualtoken.infra.ray_train import fit
+from dualtoken.infra.ray_validation import Validation
 from dualtoken.infra.stop_request import stop_request
 from dualtoken.pipelines.config.cluster import ClusterConfig
 from dualtoken.pipelines.core.receipts import CHECKPOINT_RECEIPT, CHECKPOINTS, done_units
@@ -254,10 +255,20 @@ class _RayTrainWorker:
                 max_failures=resources.max_failures,
                 progress=partial(newest_checkpoint, self._job),
                 collective_timeout_seconds=config.collective_timeout_seconds,
+                validation=self._validation(),
             )
             if stop_request.is_set():
                 raise Preempted
             return self._worker.output(self._job, scratch)
+
+    def _validation(self) -> Validation | None:
+        """Return how tasks measure checkpoints; None where the recipe leaves that to the workers."""
+        config = self._job.training
+        measure = self._worker.validate
+        give_up = self._worker.give_up_validation
+        if not config.validate_every or config.validate_in == "worker" or measure is None or give_up is None:
+            return None
+        return Validation(measure, give_up)
 
 
 def newest_checkpoint(job: AnyJob) -> int | None:

@@ -66,6 +66,8 @@ class CheckpointSaver:
                 use_non_blocking_copy=has_gpu,
             )
         )
+        self.whole_step = -1
+        """Step of the last checkpoint of this run that is whole."""
         self.stalled_seconds = 0.0
         """Time that steps have waited for checkpoints."""
 
@@ -108,6 +110,7 @@ class CheckpointSaver:
         files = [file for of_one in uploads for file in of_one]
         whole = receipt.model_copy(update={"files": tuple(files)})
         self._workers.of_first(partial(self._checkpoints.commit, whole))
+        self.whole_step = receipt.step
 
     def _begin(self, step: int) -> None:
         self._checkpoints.begin(step)

@@ -5,8 +5,9 @@ the newest checkpoint that is whole, whatever killed the one before, and whereve
 notes of checkpoints is not asked.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from pydantic import Field
 
 from dualtoken.infra.digests import digest
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.engine import BestConfig
+from dualtoken.pipelines.config.engine import VALIDATION, BestConfig
+from dualtoken.pipelines.core.json_text import json_text
 from dualtoken.pipelines.core.receipts import (
     CHECKPOINT_RECEIPT,
     CHECKPOINTS,
@@ -22,6 +24,9 @@ from dualtoken.pipelines.core.receipts import (
     FileRecord,
     Record,
 )
+
+VALIDATION_FILE = "logs/validations/step-{step:09d}.json"
+"""File in the stage's folder with what a task measured of a checkpoint on held-out samples."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class CheckpointReceipt(Record):
     """Metrics of that step."""
     runs: tuple[RunRecord, ...] = ()
     """Parts of the training up to that step."""
+    is_validated_apart: bool = False
+    """Whether a task beside the training measures it on held-out samples, so that it is kept until then."""
 
 
 class Checkpoint:
@@ -78,15 +85,24 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one training; one process at a time commits them."""
 
-    def __init__(self, store: Store, keep: int = 2, keep_best: BestConfig | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keep: int = 2,
+        keep_best: BestConfig | None = None,
+        *,
+        validates_apart: bool = False,
+    ) -> None:
         self._store = store
         self._keep = keep
         self._keep_best = keep_best
+        self._validates_apart = validates_apart
+        """Whether checkpoints that wait for their validation are kept."""
 
     def begin(self, step: int) -> Store:
         """Return the empty folder of a step's checkpoint; what a killed or damaged one left is removed."""
-        name = _name(step)
-        self._remove(name)
+        self._remove(_name(step))
+        self._store.remove(VALIDATION_FILE.format(step=step))
         return self.folder(step)
 
     def folder(self, step: int) -> Store:
@@ -95,14 +111,44 @@ class Checkpoints:
 
     def commit(self, receipt: CheckpointReceipt) -> None:
         """Declare a checkpoint whole whose files are all stored, and remove those that are not kept."""
-        name = _name(receipt.step)
-        self._store.at(name).put_bytes(receipt.to_bytes(), CHECKPOINT_RECEIPT)
+        self.folder(receipt.step).put_bytes(receipt.to_bytes(), CHECKPOINT_RECEIPT)
+        self.remove_others(receipt.step)
+
+    def remove_others(self, last_step: int) -> None:
+        """Remove the checkpoints that are not kept, where that of a step is the last one."""
         # Later ones are damaged: this training went on from one before them.
-        earlier = [found for found in self._names() if found <= name]
-        kept = {*earlier[-self._keep :], *self._best(earlier)}
+        earlier = [found for found in self._names() if found <= _name(last_step)]
+        unvalidated = [_name(step) for step in self.unvalidated(last_step)]
+        kept = {*earlier[-self._keep :], *self._best(earlier), *unvalidated}
         for found in self._names():
             if found not in kept:
                 self._remove(found)
+
+    def unvalidated(self, last_step: int) -> list[int]:
+        """Return the steps up to one whose checkpoints wait for a task that measures them."""
+        if not self._validates_apart:
+            return []
+        return [step for step in self.validated_apart(last_step) if self.validation(step) is None]
+
+    def validated_apart(self, last_step: int) -> list[int]:
+        """Return the steps up to one whose whole checkpoints a task measures, or has measured."""
+        steps: list[int] = []
+        for name in self._names():
+            receipt = self._receipt(name)
+            if receipt is not None and receipt.is_validated_apart and receipt.step <= last_step:
+                steps.append(receipt.step)
+        return steps
+
+    def validation(self, step: int) -> dict[str, float] | None:
+        """Return what a task measured of a step's checkpoint, nothing if it failed; None before it ends."""
+        try:
+            return json.loads(self._store.read(VALIDATION_FILE.format(step=step)))
+        except FileNotFoundError:
+            return None
+
+    def put_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Store what a task measured of a step's checkpoint."""
+        self._store.put_bytes(json_text(metrics).encode(), VALIDATION_FILE.format(step=step))
 
     def _best(self, names: Sequence[str]) -> list[str]:
         """Return the checkpoint with the best metric, as a list; an empty one where none has it."""
@@ -112,8 +158,14 @@ class Checkpoints:
         values: dict[str, float] = {}
         for name in names:
             receipt = self._receipt(name)
-            if receipt is not None and best.metric in receipt.metrics:
-                values[name] = receipt.metrics[best.metric]
+            if receipt is None:
+                continue
+            metrics = receipt.metrics
+            if receipt.is_validated_apart:
+                found = self.validation(receipt.step) or {}
+                metrics = {**metrics, **{f"{VALIDATION}{name}": value for name, value in found.items()}}
+            if metrics.get(best.metric) is not None:
+                values[name] = metrics[best.metric]
         if not values:
             return []
         choose = min if best.mode == "min" else max
@@ -163,5 +215,10 @@ class Checkpoints:
         self._store.remove_empty_folders(name)
 
 
+def folder_name(step: int) -> str:
+    """Return the name of a step's checkpoint in the folder of all checkpoints."""
+    return f"step-{step:09d}"
+
+
 def _name(step: int) -> str:
-    return f"{CHECKPOINTS}/step-{step:09d}"
+    return f"{CHECKPOINTS}/{folder_name(step)}"

@@ -5,11 +5,10 @@ process and under Ray Train, and so are its checkpoints: either goes on where th
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.stop_request import stop_request
@@ -22,14 +21,12 @@ from dualtoken.pipelines.training.process_settings import process_settings
 from dualtoken.pipelines.training.profiling import StepProfiler
 from dualtoken.pipelines.training.resume import job_checkpoints, resume
 from dualtoken.pipelines.training.step_policy import StepPolicy
-from dualtoken.pipelines.training.task import Task
+from dualtoken.pipelines.training.task import OpenTask
 from dualtoken.pipelines.training.train_context import TrainContext
 from dualtoken.pipelines.training.training_log import TrainingLog
+from dualtoken.pipelines.training.validation_tasks import ValidationTasks
 from dualtoken.pipelines.training.watchdog import Watchdog
 from dualtoken.pipelines.training.worker_group import WorkerGroup
-
-OpenTask = Callable[[StageJob, TrainContext, Path], Task[Any]]
-"""Builds a task at its first step, from a job, its worker, and a scratch folder."""
 
 
 def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
@@ -51,7 +48,9 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
         saver = stack.enter_context(CheckpointSaver(job_checkpoints(job), context, config))
         policy = StepPolicy(job, task, workers)
         profiler = stack.enter_context(StepProfiler(job, context, scratch))
-        log = stack.enter_context(TrainingLog(job, task, context, workers, scratch))
+        validations = ValidationTasks(job, context, workers)
+        log = stack.enter_context(TrainingLog(job, task, context, workers, scratch, validations))
+        validations.go_on(task.step - 1, log.validated_steps)
 
         is_due = False
         profiler.before_step(task.step)
@@ -63,15 +62,24 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
             must_stop = workers.any(value=context.asked_to_stop())
             validation = log.step_taken(metrics, saver.stalled_seconds, is_last=is_last or must_stop)
             watchdog.step_taken()
-            is_due = is_due or is_last or must_stop or task.step % config.checkpoint_every == 0
+            at_interval = task.step % config.checkpoint_every == 0
+            is_due = is_due or is_last or must_stop or at_interval or log.wants_checkpoint
             # Not after a bad step, which weights that are no numbers any more may have caused.
             if is_due and metrics:
                 is_due = False
-                saver.save(task.parts, _receipt(step, {**metrics, **validation}, runs))
+                receipt = _receipt(step, {**metrics, **validation}, runs)
+                if log.take_checkpoint():
+                    receipt = receipt.model_copy(update={"is_validated_apart": True})
+                saver.save(task.parts, receipt)
                 log.save()
+            validations.step_taken(saver.whole_step, log.write_validation)
             if must_stop:
                 break
             profiler.before_step(task.step)
+        if validations.is_used and task.step == task.steps:
+            saver.finish()
+            validations.finish(log.write_validation, watchdog.step_taken)
+            workers.of_first(partial(job_checkpoints(job).remove_others, task.step - 1))
 
 
 def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:

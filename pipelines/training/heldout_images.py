@@ -5,7 +5,7 @@ B images of S by S pixels, N tokens, W channels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,13 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_input
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.images.samples import batched, is_heldout, open_image_shard
+from dualtoken.pipelines.images.samples import (
+    are_scenes,
+    batched,
+    is_heldout,
+    open_image_shard,
+    scene_descriptions,
+)
 from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training.sample_index import Selection, kept_keys
 from dualtoken.pipelines.training.stored_targets import decode_target
@@ -43,22 +49,31 @@ class HeldoutBatch(NamedTuple):
     """(B, W), the teacher's stored output; None where none is asked for."""
     dense: Tensor | None
     """(B, N, W), float16, its stored tokens; N is 0 where none are stored."""
+    scenes: list[int]
+    """Places in the batch, 0 to B - 1, of the images that are scenes."""
+    descriptions: list[dict[str, Any]]
+    """What each of these shows."""
     counts: bool = True
     """Whether this worker counts the batch; another one does where it does not."""
 
 
-Measure = Callable[[HeldoutBatch], Mapping[str, float]]
-"""Returns the mean of each metric over a batch."""
+Measure = Callable[[HeldoutBatch], Mapping[str, Sum]]
+"""Returns the sum of each metric over a batch."""
+
+
+def sums_of(means: Mapping[str, float], number: int) -> dict[str, Sum]:
+    """Return the sums of metrics whose means over so many samples are given."""
+    return {name: Sum(mean * number, number) for name, mean in means.items()}
 
 
 def summed(batches: Sequence[HeldoutBatch], measure: Measure) -> dict[str, Sum]:
     """Return the sums of metrics over those of this worker's batches that count."""
     sums: dict[str, Sum] = {}
     for batch in batches:
-        number = len(batch.images) if batch.counts else 0
-        for name, value in measure(batch).items():
+        for name, found in measure(batch).items():
             before = sums.get(name, Sum(0.0, 0))
-            sums[name] = Sum(before.total + value * number, before.number + number)
+            added = found if batch.counts else Sum(0.0, 0)
+            sums[name] = Sum(before.total + added.total, before.number + added.number)
     return sums
 
 
@@ -118,11 +133,35 @@ def _keys(job: StageJob, samples: Selection, corpus: str, shard: str) -> list[by
     return ledger.filter(pc.field("status") == Status.OK.value)["key"].to_pylist()
 
 
+class _Samples:
+    """The samples of a batch that is being read."""
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+        self.captions: list[str] = []
+        self.pooled: list[np.ndarray] = []
+        self.dense: list[np.ndarray] = []
+        self.scenes: list[int] = []
+        self.descriptions: list[dict[str, Any]] = []
+
+    def add_target(self, targets: pa.Table, row: int) -> None:
+        """Add the teacher's stored outputs for an image."""
+        target = decode_target(targets, row)
+        tokens = np.empty(0, np.float16) if target.dense is None else target.dense
+        self.pooled.append(target.pooled)
+        self.dense.append(tokens.reshape(-1, len(target.pooled)))
+
+    def batch(self) -> HeldoutBatch:
+        """Return the samples as a batch."""
+        pooled = torch.from_numpy(np.stack(self.pooled)) if self.pooled else None
+        dense = torch.from_numpy(np.stack(self.dense)) if self.dense else None
+        return HeldoutBatch(
+            torch.stack(self.images), self.captions, pooled, dense, self.scenes, self.descriptions
+        )
+
+
 def _read(job: StageJob, places: Sequence["_Place"], image_size: int, *, with_targets: bool) -> HeldoutBatch:
-    images: list[Tensor] = []
-    captions: list[str] = []
-    pooled: list[np.ndarray] = []
-    dense: list[np.ndarray] = []
+    samples = _Samples()
     shards: dict[tuple[str, str], list[bytes]] = {}
     for place in places:
         shards.setdefault((place.corpus, place.shard), []).append(place.key)
@@ -132,28 +171,26 @@ def _read(job: StageJob, places: Sequence["_Place"], image_size: int, *, with_ta
             targets = _targets(job, corpus, name, Path(scratch)) if with_targets else None
             rows = {key: row for row, key in enumerate(shard.keys)}
             target_rows = _rows(targets) if targets else {}
+            described = are_scenes(job.recipe, corpus)
             for key in keys:
+                row = rows[key]
                 try:
-                    picture = decode_rgb(shard.image(rows[key]))
+                    picture = decode_rgb(shard.image(row))
                 except UnreadableImageError:
                     continue
-                images.append(to_tensor([picture], image_size)[0])
-                captions.append(shard.captions[rows[key]])
+                if described:
+                    samples.scenes.append(len(samples.images))
+                    samples.descriptions += scene_descriptions(shard, [row])
+                samples.images.append(to_tensor([picture], image_size)[0])
+                samples.captions.append(shard.captions[row])
                 if targets is not None:
-                    target = decode_target(targets, target_rows[key])
-                    pooled.append(target.pooled)
-                    tokens = np.empty(0, np.float16) if target.dense is None else target.dense
-                    dense.append(tokens.reshape(-1, len(target.pooled)))
-    if not images:
+                    samples.add_target(targets, target_rows[key])
+    if not samples.images:
         raise UserError(
             f"none of {len(places)} held-out images can be decoded, such as {places[0].key.hex()}: "
             "fetch the image shards again, or set train.validate_every=0"
         )
-    levels = torch.stack(images)
-    if not with_targets:
-        return HeldoutBatch(levels, captions, None, None)
-    stacked = (torch.from_numpy(np.stack(pooled)), torch.from_numpy(np.stack(dense)))
-    return HeldoutBatch(levels, captions, *stacked)
+    return samples.batch()
 
 
 def _targets(job: StageJob, corpus: str, shard: str, scratch: Path) -> pa.Table:

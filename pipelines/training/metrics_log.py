@@ -61,16 +61,25 @@ class MetricsLog:
             self._pictures.close()
         self.save()
 
+    def steps_with(self, beginning: str) -> set[int]:
+        """Return the logged steps that have a value whose name begins so."""
+        steps: set[int] = set()
+        for line in read_metrics(self._store):
+            if any(name.startswith(beginning) for name in line):
+                steps.add(line["step"])
+        return steps
+
     def write(self, step: int, values: Mapping[str, float], pace: Pace | None = None) -> None:
         """Log the values up to a step, null for one that is not finite; steps are counted from 0.
 
-        Now and then a line of progress goes to the terminal, with the pace where it is known.
+        Now and then a line of progress goes to the terminal, with the pace where it is known. A line without
+        a loss is of a step that was logged before, whose checkpoint was measured since.
         """
         self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        if time.monotonic() >= self._last_progress + PROGRESS_INTERVAL:
+        if "loss" in values and time.monotonic() >= self._last_progress + PROGRESS_INTERVAL:
             self._last_progress = time.monotonic()
             line = f"{self._label}: step {step + 1} of {self._steps}, loss {values['loss']:.3f}"
             print(f"{line}, {pace}" if pace else line, flush=True)

@@ -259,6 +259,8 @@ class Worker:
     """Trains in this process; Ray Train runs `loop` in a group of processes."""
 
     loop = staticmethod(train_loop)
+    validate = None
+    give_up_validation = None
     output = staticmethod(trained_model)
 
     def __init__(self, job: StageJob) -> None:

@@ -31,7 +31,12 @@ _TRAINED = ("train", "teacher", "mllm")
 def job_checkpoints(job: StageJob) -> Checkpoints:
     """Return the checkpoints of a job's own folder."""
     config = job.training
-    return Checkpoints(job.store(), config.keep_checkpoints, config.keep_best)
+    return Checkpoints(
+        job.store(),
+        config.keep_checkpoints,
+        config.keep_best,
+        validates_apart=config.validate_in == "task",
+    )
 
 
 def resume(job: StageJob, task: Task[Any], workers: WorkerGroup, scratch: Path) -> tuple[RunRecord, ...]:

@@ -4,14 +4,17 @@ A task has all of `Task`. The protocols after it are optional: a task that has t
 has more in its log.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from dualtoken.model.config.base import Precision
 from dualtoken.model.optimizer import StepCheck
+from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.state_tensors import TrainedParts
+from dualtoken.pipelines.training.train_context import TrainContext
 
 Batch = TypeVar("Batch")
 
@@ -75,6 +78,10 @@ class Task(Protocol[Batch]):
     def smaller(self) -> str:
         """Advice for a step that needs too much memory even so, such as what to lower."""
         ...
+
+
+OpenTask = Callable[[StageJob, TrainContext, Path], Task[Any]]
+"""Builds a task at its first step, from a job, its worker, and a scratch folder."""
 
 
 @runtime_checkable

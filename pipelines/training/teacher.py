@@ -1,6 +1,6 @@
 """Teacher stage: trains a small SigLIP-style model, or copies a pretrained one into storage."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,23 @@ from dualtoken.pipelines.core.sole_run import sole_run
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.core.threads import map_ahead
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.checkpoint_saver import load_module
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
-from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed
+from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed, sums_of
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.resume import job_checkpoints
 from dualtoken.pipelines.training.state_tensors import OptimizerOf, TrainedParts
 from dualtoken.pipelines.training.task import Sum
 from dualtoken.pipelines.training.teacher_batches import TeacherDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
+from dualtoken.pipelines.training.validation_tasks import give_up_validation, validate_checkpoint
+from dualtoken.pipelines.training.zero_shot import zero_shot_sums
 
 PREFETCHED_BATCHES = 2
+TEXTS_AT_ONCE = 512
+"""Texts that are embedded together to judge held-out scenes."""
 
 
 def _copy_given(given: Path, folder: Path) -> None:
@@ -160,16 +165,28 @@ class TeacherTask:
         return self._data.sample_keys(step)
 
     def validate(self) -> Mapping[str, Sum]:
-        """Return loss and accuracy on held-out pairs, each batch of them compared with itself."""
+        """Return loss and accuracy on held-out pairs, and the zero-shot accuracy of those that are scenes.
+
+        Each batch of pairs is compared with itself.
+        """
         size = self._settings.image_size
         if self._heldout is None:
             self._heldout = heldout_batches(self._job, self._context, size, "download")
         return summed(self._heldout, self._measure)
 
-    def _measure(self, batch: HeldoutBatch) -> Mapping[str, float]:
-        device = self._context.device
-        tokens = tokenize(batch.captions, self._settings.text)
-        return self._trainer.heldout_metrics(batch.images.to(device), tokens.to(device))
+    def _measure(self, batch: HeldoutBatch) -> Mapping[str, Sum]:
+        images = batch.images.to(self._context.device)
+        pairs = self._trainer.measure_heldout(images, self._tokens(batch.captions))
+        sums = sums_of(pairs.metrics, len(images))
+        sums.update(zero_shot_sums(batch, pairs.images, self._embed_texts))
+        return sums
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        parts = batched(texts, TEXTS_AT_ONCE)
+        return torch.cat([self._trainer.embed_texts(self._tokens(part)) for part in parts])
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        return tokenize(texts, self._settings.text).to(self._context.device)
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""
@@ -197,6 +214,11 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
     train(settings["job"], context, TeacherTask)
 
 
+def validate(settings: dict[str, Any], step: int) -> dict[str, float]:
+    """Measure the teacher of a step's checkpoint on held-out samples, beside the training."""
+    return validate_checkpoint(settings["job"], TeacherTask, step)
+
+
 def trained_teacher(job: StageJob, scratch: Path) -> UnitOutput:
     """Write the model of a training's last checkpoint as the output of the stage."""
     teacher = job.recipe.teacher
@@ -222,6 +244,8 @@ class Worker:
     """Writes the teacher's folder in open_clip's own format, whatever it is made from."""
 
     loop = staticmethod(train_loop)
+    validate = staticmethod(validate)
+    give_up_validation = staticmethod(give_up_validation)
     output = staticmethod(trained_teacher)
 
     def __init__(self, job: StageJob) -> None:

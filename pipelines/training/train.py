@@ -14,7 +14,7 @@ from dualtoken.model.optimizer import StepCheck
 from dualtoken.model.teacher.teacher import load_teacher
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.tokenizer.resolution import at_resolution
-from dualtoken.model.training.inference import heldout_losses, inference
+from dualtoken.model.training.inference import inference, measure_heldout
 from dualtoken.model.training.state import TrainState
 from dualtoken.model.training.step import train_step
 from dualtoken.model.vision.towers import checkpoint_gradients, tower_blocks
@@ -27,7 +27,7 @@ from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.inference.networks import stage_device
 from dualtoken.pipelines.training.checkpoint_saver import load_module
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
-from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed
+from dualtoken.pipelines.training.heldout_images import HeldoutBatch, heldout_batches, summed, sums_of
 from dualtoken.pipelines.training.parallel import data_parallel
 from dualtoken.pipelines.training.perceptual import open_perceptual
 from dualtoken.pipelines.training.resume import add_runs_to_card, job_checkpoints
@@ -36,6 +36,8 @@ from dualtoken.pipelines.training.step_cost import tokenizer_step_cost
 from dualtoken.pipelines.training.task import StepCost, Sum
 from dualtoken.pipelines.training.train_batches import TrainBatch, TrainDataLoader
 from dualtoken.pipelines.training.train_context import SingleProcessContext, TrainContext
+from dualtoken.pipelines.training.validation_tasks import give_up_validation, validate_checkpoint
+from dualtoken.pipelines.training.zero_shot import FrozenTeacher
 
 PREFETCHED_BATCHES = 2
 NUM_SHOWN = 6
@@ -50,7 +52,10 @@ class TokenizerTask:
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         self._job = job
         self._recipe = job.recipe
+        self._scratch = scratch
         self._heldout: list[HeldoutBatch] | None = None
+        self._teacher: FrozenTeacher | None = None
+        """Judge of held-out scenes; None where there are none, or no validation was made yet."""
         self._config = job.recipe.train
         self._context = context
         self._state = _first_state(job, context, scratch)
@@ -135,18 +140,28 @@ class TokenizerTask:
         }
 
     def validate(self) -> Mapping[str, Sum]:
-        """Return the losses and the PSNR of held-out images, in batches of their own."""
-        size = self._recipe.tokenizer.image_size
+        """Return losses and PSNR of held-out images, and the zero-shot accuracy of those that are scenes."""
         if self._heldout is None:
-            samples = "targets" if self._recipe.targets.read_by_training else "filter"
-            self._heldout = heldout_batches(self._job, self._context, size, samples)
+            self._heldout = self._open_heldout()
         return summed(self._heldout, self._measure)
 
-    def _measure(self, batch: HeldoutBatch) -> Mapping[str, float]:
+    def _open_heldout(self) -> list[HeldoutBatch]:
+        """Read the held-out images, and embed the captions that scenes are judged by."""
+        samples = "targets" if self._recipe.targets.read_by_training else "filter"
+        batches = heldout_batches(self._job, self._context, self._recipe.tokenizer.image_size, samples)
+        if self._state.streams.semantic and any(batch.scenes for batch in batches):
+            self._teacher = FrozenTeacher(self._job, self._context.device, self._scratch)
+            self._teacher.embed(batches)
+        return batches
+
+    def _measure(self, batch: HeldoutBatch) -> Mapping[str, Sum]:
         images = batch.images.to(self._context.device)
         targets = self._data.targets(TrainBatch(batch.images, batch.pooled, batch.dense), images)
-        losses = heldout_losses(self._state, images, targets)
-        return {name: value.item() for name, value in losses.items()}
+        metrics, pooled = measure_heldout(self._state, images, targets)
+        sums = sums_of({name: value.item() for name, value in metrics.items()}, len(images))
+        if self._teacher is not None and pooled is not None:
+            sums.update(self._teacher.sums(batch, pooled))
+        return sums
 
     def num_lost(self) -> int:
         """Return how many samples this worker lost to damage so far."""
@@ -226,6 +241,11 @@ def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
     train(settings["job"], context, TokenizerTask)
 
 
+def validate(settings: dict[str, Any], step: int) -> dict[str, float]:
+    """Measure the tokenizer of a step's checkpoint on held-out samples, beside the training."""
+    return validate_checkpoint(settings["job"], TokenizerTask, step)
+
+
 def trained_model(job: StageJob, scratch: Path) -> UnitOutput:
     """Write the model of a training's last checkpoint as the output of the stage."""
     checkpoint = job_checkpoints(job).latest(scratch / "last")
@@ -250,6 +270,8 @@ class Worker:
     """Trains in this process; Ray Train runs `loop` in a group of processes."""
 
     loop = staticmethod(train_loop)
+    validate = staticmethod(validate)
+    give_up_validation = staticmethod(give_up_validation)
     output = staticmethod(trained_model)
 
     def __init__(self, job: StageJob) -> None:

@@ -3,7 +3,7 @@
 `infra/ray_train.py` has the context of a worker of Ray Train.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -34,6 +34,15 @@ class TrainContext(RankContext, Protocol):
 
     def asked_to_stop(self) -> bool:
         """Tell whether the run was asked to end soon; it is enough that one worker hears of it."""
+        ...
+
+
+@runtime_checkable
+class RequestsValidation(Protocol):
+    """A worker of a run that can have its checkpoints measured beside the training."""
+
+    def request_validation(self, checkpoint: str, step: int) -> None:
+        """Ask for the validation of a step's whole checkpoint, by its folder's name; all workers at once."""
         ...
 
 

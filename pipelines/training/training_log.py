@@ -30,6 +30,7 @@ from dualtoken.pipelines.training.task import (
     Validates,
 )
 from dualtoken.pipelines.training.train_context import TrainContext
+from dualtoken.pipelines.training.validation_tasks import ValidationTasks
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
 Batch = TypeVar("Batch")
@@ -39,12 +40,23 @@ class TrainingLog:
     """Log of a run of a task from the step that comes next; each worker has one."""
 
     def __init__(
-        self, job: StageJob, task: Task[Any], context: TrainContext, workers: WorkerGroup, scratch: Path
+        self,
+        job: StageJob,
+        task: Task[Any],
+        context: TrainContext,
+        workers: WorkerGroup,
+        scratch: Path,
+        validations: ValidationTasks,
     ) -> None:
         self._config = job.training
         self._task = task
         self._context = context
         self._workers = workers
+        self._validations = validations
+        self.wants_checkpoint = False
+        """Whether a task is to validate the next checkpoint."""
+        self.validated_steps: set[int] = set()
+        """Steps whose validation is logged already, on rank 0."""
         self._window = StepWindow(workers)
         self._pace = PaceMeter(task.steps, task.batch_size)
         self._began = time.monotonic()
@@ -58,6 +70,7 @@ class TrainingLog:
             file = MetricsLog(job.store(), scratch, job.label, task.steps, task.step)
             self._file = self._stack.enter_context(file)
             self._loggers = Loggers(job, file.logs_folder)
+            self.validated_steps = file.steps_with(VALIDATION)
 
     def __enter__(self) -> Self:
         return self
@@ -116,8 +129,25 @@ class TrainingLog:
         if not self._is_validation_due or not isinstance(self._task, Validates):
             return {}
         self._is_validation_due = False
-        found = means(self._workers.gather(dict(self._task.validate())))
-        return {f"{VALIDATION}{name}": value for name, value in found.items()}
+        if self._validations.is_used:
+            is_last = self._task.step == self._task.steps
+            self.wants_checkpoint = self._validations.has_room(self._task.step - 1, is_last=is_last)
+            return {}
+        return _named(means(self._workers.gather(dict(self._task.validate()))))
+
+    def take_checkpoint(self) -> bool:
+        """Tell of the checkpoint that is being saved now whether a task is to validate it."""
+        is_wanted = self.wants_checkpoint
+        self.wants_checkpoint = False
+        if is_wanted:
+            self._validations.checkpoint_begun(self._task.step - 1)
+        return is_wanted
+
+    def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log what a task measured of an earlier step's checkpoint, nothing where it failed; on rank 0."""
+        if metrics and self._file and self._loggers:
+            self._file.write(step, _named(metrics))
+            self._loggers.write(step, _named(metrics))
 
     def _write_line(self, step: int, stalled_seconds: float, validation: Mapping[str, float]) -> None:
         cost = self._task.step_cost() if isinstance(self._task, CountsOperations) else None
@@ -171,3 +201,8 @@ class TrainingLog:
             if share is not None:
                 values["mfu"] = round(share, 4)
         return values
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of held-out samples by their names in the log."""
+    return {f"{VALIDATION}{name}": value for name, value in metrics.items()}

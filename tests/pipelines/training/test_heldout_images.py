@@ -1,6 +1,9 @@
 """Held-out samples that a training is measured on."""
 
+import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +14,22 @@ from dualtoken.model.vision.transform import to_tensor
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.samples import open_image_shard
+from dualtoken.pipelines.images.scene_generator import (
+    canonical_caption,
+    describe,
+    scene,
+)
+from dualtoken.pipelines.inference.scene_questions import ATTRIBUTES
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training import heldout_images
-from dualtoken.pipelines.training.heldout_images import heldout_batches, summed
+from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.heldout_images import heldout_batches, summed, sums_of
 from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.task import Sum
+from dualtoken.pipelines.training.train import TokenizerTask
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from dualtoken.pipelines.training.zero_shot import zero_shot_sums
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
@@ -51,9 +65,46 @@ def test_validation_is_logged_and_changes_neither_fingerprint_nor_weights(
     assert [line["step"] for line in lines] == [1, 3]
     for name in ("loss", "psnr", "reconstruction", "semantic", "pooled", "commitment"):
         assert lines[0][f"validation_{name}"] > 0
+    assert (
+        lines[-1]["validation_zero_shot"]
+        == sum(lines[-1][f"validation_zero_shot_{name}"] for name in ATTRIBUTES) / 3
+    )
     (line,) = [line for line in read_metrics(planned_job(recipe, "teacher").store()) if line["step"] == 1]
     assert line["validation_loss"] > 0
     assert 0 <= line["validation_accuracy"] <= 1
+    for name in ATTRIBUTES:
+        assert 0 <= line[f"validation_zero_shot_{name}"] <= 1
+
+
+def test_the_last_steps_zero_shot_accuracy_is_that_of_the_report(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    """Both judge the trained tokenizer by the held-out samples that the filter kept."""
+    (report,) = (root / "reports").glob("*/report.json")
+    expected = json.loads(report.read_text())["zero_shot"]
+    recipe = load_tiny(root, "train.validate_every=4")
+    job = replace(planned_job(recipe, "train"), folder=str(tmp_path / "again"))
+    train(job, SingleProcessContext(torch.device("cpu")), TokenizerTask)
+    (line,) = [line for line in read_metrics(job.store()) if "validation_loss" in line]
+    found = {name: line[f"validation_zero_shot_{name}"] for name in ATTRIBUTES}
+    assert found == {of_one["name"]: of_one["quantised"] for of_one in expected["attributes"]}
+    assert len(set(found.values())) > 1
+
+
+def test_images_that_are_no_scenes_are_asked_about_nothing() -> None:
+    drawn = scene("heldout", 0, 0)
+    caption = canonical_caption(drawn.objects)
+    batch = heldout_images.HeldoutBatch(torch.empty(2, 3, 8, 8), ["", ""], None, None, [1], [describe(drawn)])
+    images = torch.eye(2)
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([images[1] if text == caption else images[0] for text in texts])
+
+    right = Sum(2.0, 2)
+    assert zero_shot_sums(batch, images, embed) == dict.fromkeys(
+        ("zero_shot_shape", "zero_shot_colour", "zero_shot_size", "zero_shot"), right
+    )
+    assert zero_shot_sums(batch._replace(scenes=[], descriptions=[]), images, embed) == {}
 
 
 def weights(tokenizer: Path, teacher: Path) -> list[tuple[Path, str]]:
@@ -84,8 +135,8 @@ def test_the_held_out_samples_are_the_same_ones_for_any_number_of_workers(
     shared = [own[turn] for turn in range(2) for own in of_three if own[turn].counts]
     assert torch.equal(torch.cat([batch.images for batch in shared]), images)
 
-    def brightness(batch: heldout_images.HeldoutBatch) -> dict[str, float]:
-        return {"brightness": batch.images.double().mean().item()}
+    def brightness(batch: heldout_images.HeldoutBatch) -> dict[str, Sum]:
+        return sums_of({"brightness": batch.images.double().mean().item()}, len(batch.images))
 
     alone = summed(whole, brightness)["brightness"]
     assert alone.number == 10

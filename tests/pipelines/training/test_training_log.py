@@ -12,6 +12,7 @@ from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import SingleProcessContext
 from dualtoken.pipelines.training.training_log import TrainingLog
+from dualtoken.pipelines.training.validation_tasks import ValidationTasks
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 from tests.helpers.toy_training import ToyTask
 from tests.helpers.training_groups import CPU
@@ -27,11 +28,16 @@ class Counted(ToyTask):
         return StepCost(1e9, "float32")
 
 
+def opened_log(job: StageJob, task: ToyTask, context: SingleProcessContext, scratch: Path) -> TrainingLog:
+    workers = WorkerGroup(context, 1.0)
+    return TrainingLog(job, task, context, workers, scratch, ValidationTasks(job, context, workers))
+
+
 def first_line(job: StageJob, device: torch.device, scratch: Path) -> dict[str, float]:
     """Log a step of a task, as if it were taken on a device."""
     task = Counted(job, SingleProcessContext(CPU), scratch)
     context = SingleProcessContext(device)
-    with TrainingLog(job, task, context, WorkerGroup(context, 1.0), scratch) as log:
+    with opened_log(job, task, context, scratch) as log:
         task.step = 1
         log.step_taken({"loss": 1.0}, 0.0, is_last=True)
     return read_metrics(job.store())[0]
@@ -53,9 +59,7 @@ class SecondOfTwo(SingleProcessContext):
 def test_only_the_first_worker_has_a_log_and_opens_the_services(tmp_path: Path) -> None:
     job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline}]")
     context = SecondOfTwo(CPU)
-    with TrainingLog(
-        job, ToyTask(job, context, tmp_path), context, WorkerGroup(context, 1.0), tmp_path
-    ) as log:
+    with opened_log(job, ToyTask(job, context, tmp_path), context, tmp_path) as log:
         log.step_taken({"loss": 1.0}, 0.0, is_last=True)
     assert not list((tmp_path / "run").rglob("*"))
 

@@ -1,0 +1,69 @@
+"""Zero-shot questions about scenes: which of some captions, unlike in one attribute of one object, is true.
+
+B scenes, T unlike captions, Q questions of C captions each, E channels of an embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dualtoken.model.metrics.retrieval import choice_accuracy
+from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
+
+ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
+OBJECTS_PER_SCENE = 2
+
+
+class _Questions(NamedTuple):
+    """Questions about one attribute: one for each object, scene after scene."""
+
+    candidates: Int[Tensor, "Q C"]
+    """Numbers of the captions to choose from."""
+    right: Int[Tensor, " Q"]
+    """Place of the true one, 0 to C - 1."""
+
+
+class SceneQuestions:
+    """Questions about every attribute of every object of scenes."""
+
+    def __init__(self, descriptions: Sequence[dict[str, Any]]) -> None:
+        self._number_by_caption: dict[str, int] = {}
+        self._questions: dict[Attribute, _Questions] = {}
+        for attribute in ATTRIBUTES:
+            self._questions[attribute] = self._about(descriptions, attribute)
+
+    def _about(self, descriptions: Sequence[dict[str, Any]], attribute: Attribute) -> _Questions:
+        candidates: list[list[int]] = []
+        right: list[int] = []
+        for description in descriptions:
+            for index in range(OBJECTS_PER_SCENE):
+                captions, place = attribute_choices(description, index, attribute)
+                candidates.append([self._number(caption) for caption in captions])
+                right.append(place)
+        return _Questions(torch.tensor(candidates), torch.tensor(right))
+
+    def _number(self, caption: str) -> int:
+        return self._number_by_caption.setdefault(caption, len(self._number_by_caption))
+
+    @property
+    def captions(self) -> list[str]:
+        """The unlike captions of all questions, 27 a scene at most; `accuracies` takes their embeddings."""
+        return list(self._number_by_caption)
+
+    def accuracies(
+        self, images: Float[Tensor, "B E"], captions: Float[Tensor, "T E"]
+    ) -> dict[Attribute, float]:
+        """Return by attribute how often the caption nearest to an image is the true one.
+
+        Chance is 1/6 for shape, 1/8 for colour and 1/2 for size.
+        """
+        of_objects = images.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
+        found: dict[Attribute, float] = {}
+        for attribute, questions in self._questions.items():
+            candidates = captions[questions.candidates.to(captions.device)]
+            right = questions.right.to(captions.device)
+            found[attribute] = choice_accuracy(of_objects, candidates, right).item()
+        return found

@@ -1,0 +1,79 @@
+"""Checkpoints are measured beside a training, by a real worker group on a real cluster."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from dualtoken.infra.ray_session import ray_session
+from dualtoken.infra.ray_train import WorkerRun, fit
+from dualtoken.infra.ray_validation import Validation
+
+
+@pytest.fixture(scope="module")
+def _session() -> Iterator[None]:
+    this = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(this)  # tasks cannot import a test
+    with ray_session("local", num_cpus=2, object_store_mb=100):
+        yield
+    cloudpickle.unregister_pickle_by_value(this)
+
+
+def _never(_: BaseException) -> bool:
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
+@pytest.mark.usefixtures("_session")
+def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit(
+        _loop,
+        {"folder": str(tmp_path)},
+        name="run",
+        storage_path=str(tmp_path),
+        is_final=_never,
+        validation=Validation(_measure, _give_up),
+    )
+    assert (tmp_path / "starts").read_text() == "x"
+    assert [(tmp_path / f"found-{step}").read_text() for step in range(3)] == ["1.5", "none", "none"]
+    told = "".join(capfd.readouterr())
+    assert told.count("step 1 is not validated: ") == 1
+    assert told.count("step 2 is not validated: no held-out images") == 1
+    assert "Traceback" not in told
+
+
+def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
+    """Ask for three validations, and wait for all of them."""
+    folder = Path(settings["folder"])
+    with (folder / "starts").open("a") as file:
+        file.write("x")
+    for step in range(3):
+        checkpoint = folder / "run" / f"step-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "weight").write_text(str(1.5 + step))
+        run.request_validation(f"step-{step}", step)
+    while not (folder / "found-2").exists():
+        time.sleep(0.05)
+
+
+def _measure(settings: dict[str, Any], step: int) -> dict[str, float]:
+    if step == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step == 2:
+        raise ValueError("no held-out images")
+    folder = Path(settings["folder"])
+    weight = (folder / "run" / f"step-{step}" / "weight").read_text()
+    (folder / f"found-{step}").write_text(weight)
+    return {"weight": float(weight)}
+
+
+def _give_up(settings: dict[str, Any], step: int) -> None:
+    (Path(settings["folder"]) / f"found-{step}").write_text("none")

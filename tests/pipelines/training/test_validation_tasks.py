@@ -1,0 +1,127 @@
+"""A task beside the training measures what the worker would; the training waits for the last one alone."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.runtime.ray_executor import RayExecutor
+from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.training import validation_tasks
+from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.resume import job_checkpoints
+from dualtoken.pipelines.training.train import TokenizerTask
+from dualtoken.pipelines.training.train_context import SingleProcessContext
+from dualtoken.pipelines.training.validation_tasks import validate_checkpoint
+from tests.helpers.tiny_run import LoadTiny, planned_job
+from tests.helpers.toy_training import Validated
+from tests.helpers.training_groups import CPU
+from tests.pipelines.training.test_engine import toy_job
+
+APART = ("train.validate_in=task", "train.validate_every=2", "train.validation_images=10")
+
+
+def validations(job: StageJob) -> dict[int, dict[str, float]]:
+    """Return the logged metrics of held-out samples by step."""
+    found: dict[int, dict[str, float]] = {}
+    for line in read_metrics(job.store()):
+        metrics = {name: value for name, value in line.items() if name.startswith("validation_")}
+        if metrics:
+            assert line["step"] not in found
+            found[line["step"]] = metrics
+    return found
+
+
+class Tasks(SingleProcessContext):
+    """A context that measures a checkpoint as soon as it is asked to, or never."""
+
+    def __init__(self, job: StageJob, *, do_they_run: bool = True) -> None:
+        super().__init__(CPU)
+        self.job = job
+        self.do_they_run = do_they_run
+        self.asked: list[int] = []
+
+    def request_validation(self, checkpoint: str, step: int) -> None:
+        """Measure the checkpoint, which is whole by now."""
+        assert (Path(self.job.folder) / "checkpoints" / checkpoint / "receipt.json").exists()
+        self.asked.append(step)
+        if self.do_they_run:
+            validate_checkpoint(self.job, Validated, step)
+
+
+def toy(folder: Path, *overrides: str) -> StageJob:
+    return toy_job(folder, "train.steps=8", "train.validate_every=2", "train.checkpoint_every=3", *overrides)
+
+
+def test_each_validated_step_has_a_checkpoint_and_the_best_one_is_kept(tmp_path: Path) -> None:
+    by_worker = toy(tmp_path / "worker")
+    train(by_worker, SingleProcessContext(CPU), Validated)
+    best = "train.keep_best={metric: validation_error, mode: max}"
+    job = toy(tmp_path / "task", "train.validate_in=task", "train.keep_checkpoints=1", best)
+    context = Tasks(job)
+    train(job, context, Validated)
+    assert context.asked == [1, 3, 5, 7]
+    assert validations(job) == validations(by_worker)
+    assert list(validations(job)) == [1, 3, 5, 7]
+    errors = {step: metrics["validation_error"] for step, metrics in validations(job).items()}
+    worst = max(errors, key=errors.__getitem__)
+    kept = [int(name.rpartition("-")[2]) for name in job.store().folders("checkpoints")]
+    assert sorted(kept) == sorted({worst, 7})
+
+
+def test_validations_that_were_not_made_are_made_by_the_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation_tasks, "POLL_SECONDS", 0.01)
+    job = toy(tmp_path / "run", "train.validate_in=task", "train.hang_timeout_seconds=1")
+    idle = Tasks(job, do_they_run=False)
+    train(job, idle, Validated)
+    assert validations(job) == {}
+    assert idle.asked == [1, 3, 7], "two wait, the third one is left out, and the last one is made"
+
+    unvalidated = job_checkpoints(job).unvalidated(7)
+    assert unvalidated == [1, 3, 7], "they are kept until they are measured"
+    again = Tasks(job)
+    train(replace(job), again, Validated)
+    assert again.asked == [1, 3, 7]
+    assert list(validations(job)) == [1, 3, 7]
+    assert job_checkpoints(job).unvalidated(7) == []
+
+
+def test_a_context_without_tasks_lets_the_worker_measure(tmp_path: Path) -> None:
+    job = toy(tmp_path / "run", "train.validate_in=task")
+    train(job, SingleProcessContext(CPU), Validated)
+    assert list(validations(job)) == [1, 3, 5, 7]
+
+
+def test_a_cluster_without_room_for_a_validation_is_refused(tmp_path: Path, load_tiny: LoadTiny) -> None:
+    with pytest.raises(UserError, match=r"train\.validate_in=task, wants 3 CPUs.*validate_in=worker"):
+        load_tiny(tmp_path, *APART, "train.num_workers=2", "cluster.num_cpus=2")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
+def test_on_ray_a_task_measures_what_the_worker_does_to_the_bit(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    root = Path(shutil.copytree(finished.root, tmp_path / "data"))
+    recipe = load_tiny(root, *APART, "cluster.num_cpus=3")
+    job = planned_job(recipe, "train")
+    expected = (Path(job.folder) / "model.safetensors").read_bytes()
+    shutil.rmtree(job.folder)
+
+    by_worker = replace(job, folder=str(tmp_path / "worker"))
+    train(by_worker, SingleProcessContext(CPU), TokenizerTask)
+    with RayExecutor(recipe.cluster) as executor:
+        run_command("train", recipe, executor, lambda _: None)
+    assert (Path(job.folder) / "model.safetensors").read_bytes() == expected
+    found: Mapping[int, Mapping[str, Any]] = validations(job)
+    assert list(found) == [1, 3]
+    assert found == validations(by_worker)
+    assert (Path(job.folder) / "logs/validations/step-000000003.json").exists(), "a task measured it"
