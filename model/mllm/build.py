@@ -9,6 +9,7 @@ from dualtoken.model.mllm.attention import PACKED_SDPA
 from dualtoken.model.mllm.code_vectors import AnyQuantizer, code_table
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.configuration import DualTokenMllmConfig
+from dualtoken.model.mllm.initialization import initialize_trunk, initialize_visual_parts
 from dualtoken.model.mllm.text_tokenizer import text_markers
 from dualtoken.model.randomness import seeded_weights
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -36,10 +37,13 @@ def build_mllm(
     model_config = _model_config(config, vision, vision_sha256, text)
     with seeded_weights(seed):
         model = DualTokenForConditionalGeneration(model_config)
-    for stream in STREAM_NAMES:
-        model.model.code_vectors(stream).table.copy_(code_table(_quantizer(vision, stream)))
-    if isinstance(config.trunk, NamedTrunk):
-        _load_trunk(model, config.trunk)
+        for stream in STREAM_NAMES:
+            model.model.code_vectors(stream).table.copy_(code_table(_quantizer(vision, stream)))
+        if isinstance(config.trunk, NamedTrunk):
+            _load_trunk(model, config.trunk)
+        else:
+            initialize_trunk(model.model.language_model, config.trunk.depth)
+        initialize_visual_parts(model)
     return model
 
 

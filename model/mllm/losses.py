@@ -40,6 +40,8 @@ class MllmBatch(NamedTuple):
     """Image positions whose codes are to be predicted."""
     all_depths: Bool[Tensor, "V"]
     """Image positions whose codes are trained at all depths; of the other targets only the first depth is."""
+    unread: Bool[Tensor, "V"] | None = None
+    """Image positions whose codes the trunk does not read, though they may be targets; None for none."""
 
 
 def step_size(batch: MllmBatch) -> StepSize:
@@ -86,7 +88,7 @@ class PackedLosses(nn.Module):
     def forward(self, batch: MllmBatch, counts: TargetCounts) -> LossSums:
         """Return the losses of a batch that is part of a step with these counts."""
         hidden = self.model.hidden_states(
-            batch.input_ids, batch.is_visual, dict(batch.codes), batch.segments
+            batch.input_ids, batch.is_visual, dict(batch.codes), batch.segments, batch.unread
         ).flatten(0, 1)
         text_ids = batch.input_ids.flatten()
         places = batch.text_targets.flatten().nonzero().squeeze(1)

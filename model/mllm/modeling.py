@@ -151,9 +151,16 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):
         is_visual: Bool[Tensor, "B T"],
         codes: dict[str, Integer[Tensor, "V D"]],
         segments: Segments,
+        unread: Bool[Tensor, "V"] | None = None,
     ) -> Float[Tensor, "B T H"]:
-        """Return the trunk's states of packed sequences, whose documents do not see each other."""
-        embedded = self.model.embed(input_ids, is_visual, self.model.code_sums(codes))
+        """Return the trunk's states of packed sequences, whose documents do not see each other.
+
+        Of the image positions that are `unread` it sees that they are there, and not their codes.
+        """
+        sums = self.model.code_sums(codes)
+        if unread is not None:
+            sums = {name: stream.masked_fill(unread[:, None, None], 0) for name, stream in sums.items()}
+        embedded = self.model.embed(input_ids, is_visual, sums)
         output = self.model.language_model(
             inputs_embeds=embedded,
             attention_mask=unmasked(embedded),

@@ -196,6 +196,7 @@ def split_batch(batch: MllmBatch, parts: int) -> Iterator[MllmBatch]:
             text_targets=batch.text_targets[rows],
             visual_targets=batch.visual_targets[images],
             all_depths=batch.all_depths[images],
+            unread=None if batch.unread is None else batch.unread[images],
         )
 
 

@@ -173,6 +173,7 @@ def _on_device(batch: MllmBatch, device: torch.device) -> MllmBatch:
         text_targets=moved(batch.text_targets),
         visual_targets=moved(batch.visual_targets),
         all_depths=moved(batch.all_depths),
+        unread=None if batch.unread is None else moved(batch.unread),
     )
 
 

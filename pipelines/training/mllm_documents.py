@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from dualtoken.infra.scratch import shared_scratch_folder
@@ -22,10 +24,10 @@ from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.loader.batches import PackedBatch
-from dualtoken.pipelines.loader.document_kinds import TEXT, DocumentKind
+from dualtoken.pipelines.loader.document_kinds import DRAW, TEXT, DocumentKind
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
-from dualtoken.pipelines.loader.permutation import seeded_uniform
+from dualtoken.pipelines.loader.permutation import Rows, seeded_uniform
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.tokens.open_tokens import open_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
@@ -150,6 +152,7 @@ class MllmDocuments:
         for stream, ids in (("semantic", batch.semantic), ("pixel", batch.pixel)):
             if ids is not None:
                 codes[stream] = ids.int()
+        samples = batch.segments[batch.segments >= 0].numpy()[(batch.kinds != TEXT).numpy()]
         return MllmBatch(
             input_ids=batch.text,
             is_visual=batch.visual,
@@ -157,17 +160,28 @@ class MllmDocuments:
             segments=Segments(batch.cu_seqlens, batch.longest),
             text_targets=batch.targets,
             visual_targets=batch.visual_targets,
-            all_depths=batch.visual_targets & self._all_depths(batch),
+            all_depths=batch.visual_targets & self._all_depths(samples),
+            unread=self._unread(samples, batch.kinds) if self._config.code_dropout else None,
         )
 
-    def _all_depths(self, batch: PackedBatch) -> Tensor:
+    def _all_depths(self, samples: Rows) -> Bool[Tensor, "V"]:
         """Choose image positions whose codes are trained at all depths, by seed, sample and place."""
-        has_image = (batch.kinds != TEXT).numpy()
-        samples = batch.segments[batch.segments >= 0].numpy()[has_image]
-        positions = np.arange(self._plan.image_positions)
-        places = samples[:, None] * len(positions) + positions
-        drawn = seeded_uniform(self._config.seed, "all depths", places.reshape(-1))
-        return torch.from_numpy(drawn < self._config.depth_share)
+        drawn = self._by_position("all depths", samples)
+        return torch.from_numpy((drawn < self._config.depth_share).reshape(-1))
+
+    def _unread(self, samples: Rows, kinds: Tensor) -> Bool[Tensor, "V"]:
+        """Choose positions of images to draw whose codes are not read, by seed, sample and place."""
+        shares = seeded_uniform(self._config.seed, "share of unread codes", samples)
+        drawn = self._by_position("unread codes", samples)
+        is_unread = drawn < self._config.code_dropout * shares[:, None]
+        is_unread &= (kinds[kinds != TEXT] == DRAW).numpy()[:, None]
+        return torch.from_numpy(is_unread.reshape(-1))
+
+    def _by_position(self, purpose: str, samples: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return a number in [0, 1) for each position of each sample's image, (samples, N)."""
+        num_positions = self._plan.image_positions
+        places = samples[:, None] * num_positions + np.arange(num_positions)
+        return seeded_uniform(self._config.seed, purpose, places)
 
     def description(self) -> list[str]:
         """Say what the documents are made of, a line each: for the model's card."""

@@ -96,6 +96,27 @@ def test_codes_move_nothing_before_their_own_position(stream: str) -> None:
             assert not torch.equal(after[position], before[position]), "every depth is read"
 
 
+def test_codes_that_are_unread_move_no_state_and_are_predicted_all_the_same() -> None:
+    model = tiny_model()
+    [document] = documents(model, DRAW)
+    batch = packed(model, [[document]])
+    unread = torch.zeros(model.config.image_positions, dtype=torch.bool)
+    unread[2] = True
+
+    def states_and_loss(code: int) -> tuple[Tensor, float]:
+        codes = {name: ids.clone() for name, ids in batch.codes.items()}
+        codes["pixel"][2, 0] = code
+        hidden = model.hidden_states(batch.input_ids, batch.is_visual, codes, batch.segments, unread)
+        return hidden, losses(model, batch._replace(codes=codes, unread=unread)).total.item()
+
+    first_states, first_loss = states_and_loss(1)
+    other_states, other_loss = states_and_loss(2)
+    assert torch.equal(first_states, other_states)
+    assert first_loss != other_loss
+    read = model.hidden_states(batch.input_ids, batch.is_visual, dict(batch.codes), batch.segments)
+    assert not torch.equal(first_states, read)
+
+
 @pytest.mark.parametrize("stream", ["semantic", "pixel"])
 def test_a_depth_sees_own_codes_before_it_and_never_the_other_stream(stream: str) -> None:
     model = tiny_model()
@@ -163,6 +184,7 @@ def test_parts_of_a_batch_add_up_to_it() -> None:
     model = tiny_model()
     rows = [[document] for document in documents(model, DRAW, DESCRIBE, WORDS, INTERLEAVED)]
     batch = packed(model, rows)
+    batch = batch._replace(unread=torch.arange(len(batch.visual_targets)) % 3 == 0)
     whole = gradients(model, batch)
     for parts in (2, 4):
         assert_close(gradients(model, *split_batch(batch, parts)), whole)

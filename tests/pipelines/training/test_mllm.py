@@ -27,6 +27,7 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw
+from dualtoken.pipelines.loader.document_kinds import DRAW
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
@@ -78,7 +79,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
-    job = job_in(tmp_path / "run", load_tiny, finished, "mllm.optimizer=muon")
+    job = job_in(tmp_path / "run", load_tiny, finished, "mllm.optimizer=muon", "mllm.code_dropout=1")
     expected = train_alone(job)
     folders = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert folders == ["step-000000002", "step-000000005"]
@@ -87,6 +88,30 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
     assert_same(train_alone(job), expected)
     after = read_metrics(Store(job.folder))
     assert [line["loss"] for line in after] == [line["loss"] for line in before]
+
+
+def test_code_dropout_hides_codes_of_images_to_draw_alone_and_less_than_its_share(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    share = 0.8
+    settings = (f"mllm.code_dropout={share}", "mllm.documents.shares={draw: 1, describe: 1}")
+    job = job_in(tmp_path, load_tiny, finished, *settings)
+    documents = MllmDocuments(job, SingleProcessContext(CPU))
+    unread_of_drawings: list[torch.Tensor] = []
+    for batch, _ in zip(documents.batches(), range(8), strict=False):
+        model_batch = documents.to_model(batch)
+        assert model_batch.unread is not None
+        is_drawn = model_batch.visual_targets
+        assert not bool((model_batch.unread & ~is_drawn).any())
+        num_drawings = int((batch.kinds == DRAW).sum())
+        unread_of_drawings.append(model_batch.unread[is_drawn].view(num_drawings, -1))
+        again = documents.to_model(batch).unread
+        assert again is not None
+        assert torch.equal(again, model_batch.unread)
+    shares = torch.cat(unread_of_drawings).float().mean(dim=1)
+    assert float(shares.mean()) == pytest.approx(share / 2, abs=0.1)
+    assert float(shares.std()) > 0.1, "each document has a share of its own"
+    documents.close()
 
 
 @pytest.mark.slow
