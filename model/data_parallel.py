@@ -47,16 +47,22 @@ def is_sharded(model: nn.Module) -> bool:
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """Return a sharded model's parameters as whole tensors, where a rank is to keep them; else nothing.
 
+    A tied one stands under each of its names, and in memory once.
     All ranks call it together. The model stays as it is, and so does what FSDP2 knows of its passes: modules
     that are called by themselves would leave traces there.
     """
     weights: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        whole = parameter.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
+    gathered: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = gathered.get(id(parameter))
+        if known is None:
+            known = parameter.detach()
+            if isinstance(known, DTensor):
+                known = known.full_tensor()
+            # Others let go of it at once: whole weights may not fit beside a training everywhere.
+            gathered[id(parameter)] = known if keep else known.new_empty(0)
         if keep:
-            weights[name] = whole
+            weights[name] = known
     return weights
 
 

@@ -11,8 +11,8 @@ class _LoggerConfig(Config):
     """What all services have in common; none has a key for a secret, their own programs and variables do."""
 
     pictures: bool = False
-    """Send the pictures of `log_images_every` too. They are of training images, and `forget` cannot delete
-    them where they are sent."""
+    """Send the pictures of `log_images_every` too. They are of the run's own images, and `forget` cannot
+    delete them where they are sent."""
 
 
 class WandbConfig(_LoggerConfig):

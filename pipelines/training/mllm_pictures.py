@@ -185,7 +185,8 @@ def _has_room(opened: OpenedMllm, num_positions: int) -> bool:
 
 def _drop_weights(model: nn.Module) -> None:
     """Let go of a model's weights; its buffers stay."""
-    empty = {name: parameter.to("meta") for name, parameter in model.named_parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    empty = {name: parameter.to("meta") for name, parameter in parameters}
     model.load_state_dict(empty, strict=False, assign=True)
 
 
