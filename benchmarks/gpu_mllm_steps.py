@@ -200,7 +200,8 @@ def _train(
     blocks: int,
 ) -> dict[str, float | None]:
     shape = recipe_shape(recipe)
-    config = shape.config
+    config = recipe.mllm
+    assert config is not None
     batch = packed_batch(shape, config.capacity, model.device)
     trainer = MllmTrainer(model, config)
 

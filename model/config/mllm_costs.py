@@ -31,8 +31,8 @@ class ImageCodes(NamedTuple):
     """Positions of a row and of a column."""
     depth: int
     """Codes of a position, of each stream."""
-    num_codes: Mapping[StreamName, int]
-    code_width: Mapping[StreamName, int]
+    num_codes: Mapping[str, int]
+    code_width: Mapping[str, int]
     """Channels of a code's vector."""
 
 

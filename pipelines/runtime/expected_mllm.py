@@ -177,7 +177,7 @@ def expected_documents(config: MllmStageConfig, image_positions: int) -> Expecte
         "text": CAPTION_IDS + 1,
     }
     total = sum(documents.shares.values())
-    shares = {name: share / total for name, share in documents.shares.items()}
+    shares: dict[DocumentName, float] = {name: share / total for name, share in documents.shares.items()}
     with_image = 1 - shares.get("text", 0.0)
     drawn = with_image if documents.learn_read_images else shares.get("draw", 0.0)
     return ExpectedDocuments(

@@ -10,10 +10,14 @@ from dualtoken.model.config.mllm_costs import ImageCodes, MllmShape, StepSize, m
 from dualtoken.model.config.step_costs import training_step
 from dualtoken.model.config.trunk_dimensions import stated_dimensions
 from dualtoken.model.mllm.configuration import DualTokenMllmConfig
+from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.runtime.expected_speed import named_device
 from dualtoken.pipelines.training.task import StepCost
 from dualtoken.pipelines.training.train_context import RankContext
+
+with vision_imports():
+    from transformers import PretrainedConfig
 
 
 def tokenizer_step_cost(recipe: Recipe, *, with_gan: bool) -> StepCost | None:
@@ -35,18 +39,19 @@ def tokenizer_step_cost(recipe: Recipe, *, with_gan: bool) -> StepCost | None:
     return StepCost(float(train.batch_size * sum(counted)), train.precision)
 
 
-def mllm_shape(config: MllmTrainingConfig, model: DualTokenMllmConfig) -> MllmShape | None:
+def mllm_shape(config: MllmTrainingConfig, model_config: PretrainedConfig) -> MllmShape | None:
     """Return what the cost of a unified model's step follows from; None for a trunk of unknown layers."""
+    assert isinstance(model_config, DualTokenMllmConfig)
     try:
-        trunk = stated_dimensions(model.text_config.to_dict())
+        trunk = stated_dimensions(model_config.text_config.to_dict())
     except ValueError:
         return None
     images = ImageCodes(
-        positions=model.image_positions,
-        side=model.grid[0],
-        depth=model.depth,
-        num_codes={stream: model.num_codes[stream] for stream in STREAM_NAMES},
-        code_width={stream: model.code_width[stream] for stream in STREAM_NAMES},
+        positions=model_config.image_positions,
+        side=model_config.grid[0],
+        depth=model_config.depth,
+        num_codes={stream: model_config.num_codes[stream] for stream in STREAM_NAMES},
+        code_width={stream: model_config.code_width[stream] for stream in STREAM_NAMES},
     )
     return MllmShape(config, trunk, images)
 
