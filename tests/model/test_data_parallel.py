@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.data_parallel import is_sharded, weightless_copy, whole_weights
+from dualtoken.model.mllm.modeling import UnifiedModel
 from tests.helpers.tiny_mllm import DRAW, documents, packed, tiny_model
 
 
@@ -23,7 +24,7 @@ def test_a_copy_without_weights_is_the_model_once_it_has_them_and_ties_what_is_t
     assert not is_sharded(copy)
     batch = packed(model, [documents(model, DRAW)])
 
-    def logits(of: torch.nn.Module) -> Tensor:
+    def logits(of: UnifiedModel) -> Tensor:
         hidden = of.hidden_states(batch.input_ids, batch.is_visual, dict(batch.codes), batch.segments)
         return of.lm_head(hidden)
 
