@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dualtoken.model.group_norm import GroupNorm
+from dualtoken.model.group_norm import GroupNorm, norm_silu
 
 
 class ResBlock(nn.Module):
@@ -26,8 +26,8 @@ class ResBlock(nn.Module):
 
     def forward(self, grid: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
         """Return the grid with the output channels."""
-        hidden = self.conv1(F.silu(self.norm1(grid)))
-        return self.nin_shortcut(grid) + self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(norm_silu(grid, self.norm1))
+        return self.nin_shortcut(grid) + self.conv2(norm_silu(hidden, self.norm2))
 
 
 class AttnBlock(nn.Module):

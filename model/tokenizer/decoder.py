@@ -6,12 +6,11 @@ O output channels, H by W positions, T by U after any upsampling.
 
 from typing import cast
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dualtoken.model.config.tokenizer import DecoderConfig
-from dualtoken.model.group_norm import GroupNorm
+from dualtoken.model.group_norm import GroupNorm, norm_silu
 from dualtoken.model.tokenizer.conv_blocks import AttnBlock, Middle, ResBlock
 from dualtoken.model.tokenizer.upsample import upsample_conv
 
@@ -55,7 +54,7 @@ class Decoder(nn.Module):
         hidden = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             hidden = level(hidden)
-        return F.silu(self.norm_out(hidden))
+        return norm_silu(hidden, self.norm_out)
 
 
 class _Upsample(nn.Module):

@@ -1,10 +1,12 @@
 """A norm keeps the type that it takes, and is PyTorch's in float32."""
 
+import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dualtoken.model.config.tokenizer import DecoderConfig
-from dualtoken.model.group_norm import GroupNorm, group_norm_of
+from dualtoken.model.group_norm import GroupNorm, group_norm_of, norm_silu
 from dualtoken.model.tokenizer.decoder import Decoder
 from dualtoken.model.training.discriminator import PatchDiscriminator
 
@@ -56,3 +58,56 @@ def test_decoder_and_discriminator_have_no_other_norm() -> None:
         norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
         assert norms
         assert all(isinstance(module, GroupNorm) for module in norms)
+
+
+def pair(values: Tensor, norm: GroupNorm) -> Tensor:
+    """Return SiLU of a norm, as two operations."""
+    return F.silu(norm(values))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_silu_of_a_norm_has_the_bits_of_both_and_so_have_its_gradients(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    found: list[list[Tensor]] = []
+    weights = norm().state_dict()
+    for function in (pair, norm_silu):
+        made = norm()
+        made.load_state_dict(weights)
+        taken = values().to(dtype).contiguous(memory_format=layout).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = function(taken, made)
+        output.backward(values().flip(0).to(dtype))
+        gradients = [taken.grad, made.weight.grad, made.bias.grad]
+        found.append([output, *[gradient for gradient in gradients if gradient is not None]])
+    assert [tensor.dtype for tensor in found[1]] == [dtype, dtype, torch.float32, torch.float32]
+    assert all(torch.equal(ours, theirs) for theirs, ours in zip(*found, strict=True))
+
+
+def test_gradients_of_silu_of_a_norm_are_those_of_finite_differences() -> None:
+    made = norm().double()
+    taken = values()[:, :, :2, :3].double().requires_grad_()
+
+    def function(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        made.weight = nn.Parameter(weight)
+        made.bias = nn.Parameter(bias)
+        return norm_silu(values, made)
+
+    assert torch.autograd.gradcheck(lambda taken: function(taken, made.weight, made.bias), (taken,))
+
+
+def test_silu_of_a_norm_keeps_its_input_and_nothing_else_of_that_size() -> None:
+    kept: dict[str, list[int]] = {}
+    for name, function in (("pair", pair), ("fused", norm_silu)):
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        taken = values().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            function(taken, norm())
+        kept[name] = [size for size in sizes if size >= taken.numel()]
+    assert kept == {"pair": [400, 400], "fused": [400]}
