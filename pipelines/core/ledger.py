@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from dualtoken.infra.redaction import redacted
@@ -63,6 +64,12 @@ def sample_key(corpus: str, row: int) -> bytes:
 def key_fraction(key: bytes) -> float:
     """Map a key to [0, 1), evenly, to split a corpus by."""
     return int.from_bytes(key[:8], "big") / 2**64
+
+
+def key_fractions(keys: Sequence[bytes]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return `key_fraction` of many keys at once."""
+    words = np.frombuffer(b"".join(keys), ">u8")[::2]
+    return words.astype(np.float64) / 2.0**64
 
 
 def ledger_table(keys: Sequence[bytes], verdicts: Iterable[Verdict]) -> pa.Table:

@@ -98,12 +98,13 @@ class PackedLoader(RankLoader[PackedBatch]):
             assembler.release(step_packs)
 
 
-class _DocumentLength(NamedTuple):
-    """Length of a sample's document."""
+class _MeasuredSample(NamedTuple):
+    """A sample with the length of its document."""
 
     sample: int
     length: int | None
-    """Positions; None where the sample is lost."""
+    """Positions; None where the sample is lost or held out."""
+    is_lost: bool
 
 
 class _BatchAssembler:
@@ -125,7 +126,7 @@ class _BatchAssembler:
         self._packer = Packer(plan.capacity, plan.pool_size, waiting=list(waiting))
         self._lost: list[int] = []
         """Samples left out since `take_lost`, because their captions are in quarantine."""
-        self._upcoming: deque[_DocumentLength] = deque()
+        self._upcoming: deque[_MeasuredSample] = deque()
         """Samples from `_position` on whose documents were measured already."""
         self._texts: DocumentTexts = {}
         """Texts of documents that were tokenized to be measured and still wait."""
@@ -160,22 +161,34 @@ class _BatchAssembler:
                 self._texts.pop(document.sample, None)
 
     def _next_document(self) -> Document | None:
-        """Return the next sample that is not lost as a document, and None at the end of the run."""
+        """Return the next sample that is not left out as a document, and None at the end of the run."""
+        first = self._position
         while True:
             if not self._upcoming:
                 self._upcoming.extend(self._measure_next_block())
             if not self._upcoming:
                 return None
-            sample, length = self._upcoming.popleft()
+            sample, length, is_lost = self._upcoming.popleft()
             self._position = sample + 1
             if length is not None:
                 if length > self._plan.capacity:
                     raise self._too_long(sample, length)
                 return Document(sample, length)
-            self._lost.append(sample)
+            if is_lost:
+                self._lost.append(sample)
+            self._require_some_left(sample - first)
 
-    def _measure_next_block(self) -> list[_DocumentLength]:
-        """Measure the documents of the next samples, None for a lost one; none at the end of the run."""
+    def _require_some_left(self, num_left_out: int) -> None:
+        """Raise `UserError` where so many samples in a row were left out that there are no others."""
+        num_rows = sum(len(dataset) for dataset in self._plan.load.datasets)
+        if self._plan.heldout_fraction and num_left_out > 2 * num_rows + READ_BLOCK:
+            raise UserError(
+                f"heldout_fraction={self._plan.heldout_fraction} leaves none of {num_rows} samples to learn "
+                "from: lower it, or give more samples"
+            )
+
+    def _measure_next_block(self) -> list[_MeasuredSample]:
+        """Measure the documents of the next samples; none at the end of the run."""
         block_end = self._position + READ_BLOCK
         run_end = self._reader.mixture.num_samples
         if run_end is not None:
@@ -185,11 +198,21 @@ class _BatchAssembler:
 
         locations = self._reader.locate(np.arange(self._position, block_end))
         is_lost = self._captions_lost(locations)
-        lengths = iter(self._document_lengths(locations.select(~is_lost)))
-        measured: list[_DocumentLength] = []
-        for sample, lost in zip(locations.samples.tolist(), is_lost.tolist(), strict=True):
-            measured.append(_DocumentLength(sample, None if lost else next(lengths)))
+        is_used = ~is_lost
+        is_used[is_used] = ~self._are_heldout(locations.select(is_used))
+        lengths = iter(self._document_lengths(locations.select(is_used)))
+        measured: list[_MeasuredSample] = []
+        for sample, used, lost in zip(
+            locations.samples.tolist(), is_used.tolist(), is_lost.tolist(), strict=True
+        ):
+            measured.append(_MeasuredSample(sample, next(lengths) if used else None, lost))
         return measured
+
+    def _are_heldout(self, locations: SampleLocations) -> Mask:
+        """Return which samples no document is made of."""
+        if not self._plan.heldout_fraction:
+            return np.zeros(len(locations.samples), bool)
+        return self._reader.are_heldout(locations, self._plan.heldout_fraction)
 
     def _captions_lost(self, locations: SampleLocations) -> Mask:
         """Return which samples are in no sequence.

@@ -6,10 +6,11 @@ here.
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from dualtoken.pipelines.core.ledger import key_fractions
 from dualtoken.pipelines.loader.permutation import FeistelPermutation
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.quarantine import Mask, Quarantine
@@ -20,6 +21,7 @@ from dualtoken.pipelines.tokens.mapped_shards import Buffers, Rows, Words, copy_
 from dualtoken.pipelines.tokens.reader import TokenRows
 
 Values = TypeVar("Values")
+Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class SampleLocations(NamedTuple):
@@ -51,6 +53,8 @@ class SampleReader:
                 self._windowed_epochs[source] = WindowedEpochs(
                     dataset.bounds(), plan.shuffle_shards, plan.seed, dataset.fingerprint
                 )
+        self._heldout_bits: dict[tuple[int, int], Bits] = {}
+        """Which rows are held out, packed, by source and number of the shard."""
         self._quarantine: Quarantine | None = None
         if plan.on_damage == "quarantine" and plan.damage_ledger:
             self._quarantine = Quarantine(plan.damage_ledger, plan.datasets)
@@ -138,6 +142,39 @@ class SampleReader:
                     if self._quarantine is None:
                         raise
 
+    def are_heldout(self, locations: SampleLocations, fraction: float) -> Mask:
+        """Return which samples are in the held-out fraction of their dataset, by their keys.
+
+        Keys are read from the captions' files, so that no codes are fetched for them. Raises as
+        `texts_or_stop`.
+        """
+        are_heldout = np.zeros(len(locations.samples), bool)
+        for source, positions in group_by_source(locations.sources):
+            dataset = self.plan.datasets[source]
+            rows = locations.rows[positions]
+            numbers = dataset.shards_of(rows)
+            for number in np.unique(numbers).tolist():
+                in_shard = numbers == number
+                rows_of_shard = rows[in_shard] - int(dataset.bounds()[number])
+                of_shard = self._heldout_rows(source, number, fraction)
+                are_heldout[positions[in_shard]] = of_shard[rows_of_shard]
+        return are_heldout
+
+    def _heldout_rows(self, source: int, number: int, fraction: float) -> Mask:
+        """Return which rows of a shard are held out."""
+        dataset = self.plan.datasets[source]
+        shard = (source, number)
+        if shard not in self._heldout_bits:
+            try:
+                keys = dataset.read_meta(number, ["key"])["key"].to_pylist()
+            except DamagedShardError as error:
+                error.shard = (dataset.url, number)
+                self._record(error)
+                raise
+            self._heldout_bits[shard] = np.packbits(key_fractions(keys) < fraction)
+        _, num_rows = dataset.shard_name(number)
+        return np.unpackbits(self._heldout_bits[shard], count=num_rows).astype(bool)
+
     def key(self, source: int, row: int) -> str:
         """Return the key of a row, hexadecimal; raises `DamagedShardError`."""
         dataset = self.plan.datasets[source]
@@ -188,14 +225,19 @@ class SampleReader:
         try:
             return locations, self.texts(locations, column)
         except DamagedShardError as error:
-            if self._quarantine:
-                self._quarantine.add(error, captions=True)
-                error.add_note(
-                    f"{self._quarantine.ledger} names it now: repair it and take the line out, "
-                    "or go on without it from the last state. "
-                    "The captions' lengths decide the sequences of all ranks, which must be the same ones."
-                )
+            self._record(error)
             raise
+
+    def _record(self, error: DamagedShardError) -> None:
+        """Note under quarantine, in the ledger and beside the error, that a shard's captions are damaged."""
+        if self._quarantine is None:
+            return
+        self._quarantine.add(error, captions=True)
+        error.add_note(
+            f"{self._quarantine.ledger} names it now: repair it and take the line out, "
+            "or go on without it from the last state. "
+            "The captions' lengths decide the sequences of all ranks, which must be the same ones."
+        )
 
     def captions_lost_at_start(self, locations: SampleLocations) -> Mask:
         """Return which captions the ledger named as lost when the run began.

@@ -77,6 +77,8 @@ def mllm_settings(recipe: Recipe, _: str | None) -> dict[str, Any]:
     """Return the model's shape, its training and documents, and the content of the weights it begins with."""
     assert recipe.mllm is not None, "the stage runs where the recipe has the key"
     settings: dict[str, Any] = {"mllm": recipe.mllm.identity()}
+    if isinstance(recipe.heldout, HeldoutFraction):
+        settings["heldout"] = recipe.heldout.identity()
     folder = recipe.mllm.start_from
     if folder is not None:
         files = ("config.json", "model.safetensors")

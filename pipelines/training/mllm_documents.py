@@ -20,7 +20,9 @@ from dualtoken.model.config.mllm import NamedTrunk
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.losses import MllmBatch
 from dualtoken.model.mllm.text_tokenizer import build_text_tokenizer, text_markers
+from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.mllm import MllmStageConfig
+from dualtoken.pipelines.core.ledger import key_fractions
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.loader.batches import PackedBatch
@@ -29,6 +31,7 @@ from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
 from dualtoken.pipelines.loader.permutation import Rows, seeded_uniform
 from dualtoken.pipelines.loader.plan import LoadPlan
+from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.open_tokens import open_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
 from dualtoken.pipelines.training.train_context import RankContext
@@ -70,6 +73,8 @@ class MllmDocuments:
         config = job.recipe.mllm
         assert config is not None
         self._config: MllmStageConfig = config
+        heldout = job.recipe.heldout
+        self._heldout_fraction = heldout.fraction if isinstance(heldout, HeldoutFraction) else 0.0
         self._stack = ExitStack()
         name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
         copies = self._stack.enter_context(shared_scratch_folder(f"tokens-{name}"))
@@ -118,22 +123,31 @@ class MllmDocuments:
             max_turns=documents.max_turns,
             prompt_targets=documents.learn_prompts,
             image_targets_of_describe=documents.learn_read_images,
+            heldout_fraction=self._heldout_fraction,
         )
 
     def _tokenize(self, text: str) -> list[int]:
         return self.text_tokenizer.encode(text, add_special_tokens=False)
 
     def _texts(self) -> Iterator[str]:
-        """Yield captions, questions and answers of the first rows of each dataset."""
+        """Yield captions, questions and answers of the first rows of each dataset that training may see."""
         column = self._config.documents.questions
         for dataset in self._datasets:
-            rows = np.arange(min(VOCABULARY_ROWS, len(dataset)))
+            rows = self._training_rows(dataset, min(VOCABULARY_ROWS, len(dataset)))
             yield from dataset.captions(rows)
             if column is not None:
                 for turns in dataset.texts(rows, column):
                     for turn in json.loads(turns or "[]"):
                         yield turn["question"]
                         yield turn["answer"]
+
+    def _training_rows(self, dataset: TokenDataset, num_rows: int) -> Rows:
+        """Return those of the first rows that are not held out."""
+        rows = np.arange(num_rows)
+        if not self._heldout_fraction:
+            return rows
+        keys = [bytes(key) for key in dataset.read(rows).keys]
+        return rows[key_fractions(keys) >= self._heldout_fraction]
 
     def batches(self) -> Iterator[PackedBatch]:
         """Yield this worker's share of each step's sequences, from `place` on."""

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.ledger import Status
+from dualtoken.pipelines.core.ledger import Status, key_fractions
 from dualtoken.pipelines.core.receipts import LEDGERS, Manifest, fingerprint, read_manifest
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.core.tables import read_input
@@ -166,12 +165,6 @@ def _num_not_heldout(store: Store, shard: str, fraction: float) -> int:
     ledger = read_input(store, f"{LEDGERS}/{shard}.parquet", ["key", "status"])
     passed_on = ledger.filter(pc.field("status") == Status.OK.value)
     return int((key_fractions(passed_on["key"].to_pylist()) >= fraction).sum())
-
-
-def key_fractions(keys: list[bytes]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return `key_fraction` of many keys at once."""
-    words = np.frombuffer(b"".join(keys), ">u8")[::2]
-    return words.astype(np.float64) / 2.0**64
 
 
 def places_in_shards(index: SampleIndex, rows: Rows) -> tuple[Rows, Rows]:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.loader.batches import PackedBatch
 from dualtoken.pipelines.loader.document_kinds import KINDS, DocumentKind
@@ -314,6 +315,36 @@ def test_an_epoch_has_every_kind_of_document_once_and_whole_over_any_number_of_r
     assert (state["position"], state["waiting"]) == (sum(ROWS.values()), [])
 
 
+@pytest.mark.parametrize("shares", [None, ALL_KINDS])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_no_document_is_made_of_a_held_out_sample_and_one_is_of_every_other(
+    datasets: tuple[TokenDataset, ...], shares: Shares | None, world_size: int
+) -> None:
+    plan = plan_of_kinds(LoadPlan(datasets=datasets, seed=2), shares, heldout_fraction=0.4)
+    num_samples = sum(ROWS.values())
+    all_documents = expected(plan, range(num_samples))
+    seen = [document for document in all_documents if key_fraction(document.key) >= 0.4]
+    assert 0.5 < len(seen) / num_samples < 0.7
+    found, state = spread(plan, 4, world_size)
+    assert found == Counter(seen)
+    assert (state["position"], state["waiting"]) == (num_samples, [])
+
+    first, state = spread(plan, 3, world_size, steps=4)
+    rest, _ = spread(plan, 2, 1, state=state)
+    assert first + rest == found
+
+
+def test_held_out_samples_count_as_lost_to_nobody(datasets: tuple[TokenDataset, ...]) -> None:
+    plan = plan_of(LoadPlan(datasets=datasets), heldout_fraction=0.4)
+    assert sum(batch.lost for batch in PackedLoader(plan, 4)) == 0
+
+
+def test_an_endless_run_of_which_all_is_held_out_is_refused(datasets: tuple[TokenDataset, ...]) -> None:
+    plan = plan_of(LoadPlan(datasets=datasets, weights={0: [1, 1]}), heldout_fraction=1.0)
+    with pytest.raises(UserError, match=r"heldout_fraction=1.0 leaves none of 420 samples to learn from"):
+        next(iter(PackedLoader(plan, 2)))
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_run_resumes_under_other_ranks_and_batches_with_the_documents_of_an_uninterrupted_one(
@@ -536,6 +567,7 @@ def test_a_state_from_before_there_were_kinds_of_documents_goes_on(
         ({"max_turns": 2}, "loader state has max_turns=3, this run 2"),
         ({"prompt_targets": True}, "loader state has prompt_targets=None, this run True"),
         ({"image_targets_of_describe": True}, "loader state has image_targets_of_describe=None, this run"),
+        ({"heldout_fraction": 0.1}, "loader state has heldout_fraction=None, this run 0.1"),
     ],
 )
 def test_a_state_of_other_documents_is_refused(

@@ -1,5 +1,6 @@
 """The unified model's stage: resumed to the bit, the same by any workers, and refused in one line."""
 
+import itertools
 import re
 import shutil
 import signal
@@ -21,8 +22,10 @@ from dualtoken.model.mllm import build
 from dualtoken.model.mllm.losses import step_size
 from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import open_mllm
+from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
@@ -31,6 +34,7 @@ from dualtoken.pipelines.loader.document_kinds import DRAW
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.runtime.stage_settings import mllm_settings
 from dualtoken.pipelines.training import training_log
 from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.heldout_tokens import read_heldout
@@ -434,6 +438,23 @@ def test_adapters_need_a_trained_trunk_and_a_phase_that_trains_it() -> None:
     assert "lora" not in MllmStageConfig().identity()
     named = {"lora": {"rank": 3}, "trunk": {"kind": "pretrained", "model": "there"}}
     assert MllmStageConfig.model_validate(named).identity()["lora"]["rank"] == 3
+
+
+def test_the_held_out_fraction_of_a_corpus_is_in_no_document_and_in_the_fingerprint(
+    finished: Recipe,
+) -> None:
+    job = planned_job(finished, "mllm")
+    whole_corpus = {"tiny-train": finished.corpora["tiny-train"]}
+    fraction = HeldoutFraction(kind="fraction", fraction=0.4)
+    recipe = finished.model_copy(update={"corpora": whole_corpus, "heldout": fraction})
+    documents = MllmDocuments(replace(job, recipe=recipe), SingleProcessContext(CPU))
+    batches = list(itertools.islice(documents.batches(), 12))
+    documents.close()
+    keys = {bytes(key) for batch in batches for key in batch.keys.numpy()}
+    assert len(keys) > 10
+    assert min(map(key_fraction, keys)) >= 0.4
+    assert mllm_settings(recipe, None)["heldout"] == {"kind": "fraction", "fraction": 0.4}
+    assert "heldout" not in mllm_settings(finished, None)
 
 
 def test_documents_that_answer_name_their_column() -> None:

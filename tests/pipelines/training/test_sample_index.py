@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualtoken.pipelines.config.recipe import Recipe
-from dualtoken.pipelines.core.ledger import KEY_BYTES, key_fraction, sample_key
+from dualtoken.pipelines.core.ledger import KEY_BYTES, key_fraction, key_fractions, sample_key
 from dualtoken.pipelines.core.receipts import Manifest
-from dualtoken.pipelines.training.sample_index import SampleIndex, key_fractions, open_sample_index
+from dualtoken.pipelines.training.sample_index import SampleIndex, open_sample_index
 from tests.helpers.tiny_run import planned_job
 from tests.helpers.training_shards import CORPUS, training_job
 
