@@ -11,13 +11,14 @@ class ExamineConfig(Config):
     """Examination of the unified model on held-out samples."""
 
     num_images: PositiveInt = 1024
-    """Held-out images that questions are asked about, the first ones."""
+    """Held-out images that questions are asked about, and among which drawings look for their own: the first
+    ones."""
     num_descriptions: PositiveInt = 256
     """Held-out images that are described."""
     num_drawings: PositiveInt = 256
     """Held-out captions that are drawn, once with guidance and once without."""
     num_shown: PositiveInt = 8
-    """Captions that the report shows drawings of."""
+    """Captions that the report shows drawings of, evenly spread over those of the described images."""
     drawings_shown: PositiveInt = 4
     """Drawings of each of them."""
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0

@@ -11,7 +11,7 @@ class _Record(BaseModel):
 
 
 class Score(_Record):
-    """Share of right answers to one kind of question, or of attributes that came out as told."""
+    """Share of what came out right: answers to one kind of question, attributes, keywords or drawings."""
 
     name: str
     accuracy: float
@@ -20,12 +20,36 @@ class Score(_Record):
     chance: float
     """Share that guessing gets right."""
     ceiling: float | None = None
-    """Share that is right where the oracle reads the tokenizer's own reconstructions; None where it cannot
+    """Share that the best possible model gets right: what the oracle reads in, or what is nearest to, the
+    tokenizer's own reconstructions, or what words of the training captions can say. None where nobody can
     tell."""
     unguided: float | None = None
     """Share without guidance, for drawings."""
     count: int
-    """Questions, or objects."""
+    """Questions, objects, captions or drawings."""
+
+
+class MedianRank(_Record):
+    """Median place of drawings' own pictures among all pictures by nearness, 1 the nearest."""
+
+    guided: float
+    unguided: float
+    shuffled: float
+    """Of the pictures of other captions."""
+    chance: float
+    """Of guessing."""
+    ceiling: float
+    """Of reconstructions."""
+
+
+class NearestPictures(_Record):
+    """How near drawings of held-out captions are to their own pictures, among all held-out pictures."""
+
+    num_pictures: int
+    """Pictures that are compared with each drawing."""
+    shares: tuple[Score, ...]
+    """Shares of the drawings whose own picture is the nearest, or among the nearest ones."""
+    median_rank: MedianRank
 
 
 class ShownAnswer(_Record):
@@ -56,7 +80,9 @@ class ShownCaption(_Record):
 
     caption: str
     truth: str
-    """Name of the true image's PNG."""
+    """Name of the PNG of the true image as its codes give it."""
+    original: str | None = None
+    """Name of the true image's PNG; None where it is damaged by now."""
     description: str
     """The model's own description of the true image."""
     drawings: tuple[ShownDrawing, ...]
@@ -75,6 +101,10 @@ class Examination(_Record):
     """Attributes that the oracle reads in drawings at the right place."""
     whole_drawings: float | None = None
     """Share of drawings in which everything is read as told."""
+    keywords: tuple[Score, ...] = ()
+    """Keywords that descriptions share with the true captions, where captions have no grammar."""
+    nearest: NearestPictures | None = None
+    """Nearness of drawings to the true pictures, where no oracle reads them."""
     answers: tuple[ShownAnswer, ...] = ()
     captions: tuple[ShownCaption, ...] = ()
 
@@ -88,4 +118,6 @@ class Examination(_Record):
         names = [shown.picture for shown in self.answers]
         for shown in self.captions:
             names += [shown.truth, *(drawing.picture for drawing in shown.drawings)]
+            if shown.original is not None:
+                names.append(shown.original)
         return sorted(set(names))

@@ -12,15 +12,24 @@ from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import open_mllm
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.asked_questions import chosen_questions, question_scores
+from dualtoken.pipelines.evaluation.described_captions import keyword_scores, training_keywords
 from dualtoken.pipelines.evaluation.described_scenes import describe, description_scores
+from dualtoken.pipelines.evaluation.drawn_pictures import (
+    DrawnPictures,
+    embed_codes,
+    embed_pictures,
+    nearest_pictures,
+)
 from dualtoken.pipelines.evaluation.drawn_scenes import draw_all, drawing_scores, read_all
 from dualtoken.pipelines.evaluation.examination import (
     EXAMINATION,
     Examination,
+    NearestPictures,
     ShownAnswer,
     ShownCaption,
     ShownDrawing,
 )
+from dualtoken.pipelines.evaluation.original_pictures import original_pictures
 from dualtoken.pipelines.evaluation.scene_readings import AttributeCounter, reading_caption
 from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE
 from dualtoken.pipelines.inference.networks import prepare_process, stage_device
@@ -66,23 +75,53 @@ class Worker:
             scores = question_scores(opened, heldout, questions, readings)
             found = found.model_copy(update={"questions": scores})
         texts = describe(opened, heldout, max(config.num_descriptions, config.num_shown))
+        shown = shown_samples(len(texts), config.num_shown)
         if are_scenes:
             described, parsed = description_scores(texts, heldout)
             found = found.model_copy(update={"descriptions": described, "described_by_grammar": parsed})
+        else:
+            known = training_keywords(self._job, scratch / "tokens")
+            overlaps = keyword_scores(texts, heldout.captions[: len(texts)], known)
+            found = found.model_copy(update={"keywords": overlaps})
         captions = heldout.captions[: config.num_drawings]
         if "pixel" in opened.model.config.targets:
             drawn = draw_all(opened, captions, self._settings())
             self._facts["images_per_second"] = round(drawn.images_per_second, 1)
+            plain = draw_all(opened, captions, self._settings()._replace(guidance_scale=1.0))
             if are_scenes:
-                plain = draw_all(opened, captions, self._settings()._replace(guidance_scale=1.0))
                 told = drawing_scores(
                     read_all(drawn.levels), read_all(plain.levels), readings[: len(captions)], heldout
                 )
                 found = found.model_copy(update={"drawings": told.scores, "whole_drawings": told.whole})
-            shown = tuple(self._shown_captions(heldout, truths, texts, scratch, are_scenes=are_scenes))
-            found = found.model_copy(update={"captions": shown})
-        answers = tuple(self._shown_answers(heldout, truths, scratch))
+            else:
+                nearest = self._nearest(drawn.levels, plain.levels, truths, heldout)
+                found = found.model_copy(update={"nearest": nearest})
+            captions_shown = self._shown_captions(
+                heldout, shown, truths, texts, scratch, are_scenes=are_scenes
+            )
+            found = found.model_copy(update={"captions": tuple(captions_shown)})
+        answers = tuple(self._shown_answers(heldout, shown, truths, scratch))
         return found.model_copy(update={"answers": answers})
+
+    def _nearest(
+        self,
+        guided: UInt8[Tensor, "B 3 S S"],
+        unguided: UInt8[Tensor, "B 3 S S"],
+        truths: UInt8[Tensor, "N 3 S S"],
+        heldout: HeldoutTokens,
+    ) -> NearestPictures | None:
+        """Compare drawings of the first captions with all true pictures; empty captions are left out."""
+        vision = self._opened.processor.vision
+        assert vision is not None
+        own = [number for number, caption in enumerate(heldout.captions[: len(guided)]) if caption.strip()]
+        if not own:
+            return None
+        drawn = DrawnPictures(
+            guided=embed_pictures(vision, guided[own]),
+            unguided=embed_pictures(vision, unguided[own]),
+            reconstructed=embed_pictures(vision, truths[own]),
+        )
+        return nearest_pictures(drawn, embed_codes(vision, heldout.semantic), own)
 
     def _settings(self) -> DrawSettings:
         config = self._job.recipe.examine
@@ -97,46 +136,78 @@ class Worker:
         return torch.cat(decoded)
 
     def _shown_captions(
-        self, heldout: HeldoutTokens, truths: Tensor, texts: Sequence[str], scratch: Path, *, are_scenes: bool
+        self,
+        heldout: HeldoutTokens,
+        shown: Sequence[int],
+        truths: Tensor,
+        texts: Sequence[str],
+        scratch: Path,
+        *,
+        are_scenes: bool,
     ) -> Iterator[ShownCaption]:
         config = self._job.recipe.examine
-        captions = heldout.captions[: config.num_shown]
-        repeated = [caption for caption in captions for _ in range(config.drawings_shown)]
+        repeated = [heldout.captions[sample] for sample in shown for _ in range(config.drawings_shown)]
         levels = draw_all(self._opened, repeated, self._settings()).levels
         readings = read_all(levels) if are_scenes else None
-        for number, caption in enumerate(captions):
+        originals = self._originals([heldout.keys[sample] for sample in shown], scratch)
+        for number, sample in enumerate(shown):
             drawings: list[ShownDrawing] = []
             for place in range(config.drawings_shown):
                 index = number * config.drawings_shown + place
-                name = f"drawing-{number:02d}-{place}.png"
+                name = f"drawing-{sample:04d}-{place}.png"
                 _save(levels[index], scratch / name)
                 drawing = ShownDrawing(picture=name)
                 if readings is not None:
                     is_right = AttributeCounter().add(
-                        readings[index], heldout.descriptions[number]["objects"]
+                        readings[index], heldout.descriptions[sample]["objects"]
                     )
                     drawing = ShownDrawing(
                         picture=name, reading=reading_caption(readings[index]), is_right=is_right
                     )
                 drawings.append(drawing)
-            truth = f"truth-{number:02d}.png"
-            _save(truths[number], scratch / truth)
+            truth = f"truth-{sample:04d}.png"
+            _save(truths[sample], scratch / truth)
+            original = None
+            if heldout.keys[sample] in originals:
+                original = f"original-{sample:04d}.png"
+                _save(originals[heldout.keys[sample]][0], scratch / original)
             yield ShownCaption(
-                caption=caption, truth=truth, description=texts[number], drawings=tuple(drawings)
+                caption=heldout.captions[sample],
+                truth=truth,
+                original=original,
+                description=texts[sample],
+                drawings=tuple(drawings),
             )
 
-    def _shown_answers(self, heldout: HeldoutTokens, truths: Tensor, scratch: Path) -> Iterator[ShownAnswer]:
-        """Yield the answers to the first images' questions, one of each kind."""
+    def _originals(self, keys: Sequence[bytes], scratch: Path) -> dict[bytes, UInt8[Tensor, "1 3 S S"]]:
+        """Return held-out images as the tokenizer sees them, by key."""
+        vision = self._opened.processor.vision
+        assert vision is not None
+        transform = vision.transform
+        return original_pictures(
+            self._job, keys, lambda picture: transform.levels([picture]), scratch / "images"
+        )
+
+    def _shown_answers(
+        self, heldout: HeldoutTokens, shown: Sequence[int], truths: Tensor, scratch: Path
+    ) -> Iterator[ShownAnswer]:
+        """Yield the answers to the shown images' questions, one of each kind."""
         questions = chosen_questions(heldout)
         for sample, asked in questions:
-            if sample >= self._job.recipe.examine.num_shown:
-                return
-            name = f"truth-{sample:02d}.png"
+            if sample not in shown:
+                continue
+            name = f"truth-{sample:04d}.png"
             if not (scratch / name).exists():
                 _save(truths[sample], scratch / name)
             codes = {stream: codes[sample : sample + 1] for stream, codes in heldout.codes().items()}
             text = answer(self._opened, codes, asked.question)
             yield ShownAnswer(picture=name, question=asked.question, answer=text, expected=asked.answer)
+
+
+def shown_samples(num_samples: int, num_shown: int) -> list[int]:
+    """Return samples to show, evenly spread over the first ones: neighbours in a table are often alike."""
+    num_shown = min(num_samples, num_shown)
+    return [place * num_samples // num_shown for place in range(num_shown)]
 
 
 def _save(levels: UInt8[Tensor, "3 S S"], file: Path) -> None:

@@ -248,7 +248,16 @@ def _every_other_stage(recipe: Recipe, _: str | None) -> Inputs:
 
 
 def _examine_reads(recipe: Recipe, _: str | None) -> Inputs:
-    return [("mllm", None), *(("pretokenize", corpus) for corpus in recipe.heldout_corpora)]
+    """Return the model, the tokens of all corpora, and the held-out images.
+
+    The captions of training corpora say which words the model can know.
+    """
+    corpora = dict.fromkeys((*recipe.training_corpora, *recipe.heldout_corpora))
+    return [
+        ("mllm", None),
+        *(("pretokenize", corpus) for corpus in corpora),
+        *(("download", corpus) for corpus in recipe.heldout_corpora),
+    ]
 
 
 def _measure_reads(recipe: Recipe, _: str | None) -> Inputs:
@@ -472,7 +481,7 @@ declare(
 declare(
     Stage(
         name="examine",
-        version=1,
+        version=2,
         folder="models/examination",
         worker="dualtoken.pipelines.evaluation.examine:Worker",
         reads=_examine_reads,
