@@ -1,4 +1,4 @@
-"""The examination of a unified model by captions that have no grammar: controls, ceilings, and a whole one."""
+"""The examination of a unified model by captions without a grammar: controls, ceilings, and a whole one."""
 
 import re
 from collections.abc import Sequence
