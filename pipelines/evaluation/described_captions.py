@@ -6,8 +6,6 @@ This is for corpora whose captions have no grammar; `described_scenes` reads tho
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dualtoken.model.metrics.keywords import (
     Keywords,
     best_single_answer,
@@ -18,10 +16,11 @@ from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.evaluation.examination import Score
 from dualtoken.pipelines.evaluation.other_samples import other_samples
 from dualtoken.pipelines.images.samples import is_heldout
+from dualtoken.pipelines.tokens.caption_cache import CAPTION
 from dualtoken.pipelines.tokens.open_tokens import open_tokens
 
 MOST_CAPTIONS = 100_000
-"""Captions of each training corpus whose keywords count as known: the first ones."""
+"""Captions of each training corpus after which no further shard is read for known keywords."""
 SCORE_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
@@ -69,9 +68,14 @@ def training_keywords(job: StageJob, scratch: Path) -> frozenset[str]:
     found: set[str] = set()
     for corpus in job.recipe.training_corpora:
         dataset = open_tokens(job, corpus, scratch / corpus)
-        rows = np.arange(min(MOST_CAPTIONS, len(dataset)))
-        keys = dataset.read(rows).keys
-        for key, caption in zip(keys, dataset.captions(rows), strict=True):
-            if not is_heldout(job.recipe, corpus, bytes(key)):
-                found |= content_words(caption)
+        num_read = 0
+        for number in range(len(dataset.shards())):
+            if num_read >= MOST_CAPTIONS:
+                break
+            # Keys are read beside the captions, so that no codes are fetched for them.
+            meta = dataset.read_meta(number, ["key", CAPTION])
+            num_read += len(meta)
+            for key, caption in zip(meta["key"].to_pylist(), meta[CAPTION].to_pylist(), strict=True):
+                if not is_heldout(job.recipe, corpus, key):
+                    found |= content_words(caption or "")
     return frozenset(found)
