@@ -29,7 +29,7 @@ from dualtoken.pipelines.loader.batches import PackedBatch
 from dualtoken.pipelines.loader.document_kinds import DRAW, TEXT, DocumentKind
 from dualtoken.pipelines.loader.documents import Markers, PackPlan
 from dualtoken.pipelines.loader.packed_loader import PackedLoader
-from dualtoken.pipelines.loader.permutation import Rows, seeded_uniform
+from dualtoken.pipelines.loader.permutation import seeded_uniform
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.tokens.mapped_shards import Rows
 from dualtoken.pipelines.tokens.open_tokens import open_tokens
