@@ -2,7 +2,7 @@
 
 Importing torch takes seconds, more than all audits of a short run. `reconstruction.psnr_per_image` and
 `codebook.codebook_use` compute the same on batches of tensors. They add numbers in another order and
-precision, so the last digits differ, and reports store all digits: neither can take the place of the other.
+precision, so the last digits differ, and records store all digits: neither can take the place of the other.
 tests/model/metrics compares them.
 """
 

@@ -1,6 +1,6 @@
 """Whether embeddings of images and texts find each other.
 
-B images, C candidate texts of each, E channels; in retrieval over a whole set N images and M texts.
+E channels; N images and M texts of a whole set.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,17 +15,6 @@ from dualtoken.model.metrics.ranking import ranks
 
 BLOCK_VALUES = 2**24
 """Similarities that are held at a time: 128 MiB of float64."""
-
-
-def choice_accuracy(
-    images: Float[Tensor, "B E"], candidates: Float[Tensor, "B C E"], right: Int[Tensor, " B"]
-) -> Float[Tensor, ""]:
-    """Return the share of images that are nearest in angle to the right one of their own candidate texts.
-
-    `right` holds the place of the right text, 0 to C - 1. Ties go to the first candidate.
-    """
-    cosines = torch.cosine_similarity(images[:, None], candidates, dim=-1)
-    return (cosines.argmax(dim=1) == right).double().mean()
 
 
 class Retrieved(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dualtoken.pipelines.config.evaluation import TokenizerProtocol
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
-from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner
+from dualtoken.pipelines.inference.networks import Array, StreamCodes, TokenizerRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,13 @@ class EvaluatedBatch:
     """
 
     def __init__(
-        self, samples: Sequence[EvaluatedSample], tokenizer: TokenizerRunner, protocol: TokenizerProtocol
+        self,
+        samples: Sequence[EvaluatedSample],
+        tokenizer: TokenizerRunner,
+        protocol: TokenizerProtocol,
+        stored: StreamCodes | None = None,
     ) -> None:
+        """Encode samples; `stored` are codes of theirs that are taken instead, one row each."""
         self.samples = samples
         self.size = len(samples)
         """Number of samples, without the padding; every property below has the padding too."""
@@ -46,7 +51,14 @@ class EvaluatedBatch:
         pictures = [sample.picture for sample in samples]
         self.pictures = pictures + [pictures[-1]] * (protocol.batch_size - len(pictures))
         self.originals: UInt8[Tensor, "B 3 S S"] = tokenizer.levels(self.pictures).cpu()
-        self.codes: StreamCodes = tokenizer.encode_levels(self.originals)
+        if stored is None:
+            self.codes: StreamCodes = tokenizer.encode_levels(self.originals)
+        else:
+            self.codes = StreamCodes(semantic=self._padded(stored.semantic), pixel=self._padded(stored.pixel))
+
+    def _padded(self, codes: Array) -> Array:
+        """Repeat the last row, as the last picture is."""
+        return np.concatenate([codes, np.repeat(codes[-1:], len(self.pictures) - len(codes), axis=0)])
 
     @cached_property
     def reconstructions(self) -> UInt8[Tensor, "B 3 S S"]:

@@ -68,10 +68,11 @@ class Worker:
         """Write `report.html` and its figures, `report.json`."""
         assert unit.rows == 0
         recipe = self._job.recipe
-        evaluation = Evaluation(self._tokenizer, self._teacher, recipe.report.num_images)
-        heldout = HeldoutSamples(self._job, self._tokenizer, self._teacher)
-        for batch in heldout.batches(scratch / "inputs", recipe.report.batch_size):
-            evaluation.add(batch)
+        batch_size = recipe.report.batch_size
+        evaluation = Evaluation(self._tokenizer, self._teacher, recipe.report.num_images, batch_size)
+        heldout = HeldoutSamples(self._job)
+        for part in heldout.parts(scratch / "inputs", batch_size):
+            evaluation.add(part)
         data = ReportData(
             title=recipe.name,
             created_at=max(manifest.last_finished_at for manifest in self._manifests.values()),

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dualtoken.model.metrics.retrieval import choice_accuracy
 from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
 
 ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
@@ -63,7 +62,7 @@ class SceneQuestions:
         of_objects = images.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
         found: dict[Attribute, float] = {}
         for attribute, questions in self._questions.items():
-            candidates = captions[questions.candidates.to(captions.device)]
-            right = questions.right.to(captions.device)
-            found[attribute] = choice_accuracy(of_objects, candidates, right).item()
+            candidates = captions[questions.candidates.to(captions.device)].double()
+            nearest = torch.einsum("qce,qe->qc", candidates, of_objects.double()).argmax(dim=1)
+            found[attribute] = (nearest.cpu() == questions.right).double().mean().item()
         return found

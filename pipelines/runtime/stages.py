@@ -513,7 +513,7 @@ declare(
 declare(
     Stage(
         name="report",
-        version=5,
+        version=6,
         folder="reports",
         worker="dualtoken.pipelines.evaluation.report:Worker",
         reads=_every_other_stage,
