@@ -4,6 +4,7 @@ Evaluations and reports use `squared_errors`, which are exact; training and comm
 `psnr_per_image`, in float32. SSIM is in `structural_similarity.py`.
 """
 
+import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
