@@ -9,6 +9,9 @@ from dualtoken.pipelines.evaluation.summary import Direction
 
 Verdict = Literal["better", "worse", "equal within margin", "undecided"]
 
+SIGNIFICANT = 0.05
+"""Adjusted p-values up to here count."""
+
 
 class ComparedSubject(Record):
     """One of the two sides."""

@@ -14,7 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.evaluation.compared import ComparedSeries, ComparedSubject, Comparison, Verdict
+from dualtoken.pipelines.evaluation.compared import (
+    SIGNIFICANT,
+    ComparedSeries,
+    ComparedSubject,
+    Comparison,
+    Verdict,
+)
 from dualtoken.pipelines.evaluation.multiplicity import benjamini_hochberg, holm
 from dualtoken.pipelines.evaluation.paired_statistics import (
     influence_difference,
@@ -38,8 +44,6 @@ from dualtoken.pipelines.evaluation.summary import Direction, EvaluationSummary
 
 MOST_PRIMARY = 8
 """Primary series, at most: with more of them, each finds too little."""
-SIGNIFICANT = 0.05
-"""Adjusted p-values up to here count."""
 
 Tables = tuple[pa.Table, pa.Table]
 """Score tables of A and B."""

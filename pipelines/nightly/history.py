@@ -4,7 +4,7 @@
 
     spec/<hash>.json   pauses/<from>.json   baselines/<n>.json   acks/<metric>-<night>.json
     rulesets/<hash>.json
-    nights/2026-11-28/attempts/<id>/{started,failed}.json   night.json   verdict-<ruleset>.json
+    nights/2026-11-28/attempts/<id>/{started,failed}.json   night.json   {verdict,details}-<ruleset>.json
     nights/2026-11-28/alerts/<event>-<sink>.json
     evaluations/2026-11-28/<id>/<subject>/
     history.parquet
@@ -28,6 +28,7 @@ from dualtoken.pipelines.nightly.records import (
     AckRecord,
     AttemptRecord,
     BaselineRecord,
+    DetailsRecord,
     FailedRecord,
     HistoryRecord,
     NightRecord,
@@ -52,6 +53,7 @@ _KINDS: dict[str, type[HistoryRecord]] = {
     r"acks/[^/]+\.json": AckRecord,
     rf"{_NIGHT}/night\.json": NightRecord,
     rf"{_NIGHT}/verdict-[^/]+\.json": VerdictRecord,
+    rf"{_NIGHT}/details-[^/]+\.json": DetailsRecord,
     rf"{_NIGHT}/attempts/[^/]+/started\.json": AttemptRecord,
     rf"{_NIGHT}/attempts/[^/]+/failed\.json": FailedRecord,
 }
@@ -76,6 +78,8 @@ class NightFiles:
     """By their names, in order; those that repeat another one too."""
     night: NightRecord | None = None
     verdicts: dict[str, VerdictRecord] = field(default_factory=dict)
+    """By ruleset."""
+    details: dict[str, DetailsRecord] = field(default_factory=dict)
     """By ruleset."""
     alerts: set[str] = field(default_factory=set)
     """Names of the files about alerts."""
@@ -238,6 +242,9 @@ def _nights(records: Mapping[str, HistoryRecord], alerts: Sequence[str]) -> dict
             case VerdictRecord():
                 _require_place(record.night, name)
                 files.verdicts[record.ruleset] = record
+            case DetailsRecord():
+                _require_place(record.night, name)
+                files.details[record.ruleset] = record
             case AttemptRecord():
                 failed = records.get(f"{name.rpartition('/')[0]}/failed.json")
                 assert failed is None or isinstance(failed, FailedRecord), name

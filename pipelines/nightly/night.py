@@ -4,6 +4,7 @@ from datetime import datetime
 
 from dualtoken.pipelines.nightly.attempts import Claim, Taken, Terms, claim, claim_again, fail
 from dualtoken.pipelines.nightly.contracts import SubjectRequest
+from dualtoken.pipelines.nightly.details import night_details
 from dualtoken.pipelines.nightly.history import NIGHT_FILE, NightFiles, Snapshot, night_path
 from dualtoken.pipelines.nightly.measuring import measure_subject, missing_parts
 from dualtoken.pipelines.nightly.records import Confirmation, NightRecord, VerdictRecord, stamp
@@ -73,6 +74,8 @@ def judge(session: Session, own: Claim, night: NightRecord) -> VerdictRecord:
             verdict = judge_night(
                 session.read(), session.spec, night, chart, stamp(session.now()), confirmation
             )
+        if verdict.series:
+            _put_details(session, night)
         session.history.put(verdict, night_path(night.night, f"verdict-{chart.version}.json"))
     except BaseException as error:
         fail(session.history, own, error, session.now())
@@ -81,6 +84,13 @@ def judge(session: Session, own: Claim, night: NightRecord) -> VerdictRecord:
     for change in verdict.changes if verdict.state == "evaluator-changed" else ():
         session.say(f"    {change}")
     return verdict
+
+
+def _put_details(session: Session, night: NightRecord) -> None:
+    """Write what is told beside the verdict; before it, since a night with a verdict is done."""
+    chart = session.nightly.chart
+    details = night_details(session.history, session.read(), session.spec, night, chart, session.say)
+    session.history.put(details, night_path(night.night, f"details-{chart.version}.json"))
 
 
 def _measure_again(session: Session, own: Claim, night: NightRecord) -> Confirmation:

@@ -9,10 +9,18 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from dualtoken.pipelines.config.nightly import NightlySpec
+from dualtoken.pipelines.evaluation.compared import SIGNIFICANT
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, SHARE
 from dualtoken.pipelines.evaluation.report_page import decimal
 from dualtoken.pipelines.nightly.history import NightFiles, Snapshot
-from dualtoken.pipelines.nightly.records import NightRecord, SeriesValue, SeriesVerdict, VerdictRecord
+from dualtoken.pipelines.nightly.records import (
+    DetailsRecord,
+    NightRecord,
+    SeriesDifference,
+    SeriesValue,
+    SeriesVerdict,
+    VerdictRecord,
+)
 from dualtoken.pipelines.nightly.states import NightState
 
 MOST_NIGHTS = 400
@@ -25,6 +33,8 @@ class PageNight(NamedTuple):
     state: NightState
     files: NightFiles
     verdict: VerdictRecord | None
+    details: DetailsRecord | None
+    """What is told beside the verdict."""
     is_begun: bool
     """Whether it is neither planned nor a pause that is still to come."""
 
@@ -41,6 +51,25 @@ class PageNight(NamedTuple):
     def judged(self, series: str) -> SeriesVerdict | None:
         """Return what the chart said of a series, `<subject>/<set>/<protocol>/<metric>`."""
         return self.verdict.series.get(series) if self.verdict else None
+
+    def difference(self, name: "SeriesName") -> SeriesDifference | None:
+        """Return a series' difference to the checkpoint before; None where there is no other one."""
+        subjects = self.details.differences if self.details else {}
+        return subjects[name.subject].series.get(name.series) if name.subject in subjects else None
+
+    def before(self, subject: str) -> str:
+        """Return the night of the checkpoint that a subject's differences are to."""
+        assert self.details is not None
+        return self.details.differences[subject].before
+
+    def movement(self, name: "SeriesName") -> str | None:
+        """Return `better`, `worse` or `unmoved` of a series that may not alarm; None where nobody can say."""
+        found = self.details.movements.get(name.full) if self.details else None
+        if found is None:
+            return None
+        if found.p > SIGNIFICANT:
+            return "unmoved"
+        return "better" if found.residual > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -88,9 +117,10 @@ def read_pages(
     for state in states:
         files = snapshot.files(state.night)
         verdict = files.verdict(ruleset) if files.night is not None else None
+        details = files.details.get(verdict.ruleset) if verdict is not None else None
         is_ahead = state.state == "paused" and state.starts is not None and state.starts > made_at
         is_begun = state.state != "planned" and not is_ahead
-        nights.append(PageNight(state, files, verdict, is_begun))
+        nights.append(PageNight(state, files, verdict, details, is_begun))
     return PageData(spec, snapshot, tuple(nights), made_at, tuple(arguments))
 
 
@@ -151,11 +181,24 @@ class Figures(NamedTuple):
         """Write a number with its unit."""
         return f"{self.number(value)} {self.unit}".strip()
 
+    def signed(self, value: float) -> str:
+        """Write a difference with its sign and unit."""
+        sign = "+" if value > 0 else ""
+        unit = "points" if self.unit == "%" else self.unit
+        return f"{sign}{self.number(value)} {unit}".strip()
+
     def interval(self, low: float | None, high: float | None) -> str:
         """Write an interval; empty where none is known."""
         if low is None or high is None:
             return ""
         return f"{self.number(low)} to {self.number(high)}"
+
+
+def p_text(p: float | None) -> str:
+    """Write a p-value for people; empty where there is none."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def day(night: str) -> str:

@@ -14,12 +14,13 @@ from dualtoken.pipelines.nightly.page_data import (
     day,
     finite,
     measured,
+    p_text,
     primary_series,
     reference_of,
 )
 from dualtoken.pipelines.nightly.page_links import Links, night_page
 from dualtoken.pipelines.nightly.page_shapes import Band, Block, Level, NightPoint
-from dualtoken.pipelines.nightly.records import BaselineRecord, SeriesValue, SeriesVerdict
+from dualtoken.pipelines.nightly.records import BaselineRecord, SeriesDifference, SeriesValue, SeriesVerdict
 from dualtoken.pipelines.nightly.states import State
 from dualtoken.pipelines.nightly.verdicts import protocol_key
 
@@ -27,6 +28,8 @@ ALARMS: frozenset[State] = frozenset({"regressed", "drifted", "improved"})
 """States of a series whose first night has a flag."""
 MARKED: frozenset[State] = frozenset({"regressed", "drifted", "improved", "suspected"})
 """States of a series whose nights have a dot."""
+_DIFFERENCE_MARKS = {"better": "improved", "worse": "regressed"}
+"""CSS class of the dot of a difference, by what it is."""
 _APART: frozenset[State] = frozenset({"evaluator-changed", "incomparable"})
 """States of nights whose numbers no trend has."""
 
@@ -44,6 +47,23 @@ class SeriesFigure(NamedTuple):
     """State of the series on that night, where it was judged."""
     reason: str
     direction: str
+    svg: str
+    difference: "DifferenceFigure | None"
+    """None where the subject is no recipe, or had one checkpoint alone."""
+    movement: str | None
+    """`better`, `worse` or `unmoved` on that night, for a series that may not alarm."""
+
+
+class DifferenceFigure(NamedTuple):
+    """A series' differences to the checkpoint before, with the newest one."""
+
+    newest: str
+    newest_interval: str
+    newest_night: str
+    before: str
+    """Night of the checkpoint that it is to."""
+    p: str
+    verdict: str
     svg: str
 
 
@@ -95,6 +115,8 @@ class Charts:
         subjects: dict[str, list[SeriesFigure]] = {}
         for name in sorted(self._seen.keys() - primary, key=lambda name: (name.subject == CANARY, name)):
             subjects.setdefault(name.subject, []).append(self._figure(name, is_primary=False))
+        for found in subjects.values():
+            found.sort(key=lambda figure: figure.movement not in ("better", "worse"))  # stable
         return list(subjects.items())
 
     def canary(self) -> str:
@@ -145,6 +167,62 @@ class Charts:
             reason=verdict.reason if verdict else "",
             direction=newest.value.direction,
             svg=night_chart(chart),
+            difference=self._difference(name, seen, figures) if is_primary else None,
+            movement=None if is_primary else newest.night.movement(name),
+        )
+
+    def _difference(
+        self, name: SeriesName, seen: Sequence[_Seen], figures: Figures
+    ) -> DifferenceFigure | None:
+        """Draw the differences to the checkpoints before, below the same nights."""
+        found: list[tuple[_Seen, SeriesDifference]] = []
+        for one in seen:
+            difference = one.night.difference(name)
+            if difference is not None:
+                found.append((one, difference))
+        if not found:
+            return None
+        last, newest = found[-1]
+        before = last.night.before(name.subject)
+        margin = newest.margin * figures.factor
+        bands = [Band(slot, -margin, margin) for slot in range(self.axis.num_slots)]
+        course = f"{figures.signed(newest.value)} on {day(last.night.name)}"
+        chart = NightChart(
+            label=f"{name.title} of {name.subject}, differences to the checkpoint before: {course}",
+            axis=self.axis,
+            points=[self._difference_point(name, *pair, figures) for pair in found],
+            least_range=4 * margin,
+            bands=bands,
+            levels=[Level(0, self.axis.num_slots - 1, 0.0)],
+            has_links=True,
+        )
+        return DifferenceFigure(
+            newest=figures.signed(newest.value),
+            newest_interval=figures.interval(newest.low, newest.high),
+            newest_night=last.night.name,
+            before=before,
+            p=p_text(newest.p),
+            verdict=newest.verdict,
+            svg=night_chart(chart),
+        )
+
+    def _difference_point(
+        self, name: SeriesName, one: _Seen, difference: SeriesDifference, figures: Figures
+    ) -> NightPoint:
+        interval = figures.interval(difference.low, difference.high)
+        title = f"{day(one.night.name)}: {figures.signed(difference.value)}"
+        if interval:
+            title += f" ({interval})"
+        title += f" to the checkpoint of {day(one.night.before(name.subject))}, {difference.verdict}"
+        return NightPoint(
+            slot=one.slot,
+            value=difference.value * figures.factor,
+            low=None if difference.low is None else difference.low * figures.factor,
+            high=None if difference.high is None else difference.high * figures.factor,
+            mark=_DIFFERENCE_MARKS.get(difference.verdict, "undecided"),
+            joins=False,
+            title=title,
+            href=self.night_href(one.night) or one.href,
         )
 
     def _point(self, name: SeriesName, one: _Seen, figures: Figures) -> NightPoint:

@@ -13,6 +13,7 @@ from dualtoken.infra.redaction import redacted
 from dualtoken.pipelines.config.nightly import ScheduleConfig
 from dualtoken.pipelines.core.receipts import Record, RelativeName, Sha256, SingleName
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.compared import Verdict
 from dualtoken.pipelines.evaluation.summary import Direction, Environment
 
 SCHEMA = 1
@@ -238,6 +239,50 @@ class VerdictRecord(HistoryRecord):
     """What differs between the environments of the reference and of this night."""
     confirmation: Confirmation | None
     judged_at: str
+
+
+class SeriesDifference(HistoryRecord):
+    """A series of a checkpoint less that of the one before, over the same samples."""
+
+    value: float
+    low: float | None
+    """Lower end of the 95 % interval; None where there is no score of each sample."""
+    high: float | None
+    p: float | None
+    """Adjusted: by Holm over the primary series, by Benjamini-Hochberg over the others."""
+    margin: float
+    verdict: Verdict
+
+
+class CheckpointDifferences(HistoryRecord):
+    """What a recipe's checkpoint is against the one before it."""
+
+    before: SingleName
+    """Newest night on which the one before was measured."""
+    digest: Sha256
+    """Hash of that checkpoint's files."""
+    series: dict[str, SeriesDifference]
+    """By `<set>/<protocol>/<metric>`."""
+
+
+class Movement(HistoryRecord):
+    """How unlike its earlier nights a series is that may not alarm."""
+
+    residual: float
+    """Deviation as a standard normal deviate, negative if worse."""
+    p: float
+    """Two-sided, adjusted by Benjamini-Hochberg over all such series of the night."""
+
+
+class DetailsRecord(HistoryRecord):
+    """What is told of a night beside its verdict, by one ruleset; nothing in it alarms."""
+
+    night: SingleName
+    ruleset: str
+    differences: dict[SingleName, CheckpointDifferences]
+    """By subject: those with another checkpoint than on the night before."""
+    movements: dict[str, Movement]
+    """By `<subject>/<set>/<protocol>/<metric>`: the series that are not primary, with nights enough."""
 
 
 class SendingRecord(OwnerRecord):

@@ -246,6 +246,12 @@ def series_points(snapshot: Snapshot, subject: str, series: str, until: NightRec
     return points + _points(until, subject, series)
 
 
+def is_in_trends(snapshot: Snapshot, night: str) -> bool:
+    """Tell whether a night may be compared with others: a person accepted it, or nothing of it is odd."""
+    is_pinned = any(baseline.night == night for _, baseline in snapshot.baselines)
+    return is_pinned or not _is_out(snapshot.files(night).verdicts.values())
+
+
 def _is_out(verdicts: Any) -> bool:  # noqa: ANN401
     return any(verdict.state in _NOT_IN_TRENDS for verdict in verdicts)
 

@@ -326,6 +326,7 @@ def _eight_at_once(folder: Path, root: str) -> None:
         "alerts/regressed-onset-log.sending-1.json",
         "attempts/0001-again/started.json",
         "attempts/0001/started.json",
+        f"details-{RULES}.json",
         "night.json",
         f"verdict-{RULES}.json",
     ]
