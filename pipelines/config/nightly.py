@@ -158,6 +158,9 @@ class FileSink(Config):
 SinkConfig = Annotated[WebhookSink | CommandSink | FileSink, Field(discriminator="kind")]
 
 
+PingConfig = Annotated[WebhookSink | CommandSink, Field(discriminator="kind")]
+
+
 class NightlySpec(Config):
     """A nightly evaluation."""
 
@@ -184,6 +187,9 @@ class NightlySpec(Config):
     """Rules of the night chart, as `nightly calibrate` stored them; null for the default ones."""
     alerts: dict[Name, SinkConfig] = not_in_fingerprint(default={})
     """Who is told of regressions and of nights that were missed, by name."""
+
+    ping: PingConfig | None = not_in_fingerprint(default=None)
+    """Who is called after each finished night: a service that tells people when no call comes."""
 
     def record(self) -> dict[str, Any]:
         """Return the spec as the history keeps it: without signatures and passwords of URLs."""

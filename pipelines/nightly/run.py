@@ -6,6 +6,7 @@ from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.nightly.calendar import Expected, expected_nights, night_at
 from dualtoken.pipelines.nightly.history import NightFiles, Snapshot
 from dualtoken.pipelines.nightly.night import begin, find_subjects_or_fail, judge, measure_night
+from dualtoken.pipelines.nightly.ping import is_finished, ping
 from dualtoken.pipelines.nightly.session import Session, close
 from dualtoken.pipelines.nightly.states import AHEAD, REGRESSED, NightState, is_paused
 
@@ -27,7 +28,10 @@ def run_night(session: Session, night: str | None = None) -> ExitCode:
     except Exception:
         close(session)
         raise
-    return _exit_code(session, expected, close(session))
+    states = close(session)
+    if expected is not None and is_finished(states, expected.night):
+        ping(session, expected.night)
+    return _exit_code(session, expected, states)
 
 
 def _wanted(session: Session, snapshot: Snapshot, night: str | None) -> Expected | None:
