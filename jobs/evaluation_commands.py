@@ -3,27 +3,40 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dualtoken.infra.storage import Store, join
-from dualtoken.jobs.model_commands import ModelArgument
 from dualtoken.jobs.options import AddressOption, InProcessOption
 from dualtoken.jobs.output_paths import ANOTHER_PLACE
 from dualtoken.jobs.recipe_arguments import print_line
-from dualtoken.jobs.stage_places import TOKENIZER, RecipeOptions, find_model, find_stage, names_recipe
+from dualtoken.jobs.stage_places import (
+    UNIFIED,
+    RecipeOptions,
+    find_model,
+    find_stage,
+    names_recipe,
+)
 from dualtoken.pipelines.config.parse import load_evaluation
-from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
+from dualtoken.pipelines.core.receipts import STAGE_FILE
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode, UserError
 from dualtoken.pipelines.runtime.find_stage import holds_stages, require_whole
 from dualtoken.pipelines.runtime.open_executor import open_executor
+from dualtoken.pipelines.runtime.stage_folder import read_stage
 
 if TYPE_CHECKING:
     from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 
 TEACHER = "teacher"
+EvaluatedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A recipe whose model is trained, the folder of a tokenizer or unified model, or a hub repository.",
+    ),
+]
 SetsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME", help="A set of the file; may be repeated; default: all."),
@@ -40,6 +53,14 @@ EvaluationOption = Annotated[
         help="The sets and protocols: a YAML file, an fsspec URL, or a shipped name.",
     ),
 ]
+StageOption = Annotated[
+    Literal["train", "mllm"],
+    typer.Option(
+        "--stage",
+        help="Whose model is meant where MODEL is a recipe, or a folder above several: the tokenizer of "
+        "train, or the unified model of mllm.",
+    ),
+]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,7 +70,7 @@ KeyOption = Annotated[
 
 
 def evaluate(
-    model: ModelArgument,
+    model: EvaluatedArgument,
     sets: SetsOption = None,
     protocols: ProtocolsOption = None,
     evaluation: EvaluationOption = "evaluation-scenes",
@@ -57,6 +78,7 @@ def evaluate(
         str | None,
         typer.Option("--teacher", help="Folder of the teacher; default: the one the tokenizer learned from."),
     ] = None,
+    stage: StageOption = "train",
     keys: KeyOption = None,
     root: Annotated[
         str | None, typer.Option("--root", help="Where results are written; default: the file's root.")
@@ -64,7 +86,7 @@ def evaluate(
     address: AddressOption = None,
     in_process: InProcessOption = False,
 ) -> None:
-    """Measure a tokenizer on sets by protocols: scores of each sample, values with intervals, a card."""
+    """Measure a model on sets by protocols: scores of each sample, values with intervals, a card."""
     overrides = [*(keys or ()), *([f"cluster.address={address}"] if address else ())]
     config = load_evaluation(evaluation, overrides, root)
     # PyTorch takes seconds, and a mistake in the names none.
@@ -73,7 +95,7 @@ def evaluate(
 
     config = selected(config, sets or (), protocols or ())
     with (
-        _found(model, teacher) as place,
+        _found(model, stage, teacher) as place,
         open_executor(config.cluster, in_process=in_process or config.in_process) as executor,
     ):
         from dualtoken.pipelines.evaluation.run_evaluation import run_evaluation  # noqa: PLC0415
@@ -91,27 +113,29 @@ def evaluate(
 
 
 @contextmanager
-def _found(model: str, teacher: str | None) -> Iterator["ModelPlace"]:
+def _found(model: str, training: str, teacher: str | None) -> Iterator["ModelPlace"]:
     """Enter for a model's folder, and that of its teacher where one is known."""
     from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace  # noqa: PLC0415
 
-    stage = _stage_folder(model)
+    stage = _stage_folder(model, training)
     if stage is not None:
         require_whole(stage)
         yield ModelPlace(model, stage, _teacher_folder(teacher, stage))
         return
-    with find_model(model, RecipeOptions()) as found:
+    with find_model(model, RecipeOptions(), training) as found:
         yield ModelPlace(model, Store(str(_local_folder(found))), _teacher_folder(teacher, None))
 
 
-def _stage_folder(model: str) -> Store | None:
+def _stage_folder(model: str, training: str) -> Store | None:
     """Return the folder of the training that a recipe, or a folder at or above it, names; None for others."""
     if names_recipe(model):
-        return find_stage(model, TOKENIZER, RecipeOptions())
-    folder = Path(model)
-    if folder.is_dir() and holds_stages(model):
-        return find_stage(model, TOKENIZER, RecipeOptions())
-    return None
+        return find_stage(model, training, RecipeOptions())
+    if not Path(model).is_dir() or not holds_stages(model):
+        return None
+    store = Store(model)
+    if store.exists(STAGE_FILE) and read_stage(store).stage == UNIFIED:
+        return store
+    return find_stage(model, training, RecipeOptions())
 
 
 def _local_folder(model: str) -> Path:
@@ -132,9 +156,9 @@ def _teacher_folder(teacher: str | None, training: Store | None) -> Store | None
         return folder
     if training is None:
         return None
-    folder = Store(StageRecord.read(training, STAGE_FILE).inputs[TEACHER])
-    # Of a run that was moved the place is an old one: then it is as if none were known.
-    return folder if any(True for _ in folder.files()) else None
+    from dualtoken.pipelines.evaluation.saved_subject import teacher_of  # noqa: PLC0415
+
+    return teacher_of(training)
 
 
 def compare(

@@ -11,7 +11,7 @@ import typer
 from dualtoken.jobs.options import RootOption, SetOption
 from dualtoken.jobs.output_paths import ANOTHER_PLACE
 from dualtoken.jobs.recipe_arguments import print_line
-from dualtoken.jobs.stage_places import RecipeOptions, find_model
+from dualtoken.jobs.stage_places import UNIFIED, RecipeOptions, find_model
 from dualtoken.pipelines.core.messages import pluralized
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode, UserError
@@ -19,8 +19,6 @@ from dualtoken.pipelines.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from dualtoken.model.mllm.saved import OpenedMllm
 
-UNIFIED = "mllm"
-"""Stage whose folder is a saved unified model."""
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -24,6 +24,8 @@ from dualtoken.pipelines.runtime.find_stage import (
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 TOKENIZER = "train"
 """Stage whose folder is a saved tokenizer."""
+UNIFIED = "mllm"
+"""Stage whose folder is a saved unified model."""
 
 
 class RecipeOptions(NamedTuple):

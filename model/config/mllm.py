@@ -21,6 +21,8 @@ from dualtoken.model.config.optimizer import (
     group_of,
 )
 
+MODEL_TYPE = "dualtoken_mllm"
+"""Type of model in config.json of a saved folder."""
 StreamName = Literal["semantic", "pixel"]
 """One of the tokenizer's two vocabularies."""
 STREAM_NAMES: tuple[StreamName, ...] = ("semantic", "pixel")

@@ -11,6 +11,8 @@ CONFIG = "config.json"
 """File with the model's format, version, shape and transform."""
 WEIGHTS = "model.safetensors"
 """File with the model's weights."""
+VISION_FOLDER = "vision_tokenizer"
+"""Folder of the vision tokenizer in that of a unified model."""
 
 
 def local_folder(model: str) -> Path | None:

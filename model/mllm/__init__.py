@@ -5,8 +5,9 @@ and write weights, and the network for a named trunk. Importing it makes the mod
 `Auto` classes, so that no code of a model's folder is ever run.
 """
 
+from dualtoken.model.config.mllm import MODEL_TYPE
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.configuration import MODEL_TYPE, DualTokenMllmConfig
+from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.model.mllm.processing import DualTokenProcessor
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm, save_mllm
 from dualtoken.model.vision.imports import vision_imports

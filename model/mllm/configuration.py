@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dualtoken.model.config.mllm import STREAM_NAMES, DepthHeadConfig
+from dualtoken.model.config.mllm import MODEL_TYPE, STREAM_NAMES, DepthHeadConfig
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():
     from transformers import CONFIG_MAPPING, PretrainedConfig
-
-MODEL_TYPE = "dualtoken_mllm"
 
 
 class DualTokenMllmConfig(PretrainedConfig):

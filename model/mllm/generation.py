@@ -36,9 +36,9 @@ class PaddedPrompts(NamedTuple):
     """False for padding."""
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], padding: int = 0) -> PaddedPrompts:
-    """Return prompts side by side; each has one id at least."""
-    longest = max(map(len, prompts))
+def pad_prompts(prompts: Sequence[Sequence[int]], padding: int = 0, length: int = 0) -> PaddedPrompts:
+    """Return prompts side by side, as long as the longest or as `length`; each has one id at least."""
+    longest = max(length, *map(len, prompts))
     ids = torch.full((len(prompts), longest), padding)
     is_text = torch.zeros(len(prompts), longest, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
@@ -56,17 +56,20 @@ def draw_codes(
     unconditional: Sequence[int],
     guidance_scale: float = 1.0,
     sampling: Sampling = ALL_CODES,
+    prompt_length: int = 0,
     told: Told = lambda _: None,
 ) -> dict[str, Int[Tensor, "B N D"]]:
     """Return the codes of an image for each prompt, by stream.
 
     A prompt ends with the mark of an image's start; `unconditional` is the prompt without a caption. Scale 1
-    draws without guidance.
+    draws without guidance. Prompts are padded to the longest, or to `prompt_length` where that is more: in
+    batches of one size and length, an image is the same to the last bit whatever is drawn beside it.
     """
     sampling.check()
     is_guided = guidance_scale != 1
     rows = [*prompts, *[unconditional] * len(prompts)] if is_guided else list(prompts)
-    drawing = _Drawing(model, pad_prompts(rows, model.config.image_start_id), is_guided=is_guided)
+    padded = pad_prompts(rows, model.config.image_start_id, prompt_length)
+    drawing = _Drawing(model, padded, is_guided=is_guided)
     drawn: list[Tensor] = []
     for position in range(model.config.image_positions):
         if position:

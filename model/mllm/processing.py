@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from dualtoken.model.hub.model_name import VISION_FOLDER
 from dualtoken.model.hub.saved_model import find_folder
 from dualtoken.model.mllm.generation import pad_prompts
 from dualtoken.model.mllm.text_tokenizer import IMAGE, load_text_tokenizer, text_markers
@@ -20,8 +21,6 @@ from dualtoken.model.vision.imports import vision_imports
 with vision_imports():
     from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-VISION_FOLDER = "vision_tokenizer"
-"""Folder of the vision tokenizer in that of the model."""
 
 Pictures = Image.Image | Sequence[Image.Image]
 Message = Mapping[str, Any]

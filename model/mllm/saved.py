@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import torch
 
+from dualtoken.model.config.mllm import MODEL_TYPE
 from dualtoken.model.hub.json_files import read_json
-from dualtoken.model.hub.model_name import CONFIG, WEIGHTS
+from dualtoken.model.hub.model_name import CONFIG, VISION_FOLDER, WEIGHTS
 from dualtoken.model.hub.saved_model import CARD, find_folder
 from dualtoken.model.mllm.card import mllm_card
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.configuration import MODEL_TYPE
-from dualtoken.model.mllm.processing import VISION_FOLDER, DualTokenProcessor
+from dualtoken.model.mllm.processing import DualTokenProcessor
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():

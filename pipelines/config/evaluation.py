@@ -1,7 +1,7 @@
 """What `evaluate` reads: evaluation sets and protocols by name; imports neither torch nor ray."""
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -18,7 +18,7 @@ from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop
 from dualtoken.pipelines.config.run import RunConfig
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-MetricName = Literal[
+TokenizerMetric = Literal[
     "psnr",
     "ssim",
     "ms_ssim",
@@ -56,10 +56,57 @@ MetricName = Literal[
     "fd_teacher",
     "fd",
 ]
-"""Metrics of tokenizers, each described by `evaluation.metric_catalogue`.
+"""Metrics of tokenizers, and of a unified model's own tokenizer.
 
 `_teacher` is the same on the teacher's own embeddings, which is what the codes are measured against.
 """
+UnifiedMetric = Literal[
+    "answer",
+    "answer_shape",
+    "answer_colour",
+    "answer_size",
+    "answer_place",
+    "answer_count",
+    "answer_dots",
+    "answer_shuffled",
+    "answer_shape_shuffled",
+    "answer_colour_shuffled",
+    "answer_size_shuffled",
+    "answer_place_shuffled",
+    "answer_count_shuffled",
+    "answer_dots_shuffled",
+    "described_grammar",
+    "described_shape",
+    "described_colour",
+    "described_size",
+    "described_place",
+    "described_whole",
+    "described_shape_shuffled",
+    "described_colour_shuffled",
+    "described_size_shuffled",
+    "described_place_shuffled",
+    "described_whole_shuffled",
+    "drawn_object",
+    "drawn_binding",
+    "drawn_shape",
+    "drawn_colour",
+    "drawn_size",
+    "drawn_place",
+    "drawn_whole",
+    "drawn_object_shuffled",
+    "drawn_binding_shuffled",
+    "drawn_shape_shuffled",
+    "drawn_colour_shuffled",
+    "drawn_size_shuffled",
+    "drawn_place_shuffled",
+    "drawn_whole_shuffled",
+]
+"""Metrics of unified models: answers to questions, descriptions, and drawings of captions.
+
+`_shuffled` is the same against the next sample of the set: what is right without looking.
+"""
+MetricName = TokenizerMetric | UnifiedMetric
+"""Metrics of evaluations, each described by `evaluation.metric_catalogue`."""
 
 
 class EvaluationSet(Config):
@@ -83,6 +130,8 @@ class ScenesSet(EvaluationSet):
     split: Literal["train", "heldout"] = "heldout"
     num_images: PositiveInt = 1024
     seed: int = 0
+    questions: bool = in_fingerprint_unless_default(default=False)
+    """Whether the generator's questions about each scene belong to the set."""
 
 
 class ShardsSet(EvaluationSet):
@@ -96,6 +145,9 @@ class ShardsSet(EvaluationSet):
     """Column of the shards' tables that names a sample's class."""
     cluster_column: str | None = None
     """Column that groups samples which are not independent, such as frames of one video."""
+    questions_column: str | None = in_fingerprint_unless_default(default=None)
+    """Column with each image's questions, a JSON list of objects with `question`, `answer` and, where there
+    are several kinds, `kind`."""
 
 
 class FolderSet(EvaluationSet):
@@ -110,6 +162,9 @@ class FolderSet(EvaluationSet):
     label_column: str | None = None
     """Column of the table that names an image's class; `folder:` is the name of the image's own folder."""
     cluster_column: str | None = None
+    questions_column: str | None = in_fingerprint_unless_default(default=None)
+    """Column with each image's questions, a JSON list of objects with `question`, `answer` and, where there
+    are several kinds, `kind`."""
 
 
 class ParquetSet(EvaluationSet):
@@ -126,6 +181,9 @@ class ParquetSet(EvaluationSet):
     """Column of captions: text, or a list of texts."""
     label_column: str | None = None
     cluster_column: str | None = None
+    questions_column: str | None = in_fingerprint_unless_default(default=None)
+    """Column with each image's questions, a JSON list of objects with `question`, `answer` and, where there
+    are several kinds, `kind`."""
 
 
 AnySet = Annotated[ScenesSet | ShardsSet | FolderSet | ParquetSet, Field(discriminator="kind")]
@@ -211,16 +269,30 @@ class TorchFidelityFeatures(_FeatureWeights):
 AnyFeatures = Annotated[TimmFeatures | TorchFidelityFeatures, Field(discriminator="kind")]
 
 
+class DrawingProtocol(Config):
+    """How a unified model draws captions: each once, with noise that follows from seed and sample."""
+
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+    """Scale of classifier-free guidance; 1: none."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divisor of the logits of codes; 0 draws the likeliest."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Likeliest codes that one is chosen from; 0: all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability of the likeliest codes that one is chosen from."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class TokenizerProtocol(Config):
-    """All that decides a tokenizer's numbers on a set, beside the two."""
+    """All that decides a model's numbers on a set, beside the two."""
 
     metrics: tuple[MetricName, ...]
     view: AnyCrops = CenterCrop(kind="center")
     """Part of an image that is evaluated; its first crop, where there are several."""
     precision: Precision = "float32"
-    """Precision of the networks' arithmetic; the code search is in float32 always."""
+    """Precision of tokenizer and teacher; the code search and a unified model are in float32 always."""
     batch_size: PositiveInt = 32
-    """Images at once; the last batch of a unit is padded, so that it rounds as the others do."""
+    """Images, questions or drawings at once; the last batch is padded, so that it rounds as the others do."""
     cast: Literal["round", "truncate"] = "round"
     """How reconstructions become levels of 8 bits."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
@@ -237,6 +309,8 @@ class TokenizerProtocol(Config):
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
     """Nearest images that vote in `knn`."""
+    drawing: DrawingProtocol = in_fingerprint_unless_default(default=DrawingProtocol())
+    """How captions are drawn, for the metrics of drawings."""
     margins: dict[MetricName, Annotated[float, Field(ge=0)]] = not_in_fingerprint(default_factory=dict)
     """Least difference that matters, by metric, in place of the catalogue's."""
 
@@ -270,6 +344,10 @@ class TokenizerProtocol(Config):
         return self
 
 
+UNIFIED_METRICS: frozenset[str] = frozenset(get_args(UnifiedMetric))
+"""Names of the metrics that only a unified model has."""
+
+
 class MeasureConfig(Config):
     """The recipe's `measure` key: an evaluation that belongs to a run, of its own tokenizer."""
 
@@ -278,6 +356,17 @@ class MeasureConfig(Config):
     max_images: PositiveInt | None = None
     """Held-out images to take of a corpus, the first by key; by default all."""
     protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _metrics_are_of_tokenizers(self) -> "MeasureConfig":
+        for name, protocol in self.protocols.items():
+            for metric in protocol.metrics:
+                if metric in UNIFIED_METRICS:
+                    raise ValueError(
+                        f"protocols.{name}.metrics: {metric} needs a unified model, and a run measures its "
+                        "tokenizer: leave it out, and use `dualtoken evaluate --stage mllm`"
+                    )
+        return self
 
 
 class EvaluationConfig(RunConfig):

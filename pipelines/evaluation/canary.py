@@ -49,15 +49,15 @@ TEACHER = TeacherConfig(
 def write_canary(folder: Path) -> tuple[Path, Path]:
     """Write the canary below a folder; return the folders of its tokenizer and of its teacher."""
     tokenizer = DualTokenizer(TOKENIZER)
-    tokenizer.load_state_dict(_drawn(tokenizer.state_dict()))
+    tokenizer.load_state_dict(drawn_state(tokenizer.state_dict()))
     tokenizer.save_pretrained(folder / "tokenizer")
     teacher = build_teacher(TEACHER)
-    teacher.load_state_dict(_drawn(teacher.state_dict()))
+    teacher.load_state_dict(drawn_state(teacher.state_dict()))
     save_teacher(teacher, TEACHER, folder / "teacher")
     return folder / "tokenizer", folder / "teacher"
 
 
-def _drawn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def drawn_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return new values for a state: matrices by chance, the gains of norms one, other vectors zero."""
     drawn: dict[str, Tensor] = {}
     for name, value in state.items():

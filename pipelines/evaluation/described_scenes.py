@@ -8,7 +8,9 @@ from torch import Tensor
 from dualtoken.model.mllm.saved import OpenedMllm
 from dualtoken.pipelines.evaluation.examination import Score
 from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
+from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.images.scene_grammar import parse_caption
+from dualtoken.pipelines.inference.unified import ImageCodes
 from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens
 
 MAX_IDS = 64
@@ -17,18 +19,20 @@ BATCH_SIZE = 64
 """Images that are described together."""
 
 
-def describe(opened: OpenedMllm, heldout: HeldoutTokens, num_images: int) -> list[str]:
-    """Return the likeliest description of each of the first images."""
+def describe(opened: OpenedMllm, codes: ImageCodes, batch_size: int = BATCH_SIZE) -> list[str]:
+    """Return the likeliest description of each image.
+
+    The last batch is padded by images that are dropped, so that each is described as in any other batch.
+    """
     model, processor = opened
     tokenizer = processor.tokenizer
     assert tokenizer is not None
     prompt = torch.tensor(processor.prompt_ids(processor.chat_prompt(None)), device=model.device)
-    codes = heldout.codes()
+    ids = prompt.expand(batch_size, -1)
     descriptions: list[str] = []
-    for first in range(0, min(num_images, len(heldout.captions)), BATCH_SIZE):
-        images = slice(first, min(first + BATCH_SIZE, num_images))
-        of_batch = {name: codes[name][images].to(model.device) for name in ("semantic", "pixel")}
-        ids = prompt.expand(len(of_batch["pixel"]), -1)
+    for batch in batched(range(len(next(iter(codes.values())))), batch_size):
+        images = torch.tensor([*batch, *[batch[-1]] * (batch_size - len(batch))])
+        of_batch = {stream: of_stream[images].to(model.device) for stream, of_stream in codes.items()}
         generated = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -37,7 +41,7 @@ def describe(opened: OpenedMllm, heldout: HeldoutTokens, num_images: int) -> lis
             **of_batch,
         )
         assert isinstance(generated, Tensor)
-        texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(generated[: len(batch), ids.shape[1] :], skip_special_tokens=True)
         descriptions += [text.strip() for text in texts]
     return descriptions
 

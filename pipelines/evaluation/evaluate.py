@@ -1,13 +1,17 @@
-"""Evaluate stage: one tokenizer on one set by one protocol; a unit is 256 images.
+"""Evaluate stage: one model on one set by one protocol; a unit is 256 images.
+
+A tokenizer is shown batches of images. A unified model is shown a unit at a time, and its own tokenizer makes
+the codes that it reads.
 
 A unit's output is `scores/<unit>.parquet`, a row a sample, and `states/<unit>.safetensors`, the sums and the
 embeddings that the metrics of the whole set are made from by `evaluate_finish`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +24,21 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.model.metrics.codebook import count_codes
 from dualtoken.model.vision.faults import UnreadableImageError
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, MetricName
+from dualtoken.pipelines.config.evaluation import UNIFIED_METRICS, EvaluationConfig, MetricName
 from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.closeness import METRICS, Closeness
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch, EvaluatedSample
 from dualtoken.pipelines.evaluation.feature_network import FeatureNetwork
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, needs_teacher
+from dualtoken.pipelines.evaluation.saved_subject import local_tokenizer
 from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
 from dualtoken.pipelines.evaluation.scene_readings import CHANCE, AttributeCounter
-from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, read_unit
+from dualtoken.pipelines.evaluation.sets import QUESTIONS, SET_FILE, ResolvedSet, read_unit
 from dualtoken.pipelines.evaluation.understanding import Understanding
 from dualtoken.pipelines.images.crops import first_view
 from dualtoken.pipelines.images.decoding import UNDECODABLE, decode_rgb
+from dualtoken.pipelines.images.image_questions import read_questions
 from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.images.scene_generator import Attribute
 from dualtoken.pipelines.inference.networks import (
@@ -43,6 +49,9 @@ from dualtoken.pipelines.inference.networks import (
     prepare_process,
     stage_device,
 )
+
+if TYPE_CHECKING:
+    from dualtoken.pipelines.evaluation.unified_columns import UnifiedColumns
 
 STAGE = "evaluate"
 SET_INPUT = "set"
@@ -81,7 +90,8 @@ class Worker:
         self._closeness = Closeness(self._protocol, self._device)
         with scratch_folder() as scratch:
             model = job.input(MODEL_INPUT).local_folder(Path(scratch) / MODEL_INPUT)
-            self._tokenizer = TokenizerRunner(model, self._device, self._protocol.precision)
+            self._tokenizer = TokenizerRunner(local_tokenizer(model), self._device, self._protocol.precision)
+            self._unified = self._open_unified(model) if self._of_unified() else None
         self._understanding = self._open_teacher(job) if needs_teacher(self._protocol) else None
         self._feature_network = self._open_feature_network() if "fd" in self._metrics else None
 
@@ -90,6 +100,12 @@ class Worker:
             folder = job.input(TEACHER_INPUT).local_folder(Path(scratch) / TEACHER_INPUT)
             teacher = TeacherRunner(folder, self._device, self._protocol.precision)
         return Understanding(self._tokenizer, teacher, self._set.class_names, self._protocol.templates)
+
+    def _open_unified(self, model: Path) -> "UnifiedColumns":
+        # transformers takes seconds, which tokenizers need not wait for.
+        from dualtoken.pipelines.evaluation.unified_columns import UnifiedColumns  # noqa: PLC0415
+
+        return UnifiedColumns(model, self._protocol, self._device)
 
     def _open_feature_network(self) -> FeatureNetwork:
         assert self._protocol.features is not None, "the protocol requires it"
@@ -101,15 +117,19 @@ class Worker:
         samples, ledger = self._decoded(table)
         scores = [self._score_table([], dict.fromkeys(self._per_sample(), np.zeros(0, np.float64)))]
         states: list[dict[str, Tensor]] = []
+        codes: list[StreamCodes] = []
         for part in batched(samples, self._protocol.batch_size):
             batch = EvaluatedBatch(part, self._tokenizer, self._protocol)
             embeddings = _Embeddings(batch, self._understanding)
             scores.append(self._score_table(part, self._columns(batch, embeddings)))
             states.append(self._states(batch, embeddings))
+            codes.append(batch.own_codes())
         (scratch / "scores").mkdir()
         (scratch / "states").mkdir()
         whole = pa.concat_tables(scores)
         _require_each_once(whole["key"].to_pylist(), [sample.key for sample in samples])
+        for name, values in self._unified_columns(unit, samples, codes, scratch).items():
+            whole = whole.append_column(name, score_column(values))
         pq.write_table(whole, scratch / score_file(unit.id), compression="zstd")
         save_file(_merged(states), scratch / state_file(unit.id))
         facts = describe_device(self._device).present()
@@ -120,29 +140,60 @@ class Worker:
         verdicts: list[Verdict] = []
         for row in table.to_pylist():
             try:
-                picture = decode_rgb(row["image"])
+                samples.append(self._sample(row))
             except UnreadableImageError as error:
                 verdicts.append(Verdict(Status.FAILED, UNDECODABLE, f"{row['name']}: {error}"))
                 continue
             verdicts.append(OK_VERDICT)
-            sample = EvaluatedSample(
-                key=row["key"],
-                picture=first_view(picture, (self._protocol.view,), row["key"]),
-                captions=row["captions"],
-                label=row["label"],
-                cluster=row["cluster"],
-                description=row["description"],
-            )
-            samples.append(sample)
         return samples, ledger_table(table["key"].to_pylist(), verdicts)
 
+    def _sample(self, row: Mapping[str, Any]) -> EvaluatedSample:
+        """Return a row's sample; raises `UnreadableImageError` where its image gives no picture."""
+        picture = decode_rgb(row["image"])
+        return EvaluatedSample(
+            key=row["key"],
+            picture=first_view(picture, (self._protocol.view,), row["key"]),
+            captions=row["captions"],
+            label=row["label"],
+            cluster=row["cluster"],
+            description=row["description"],
+            questions=tuple(read_questions(row.get(QUESTIONS.name))),
+        )
+
     def _per_sample(self) -> list[MetricName]:
-        """Return the metrics that each sample has by itself."""
+        """Return the metrics of tokenizers that each sample has by itself."""
         names: list[MetricName] = []
         for name in self._metrics:
-            if CATALOGUE[name].is_per_sample and not CATALOGUE[name].needs_every_sample:
+            metric = CATALOGUE[name]
+            if metric.is_per_sample and not metric.needs_every_sample and name not in UNIFIED_METRICS:
                 names.append(name)
         return names
+
+    def _of_unified(self) -> list[MetricName]:
+        """Return the metrics of unified models."""
+        return [name for name in self._metrics if name in UNIFIED_METRICS]
+
+    def _unified_columns(
+        self, unit: Unit, samples: Sequence[EvaluatedSample], codes: Sequence[StreamCodes], scratch: Path
+    ) -> Mapping[MetricName, Column]:
+        """Return the values of these metrics."""
+        names = self._of_unified()
+        if self._unified is None or not samples:
+            return dict.fromkeys(names, np.zeros(0, np.float64))
+        following = self._following(unit, samples, scratch)
+        # In a batch of its own, as large as the others.
+        next_codes = EvaluatedBatch([following], self._tokenizer, self._protocol).own_codes()
+        return self._unified.columns(names, samples, following, _joined([*codes, next_codes]))
+
+    def _following(self, unit: Unit, samples: Sequence[EvaluatedSample], scratch: Path) -> EvaluatedSample:
+        """Return the set's next sample after those of a unit; after the last one, the first."""
+        units = list(self._set.units)
+        place = units.index(unit.id)
+        for later in [*units[place + 1 :], *units[:place]]:
+            for row in read_unit(self._set_folder, later, scratch).to_pylist():
+                with suppress(UnreadableImageError):
+                    return self._sample(row)
+        return samples[0]
 
     def _columns(self, batch: EvaluatedBatch, embeddings: "_Embeddings") -> dict[str, Column]:
         """Return the values of these metrics."""
@@ -194,7 +245,7 @@ class Worker:
             clusters = pa.array([sample.cluster for sample in samples], pa.string())
             table = table.append_column("cluster", clusters)
         for name, values in columns.items():
-            table = table.append_column(name, pa.array(values, pa.float64()))
+            table = table.append_column(name, score_column(values))
         return table
 
 
@@ -235,6 +286,18 @@ class _Embeddings:
         if "fd_teacher" in metrics:
             rows["rows_reconstructions"] = self._understanding.reconstructions(self._batch)
         return rows
+
+
+def score_column(values: Column) -> pa.Array:
+    """Return a column of a score table; NaN, of samples that a metric leaves out, is null there."""
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _joined(parts: Sequence[StreamCodes]) -> StreamCodes:
+    return StreamCodes(
+        semantic=np.concatenate([part.semantic for part in parts]),
+        pixel=np.concatenate([part.pixel for part in parts]),
+    )
 
 
 def _require_each_once(scored: Sequence[bytes], keys: Sequence[bytes]) -> None:

@@ -27,7 +27,7 @@ from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.core.receipts import FileRecord
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.evaluation.evaluate import SET_INPUT, STREAMS, score_file, state_file
+from dualtoken.pipelines.evaluation.evaluate import SET_INPUT, STREAMS, score_column, score_file, state_file
 from dualtoken.pipelines.evaluation.feature_network import ORIGINALS, RECONSTRUCTIONS
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, margin
 from dualtoken.pipelines.evaluation.protocols import protocol_hash
@@ -141,8 +141,7 @@ class _Whole:
 
     def _add(self, name: MetricName, values: Tensor) -> None:
         """Add a column; samples that a metric leaves out are NaN here, and null there."""
-        column = values.double().numpy()
-        self._scores = self._scores.append_column(name, pa.array(column, pa.float64(), mask=np.isnan(column)))
+        self._scores = self._scores.append_column(name, score_column(values.double().numpy()))
 
     def _value(self, name: MetricName, estimate: Estimate, column: str | None) -> MetricValue:
         metric = CATALOGUE[name]
@@ -169,6 +168,11 @@ class _Whole:
 
     def _mean(self, name: MetricName) -> MetricValue:
         scored = self._scores.filter(pc.field(name).is_valid())
+        if not len(scored):
+            raise UserError(
+                f"sets.{self._resolved.name}: none of its samples that can be decoded has a value of {name}: "
+                "leave it out, or give more"
+            )
         values = scored[name].to_numpy()
         clusters = None if self._clusters() is None else scored["cluster"].to_numpy()
         if clusters is None and np.isin(values, (0.0, 1.0)).all():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dualtoken.pipelines.config.evaluation import TokenizerProtocol
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
+from dualtoken.pipelines.images.image_questions import Asked
 from dualtoken.pipelines.inference.networks import Array, StreamCodes, TokenizerRunner
 
 
@@ -27,6 +28,7 @@ class EvaluatedSample:
     cluster: str | None
     description: str
     """JSON of a scene's contents; empty for every other image."""
+    questions: tuple[Asked, ...] = ()
 
 
 class EvaluatedBatch:
@@ -59,6 +61,10 @@ class EvaluatedBatch:
     def _padded(self, codes: Array) -> Array:
         """Repeat the last row, as the last picture is."""
         return np.concatenate([codes, np.repeat(codes[-1:], len(self.pictures) - len(codes), axis=0)])
+
+    def own_codes(self) -> StreamCodes:
+        """Return the codes without the padding."""
+        return StreamCodes(self.codes.semantic[: self.size], self.codes.pixel[: self.size])
 
     @cached_property
     def reconstructions(self) -> UInt8[Tensor, "B 3 S S"]:

@@ -7,6 +7,9 @@ import yaml
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, SHARE
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary, MetricValue, SetResult
 
+_TASKS = {"tokenizer": "image-feature-extraction", "mllm": "image-text-to-text"}
+"""The hub's name of what a kind of model does."""
+
 
 def shown(value: MetricValue) -> str:
     """Return a value with its unit and half its 95 % interval, such as `26.31 ± 0.05 dB`."""
@@ -77,7 +80,7 @@ def _index(summary: EvaluationSummary) -> dict[str, object]:
             metrics.append({"type": name, "name": title(name), "value": value.value})
         results.append(
             {
-                "task": {"type": "image-feature-extraction"},
+                "task": {"type": _TASKS[summary.subject.kind]},
                 "dataset": {
                     "type": result.set_name,
                     "name": result.set_name,

@@ -74,7 +74,9 @@ class Worker:
         if questions:
             scores = question_scores(opened, heldout, questions, readings)
             found = found.model_copy(update={"questions": scores})
-        texts = describe(opened, heldout, max(config.num_descriptions, config.num_shown))
+        num_described = max(config.num_descriptions, config.num_shown)
+        described_codes = {stream: codes[:num_described] for stream, codes in heldout.codes().items()}
+        texts = describe(opened, described_codes)
         shown = shown_samples(len(texts), config.num_shown)
         if are_scenes:
             described, parsed = description_scores(texts, heldout)

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualtoken.infra.digests import digest
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.source_code import code_hash, commit
 from dualtoken.infra.storage import Store
@@ -25,11 +24,8 @@ from dualtoken.pipelines.config.resources import inference_worker
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.messages import PrintLine, pluralized
 from dualtoken.pipelines.core.receipts import (
-    MANIFEST_FILE,
-    STAGE_FILE,
     done_units,
     fingerprint,
-    hash_lines,
     read_manifest,
     read_receipts,
 )
@@ -40,8 +36,14 @@ from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, STAG
 from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSizes, finish_evaluation
 from dualtoken.pipelines.evaluation.evaluation_card import card
 from dualtoken.pipelines.evaluation.feature_network import feature_width, require_enough_images
-from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher, require_set_has, require_size
+from dualtoken.pipelines.evaluation.metric_catalogue import (
+    needs_teacher,
+    require_others,
+    require_set_has,
+    require_size,
+)
 from dualtoken.pipelines.evaluation.protocols import protocol_content, protocol_hash
+from dualtoken.pipelines.evaluation.saved_subject import model_digest, read_subject, require_kind
 from dualtoken.pipelines.evaluation.sets import ResolvedSet, resolve
 from dualtoken.pipelines.evaluation.summary import (
     CARD,
@@ -60,12 +62,10 @@ VERSION = 1
 WORKER = "dualtoken.pipelines.evaluation.evaluate:Worker"
 _CODE = ("dualtoken.pipelines.evaluation.evaluate", "dualtoken.pipelines.evaluation.evaluate_finish")
 _PACKAGES = ("torch", "torchvision", "pillow", "numpy", "pyarrow", "open_clip_torch", "timm", "ray")
-_NO_MODEL = (STAGE_FILE, MANIFEST_FILE, CARD)
-"""Files of a trained model's folder that do not decide what it computes."""
 
 
 class ModelPlace(NamedTuple):
-    """A saved tokenizer, and the teacher that its semantic codes are measured against."""
+    """A saved tokenizer or unified model, and the teacher that its semantic codes are measured against."""
 
     name: str
     """What the user called it."""
@@ -81,30 +81,24 @@ class Evaluated(NamedTuple):
     """Folder of `summary.json` and the card."""
 
 
-def model_digest(folder: Store) -> str:
-    """Return a hash over the names and contents of a model's files."""
-    lines: list[bytes] = []
-    with scratch_folder() as scratch:
-        for name, _ in folder.files():
-            if "/" in name or name.startswith(".") or name in _NO_MODEL:
-                continue
-            lines.append(f"{name} {digest(folder.local_copy(name, Path(scratch))).sha256}\n".encode())
-    return hash_lines(lines)
-
-
 def run_evaluation(
     config: EvaluationConfig, model: ModelPlace, executor: Executor, print_line: PrintLine, salt: str = ""
 ) -> Evaluated:
-    """Evaluate a tokenizer on all sets of a configuration by all of its protocols.
+    """Evaluate a model on all sets of a configuration by all of its protocols.
 
-    Raises `UserError` for a set that cannot be read or lacks what a metric needs, and `UnitsFailed` where
-    units fail: the same call goes on then.
+    A unified model's folder is measured by metrics of tokenizers too, through its own tokenizer.
+
+    Raises `UserError` for a set that cannot be read or lacks what a metric needs, for a metric of unified
+    models on a tokenizer, and `UnitsFailed` where units fail: the same call goes on then.
     """
     root = Store(config.root)
     if root.is_local:
         require_writable(Path(config.root), "set --root to a folder that can be")
-    sizes = _sizes(model.folder)
-    subject = Subject(kind="tokenizer", name=model.name, digest=model_digest(model.folder))
+    saved = read_subject(model.folder)
+    for protocol_name, protocol in config.protocols.items():
+        require_kind(saved, model.name, protocol_name, protocol.metrics)
+    sizes = _sizes(saved.tokenizer)
+    subject = Subject(kind=saved.kind, name=model.name, digest=model_digest(model.folder))
     teacher_digest = None
     if any(map(needs_teacher, config.protocols.values())):
         teacher_digest = _teacher_digest(model)
@@ -118,6 +112,7 @@ def run_evaluation(
         print_line(f"set {name}: {pluralized(resolved.num_samples, 'image')}, {resolved.set_hash[:12]}")
         for protocol_name, protocol in config.protocols.items():
             require_set_has(protocol, protocol_name, name, resolved.has)
+            require_others(protocol, name, resolved.num_samples)
             require_size(protocol, protocol_name, sizes.image_size)
             identity = {
                 "stage": STAGE,

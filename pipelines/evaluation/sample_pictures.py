@@ -15,6 +15,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import TokenizerProtocol
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT
 from dualtoken.pipelines.evaluation.evaluations import made_from
+from dualtoken.pipelines.evaluation.saved_subject import local_tokenizer
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.images.crops import first_view
@@ -32,7 +33,7 @@ class SamplePictures:
         self._rows = _rows(Store(record.inputs[SET_INPUT]), keys)
         with scratch_folder() as scratch:
             folder = Store(record.inputs[MODEL_INPUT]).local_folder(Path(scratch))
-            self._model = TokenizerRunner(folder, best_device())
+            self._model = TokenizerRunner(local_tokenizer(folder), best_device())
 
     def row(self, key: bytes) -> dict[str, Any]:
         """Return a sample's row of the set: `name`, `captions` and the rest."""

@@ -62,6 +62,14 @@ def read_scenes(pictures: Tensor, num_objects: int = 2) -> Iterator[list[ReadObj
             yield by_evidence[:num_objects]
 
 
+def read_scenes_alike(pictures: Tensor, num_objects: int = 2) -> list[list[ReadObject]]:
+    """Return the same of each picture whatever pictures it is read with: in batches of one size."""
+    if not len(pictures):
+        return []
+    padding = pictures[-1:].expand(-len(pictures) % _BATCH_SIZE, -1, -1, -1)
+    return list(read_scenes(torch.cat([pictures, padding]), num_objects))[: len(pictures)]
+
+
 def _quadrants(pictures: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield each quadrant's name, and its pixels and background, both (B, 3, P)."""
     grounds = _background(pictures)

@@ -1,5 +1,6 @@
 """What the oracle reads in pictures of scenes, against what was drawn in them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -103,6 +104,37 @@ def oracle_answer(found: Sequence[ReadObject], kind: str, question: str) -> str 
                 return read.quadrant
         return ""
     return None
+
+
+def attribute_shares(found: Sequence[Described], told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return by attribute the share of a scene's objects that are found as told at their place.
+
+    `whole` is 1 where all of them are, in everything.
+    """
+    counter = AttributeCounter()
+    is_whole = counter.add(found, told)
+    shares = {attribute: counter.accuracy(attribute) for attribute in CHANCE}
+    shares["whole"] = float(is_whole)
+    return shares
+
+
+def anywhere_shares(found: Sequence[Described], told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the shares of a scene's objects that are found wherever they are; each object counts for one.
+
+    `object` asks for the shape alone, `binding` for shape, colour and size of one and the same object.
+    """
+    return {
+        "object": _found_share(found, told, ("shape",)),
+        "binding": _found_share(found, told, ("shape", "colour", "size")),
+    }
+
+
+def _found_share(
+    found: Sequence[Described], told: Sequence[Mapping[str, Any]], attributes: Sequence[str]
+) -> float:
+    there = Counter(tuple(getattr(one, name) for name in attributes) for one in found)
+    wanted = Counter(tuple(placed[name] for name in attributes) for placed in told)
+    return (there & wanted).total() / wanted.total()
 
 
 def _right_attributes(read: Described | None, placed: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,8 @@ from dualtoken.pipelines.config.evaluation import AnySet, FolderSet, ParquetSet,
 from dualtoken.pipelines.core.ledger import KEY_BYTES, sample_key
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.folder_source import FolderImages
-from dualtoken.pipelines.images.scene_generator import caption, describe, render, scene
+from dualtoken.pipelines.images.image_questions import read_questions
+from dualtoken.pipelines.images.scene_generator import caption, describe, questions, render, scene
 from dualtoken.pipelines.images.source_shards import find_shards, open_source_shard
 
 OWN_FOLDER = "folder:"
@@ -42,6 +43,8 @@ class SetRow(NamedTuple):
     cluster: str | None = None
     description: str = ""
     """JSON of a scene's contents; empty for every other image."""
+    questions: str = ""
+    """JSON of the questions about it; empty where it has none."""
 
 
 def named_key(name: str) -> bytes:
@@ -71,6 +74,7 @@ def _scenes(config: ScenesSet) -> Iterator[SetRow]:
             image=stream.getvalue(),
             captions=(caption(drawn),),
             description=json.dumps(describe(drawn)),
+            questions=json.dumps(questions(drawn)) if config.questions else "",
         )
 
 
@@ -86,6 +90,7 @@ def _shards(name: str, config: ShardsSet) -> Iterator[SetRow]:
             table = images.metadata
             labels = _texts(table, config.label_column, f"sets.{name}.label_column")
             clusters = _texts(table, config.cluster_column, f"sets.{name}.cluster_column")
+            asked = _questions(table, config.questions_column, name)
             descriptions = [""] * len(images)
             if "description" in table.column_names:
                 descriptions = [text or "" for text in table["description"].to_pylist()]
@@ -101,12 +106,17 @@ def _shards(name: str, config: ShardsSet) -> Iterator[SetRow]:
                     label=labels[row],
                     cluster=clusters[row],
                     description=descriptions[row],
+                    questions=asked[row],
                 )
 
 
 def _folder(name: str, config: FolderSet) -> Iterator[SetRow]:
     by_folder = config.label_column == OWN_FOLDER
-    columns = (None if by_folder else config.label_column, config.cluster_column)
+    columns = (
+        None if by_folder else config.label_column,
+        config.cluster_column,
+        config.questions_column,
+    )
     source = FolderSource(
         kind="folder",
         folder=config.folder,
@@ -121,6 +131,7 @@ def _folder(name: str, config: FolderSet) -> Iterator[SetRow]:
         rows = images.rows(first, min(_ROWS_AT_ONCE, images.num_rows - first))
         labels = _texts(rows, columns[0], f"sets.{name}.label_column")
         clusters = _texts(rows, config.cluster_column, f"sets.{name}.cluster_column")
+        asked = _questions(rows, config.questions_column, name)
         for number, file in enumerate(rows["url"].to_pylist()):
             fetched = images.image(first + number, _MOST_IMAGE_BYTES)
             if isinstance(fetched, FetchFailed):
@@ -136,6 +147,7 @@ def _folder(name: str, config: FolderSet) -> Iterator[SetRow]:
                 captions=(text,) if text else (),
                 label=Path(file).parent.name if by_folder else labels[number],
                 cluster=clusters[number],
+                questions=asked[number],
             )
 
 
@@ -199,6 +211,7 @@ def _table_rows(
     keys = _texts(table, config.key_column, f"sets.{name}.key_column")
     labels = _texts(table, config.label_column, f"sets.{name}.label_column")
     clusters = _texts(table, config.cluster_column, f"sets.{name}.cluster_column")
+    asked = _questions(table, config.questions_column, name)
     captions: Sequence[Any] = [None] * table.num_rows
     if config.caption_column:
         captions = _column(table, config.caption_column, f"sets.{name}.caption_column")
@@ -211,6 +224,7 @@ def _table_rows(
             captions=_captions(captions[row]),
             label=labels[row],
             cluster=clusters[row],
+            questions=asked[row],
         )
 
 
@@ -243,3 +257,17 @@ def _texts(table: pa.Table, column: str | None, key: str) -> list[str | None]:
     if column is None:
         return [None] * table.num_rows
     return [None if value is None else str(value) for value in _column(table, column, key)]
+
+
+def _questions(table: pa.Table, column: str | None, name: str) -> list[str]:
+    """Return each row's questions as they are stored; raises `UserError` for what are none."""
+    key = f"sets.{name}.questions_column"
+    texts = [text or "" for text in _texts(table, column, key)]
+    for text in texts:
+        try:
+            read_questions(text)
+        except ValueError as error:
+            raise UserError(
+                f"{key}={column}: {error}: give a JSON list of objects with `question` and `answer`"
+            ) from None
+    return texts

@@ -21,6 +21,7 @@ from dualtoken.pipelines.core.ledger import KEY_BYTES, key_fraction
 from dualtoken.pipelines.core.receipts import Record, Sha256, SingleName
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.set_rows import SetRow, set_rows
+from dualtoken.pipelines.images.image_questions import read_questions
 
 SET_FILE = "set.json"
 SETS = "sets"
@@ -38,6 +39,8 @@ SET_SCHEMA = pa.schema(
     ]
 )
 """Columns of a unit: `image` is encoded as its source has it, `label` a number of `class_names`."""
+QUESTIONS = pa.field("questions", pa.string(), nullable=False)
+"""Column of JSON that a set has beside them if any of its samples has questions."""
 
 
 class ResolvedSet(Record):
@@ -45,12 +48,14 @@ class ResolvedSet(Record):
 
     name: SingleName
     set_hash: Sha256
-    """Hash of every sample's key, image, captions, label, cluster and description, and of the classes."""
+    """Hash of every sample's key, image, captions, label, cluster, description and questions, and of the
+    classes."""
     class_names: tuple[str, ...]
     units: dict[SingleName, int]
     """Samples by unit, in order."""
     has: tuple[str, ...]
-    """Which of `captions`, `labels`, `clusters` and `scenes` every sample has."""
+    """Which of `captions`, `labels`, `clusters` and `scenes` every sample has, and which questions any has:
+    `questions`, and by kind such as `colour questions`."""
     licence: str = ""
 
     @property
@@ -115,7 +120,9 @@ def _described(name: str, config: AnySet, entries: Sequence[_Entry], unit_rows: 
     sha = hashlib.sha256(json.dumps(class_names).encode() + b"\n")
     for row, _, _, sha256 in entries:
         _class_number(name, row, class_names)
-        texts = [row.captions, row.label, row.cluster, row.description]
+        texts: list[object] = [row.captions, row.label, row.cluster, row.description]
+        if row.questions:
+            texts.append(row.questions)
         sha.update(row.key + sha256 + json.dumps(texts).encode() + b"\n")
     units: dict[str, int] = {}
     for first in range(0, len(entries), unit_rows):
@@ -159,19 +166,26 @@ def _has(entries: Sequence[_Entry]) -> Iterator[str]:
         yield "clusters"
     if all(row.description for row in rows):
         yield "scenes"
+    if any(row.questions for row in rows):
+        yield "questions"
+        kinds: set[str] = set()
+        for row in rows:
+            kinds.update(asked.kind for asked in read_questions(row.questions))
+        yield from (f"{kind} questions" for kind in sorted(kinds) if kind)
 
 
 def _write(
     folder: Store, resolved: ResolvedSet, entries: Sequence[_Entry], stream: IO[bytes], scratch: Path
 ) -> None:
     first = 0
+    schema = SET_SCHEMA.append(QUESTIONS) if "questions" in resolved.has else SET_SCHEMA
     for unit, count in resolved.units.items():
         rows: list[dict[str, object]] = []
         for entry in entries[first : first + count]:
             stream.seek(entry.offset)
             rows.append(_stored_row(resolved, entry, stream.read(entry.size)))
         file = scratch / "unit.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=SET_SCHEMA), file, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
         folder.put(file, data_file(unit), move=True)
         first += count
     folder.put_if_absent(resolved.to_bytes(), SET_FILE)
@@ -188,6 +202,7 @@ def _stored_row(resolved: ResolvedSet, entry: _Entry, image: bytes) -> dict[str,
         "label": _class_number(resolved.name, row, resolved.class_names),
         "cluster": row.cluster,
         "description": row.description,
+        QUESTIONS.name: row.questions,
     }
 
 

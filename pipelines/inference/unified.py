@@ -17,6 +17,7 @@ from dualtoken.model.vision.image_files import ImageFileError, open_image
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.samples import batched
 from dualtoken.pipelines.inference.networks import best_device, prepare_process
 
 with vision_imports():
@@ -26,6 +27,11 @@ MAX_ANSWER_IDS = 64
 """Ids of an answer or a description at most."""
 SHEET_GAP = 4
 """Pixels between the pictures of a contact sheet."""
+PROMPT_STEP = 32
+"""Prompts that are to be drawn alike in any batch are padded to a multiple of so many ids."""
+
+ImageCodes = Mapping[str, Int[Tensor, "B N D"]]
+"""Codes of images by stream."""
 
 
 class DrawSettings(NamedTuple):
@@ -74,49 +80,91 @@ def draw(
     `told` hears of the share of all positions that are drawn. Raises `UserError` for a caption that is too
     long, and for settings out of range.
     """
-    model, processor = opened
     try:
         settings.check()
     except ValueError as error:
         raise UserError(str(error)) from None
-    config = model.config
+    config = opened.model.config
     if "pixel" not in config.targets:
         raise UserError(f"the model predicts {', '.join(config.targets) or 'text alone'}: it cannot draw")
     prompts = [_drawing_prompt(opened, caption) for caption in captions]
-    unconditional = processor.drawing_prompt("")
     num_positions = len(captions) * config.image_positions
     for first in range(0, len(prompts), settings.batch_size):
         batch = prompts[first : first + settings.batch_size]
-        noise: list[Tensor] = []
-        for number in range(first, first + len(batch)):
-            noise.append(
-                image_noise(settings.seed, number, config.image_positions, len(config.targets), config.depth)
-            )
 
         def told_position(position: int, first: int = first, size: int = len(batch)) -> None:
             done = first * config.image_positions + (position + 1) * size
             told(done / num_positions)
 
-        codes = draw_codes(
-            model,
-            batch,
-            torch.stack(noise),
-            unconditional=unconditional,
-            guidance_scale=settings.guidance_scale,
-            sampling=settings.sampling,
-            told=told_position,
+        numbers = range(first, first + len(batch))
+        yield Drawn(first, _draw_batch(opened, batch, numbers, settings, told=told_position))
+
+
+def draw_numbered(
+    opened: OpenedMllm, captions: Sequence[str], numbers: Sequence[int], settings: DrawSettings
+) -> UInt8[Tensor, "B 3 S S"]:
+    """Return an image of each caption, with the noise of its number.
+
+    Batches have one shape, which follows from a caption alone: they are padded by images that are dropped. So
+    to the last bit, no image depends on those beside it. Raises `UserError` as `draw`.
+    """
+    settings.check()
+    by_length: dict[int, list[int]] = {}
+    prompts = [_drawing_prompt(opened, caption) for caption in captions]
+    for place, prompt in enumerate(prompts):
+        by_length.setdefault(-(-len(prompt) // PROMPT_STEP) * PROMPT_STEP, []).append(place)
+    drawn: dict[int, Tensor] = {}
+    for length, places in by_length.items():
+        for batch in batched(places, settings.batch_size):
+            padded = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
+            levels = _draw_batch(
+                opened,
+                [prompts[place] for place in padded],
+                [numbers[place] for place in padded],
+                settings,
+                prompt_length=length,
+            )
+            drawn.update(zip(batch, levels, strict=False))
+    return torch.stack([drawn[place] for place in range(len(captions))])
+
+
+def _draw_batch(
+    opened: OpenedMllm,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    settings: DrawSettings,
+    *,
+    prompt_length: int = 0,
+    told: Callable[[int], None] = lambda _: None,
+) -> UInt8[Tensor, "B 3 S S"]:
+    model, processor = opened
+    config = model.config
+    noise: list[Tensor] = []
+    for number in numbers:
+        noise.append(
+            image_noise(settings.seed, number, config.image_positions, len(config.targets), config.depth)
         )
-        yield Drawn(first, processor.decode_levels(codes["pixel"]))
+    codes = draw_codes(
+        model,
+        prompts,
+        torch.stack(noise),
+        unconditional=processor.drawing_prompt(""),
+        guidance_scale=settings.guidance_scale,
+        sampling=settings.sampling,
+        prompt_length=prompt_length,
+        told=told,
+    )
+    return processor.decode_levels(codes["pixel"])
 
 
 def _drawing_prompt(opened: OpenedMllm, caption: str) -> list[int]:
     prompt = opened.processor.drawing_prompt(caption)
     config = opened.model.config
-    _require_room(opened, len(prompt) + config.image_positions, f"the prompt {caption[:40]!r}")
+    require_room(opened, len(prompt) + config.image_positions, f"the prompt {caption[:40]!r}")
     return prompt
 
 
-def _require_room(opened: OpenedMllm, num_positions: int, what: str) -> None:
+def require_room(opened: OpenedMllm, num_positions: int, what: str) -> None:
     """Raise `UserError` for what is longer than the trunk's context."""
     most = opened.model.config.text_config.max_position_embeddings
     if num_positions > most:
@@ -243,7 +291,7 @@ def answer(
     assert tokenizer is not None
     ids = torch.tensor([processor.prompt_ids(processor.chat_prompt(question))], device=model.device)
     num_ids = ids.shape[1]
-    _require_room(opened, num_ids + MAX_ANSWER_IDS, "the question")
+    require_room(opened, num_ids + MAX_ANSWER_IDS, "the question")
     on_device = {stream: of_stream.to(model.device) for stream, of_stream in codes.items()}
     generated = model.generate(
         input_ids=ids,

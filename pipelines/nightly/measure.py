@@ -12,16 +12,15 @@ from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.config.parse import load_evaluation
-from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
 from dualtoken.pipelines.evaluation.canary import write_canary
+from dualtoken.pipelines.evaluation.metric_catalogue import needs_unified
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, run_evaluation
+from dualtoken.pipelines.evaluation.saved_subject import teacher_of
 from dualtoken.pipelines.evaluation.selection import selected
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary
 from dualtoken.pipelines.nightly.attempts import AGAIN
 from dualtoken.pipelines.nightly.contracts import SubjectRequest
 from dualtoken.pipelines.runtime.open_executor import open_executor
-
-_TEACHER_INPUT = "teacher"
 
 
 def measure(subject: SubjectRequest, folder: Store, night: str, attempt: str) -> EvaluationSummary:
@@ -40,16 +39,19 @@ def _measure(subject: SubjectRequest, folder: str, salt: str) -> EvaluationSumma
         return _evaluated(config, _saved(subject.name, subject.place), salt)
     with scratch_folder() as scratch:
         tokenizer, teacher = write_canary(Path(scratch))
-        return _evaluated(config, ModelPlace(subject.name, Store(str(tokenizer)), Store(str(teacher))), salt)
+        model = tokenizer
+        if any(map(needs_unified, config.protocols.values())):
+            # transformers takes seconds, which nights of tokenizers need not wait for.
+            from dualtoken.pipelines.evaluation.canary_mllm import write_canary_mllm  # noqa: PLC0415
+
+            model = write_canary_mllm(Path(scratch), tokenizer)
+        return _evaluated(config, ModelPlace(subject.name, Store(str(model)), Store(str(teacher))), salt)
 
 
 def _saved(name: str, place: str) -> ModelPlace:
-    """Return a saved model with the teacher that its training read, where the folder is a training's."""
+    """Return a saved model with the teacher of its training, where the folder is a training's."""
     model = Store(place)
-    teacher = None
-    if model.exists(STAGE_FILE):
-        teacher = Store(StageRecord.read(model, STAGE_FILE).inputs[_TEACHER_INPUT])
-    return ModelPlace(name, model, teacher)
+    return ModelPlace(name, model, teacher_of(model))
 
 
 def _evaluated(config: EvaluationConfig, model: ModelPlace, salt: str) -> EvaluationSummary:

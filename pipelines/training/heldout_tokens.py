@@ -14,21 +14,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.images.image_questions import Asked, read_questions
 from dualtoken.pipelines.images.samples import is_heldout
 from dualtoken.pipelines.tokens.open_tokens import open_tokens
 from dualtoken.pipelines.tokens.reader import TokenDataset
 
 DESCRIPTION_COLUMN = "description"
 """Column with all that a generated scene shows, JSON."""
-
-
-class Asked(NamedTuple):
-    """A question with its answer."""
-
-    kind: str
-    """Subject, such as colour; empty where the corpus names none."""
-    question: str
-    answer: str
 
 
 class HeldoutTokens(NamedTuple):
@@ -88,7 +80,7 @@ def _read_corpus(job: StageJob, corpus: str, num_samples: int, scratch: Path) ->
     known = dataset.text_columns() if len(rows) else ()
     questions: list[list[Asked]] = [[] for _ in rows]
     if column in known:
-        questions = [_asked(text) for text in dataset.texts(rows, str(column))]
+        questions = [read_questions(text) for text in dataset.texts(rows, str(column))]
     descriptions: list[dict[str, Any]] = [{} for _ in rows]
     if DESCRIPTION_COLUMN in known:
         descriptions = [_described(text) for text in dataset.texts(rows, DESCRIPTION_COLUMN)]
@@ -113,11 +105,6 @@ def _heldout_rows(job: StageJob, corpus: str, dataset: TokenDataset, num_samples
                 num_found += 1
                 if num_found == num_samples:
                     return
-
-
-def _asked(text: str) -> list[Asked]:
-    turns = json.loads(text or "[]")
-    return [Asked(turn.get("kind", ""), turn["question"], turn["answer"]) for turn in turns]
 
 
 def _described(text: str) -> dict[str, Any]:
