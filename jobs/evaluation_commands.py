@@ -34,7 +34,7 @@ EvaluatedArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A recipe whose model is trained, the folder of a tokenizer or unified model, or a hub repository.",
+        help="A recipe whose model is trained, a folder with a tokenizer or unified model, or a hub name.",
     ),
 ]
 SetsOption = Annotated[

@@ -60,11 +60,11 @@ class Drawn(NamedTuple):
     """Levels 0 to 255."""
 
 
-def open_model(name: str) -> OpenedMllm:
-    """Open a saved model, on the GPU if there is one; raises `UserError` where it is none."""
+def open_model(name: str, device: torch.device | None = None) -> OpenedMllm:
+    """Open a saved model, by default on the GPU if there is one; raises `UserError` where it is none."""
     prepare_process(threads=None)
     try:
-        return open_mllm(name, best_device())
+        return open_mllm(name, device or best_device())
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
 
