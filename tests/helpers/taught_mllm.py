@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dualtoken.infra.storage import Store
@@ -37,6 +38,11 @@ def lessons() -> list[Lesson]:
     return found
 
 
+def lesson_image(number: int) -> Image.Image:
+    """Return the picture of a scene."""
+    return render(scene("heldout", 0, number))
+
+
 def canary_mllm(folder: Path) -> ModelPlace:
     """Write the canary's unified model, which knows nothing."""
     tokenizer, teacher = write_canary(folder)
@@ -56,7 +62,7 @@ def taught_mllm(folder: Path) -> ModelPlace:
 
 def _teach(opened: OpenedMllm) -> None:
     model, processor = opened
-    codes = processor.encode_images([render(scene("heldout", 0, number)) for number in range(SCENES)])
+    codes = processor.encode_images([lesson_image(number) for number in range(SCENES)])
     taught = lessons()
     ids, is_answer = _documents(opened, taught)
     images = torch.tensor([lesson.scene for lesson in taught])

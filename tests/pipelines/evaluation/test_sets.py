@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import AnySet
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.image_questions import Asked, read_questions
 from dualtoken.pipelines.evaluation.set_rows import SetRow, set_rows
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, data_file, read_unit, resolve
 from tests.helpers.evaluated import CLASSES, picture, write_folder
@@ -209,3 +210,36 @@ def test_what_is_wrong_with_a_source_is_named(tmp_path: Path) -> None:
     assert "no .arrow file" in error_of(kind="hf_cache", folder=str(images))
     (tmp_path / "broken.arrow").write_bytes(b"ARROW1\0\0 and nothing else")
     assert "damaged" in error_of(kind="hf_cache", folder=str(tmp_path / "broken.arrow"))
+
+
+def test_questions_belong_to_a_set_that_asks_for_them(tmp_path: Path) -> None:
+    root = Store(str(tmp_path / "root"))
+    plain, folder = resolve("s", set_of(kind="scenes", num_images=3), root, 8)
+    asked, asked_folder = resolve("s", set_of(kind="scenes", num_images=3, questions=True), root, 8)
+    assert plain.has == ("captions", "scenes")
+    kinds = ("colour questions", "count questions", "dots questions", "place questions")
+    assert asked.has == ("captions", "scenes", "questions", *kinds, "shape questions", "size questions")
+    assert plain.set_hash != asked.set_hash
+    assert "questions" not in read_unit(Store(folder), "00000", tmp_path).column_names
+    [first, *_] = read_unit(Store(asked_folder), "00000", tmp_path)["questions"].to_pylist()
+    assert {turn["kind"] for turn in json.loads(first)} >= {"shape", "dots"}
+
+
+def test_a_column_of_questions_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+    def rows(*questions: str | None) -> list[SetRow]:
+        whole = (
+            table(nested=False)
+            .slice(0, len(questions))
+            .append_column("asked", pa.array(questions, pa.string()))
+        )
+        pq.write_table(whole, tmp_path / "a.parquet")
+        return rows_of(kind="parquet", folder=str(tmp_path / "a.parquet"), questions_column="asked")
+
+    turns = json.dumps([{"question": "how many?", "answer": 0}])
+    assert [row.questions for row in rows(turns, None)] == [turns, ""]
+    assert read_questions(turns) == [Asked("", "how many?", "0")]
+    for text in ("no JSON", "{}", '[{"question": "why?"}]'):
+        with pytest.raises(
+            UserError, match=r"sets.test.questions_column=asked: .*give a JSON list of objects"
+        ):
+            rows(text)
