@@ -24,6 +24,14 @@ protocols:
   words: {metrics: [attribute_colour, image_to_text], batch_size: 20}
 """
 
+UNIFIED_EVALUATION = """
+name: test
+in_process: true
+sets: {asked: {kind: scenes, num_images: 6, questions: true}}
+protocols:
+  answers: {metrics: [answer, answer_shuffled, described_grammar, image_to_text], batch_size: 4}
+"""
+
 
 @pytest.fixture(scope="module")
 def sets_and_protocols(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,6 +83,20 @@ def test_a_runs_tokenizer_is_measured_and_compared_with_another(
     assert (tmp_path / "page/comparison.json").is_file()
     same = printed_lines("compare", summary_of(lines), summary_of(lines), "--fail-if-worse")
     assert any("equal within margin" in line for line in same)
+
+
+def test_a_runs_unified_model_is_measured_by_its_stage_or_its_folder(
+    finished: Recipe, tmp_path: Path
+) -> None:
+    file = tmp_path / "evaluation.yaml"
+    file.write_text(UNIFIED_EVALUATION)
+    options = ("--evaluation", file, "--root", tmp_path / "results", "--protocol", "answers")
+    lines = printed_lines("evaluate", finished.root, "--stage", "mllm", *options)
+    assert any("Questions answered" in line and line.endswith("%") for line in lines)
+    assert any("Own caption found" in line for line in lines), "its tokenizer's teacher is found"
+    folder = planned_job(finished, "mllm").folder
+    assert summary_of(printed_lines("evaluate", folder, *options)) == summary_of(lines)
+    assert "answer needs a unified model, and" in error_of("evaluate", finished.root, *options)
 
 
 def test_a_loss_ends_with_its_exit_code(finished: Recipe, sets_and_protocols: Path, tmp_path: Path) -> None:
