@@ -26,6 +26,7 @@ from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
 from dualtoken.pipelines.evaluation.scene_readings import anywhere_shares, attribute_shares
 from dualtoken.pipelines.evaluation.sets import read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
+from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.scene_grammar import DescribedObject
 from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw_numbered
 from dualtoken.pipelines.nightly import measure
@@ -76,7 +77,7 @@ def whole(model: ModelPlace, tmp_path_factory: pytest.TempPathFactory) -> SetRes
 
 def rows_of(result: SetResult, scratch: Path) -> list[dict[str, Any]]:
     """Return the samples of a result's set, in order."""
-    folder = next((Path(result.scores).parents[2] / "sets/s").iterdir())
+    folder = next((Path(result.scores).parents[3] / "sets/s").iterdir())
     rows: list[dict[str, Any]] = []
     for unit in sorted(path.stem for path in (folder / "data").iterdir()):
         rows += read_unit(Store(str(folder)), unit, scratch).to_pylist()
@@ -88,8 +89,6 @@ def objects(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def codes_of(opened: OpenedMllm, row: dict[str, Any]) -> dict[str, Any]:
-    from dualtoken.pipelines.images.decoding import decode_rgb  # noqa: PLC0415
-
     codes = opened.processor.encode_images(decode_rgb(row["image"]))
     return {"semantic": codes.semantic.flatten(1, 2), "pixel": codes.pixel.flatten(1, 2)}
 
