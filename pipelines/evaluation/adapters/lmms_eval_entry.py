@@ -3,7 +3,7 @@
 It is in the group `lmms_eval.models` of this project's pyproject.toml.
 """
 
-from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
 
 def manifest() -> ModelManifest:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
-from lmms_eval.api.model import lmms
+from accelerate import Accelerator  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from dualtoken.pipelines.evaluation.adapters.answering import Likelihood, Prompt, answers, likelihood

@@ -9,8 +9,8 @@ VLMEvalKit has no entry points. A script of one's own registers the model, and r
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from vlmeval.config import supported_VLM
-from vlmeval.vlm.base import BaseModel
+from vlmeval.config import supported_VLM  # pyright: ignore[reportMissingImports]
+from vlmeval.vlm.base import BaseModel  # pyright: ignore[reportMissingImports]
 
 from dualtoken.model.vision.image_files import open_image
 from dualtoken.pipelines.evaluation.adapters.answering import Prompt, answers
