@@ -74,7 +74,10 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # PyTorch passes both by place
+        ctx: Any,  # noqa: ANN401
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         saved, weight, bias = ctx.saved_tensors
         values = _as_kernels_want(saved)
         normed, mean, inverse_deviation = _native_norm(values, weight, bias, ctx.num_groups, ctx.eps)
