@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import AnySet
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.evaluation.image_questions import Asked, read_questions
 from dualtoken.pipelines.evaluation.set_rows import SetRow, set_rows
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, data_file, read_unit, resolve
+from dualtoken.pipelines.images.image_questions import Asked, read_questions
 from tests.helpers.evaluated import CLASSES, picture, write_folder
 
 NUM = 7

@@ -19,7 +19,6 @@ from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.comparison import compare
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation, read_scores
-from dualtoken.pipelines.evaluation.image_questions import one_of_each_kind, read_questions
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 from dualtoken.pipelines.evaluation.saved_subject import SavedSubject, model_digest, require_kind
 from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
@@ -27,6 +26,7 @@ from dualtoken.pipelines.evaluation.scene_readings import anywhere_shares, attri
 from dualtoken.pipelines.evaluation.sets import read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.images.decoding import decode_rgb
+from dualtoken.pipelines.images.image_questions import one_of_each_kind, read_questions
 from dualtoken.pipelines.images.scene_grammar import DescribedObject
 from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw_numbered
 from dualtoken.pipelines.nightly import measure
