@@ -1,8 +1,11 @@
 """Builds a unified model: a fresh trunk or a pretrained one, with the code vectors of a tokenizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Integer
+from torch import Tensor
 
 from dualtoken.model.config.mllm import STREAM_NAMES, MllmConfig, NamedTrunk, TrunkShape
 from dualtoken.model.mllm.attention import PACKED_SDPA
@@ -29,8 +32,11 @@ def build_mllm(
     text: PreTrainedTokenizerBase,
     *,
     seed: int = 0,
+    codes: Mapping[str, Integer[Tensor, "V D"]] | None = None,
 ) -> DualTokenForConditionalGeneration:
     """Return a model that reads and draws a tokenizer's codes, named by the SHA-256 of its weights.
+
+    `codes` are those of some images, by stream: the code vectors are standardised by them.
 
     Raises ValueError where a named trunk cannot be had, or has fewer embeddings than its tokenizer has ids.
     """
@@ -38,12 +44,15 @@ def build_mllm(
     with seeded_weights(seed):
         model = DualTokenForConditionalGeneration(model_config)
         for stream in STREAM_NAMES:
-            model.model.code_vectors(stream).table.copy_(code_table(_quantizer(vision, stream)))
+            vectors = model.model.code_vectors(stream)
+            vectors.load_quantizer(_quantizer(vision, stream))
+            if codes is not None:
+                vectors.standardize(codes[stream])
         if isinstance(config.trunk, NamedTrunk):
             _load_trunk(model, config.trunk)
         else:
             initialize_trunk(model.model.language_model, config.trunk.depth)
-        initialize_visual_parts(model)
+        initialize_visual_parts(model, codes)
     return model
 
 

@@ -29,6 +29,19 @@ class CodeVectors(nn.Module):
         """Take the vectors of a tokenizer's quantiser."""
         self.table.copy_(code_table(quantizer))
 
+    @torch.no_grad()
+    def standardize(self, codes: Integer[Tensor, "V D"]) -> None:
+        """Shift and scale the vectors: those of these positions get mean 0 and variance 1 in each channel.
+
+        Tokenizers' vectors may have one channel that is never 0 and another that hardly moves, and streams
+        may differ in scale: the trunk would learn from the larger ones first. A channel that never moves is
+        shifted alone.
+        """
+        vectors = self(codes)[:, -1]
+        deviation = vectors.std(dim=0)
+        deviation[deviation == 0] = 1
+        self.table.sub_(vectors.mean(dim=0) / codes.shape[1]).div_(deviation)
+
     def forward(self, codes: Integer[Tensor, "V D"]) -> Float[Tensor, "V D C"]:
         """Return the sums of the codes up to each depth; the last is the position's own vector."""
         num_codebooks, num_codes, width = self.table.shape

@@ -7,21 +7,24 @@ BackProp", 1998); what a block adds to its residual path is smaller by the root 
 
 What a position of an image reads is of the size of the trunk's own embeddings, and its place somewhat larger.
 Where codes stand out, the trunk learns first how codes follow one another, and only then, if ever, to which
-places a caption's words belong.
+places a caption's words belong. V positions of images, D depths, H channels of the trunk.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.model.mllm.depth_heads import DepthHead
 from dualtoken.model.mllm.modeling import DualTokenMllmModel, UnifiedModel
 
 PLACE_SIZE = 1.7
 """Size of the vectors of a row and of a column, over that of the trunk's embeddings."""
-MEASURED_POSITIONS = 1024
-"""Positions with random codes that tell the size of what the projector writes."""
+RANDOM_POSITIONS = 1024
+"""Positions with random codes that tell the size of what the projector writes, where no codes are given."""
 
 _TRUNK_RESIDUAL = ("o_proj", "down_proj")
 _HEAD_RESIDUAL = ("attention_out", "mlp_down")
@@ -38,12 +41,19 @@ def initialize_trunk(trunk: nn.Module, num_blocks: int) -> None:
 
 
 @torch.no_grad()
-def initialize_visual_parts(model: UnifiedModel) -> None:
-    """Draw the weights of projector, places and heads; the trunk and the code vectors stand already."""
+def initialize_visual_parts(
+    model: UnifiedModel, codes: Mapping[str, Integer[Tensor, "V D"]] | None = None
+) -> None:
+    """Draw the weights of projector, places and heads; the trunk and the code vectors stand already.
+
+    `codes` are those of some images, by stream, and random ones where there are none: what the projector
+    writes for them gets the size of the trunk's embeddings.
+    """
     core = model.model
     embedding_size = _size(model.get_input_embeddings().get_parameter("weight"))
     _initialize_matrices(core.visual_projector)
-    core.visual_projector.out.weight.mul_(embedding_size / _size(_projected(core)))
+    projected = _projected(core, codes or _random_codes(core.config))
+    core.visual_projector.out.weight.mul_(embedding_size / _size(projected))
     if core.visual_positions is not None:
         for table in (core.visual_positions.rows, core.visual_positions.columns):
             nn.init.normal_(table.weight, std=PLACE_SIZE * embedding_size)
@@ -66,15 +76,17 @@ def _initialize_matrices(module: nn.Module, num_blocks: int = 1, residual: tuple
             nn.init.zeros_(layer.bias)
 
 
-def _projected(core: DualTokenMllmModel) -> Tensor:
-    """Return what the projector makes of random codes, (positions, channels)."""
-    config = core.config
+def _random_codes(config: DualTokenMllmConfig) -> dict[str, Int[Tensor, "V D"]]:
     codes: dict[str, Tensor] = {}
     for stream in config.inputs:
-        shape = (MEASURED_POSITIONS, config.depth)
-        codes[stream] = torch.randint(config.num_codes[stream], shape)
-    sums = core.code_sums(codes)
-    return core.visual_projector(torch.cat([sums[stream][:, -1] for stream in config.inputs], dim=1))
+        codes[stream] = torch.randint(config.num_codes[stream], (RANDOM_POSITIONS, config.depth))
+    return codes
+
+
+def _projected(core: DualTokenMllmModel, codes: Mapping[str, Integer[Tensor, "V D"]]) -> Float[Tensor, "V H"]:
+    """Return what the projector makes of codes."""
+    sums = core.code_sums({stream: codes[stream] for stream in core.config.inputs})
+    return core.visual_projector(torch.cat([of_codes[:, -1] for of_codes in sums.values()], dim=1))
 
 
 def _size(values: Tensor) -> float:

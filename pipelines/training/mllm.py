@@ -184,7 +184,12 @@ def first_model(job: StageJob, documents: MllmDocuments, scratch: Path) -> DualT
     vision = DualTokenizer.from_pretrained(vision_folder)
     try:
         model = build_mllm(
-            config, vision, documents.tokenizer_sha256, documents.text_tokenizer, seed=config.seed
+            config,
+            vision,
+            documents.tokenizer_sha256,
+            documents.text_tokenizer,
+            seed=config.seed,
+            codes=documents.some_codes(),
         )
         if config.start_from is not None:
             _start_from(model, Store(config.start_from).local_folder(scratch / "start"))

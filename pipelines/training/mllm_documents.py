@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
 from dualtoken.infra.scratch import shared_scratch_folder
@@ -38,6 +38,10 @@ from dualtoken.pipelines.training.train_context import RankContext
 
 VOCABULARY_ROWS = 8192
 """Rows of each corpus that a text tokenizer is trained on: the first ones."""
+
+
+STANDARDIZING_ROWS = 512
+"""Rows whose codes standardise the code vectors: the first ones."""
 
 
 class LoaderPlace(nn.Module):
@@ -196,6 +200,15 @@ class MllmDocuments:
         num_positions = self._plan.image_positions
         places = samples[:, None] * num_positions + np.arange(num_positions)
         return seeded_uniform(self._config.seed, purpose, places)
+
+    def some_codes(self) -> dict[str, Integer[Tensor, "V D"]]:
+        """Return the codes of the first images, by stream: V of their positions."""
+        rows = self._datasets[0].read(np.arange(min(STANDARDIZING_ROWS, len(self._datasets[0]))))
+        codes: dict[str, Tensor] = {}
+        for stream, ids in (("semantic", rows.semantic), ("pixel", rows.pixel)):
+            assert ids is not None, "datasets are opened with both streams"
+            codes[stream] = torch.from_numpy(ids.reshape(-1, ids.shape[-1]).astype(np.int32))
+        return codes
 
     def description(self) -> list[str]:
         """Say what the documents are made of, a line each: for the model's card."""

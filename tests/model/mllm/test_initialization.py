@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dualtoken.model.config.mllm import DepthHeadConfig, TrunkShape
+from dualtoken.model.mllm.build import build_mllm
+from dualtoken.model.mllm.code_vectors import CodeVectors
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.initialization import PLACE_SIZE, initialize_visual_parts
 from dualtoken.model.randomness import seeded_weights
-from tests.helpers.tiny_mllm import tiny_config, tiny_model
+from tests.helpers.tiny_mllm import TEXT, VISION_SHA256, tiny_config, tiny_model, tiny_vision
 
 WIDTHS = [32, 128]
 DEPTH = 2
@@ -72,6 +74,36 @@ def test_images_are_of_the_size_of_words_whatever_that_of_code_vectors(scale: fl
     assert size(core.visual_projector(vectors)) == pytest.approx(words, rel=0.1)
     assert core.visual_positions is not None
     assert size(core.visual_positions.rows.weight) == pytest.approx(PLACE_SIZE * words, rel=0.3)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_code_vectors_of_given_images_are_standardized(num_codebooks: int) -> None:
+    vectors = CodeVectors(num_codebooks, 40, 5)
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.01, 1.0, 30.0, 1.0, 0.0])
+    table = torch.randn(vectors.table.shape, generator=generator) * scale
+    vectors.table.copy_(table + torch.tensor([0.0, 7.0, 0.0, -2.0, 3.0]))
+    codes = torch.randint(40, (600, 3), generator=generator)
+    vectors.standardize(codes)
+    sums = vectors(codes)[:, -1]
+    torch.testing.assert_close(sums.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sums.std(dim=0), torch.tensor([1.0, 1, 1, 1, 0]), atol=1e-4, rtol=0)
+
+
+def test_a_model_is_made_for_the_codes_that_it_is_given() -> None:
+    vision = tiny_vision()
+    # Few codes of many, as real images have.
+    codes = {stream: torch.arange(300).view(100, 3) % 4 for stream in ("semantic", "pixel")}
+    model = build_mllm(tiny_config(), vision, VISION_SHA256, TEXT, codes=codes)
+    core = model.model
+    sums = core.code_sums(codes)
+    for of_codes in sums.values():
+        torch.testing.assert_close(
+            of_codes[:, -1].mean(dim=0), torch.zeros(of_codes.shape[-1]), atol=1e-4, rtol=0
+        )
+    vectors = torch.cat([of_codes[:, -1] for of_codes in sums.values()], dim=1)
+    words = size(model.get_input_embeddings().get_parameter("weight"))
+    assert size(core.visual_projector(vectors)) == pytest.approx(words, rel=1e-4)
 
 
 def test_fresh_weights_depend_on_their_seed_alone() -> None:
