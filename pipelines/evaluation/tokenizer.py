@@ -39,9 +39,9 @@ from dualtoken.pipelines.evaluation.scene_readings import (
 from dualtoken.pipelines.evaluation.understanding import Understanding
 from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE, Attribute
 from dualtoken.pipelines.inference.networks import StreamCodes, TeacherRunner, TokenizerRunner
+from dualtoken.pipelines.inference.scene_questions import ATTRIBUTES
 from dualtoken.pipelines.tokens.shards import Ids
 
-ATTRIBUTES: tuple[Attribute, ...] = ("shape", "colour", "size")
 CLOSENESS = ("psnr", "ssim")
 """Metrics of reconstructions that a report has."""
 

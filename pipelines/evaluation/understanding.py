@@ -15,9 +15,9 @@ from torch import Tensor
 from dualtoken.model.metrics.classification import class_embeddings, zero_shot_prompts, zero_shot_scores
 from dualtoken.pipelines.evaluation.closeness import as_picture
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch
-from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
+from dualtoken.pipelines.images.scene_generator import Attribute
 from dualtoken.pipelines.inference.networks import TeacherRunner, TokenizerRunner
-from dualtoken.pipelines.inference.scene_questions import OBJECTS_PER_SCENE
+from dualtoken.pipelines.inference.scene_questions import SceneQuestions
 from dualtoken.pipelines.inference.text_embeddings import TextEmbeddings
 
 
@@ -59,15 +59,9 @@ class Understanding:
         self, batch: EvaluatedBatch, images: Float[Tensor, "B E"], attribute: Attribute
     ) -> np.ndarray[Any, Any]:
         """Return the share of each scene's objects whose caption is nearest of some with other words."""
-        shares: list[float] = []
-        for image, sample in zip(images.double(), batch.samples, strict=True):
-            description = json.loads(sample.description)
-            right = 0
-            for number in range(OBJECTS_PER_SCENE):
-                captions, place = attribute_choices(description, number, attribute)
-                right += int((self.texts(captions).double() @ image).argmax().item() == place)
-            shares.append(right / OBJECTS_PER_SCENE)
-        return np.array(shares, np.float64)
+        descriptions = [json.loads(sample.description) for sample in batch.samples]
+        questions = SceneQuestions(descriptions, (attribute,))
+        return questions.shares(images, self.texts(questions.captions))[attribute].numpy()
 
     def is_class_right(self, batch: EvaluatedBatch, images: Float[Tensor, "B E"]) -> np.ndarray[Any, Any]:
         """Return 1 for each image whose own class is the nearest of all by name, else 0."""

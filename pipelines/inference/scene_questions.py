@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from dualtoken.pipelines.images.scene_generator import Attribute, attribute_choices
@@ -26,12 +26,14 @@ class _Questions(NamedTuple):
 
 
 class SceneQuestions:
-    """Questions about every attribute of every object of scenes."""
+    """Questions about attributes of every object of scenes."""
 
-    def __init__(self, descriptions: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, descriptions: Sequence[dict[str, Any]], attributes: Sequence[Attribute] = ATTRIBUTES
+    ) -> None:
         self._number_by_caption: dict[str, int] = {}
         self._questions: dict[Attribute, _Questions] = {}
-        for attribute in ATTRIBUTES:
+        for attribute in attributes:
             self._questions[attribute] = self._about(descriptions, attribute)
 
     def _about(self, descriptions: Sequence[dict[str, Any]], attribute: Attribute) -> _Questions:
@@ -49,20 +51,21 @@ class SceneQuestions:
 
     @property
     def captions(self) -> list[str]:
-        """The unlike captions of all questions, 27 a scene at most; `accuracies` takes their embeddings."""
+        """The unlike captions of all questions, 27 a scene at most, whose embeddings `shares` takes."""
         return list(self._number_by_caption)
 
-    def accuracies(
+    def shares(
         self, images: Float[Tensor, "B E"], captions: Float[Tensor, "T E"]
-    ) -> dict[Attribute, float]:
-        """Return by attribute how often the caption nearest to an image is the true one.
+    ) -> dict[Attribute, Float64[Tensor, " B"]]:
+        """Return by attribute the share of each scene's objects whose true caption is nearest to its image.
 
-        Chance is 1/6 for shape, 1/8 for colour and 1/2 for size.
+        Chance is 1/6 for shape, 1/8 for colour and 1/2 for size. The shares are on the CPU.
         """
         of_objects = images.repeat_interleave(OBJECTS_PER_SCENE, dim=0)
-        found: dict[Attribute, float] = {}
+        found: dict[Attribute, Float64[Tensor, " B"]] = {}
         for attribute, questions in self._questions.items():
             candidates = captions[questions.candidates.to(captions.device)].double()
             nearest = torch.einsum("qce,qe->qc", candidates, of_objects.double()).argmax(dim=1)
-            found[attribute] = (nearest.cpu() == questions.right).double().mean().item()
+            is_right = (nearest.cpu() == questions.right).double()
+            found[attribute] = is_right.unflatten(0, (-1, OBJECTS_PER_SCENE)).mean(dim=1)
         return found

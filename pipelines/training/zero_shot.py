@@ -34,9 +34,9 @@ def zero_shot_sums(
     questions = SceneQuestions(batch.descriptions)
     texts = embed_texts(questions.captions)
     scenes = images[torch.tensor(batch.scenes, device=images.device)].float()
-    accuracies = questions.accuracies(scenes.to(texts.device), texts)
-    means = {f"{ZERO_SHOT}_{attribute}": accuracy for attribute, accuracy in accuracies.items()}
-    means[ZERO_SHOT] = sum(accuracies.values()) / len(accuracies)
+    shares = questions.shares(scenes.to(texts.device), texts)
+    means = {f"{ZERO_SHOT}_{attribute}": of_scenes.mean().item() for attribute, of_scenes in shares.items()}
+    means[ZERO_SHOT] = sum(means.values()) / len(means)
     return sums_of(means, OBJECTS_PER_SCENE * len(batch.scenes))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -24,14 +23,32 @@ def test_an_image_that_says_its_caption_is_right_and_one_that_says_anothers_is_n
     assert len(captions) == len(set(captions)) == 27 * len(SCENES)
     true = [canonical_caption(drawn.objects) for drawn in SCENES]
     texts = one_hot(captions, captions)
-    assert questions.accuracies(one_hot(true, captions), texts) == {"shape": 1, "colour": 1, "size": 1}
+    of_true = questions.shares(one_hot(true, captions), texts)
+    assert {attribute: shares.tolist() for attribute, shares in of_true.items()} == {
+        "shape": [1, 1, 1, 1],
+        "colour": [1, 1, 1, 1],
+        "size": [1, 1, 1, 1],
+    }
 
     # As the first object of each scene, in another shape, is drawn.
     first = SCENES[0].objects[0]
     other = first._replace(shape="ring" if first.shape != "ring" else "cross")
     wrong = [canonical_caption([other, *SCENES[0].objects[1:]]), *true[1:]]
-    found = questions.accuracies(one_hot(wrong, captions) + 0.5 * one_hot(true, captions), texts)
-    assert found["shape"] == pytest.approx(1 - 1 / (2 * len(SCENES)))
+    found = questions.shares(one_hot(wrong, captions) + 0.5 * one_hot(true, captions), texts)
+    assert found["shape"].tolist() == [0.5, 1, 1, 1]
+
+
+def test_questions_about_one_attribute_need_its_captions_alone_and_are_answered_alike() -> None:
+    descriptions = [describe(drawn) for drawn in SCENES]
+    questions = SceneQuestions(descriptions)
+    of_colour = SceneQuestions(descriptions, ("colour",))
+    known = questions.captions
+    assert set(of_colour.captions) < set(known)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(len(SCENES), len(known), generator=generator)
+    shares = of_colour.shares(images, one_hot(of_colour.captions, known))
+    assert list(shares) == ["colour"]
+    assert torch.equal(shares["colour"], questions.shares(images, one_hot(known, known))["colour"])
 
 
 def test_each_text_is_embedded_once_in_batches_of_one_size() -> None:
