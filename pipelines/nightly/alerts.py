@@ -14,6 +14,7 @@ from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.nightly.contracts import Nightly
 from dualtoken.pipelines.nightly.events import Event, events
 from dualtoken.pipelines.nightly.history import History, Snapshot, night_path
+from dualtoken.pipelines.nightly.owners import become_owner
 from dualtoken.pipelines.nightly.records import (
     SendingRecord,
     SentRecord,
@@ -95,7 +96,5 @@ class _Telling:
 
     def _claim(self, number: int) -> bool:
         record = SendingRecord(started_at=stamp(self._now()), token=uuid.uuid4().hex, **this_process())
-        name = self._path(f".sending-{number}")
-        if not self._history.put(record, name):
-            return False
-        return self._history.get(SendingRecord, name).token == record.token
+        owner = become_owner(self._history, record, self._path(f".sending-{number}"))
+        return owner.token == record.token

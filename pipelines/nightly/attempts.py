@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dualtoken.pipelines.nightly.contracts import AGAIN, Clock
 from dualtoken.pipelines.nightly.history import Attempt, History, NightFiles, night_path
+from dualtoken.pipelines.nightly.owners import become_owner
 from dualtoken.pipelines.nightly.records import (
     AttemptRecord,
     FailedRecord,
@@ -67,7 +68,13 @@ class Terms(NamedTuple):
 
 
 def _begin(history: History, begun: Claim, terms: Terms, now: datetime) -> Claim | Taken:
-    record = AttemptRecord(
+    record = _started(terms, now)
+    owner = become_owner(history, record, begun.path("started.json"))
+    return begun if owner.token == record.token else Taken(owner.where)
+
+
+def _started(terms: Terms, now: datetime) -> AttemptRecord:
+    return AttemptRecord(
         started_at=stamp(now),
         token=uuid.uuid4().hex,
         lease_hours=terms.lease_hours,
@@ -76,16 +83,12 @@ def _begin(history: History, begun: Claim, terms: Terms, now: datetime) -> Claim
         confirms=terms.confirms,
         **this_process(),
     )
-    history.put(record, begun.path("started.json"))
-    # Read back: where a store has no conditional puts, the last of two writers has the night.
-    found = history.get(AttemptRecord, begun.path("started.json"))
-    return begun if found.token == record.token else Taken(found.where)
 
 
 def claim_again(history: History, first: Claim, terms: Terms, now: datetime) -> Claim:
     """Begin the attempt that repeats this process's own; nobody else may."""
     again = Claim(first.night, f"{first.name}{AGAIN}", first.spec)
-    _begin(history, again, terms._replace(confirms=first.name), now)
+    history.put(_started(terms._replace(confirms=first.name), now), again.path("started.json"))
     return again
 
 

@@ -7,9 +7,11 @@
     nights/2026-11-28/attempts/<id>/{started,failed}.json   night.json   {verdict,details}-<ruleset>.json
     nights/2026-11-28/alerts/<event>-<sink>.json
     evaluations/2026-11-28/<id>/<subject>/
+    bids/
     history.parquet
 
 `history.parquet` is made from the rest. Evaluations lie apart, so that a listing of the nights stays short.
+`bids` are there for seconds, on stores without conditional puts (`owners.py`).
 """
 
 import re
@@ -17,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -156,6 +159,11 @@ class History:
     def __init__(self, root: str, name: str) -> None:
         self.store = Store(join(root, FOLDER, name))
         self._known: dict[str, HistoryRecord] = {}
+
+    @cached_property
+    def puts_only_if_absent(self) -> bool:
+        """Whether the store refuses to put a file where one is; found out once."""
+        return self.store.is_local or self.store.honours_put_if_absent()
 
     def evaluation(self, night: str, attempt: str, subject: str) -> Store:
         """Return the folder of an evaluation."""

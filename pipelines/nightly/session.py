@@ -7,6 +7,7 @@ from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.nightly.alerts import tell
 from dualtoken.pipelines.nightly.contracts import Nightly
 from dualtoken.pipelines.nightly.history import History, Snapshot
+from dualtoken.pipelines.nightly.owners import SETTLES
 from dualtoken.pipelines.nightly.states import NightState, night_states
 from dualtoken.pipelines.nightly.table import write_table
 
@@ -42,12 +43,11 @@ class Session:
 
 
 def warn_of_unconditional_puts(history: History, print_line: PrintLine) -> None:
-    """Name a store on which two runs at once do not see each other in time."""
-    store = history.store
-    if not store.is_local and not store.honours_put_if_absent():
+    """Name a store on which two runs at once have to wait for each other."""
+    if not history.puts_only_if_absent:
         print_line(
-            f"{store.url} ignores If-None-Match: of two runs at once the last one has the night, "
-            "and an alert may come twice"
+            f"{history.store.url} ignores If-None-Match: a run waits {SETTLES:g} s before it has a night, "
+            "and before it sends an alert, so that two at once see each other"
         )
 
 

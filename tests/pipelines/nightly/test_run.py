@@ -305,17 +305,30 @@ def together(folder: Path, root: str, night: str, number: int) -> list[str]:
     return printed
 
 
-@pytest.mark.parametrize("kind", ["local", "moto"])
-def test_eight_runs_at_once_give_one_night_and_one_alert(kind: str, tmp_path: Path) -> None:
-    if kind == "moto":
-        with s3_server("moto", tmp_path / "s3") as url:
-            _eight_at_once(tmp_path, f"{url}/root")
-    else:
-        _eight_at_once(tmp_path, str(tmp_path / "root"))
+def test_eight_runs_at_once_give_one_night_and_one_alert(tmp_path: Path) -> None:
+    run_until(SmallNightly(tmp_path), 5)
+    _eight_at_once(tmp_path, str(tmp_path / "root"))
+
+
+def test_eight_runs_at_once_on_s3_give_one_night_and_one_alert(tmp_path: Path) -> None:
+    with s3_server("moto", tmp_path / "s3") as url:
+        run_until(SmallNightly(tmp_path, f"{url}/root"), 5)
+        _eight_at_once(tmp_path, f"{url}/root")
+
+
+def test_eight_runs_at_once_on_a_store_without_conditional_puts_give_one_night_and_one_alert(
+    tmp_path: Path,
+) -> None:
+    served = tmp_path / "s3"
+    served.mkdir()
+    with s3_server("rclone", served) as url:
+        run_until(SmallNightly(tmp_path, str(served / "test/root")), 5)
+        _eight_at_once(tmp_path, f"{url}/root")
+        assert list(Store(f"{url}/root/nightly/small").files("bids")) == []
 
 
 def _eight_at_once(folder: Path, root: str) -> None:
-    run_until(SmallNightly(folder, root), 5)
+    """Run a night that has regressed, after those until the fifth."""
     printed = together(folder, root, "2026-11-06", 8)
     # Both subjects, twice, by one process; the others measure nothing.
     assert sorted(text.splitlines()[0] for text in printed) == ["measured 0"] * 7 + ["measured 4"]
@@ -339,8 +352,8 @@ def test_a_store_that_ignores_conditional_puts_is_named_and_a_night_comes_whole(
         small = SmallNightly(tmp_path, f"{url}/root")
         run(small, FIRST)
         assert small.lines[0] == (
-            f"{url}/root/nightly/small ignores If-None-Match: "
-            "of two runs at once the last one has the night, and an alert may come twice"
+            f"{url}/root/nightly/small ignores If-None-Match: a run waits 5 s before it has a night, "
+            "and before it sends an alert, so that two at once see each other"
         )
         assert states(small)[FIRST].state == "ok"
 
