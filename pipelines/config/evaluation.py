@@ -24,6 +24,7 @@ TokenizerMetric = Literal[
     "ms_ssim",
     "lpips",
     "dists",
+    "text_kept",
     "objects_read",
     "objects_read_original",
     "idempotence_semantic",

@@ -19,8 +19,9 @@ from dualtoken.model.training.vgg16 import MissingWeightsError
 from dualtoken.model.vision.transform import normalize
 from dualtoken.pipelines.config.evaluation import MetricName, PerceptualWeights, TokenizerProtocol
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.text_reading import TextReader, reader_digests
 
-METRICS = ("psnr", "ssim", "ms_ssim", "lpips", "dists")
+METRICS = ("psnr", "ssim", "ms_ssim", "lpips", "dists", "text_kept")
 _WEIGHTS: dict[MetricName, str] = {"lpips": "lpips", "dists": "dists", "fd": "features"}
 """Key of a protocol that names the files with the weights of a metric's network."""
 Levels = UInt8[Tensor, "B 3 S S"]
@@ -40,19 +41,34 @@ class Closeness:
         return through_jpeg(images, self._protocol.jpeg_quality)
 
     def values(self, metric: str, images: Levels, originals: Levels) -> np.ndarray[Any, Any]:
-        """Return a metric of each image, float64; both are as `compared` returns them."""
+        """Return a metric of each image, float64; both are as `compared` returns them.
+
+        NaN where an image has no value: `text_kept` of originals without text.
+        """
         if metric == "psnr":
             return psnr_from(squared_errors(images, originals), images[0].numel()).numpy()
         if metric == "ssim":
             return structural_similarity(images, originals).numpy()
         if metric == "ms_ssim":
             return ms_ssim(images, originals).numpy()
+        if metric == "text_kept":
+            return self._text_kept(images, originals)
         distance = self._lpips.per_image if metric == "lpips" else self._dists
         found: list[float] = []
         # One by one, so that a distance does not depend on the images beside it.
         for image, original in zip(images.to(self._device), originals.to(self._device), strict=True):
             found.append(distance(normalize(image[None]), normalize(original[None])).item())
         return np.array(found, np.float64)
+
+    def _text_kept(self, images: Levels, originals: Levels) -> np.ndarray[Any, Any]:
+        shares: list[float] = []
+        for image, original in zip(images, originals, strict=True):
+            shares.append(self._texts.share_kept(as_picture(image), as_picture(original)))
+        return np.array(shares, np.float64)
+
+    @cached_property
+    def _texts(self) -> TextReader:
+        return TextReader()
 
     @cached_property
     def _lpips(self) -> Any:  # noqa: ANN401  (a module, with `per_image`)
@@ -74,9 +90,12 @@ class Closeness:
 def weight_digests(protocol: TokenizerProtocol) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of the weight files that a protocol's metrics read, by the keys that name them.
 
-    Raises `UserError` for a file that is missing, or has another digest than the protocol says.
+    Those of `text_kept`, which come with a package, stand under `text_reader`. Raises `UserError` for a file
+    that is missing, or has another digest than the protocol says.
     """
     found: dict[str, dict[str, str]] = {}
+    if "text_kept" in protocol.metrics:
+        found["text_reader"] = reader_digests()
     for metric, key in _WEIGHTS.items():
         weights = getattr(protocol, key)
         if metric not in protocol.metrics or weights is None:

@@ -59,6 +59,7 @@ CATALOGUE: dict[MetricName, Metric] = {
     "ms_ssim": Metric("MS-SSIM", unit=""),
     "lpips": Metric("LPIPS", "lower", unit=""),
     "dists": Metric("DISTS", "lower", unit=""),
+    "text_kept": Metric("Text read in reconstructions, of that read in the images"),
     "objects_read": Metric("Objects read in reconstructions", needs="scenes"),
     "objects_read_original": Metric("Objects read in the images themselves", needs="scenes"),
     "idempotence_semantic": Metric("Semantic codes kept by the reconstruction"),
