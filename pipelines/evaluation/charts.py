@@ -73,6 +73,8 @@ def _tick_step(smallest: float) -> float:
 
 def tick_label(value: float, step: float) -> str:
     """Write a tick with the decimals that neighbours `step` away need; thousands as k, millions as M."""
+    if value < 0:
+        return f"\u2212{tick_label(-value, step)}"
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size and step >= size / 10:
             return f"{value / size:.4g}{suffix}"

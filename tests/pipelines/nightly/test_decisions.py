@@ -201,7 +201,9 @@ def test_the_chart_gets_the_pinned_value_and_the_nights_that_people_know_of(smal
     chart = small.nightly.chart._replace(judge=noting)  # pyright: ignore[reportArgumentType]
     small.at("2026-11-05")
     run_night(Session(small.spec, small.nightly._replace(chart=chart)))
-    assert given == [(30.0, {"2026-11-03", "2026-11-04"})]
+    primary, further = given
+    assert primary == (30.0, {"2026-11-03", "2026-11-04"})
+    assert further == (), "people decide nothing about metrics that do not alarm"
 
 
 def test_a_series_that_is_not_primary_cannot_be_acknowledged(small: SmallNightly) -> None:

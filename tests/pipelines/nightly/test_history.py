@@ -37,6 +37,7 @@ def test_a_night_leaves_the_files_that_the_page_names(small: SmallNightly) -> No
         f"evaluations/{FIRST}/0001/model/summary.json",
         "history.parquet",
         f"nights/{FIRST}/attempts/0001/started.json",
+        f"nights/{FIRST}/details-aaaaaaaaaaaa.json",
         f"nights/{FIRST}/night.json",
         f"nights/{FIRST}/verdict-aaaaaaaaaaaa.json",
         f"spec/{version}.json",

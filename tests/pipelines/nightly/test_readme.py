@@ -63,10 +63,11 @@ def _date_in(hours_behind: int) -> date:
     return (datetime.now(UTC) - timedelta(hours=hours_behind)).date()
 
 
-def test_the_spec_of_the_readme_is_one() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    spec = validate_nightly(yaml.safe_load(text), "the README")
-    assert spec.name == "tokens"
+def test_the_spec_of_the_readme_is_one_and_takes_its_ping() -> None:
+    spec, ping = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    assert validate_nightly(spec, "the README").name == "tokens"
+    assert list(ping) == ["ping"]
+    assert validate_nightly(spec | ping, "the README").ping is not None
 
 
 def test_the_root_readme_names_commands_of_this_one() -> None:
