@@ -30,12 +30,12 @@ def test_an_image_that_says_its_caption_is_right_and_one_that_says_anothers_is_n
         "size": [1, 1, 1, 1],
     }
 
-    # As the first object of each scene, in another shape, is drawn.
-    first = SCENES[0].objects[0]
+    # As if the first object of the second scene were drawn in another shape.
+    first = SCENES[1].objects[0]
     other = first._replace(shape="ring" if first.shape != "ring" else "cross")
-    wrong = [canonical_caption([other, *SCENES[0].objects[1:]]), *true[1:]]
+    wrong = [true[0], canonical_caption([other, *SCENES[1].objects[1:]]), *true[2:]]
     found = questions.shares(one_hot(wrong, captions) + 0.5 * one_hot(true, captions), texts)
-    assert found["shape"].tolist() == [0.5, 1, 1, 1]
+    assert found["shape"].tolist() == [1, 0.5, 1, 1]
 
 
 def test_questions_about_one_attribute_need_its_captions_alone_and_are_answered_alike() -> None:

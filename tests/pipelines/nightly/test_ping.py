@@ -48,6 +48,18 @@ def test_a_night_that_fails_is_not_called_for(tmp_path: Path) -> None:
         assert served.requests == []
 
 
+def test_a_night_without_numbers_that_it_is_too_late_for_is_not_called_for(tmp_path: Path) -> None:
+    with serving(reply()) as served:
+        small = SmallNightly(tmp_path, ping=hook(served))
+        small.measure.set_evaluator(fails="no memory")
+        with pytest.raises(RuntimeError, match="no memory"):
+            run(small)
+        failed_before = run_night(Session(small.spec, small.at(FIRST, "06:46").nightly))
+        never_begun = run_night(Session(small.spec, small.at("2026-11-03", "06:46").nightly))
+        assert (failed_before, never_begun) == (ExitCode.BUG, ExitCode.MISSED)
+        assert served.requests == []
+
+
 def test_a_ping_that_fails_costs_one_line_and_not_the_night(tmp_path: Path) -> None:
     with serving(reply(status="500 Oops")) as served:
         small = SmallNightly(tmp_path, ping=hook(served))
