@@ -2,6 +2,7 @@
 
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dualtoken.pipelines.config.evaluation import TokenizerProtocol
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.closeness import Closeness, weight_digests
 from dualtoken.pipelines.evaluation.text_reading import TextReader, longest_common_subsequence
+from tests.helpers.evaluated import canary, config_of, evaluated
 
 IS_INSTALLED = find_spec("rapidocr") is not None
 needs_rapidocr = pytest.mark.skipif(
@@ -67,6 +69,21 @@ def test_the_metric_of_a_batch_has_a_value_for_each_image_and_the_models_are_par
     assert values[:2].tolist() == [10 / 17, 1]
     assert np.isnan(values[2])
     assert [len(sha256) for sha256 in weight_digests(PROTOCOL)["text_reader"].values()] == [64, 64, 64]
+
+
+@needs_rapidocr
+def test_an_evaluation_leaves_images_without_text_out_of_the_mean(tmp_path: Path) -> None:
+    folder = tmp_path / "signs"
+    folder.mkdir()
+    picture("OPEN").crop((0, 20, 128, 148)).save(folder / "open.png")
+    picture("SALE").crop((0, 20, 128, 148)).save(folder / "sale.png")
+    picture().save(folder / "blank.png")
+    sets = {"signs": {"kind": "folder", "folder": str(folder)}}
+    config = config_of(tmp_path / "root", sets, {"text": {"metrics": ["text_kept", "psnr"], "batch_size": 2}})
+    (result,) = evaluated(config, canary(tmp_path / "canary")).summary.results
+    assert result.metrics["psnr"].n == 3
+    assert result.metrics["text_kept"].n == 2
+    assert result.metrics["text_kept"].value == 0, "nothing taught the canary to draw"
 
 
 @pytest.mark.skipif(IS_INSTALLED, reason="rapidocr is installed")
