@@ -3,6 +3,7 @@
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import (
+    RayTrainError,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -42,6 +43,16 @@ def lost_workers(error: TrainingFailedError) -> bool:
     if isinstance(error, ControllerError):
         return is_death(error.controller_failure)
     return is_death(error)
+
+
+def origin(failure: BaseException) -> BaseException:
+    """Return the error that a worker's code raised, without what Ray wraps it in."""
+    while isinstance(failure, (RayTrainError, RayError)):
+        cause = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None)
+        if cause is None:
+            break
+        failure = cause
+    return failure
 
 
 def first_line(error: BaseException) -> str:

@@ -41,7 +41,8 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from dualtoken.infra.ray_errors import ProcessesDied, lost_workers
+from dualtoken.infra.ray_errors import ProcessesDied, lost_workers, origin
+from dualtoken.infra.ray_preemption import WATCH_SECONDS, NodeIsLeaving, as_preemption, preemption_notice
 from dualtoken.infra.ray_session import environment
 from dualtoken.infra.ray_stop_notice import StopNotice, forwarding_stop_requests
 from dualtoken.infra.ray_validation import Validation, validation_config
@@ -61,8 +62,10 @@ class WorkerRun:
     stop_notice: StopNotice
 
     def asked_to_stop(self) -> bool:
-        """Tell whether the driver was asked to end, and asks its workers to end; one of them hears of it."""
-        return self.rank == 0 and self.stop_notice.is_given()
+        """Tell whether the driver or a node of the group is to end soon; one of the workers hears of it."""
+        if self.rank != 0:
+            return False
+        return self.stop_notice.is_given() or preemption_notice() is not None
 
     def request_validation(self, checkpoint: str, step: int) -> None:
         """Ask for the validation of a step's whole checkpoint, a folder of the run; all workers ask at once.
@@ -78,8 +81,10 @@ class WorkerRun:
         )
 
 
-Loop = Callable[[dict[str, Any], WorkerRun], None]
-"""Training loop. It runs in each worker, so: a function of an importable module, and settings that pickle."""
+Loop = Callable[[dict[str, Any], WorkerRun], bool]
+"""Training loop; false where it ended before its last step, since it was asked to stop.
+
+It runs in each worker, so: a function of an importable module, and settings that pickle."""
 IsFinal = Callable[[BaseException], bool]
 """Tells of a loop's error whether the same would come again; pickled as well."""
 
@@ -112,6 +117,9 @@ def fit(
 
     Raises a loop's error that `is_final` at once, as it is. Raises ProcessesDied where workers died too
     often, and TrainingFailedError where the loop failed otherwise.
+
+    Workers are told as well of a node of theirs that is about to be taken away, as by its cloud. A loop that
+    ends early for it goes on in a new group on other nodes, and that counts as no failure.
     """
     notice = StopNotice(uuid.uuid4().hex)
     resources = _resources(cpus_per_worker, use_gpu)
@@ -221,6 +229,7 @@ class _FailurePolicy(DefaultFailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Decide what a failure leads to."""
+        training_failed_error = as_preemption(training_failed_error)
         if _find_final(training_failed_error, self._policy.is_final) is not None:
             return FailureDecision.RAISE
         self._forget_failures_before_progress()
@@ -282,7 +291,10 @@ def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:
 
 def _variables() -> dict[str, str]:
     """Return Ray Train's settings, which it reads from the environment only; the user's own come first."""
-    variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS)}
+    variables = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(WATCH_SECONDS),
+    }
     if not _many_nodes():
         # Its notice of a node's end is of use only where other nodes live on; it is a process.
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
@@ -304,7 +316,14 @@ def _run_loop(loop: Loop, notice: StopNotice, settings: dict[str, Any]) -> None:
         device=device,
         stop_notice=notice,
     )
-    loop(settings, run)
+    is_done = loop(settings, run)
+    preemption = preemption_notice()
+    if run.rank != 0 or is_done or preemption is None or notice.is_given():
+        return
+    # A group that ended without an error would count as done.
+    error = NodeIsLeaving(preemption)
+    print(f"{error}: the training goes on from its last checkpoint on other nodes", flush=True)
+    raise error
 
 
 def _find_final(error: TrainingFailedError, is_final: IsFinal) -> BaseException | None:
@@ -315,18 +334,8 @@ def _find_final(error: TrainingFailedError, is_final: IsFinal) -> BaseException 
     if not isinstance(error, WorkerGroupError):
         return None
     for failure in error.worker_failures.values():
-        origin = _origin(failure)
+        found = origin(failure)
         # Ray's own errors are of workers that died.
-        if not isinstance(origin, (RayTrainError, RayError)) and is_final(origin):
-            return origin
+        if not isinstance(found, (RayTrainError, RayError)) and is_final(found):
+            return found
     return None
-
-
-def _origin(failure: BaseException) -> BaseException:
-    """Return the error that a loop raised, without what Ray wraps it in."""
-    while isinstance(failure, (RayTrainError, RayError)):
-        cause = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None)
-        if cause is None:
-            break
-        failure = cause
-    return failure

@@ -160,9 +160,9 @@ class Worker(Protocol):
 class TrainingWorker(Worker, Protocol):
     """The worker of a stage whose engine is `ray_train`: `run` trains in this process, `loop` in a group."""
 
-    loop: ClassVar[Callable[[dict[str, Any], Any], None]]
+    loop: ClassVar[Callable[[dict[str, Any], Any], bool]]
     """The training loop that every process of the group runs, given `{"job": StageJob}` and its
-    `TrainContext`."""
+    `TrainContext`. False where it ended before the last step, since it was asked to stop."""
 
     validate: ClassVar[Callable[[dict[str, Any], int], dict[str, float]] | None]
     """Measures a step's checkpoint on held-out samples, and stores the metrics, given the same and the step;

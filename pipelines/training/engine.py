@@ -29,10 +29,11 @@ from dualtoken.pipelines.training.watchdog import Watchdog
 from dualtoken.pipelines.training.worker_group import WorkerGroup
 
 
-def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
+def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> bool:
     """Train to the last step, from the newest whole checkpoint if there is one.
 
-    Where the run is asked to stop, ends early, with a checkpoint of the last step that was taken.
+    Where the run is asked to stop, ends early, with a checkpoint of the last step that was taken. Returns
+    whether that is the last of all.
     """
     config = job.training
     num_threads = config.cpus_per_worker if context.device.type == "cpu" else None
@@ -80,6 +81,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> None:
             saver.finish()
             validations.finish(log.write_validation, watchdog.step_taken)
             workers.of_first(partial(job_checkpoints(job).remove_others, task.step - 1))
+        return task.step == task.steps
 
 
 def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:

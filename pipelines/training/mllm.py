@@ -214,9 +214,9 @@ def _start_from(model: DualTokenForConditionalGeneration, folder: Path) -> None:
         raise ValueError(f"start_from has another shape: {' '.join(str(error).split())}") from None
 
 
-def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
-    """Train the model of a job, which `settings` holds, to its last step or until asked to stop."""
-    train(settings["job"], context, MllmTask)
+def train_loop(settings: dict[str, Any], context: TrainContext) -> bool:
+    """Train the model of a job, which `settings` holds; return whether its last step was taken."""
+    return train(settings["job"], context, MllmTask)
 
 
 def trained_model(job: StageJob, scratch: Path) -> UnitOutput:

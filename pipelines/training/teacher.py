@@ -209,9 +209,9 @@ class TeacherTask:
         return False
 
 
-def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
-    """Train the teacher of a job, which `settings` holds, to its last step or until asked to stop."""
-    train(settings["job"], context, TeacherTask)
+def train_loop(settings: dict[str, Any], context: TrainContext) -> bool:
+    """Train the teacher of a job, which `settings` holds; return whether its last step was taken."""
+    return train(settings["job"], context, TeacherTask)
 
 
 def validate(settings: dict[str, Any], step: int) -> dict[str, float]:

@@ -236,9 +236,9 @@ def _initial_model(job: StageJob, scratch: Path) -> DualTokenizer:
         raise UserError(f"train.start_from={folder!r}: {' '.join(str(error).split())}") from error
 
 
-def train_loop(settings: dict[str, Any], context: TrainContext) -> None:
-    """Train the tokenizer of a job, which `settings` holds, to its last step or until asked to stop."""
-    train(settings["job"], context, TokenizerTask)
+def train_loop(settings: dict[str, Any], context: TrainContext) -> bool:
+    """Train the tokenizer of a job, which `settings` holds; return whether its last step was taken."""
+    return train(settings["job"], context, TokenizerTask)
 
 
 def validate(settings: dict[str, Any], step: int) -> dict[str, float]:

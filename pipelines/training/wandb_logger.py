@@ -1,10 +1,12 @@
 """A training's run at Weights & Biases (docs.wandb.ai/ref/python); imported where a recipe names it."""
 
 import os
+from collections import deque
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from dualtoken.pipelines.config.engine import VALIDATION
 from dualtoken.pipelines.config.loggers import WandbConfig
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.training.logger_session import CLOSE_SECONDS, End, RunFacts
@@ -16,6 +18,9 @@ import wandb
 
 INIT_SECONDS = 20.0
 """Time to reach the server; where there is none, the process ends so much later at most."""
+
+VALIDATED_STEP = "validated_step"
+"""Name of the step that a line's validation is of: the line's own or, of a task's, an earlier one."""
 
 
 def require_key(config: WandbConfig, key: str) -> None:
@@ -31,7 +36,11 @@ def require_key(config: WandbConfig, key: str) -> None:
 
 
 class WandbSession:
-    """A run by its id, which goes on where there is one. Steps that it has already stay as they are."""
+    """A run by its id, which goes on where there is one. Steps that it has already stay as they are.
+
+    W&B drops a line of an earlier step. A validation that comes so late goes with the next line that has none,
+    and is plotted over `VALIDATED_STEP`.
+    """
 
     def __init__(self, config: WandbConfig, run: RunFacts) -> None:
         self._run = wandb.init(
@@ -58,9 +67,32 @@ class WandbSession:
             ),
         )
 
+        self._run.define_metric(VALIDATED_STEP, hidden=True)
+        self._run.define_metric(f"{VALIDATION}*", step_metric=VALIDATED_STEP)
+        self._last_step = self._run.step - 1
+        """The last step that the run has a line of, those of an earlier process too; -1 for none."""
+        self._lacks_validation = False
+        """Whether the last line can still take a validation."""
+        self._validations: deque[dict[str, float]] = deque()
+        """Validations that no line has taken yet."""
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values."""
-        self._run.log(dict(values), step=step)
+        line = {name: value for name, value in values.items() if not name.startswith(VALIDATION)}
+        validation = {name: value for name, value in values.items() if name.startswith(VALIDATION)}
+        if validation:
+            self._validations.append({**validation, VALIDATED_STEP: step})
+        if line:
+            self._write_line(step, line)
+        if self._validations and self._lacks_validation:
+            self._lacks_validation = False
+            self._run.log(self._validations.popleft(), step=self._last_step)
+
+    def _write_line(self, step: int, line: dict[str, float]) -> None:
+        if step > self._last_step:
+            self._last_step = step
+            self._lacks_validation = True
+        self._run.log(line, step=step)
 
     def write_pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Log pictures."""
@@ -70,5 +102,8 @@ class WandbSession:
         self._run.log(images, step=step)
 
     def close(self, end: End) -> None:
-        """End the run's present part."""
+        """End the run's present part; validations that no line has taken have lines of their own."""
+        while self._validations:
+            self._last_step += 1
+            self._run.log(self._validations.popleft(), step=self._last_step)
         self._run.finish(exit_code=1 if end == "failed" else 0)
