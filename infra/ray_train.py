@@ -294,6 +294,8 @@ def _variables() -> dict[str, str]:
     variables = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(WATCH_SECONDS),
+        # It would show what workers print twice, where their root logger shows INFO.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }
     if not _many_nodes():
         # Its notice of a node's end is of use only where other nodes live on; it is a process.

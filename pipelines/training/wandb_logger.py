@@ -38,8 +38,8 @@ def require_key(config: WandbConfig, key: str) -> None:
 class WandbSession:
     """A run by its id, which goes on where there is one. Steps that it has already stay as they are.
 
-    W&B drops a line of an earlier step. A validation that comes so late goes with the next line that has none,
-    and is plotted over `VALIDATED_STEP`.
+    W&B drops a line of an earlier step. A validation that comes so late goes with the next line that has
+    none, and is plotted over `VALIDATED_STEP`.
     """
 
     def __init__(self, config: WandbConfig, run: RunFacts) -> None:

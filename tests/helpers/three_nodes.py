@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class ThreeNodes:
         """Return the ids of the processes that run units, in order."""
         found: list[int] = []
         for raylet in self.raylets:
-            found += [pid for pid in _children(raylet) if _is_actor(pid)]
+            found += [pid for pid in _children(raylet) if _runs("_UnitActor", pid)]
         return sorted(found)
 
     def kill_actor(self, chance: random.Random, limit_seconds: float = 120) -> None:
@@ -56,6 +57,22 @@ class ThreeNodes:
         os.kill(victim, signal.SIGKILL)
         self.raylets.remove(victim)
 
+    def node_of(self, actor: str) -> int | None:
+        """Return the raylet of the node that runs an actor of a class; None where there is none."""
+        for raylet in self.raylets:
+            if any(_runs(actor, pid) for pid in _children(raylet)):
+                return raylet
+        return None
+
+    def kill_node(self, raylet: int) -> None:
+        """Kill a node, not the head: its raylet and all processes that it started, at once."""
+        assert raylet != self.raylets[0], "the cluster ends with its head"
+        for pid in (raylet, *_children(raylet)):
+            # One of them may have ended by itself.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.raylets.remove(raylet)
+
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
@@ -64,8 +81,9 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _is_actor(pid: int) -> bool:
-    return b"_UnitActor" in _read(Path(f"/proc/{pid}/cmdline"))
+def _runs(actor: str, pid: int) -> bool:
+    """Tell whether a process is one of an actor's class."""
+    return actor.encode() in _read(Path(f"/proc/{pid}/cmdline"))
 
 
 def _read(file: Path) -> bytes:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.training import validation_tasks
 from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.metrics_log import read_metrics
-from tests.helpers.toy_training import ToyTask
+from tests.helpers.toy_training import ToyTask, Validated
 from tests.helpers.training_groups import CPU
 from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
+from tests.pipelines.training.test_validation_tasks import Tasks, validations
 
 pytest.importorskip("wandb", reason="wandb is missing: pip install 'dualtoken[wandb]'")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -95,6 +97,39 @@ def test_a_run_has_each_line_and_a_resumed_training_goes_on_in_it(
     for file in (tmp_path / "run").rglob("*"):
         assert not file.is_file() or b"secret" not in file.read_bytes()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("poll_seconds", [0.0, 1.0])  # with others between them, and all at the end
+def test_a_validation_that_comes_late_is_plotted_over_the_step_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll_seconds: float
+) -> None:
+    monkeypatch.setattr(validation_tasks, "POLL_SECONDS", poll_seconds)
+    wandb_key = "train.loggers=[{kind: wandb, mode: offline}]"
+    apart = ("train.validate_in=task", "train.validate_every=2", "train.checkpoint_every=3")
+    job = toy_job(tmp_path / "run", "train.steps=8", wandb_key, *apart)
+    train(job, Tasks(job), Validated)
+    [file] = offline_runs(tmp_path / "run")
+    told = history(file)
+    steps = [line["_step"] for line in told]
+    assert steps == sorted(set(steps))
+    losses = {line["_step"]: line["loss"] for line in told if "loss" in line}
+    assert list(losses) == list(range(8))
+    assert losses == {line["step"]: line["loss"] for line in read_metrics(job.store()) if "loss" in line}
+    errors = {line["validated_step"]: line["validation_error"] for line in told if "validated_step" in line}
+    assert errors == {step: metrics["validation_error"] for step, metrics in validations(job).items()}
+    assert list(errors) == [1, 3, 5, 7]
+    metrics = [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
+    assert [metric.step_metric for metric in metrics if metric.glob_name == "validation_*"] == [
+        "validated_step"
+    ]
+
+
+def test_a_validation_of_the_workers_stands_in_the_line_of_its_step(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline}]", "train.validate_every=2")
+    run(job, Validated)
+    [file] = offline_runs(tmp_path / "run")
+    validated = [line for line in history(file) if "validation_error" in line]
+    assert [(line["_step"], line["validated_step"]) for line in validated] == [(1, 1), (3, 3)]
 
 
 def test_pictures_are_sent_where_the_recipe_wants_it(tmp_path: Path) -> None:
