@@ -284,7 +284,7 @@ class DrawingProtocol(Config):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class TokenizerProtocol(Config):
+class EvaluationProtocol(Config):
     """All that decides a model's numbers on a set, beside the two."""
 
     metrics: tuple[MetricName, ...]
@@ -316,14 +316,14 @@ class TokenizerProtocol(Config):
     """Least difference that matters, by metric, in place of the catalogue's."""
 
     @model_validator(mode="after")
-    def _templates_take_a_name(self) -> "TokenizerProtocol":
+    def _templates_take_a_name(self) -> "EvaluationProtocol":
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"templates: {template!r} needs {{}} once, where a class's name is put")
         return self
 
     @model_validator(mode="after")
-    def _networks_have_weights(self) -> "TokenizerProtocol":
+    def _networks_have_weights(self) -> "EvaluationProtocol":
         for name in ("lpips", "dists"):
             if name in self.metrics and getattr(self, name) is None:
                 raise ValueError(f"metrics: {name} needs the weights of its networks: set {name}.backbone")
@@ -332,13 +332,13 @@ class TokenizerProtocol(Config):
         return self
 
     @model_validator(mode="after")
-    def _metrics_are_some(self) -> "TokenizerProtocol":
+    def _metrics_are_some(self) -> "EvaluationProtocol":
         if not self.metrics:
             raise ValueError("metrics is empty: name one, such as psnr")
         return self
 
     @model_validator(mode="after")
-    def _metrics_are_distinct(self) -> "TokenizerProtocol":
+    def _metrics_are_distinct(self) -> "EvaluationProtocol":
         repeated = [name for name in self.metrics if self.metrics.count(name) > 1]
         if repeated:
             raise ValueError(f"metrics: {repeated[0]} is there twice: leave it out once")
@@ -356,7 +356,7 @@ class MeasureConfig(Config):
     """Sets; by default the recipe's held-out samples as they were downloaded."""
     max_images: PositiveInt | None = None
     """Held-out images to take of a corpus, the first by key; by default all."""
-    protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+    protocols: Annotated[dict[Name, EvaluationProtocol], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _metrics_are_of_tokenizers(self) -> "MeasureConfig":
@@ -376,7 +376,7 @@ class EvaluationConfig(RunConfig):
     root: Location = not_in_fingerprint(default="data/evaluations", validate_default=True)
     """Folder or URL below which evaluations are written."""
     sets: Annotated[dict[Name, AnySet], Field(min_length=1)]
-    protocols: Annotated[dict[Name, TokenizerProtocol], Field(min_length=1)]
+    protocols: Annotated[dict[Name, EvaluationProtocol], Field(min_length=1)]
     in_process: bool = not_in_fingerprint(default=False)
     """Run the units one by one in the command's own process, without Ray: for small sets."""
     unit_rows: PositiveInt = 256

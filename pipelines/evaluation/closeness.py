@@ -17,7 +17,7 @@ from dualtoken.model.training.dists import load_dists
 from dualtoken.model.training.lpips import load_lpips
 from dualtoken.model.training.vgg16 import MissingWeightsError
 from dualtoken.model.vision.transform import normalize
-from dualtoken.pipelines.config.evaluation import MetricName, PerceptualWeights, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol, MetricName, PerceptualWeights
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.text_reading import TextReader, reader_digests
 
@@ -30,7 +30,7 @@ Levels = UInt8[Tensor, "B 3 S S"]
 class Closeness:
     """The metrics that compare two images."""
 
-    def __init__(self, protocol: TokenizerProtocol, device: torch.device) -> None:
+    def __init__(self, protocol: EvaluationProtocol, device: torch.device) -> None:
         self._protocol = protocol
         self._device = device
 
@@ -87,7 +87,7 @@ class Closeness:
             raise UserError(f"protocols: {metric}: {error}") from None
 
 
-def weight_digests(protocol: TokenizerProtocol) -> dict[str, dict[str, str]]:
+def weight_digests(protocol: EvaluationProtocol) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of the weight files that a protocol's metrics read, by the keys that name them.
 
     Those of `text_kept`, which come with a package, stand under `text_reader`. Raises `UserError` for a file

@@ -21,7 +21,7 @@ from dualtoken.model.metrics.codebook import code_rate, codebook_use
 from dualtoken.model.metrics.frechet import Moments, influences_by, merge, moments, no_moments, transport
 from dualtoken.model.metrics.linear_probe import fit_linear_probe, is_probed_class
 from dualtoken.model.metrics.retrieval import is_recalled, retrieve
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, MetricName, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, EvaluationProtocol, MetricName
 from dualtoken.pipelines.core.commit import StageContent, commit_manifest, upload
 from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.core.receipts import FileRecord
@@ -94,7 +94,7 @@ class _Whole:
         self,
         job: StageJob[EvaluationConfig],
         resolved: ResolvedSet,
-        protocol: TokenizerProtocol,
+        protocol: EvaluationProtocol,
         sizes: TokenizerSizes,
         scratch: Path,
     ) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.images.image_questions import Asked
 from dualtoken.pipelines.inference.networks import Array, StreamCodes, TokenizerRunner
@@ -41,7 +41,7 @@ class EvaluatedBatch:
         self,
         samples: Sequence[EvaluatedSample],
         tokenizer: TokenizerRunner,
-        protocol: TokenizerProtocol,
+        protocol: EvaluationProtocol,
         stored: StreamCodes | None = None,
     ) -> None:
         """Encode samples; `stored` are codes of theirs that are taken instead, one row each."""

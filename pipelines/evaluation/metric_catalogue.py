@@ -6,7 +6,7 @@ Imports no torch.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dualtoken.pipelines.config.evaluation import UNIFIED_METRICS, MetricName, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import UNIFIED_METRICS, EvaluationProtocol, MetricName
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.summary import Direction
 
@@ -146,23 +146,23 @@ CATALOGUE: dict[MetricName, Metric] = {
 }
 
 
-def margin(protocol: TokenizerProtocol, name: MetricName) -> float:
+def margin(protocol: EvaluationProtocol, name: MetricName) -> float:
     """Return the least difference of a metric that matters under a protocol."""
     return protocol.margins.get(name, CATALOGUE[name].margin)
 
 
-def needs_teacher(protocol: TokenizerProtocol) -> bool:
+def needs_teacher(protocol: EvaluationProtocol) -> bool:
     """Tell whether a protocol has a metric for which the teacher is run."""
     return any(CATALOGUE[name].needs_teacher for name in protocol.metrics)
 
 
-def needs_unified(protocol: TokenizerProtocol) -> bool:
+def needs_unified(protocol: EvaluationProtocol) -> bool:
     """Tell whether a protocol has a metric that only unified models have."""
     return any(name in UNIFIED_METRICS for name in protocol.metrics)
 
 
 def require_set_has(
-    protocol: TokenizerProtocol, protocol_name: str, set_name: str, has: Sequence[str]
+    protocol: EvaluationProtocol, protocol_name: str, set_name: str, has: Sequence[str]
 ) -> None:
     """Raise `UserError` where a set lacks what one of a protocol's metrics needs."""
     for name, needed in _needs(protocol):
@@ -180,7 +180,7 @@ def _how_to_have(needed: str) -> str:
     return "give the set's columns"
 
 
-def require_others(protocol: TokenizerProtocol, set_name: str, num_samples: int) -> None:
+def require_others(protocol: EvaluationProtocol, set_name: str, num_samples: int) -> None:
     """Raise `UserError` where a set has no other sample to shuffle one with."""
     for name in protocol.metrics:
         if name.endswith(SHUFFLED) and num_samples < 2:
@@ -189,13 +189,13 @@ def require_others(protocol: TokenizerProtocol, set_name: str, num_samples: int)
             )
 
 
-def _needs(protocol: TokenizerProtocol) -> Iterator[tuple[MetricName, str]]:
+def _needs(protocol: EvaluationProtocol) -> Iterator[tuple[MetricName, str]]:
     for name in protocol.metrics:
         if CATALOGUE[name].needs:
             yield name, CATALOGUE[name].needs
 
 
-def require_size(protocol: TokenizerProtocol, protocol_name: str, image_size: int) -> None:
+def require_size(protocol: EvaluationProtocol, protocol_name: str, image_size: int) -> None:
     """Raise `UserError` where a metric cannot be taken on images of a tokenizer's size."""
     for name in protocol.metrics:
         if name.startswith(("objects_read", "drawn_")) and image_size != SCENE_SIZE:

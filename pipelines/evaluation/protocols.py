@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.evaluation.closeness import weight_digests
 from dualtoken.pipelines.evaluation.metric_catalogue import VERSION, needs_teacher
 
 
-def protocol_content(protocol: TokenizerProtocol, teacher_digest: str | None) -> dict[str, Any]:
+def protocol_content(protocol: EvaluationProtocol, teacher_digest: str | None) -> dict[str, Any]:
     """Return a protocol as it is hashed, and printed beside its numbers; reads the weights that it names.
 
     `teacher_digest` is of the teacher's files, where one is known; it counts where a metric needs it.

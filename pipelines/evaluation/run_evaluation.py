@@ -19,7 +19,7 @@ from dualtoken.model.config.base import validated
 from dualtoken.model.config.tokenizer import TokenizerConfig
 from dualtoken.model.hub.model_name import CONFIG
 from dualtoken.model.hub.saved_model import read_config
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, EvaluationProtocol
 from dualtoken.pipelines.config.resources import inference_worker
 from dualtoken.pipelines.core.commit import write_stage_record
 from dualtoken.pipelines.core.messages import PrintLine, pluralized
@@ -173,7 +173,7 @@ def _job(
     resolved: ResolvedSet,
     set_folder: str,
     protocol_name: str,
-    protocol: TokenizerProtocol,
+    protocol: EvaluationProtocol,
     identity: Mapping[str, Any],
 ) -> StageJob[EvaluationConfig]:
     alone = config.model_copy(

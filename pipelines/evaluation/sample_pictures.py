@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT
 from dualtoken.pipelines.evaluation.evaluations import made_from
 from dualtoken.pipelines.evaluation.saved_subject import local_tokenizer
@@ -29,7 +29,7 @@ class SamplePictures:
     def __init__(self, result: SetResult, keys: Collection[bytes]) -> None:
         """Open the model, and read the rows of the samples with these keys."""
         record = made_from(result)
-        self._protocol = TokenizerProtocol.model_validate(record.recipe["protocols"][result.protocol])
+        self._protocol = EvaluationProtocol.model_validate(record.recipe["protocols"][result.protocol])
         self._rows = _rows(Store(record.inputs[SET_INPUT]), keys)
         with scratch_folder() as scratch:
             folder = Store(record.inputs[MODEL_INPUT]).local_folder(Path(scratch))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dualtoken.model.metrics.codebook import codebook_use, count_codes
 from dualtoken.model.metrics.retrieval import is_recalled, retrieve
-from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.evaluation.closeness import Closeness, as_picture
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch
 from dualtoken.pipelines.evaluation.heldout import HeldoutPart
@@ -62,7 +62,7 @@ class Evaluation:
     ) -> None:
         self._tokenizer = tokenizer
         self._num_pairs = num_pairs
-        self._protocol = TokenizerProtocol(metrics=CLOSENESS, batch_size=batch_size)
+        self._protocol = EvaluationProtocol(metrics=CLOSENESS, batch_size=batch_size)
         self._closeness = Closeness(self._protocol, tokenizer.device)
         self._understanding = Understanding(tokenizer, teacher, (), self._protocol.templates)
         self._values: dict[str, list[float]] = {metric: [] for metric in CLOSENESS}

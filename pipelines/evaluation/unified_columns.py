@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
-from dualtoken.pipelines.config.evaluation import MetricName, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol, MetricName
 from dualtoken.pipelines.evaluation.asked_questions import are_answered
 from dualtoken.pipelines.evaluation.described_scenes import describe
 from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedSample
@@ -37,7 +37,7 @@ Column = np.ndarray[Any, Any]
 class UnifiedColumns:
     """A unified model that samples are shown to."""
 
-    def __init__(self, folder: Path, protocol: TokenizerProtocol, device: torch.device) -> None:
+    def __init__(self, folder: Path, protocol: EvaluationProtocol, device: torch.device) -> None:
         self._opened = open_mllm(str(folder), device)
         self._protocol = protocol
 
@@ -79,7 +79,7 @@ class _Unit:
 class _Shown:
     """What the model makes of a unit's samples, each made once and only where a metric asks for it."""
 
-    def __init__(self, opened: OpenedMllm, protocol: TokenizerProtocol, unit: _Unit) -> None:
+    def __init__(self, opened: OpenedMllm, protocol: EvaluationProtocol, unit: _Unit) -> None:
         self._opened = opened
         self._protocol = protocol
         self._unit = unit

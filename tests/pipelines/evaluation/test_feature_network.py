@@ -19,8 +19,8 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.config.evaluation import (
     EvaluationConfig,
+    EvaluationProtocol,
     TimmFeatures,
-    TokenizerProtocol,
     TorchFidelityFeatures,
 )
 from dualtoken.pipelines.core.stage import UnitOutcome, Work
@@ -197,13 +197,13 @@ def test_a_network_of_convolutions_is_pooled_over_positions(tmp_path: Path) -> N
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def hash_of(protocol: TokenizerProtocol) -> str:
+def hash_of(protocol: EvaluationProtocol) -> str:
     return protocol_hash(protocol_content(protocol, None))
 
 
 def test_what_decides_the_distance_is_in_the_protocols_hash(weights: Path, tmp_path: Path) -> None:
-    def of(file: Path, **others: object) -> TokenizerProtocol:
-        return TokenizerProtocol.model_validate({"metrics": ["fd"], "features": features_of(file, **others)})
+    def of(file: Path, **others: object) -> EvaluationProtocol:
+        return EvaluationProtocol.model_validate({"metrics": ["fd"], "features": features_of(file, **others)})
 
     first = of(weights)
     content = protocol_content(first, None)
@@ -221,7 +221,7 @@ def test_what_decides_the_distance_is_in_the_protocols_hash(weights: Path, tmp_p
         of(weights, image_size=64),
     ]
     assert len({hash_of(protocol) for protocol in (first, *others)}) == 5
-    assert "features" not in protocol_content(TokenizerProtocol(metrics=("psnr",)), None), (
+    assert "features" not in protocol_content(EvaluationProtocol(metrics=("psnr",)), None), (
         "as before it was there"
     )
 
@@ -279,7 +279,7 @@ def test_images_that_give_no_picture_leave_too_few(model: ModelPlace, weights: P
 
 def test_fd_needs_a_network_and_a_name_is_no_address() -> None:
     with pytest.raises(ValidationError, match="fd needs a feature network: set features, or leave it out"):
-        TokenizerProtocol(metrics=("fd",))
+        EvaluationProtocol(metrics=("fd",))
     with pytest.raises(ValidationError, match="String should match pattern"):
         TimmFeatures.model_validate(features_of(Path("x"), model="hf-hub:someone/model"))
 

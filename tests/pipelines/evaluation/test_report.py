@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, MetricName, ShardsSet, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, EvaluationProtocol, MetricName, ShardsSet
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.receipts import read_manifest
 from dualtoken.pipelines.evaluation.evaluations import read_scores
@@ -74,7 +74,7 @@ def _evaluated(recipe: Recipe, root: Path) -> pa.Table:
         name="same",
         root=str(root),
         sets={"images": ShardsSet(kind="shards", folder=job.input("download", "tiny-heldout").url)},
-        protocols={"all": TokenizerProtocol(metrics=METRICS, batch_size=recipe.report.batch_size)},
+        protocols={"all": EvaluationProtocol(metrics=METRICS, batch_size=recipe.report.batch_size)},
         cluster=recipe.cluster,
     )
     model = ModelPlace("tiny", job.input("train"), job.input("teacher"))

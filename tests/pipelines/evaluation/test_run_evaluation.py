@@ -13,7 +13,7 @@ from PIL import Image
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.metrics.arrays import psnr
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, EvaluationProtocol
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation import run_evaluation
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
@@ -151,7 +151,7 @@ def test_a_sample_does_not_depend_on_those_beside_it(model: ModelPlace, images: 
 def test_a_last_batch_is_as_large_as_the_others(model: ModelPlace) -> None:
     tokenizer = TokenizerRunner(Path(model.folder.root), torch.device("cpu"))
     sample = EvaluatedSample(b"0" * 16, Image.new("RGB", (64, 64), "teal"), [], None, None, "")
-    batch = EvaluatedBatch([sample] * 3, tokenizer, TokenizerProtocol(metrics=("psnr",), batch_size=8))
+    batch = EvaluatedBatch([sample] * 3, tokenizer, EvaluationProtocol(metrics=("psnr",), batch_size=8))
     assert (batch.size, len(batch.originals), len(batch.codes.pixel)) == (3, 8, 8)
 
 
