@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # pyright: ignore[reportMissingImports]
-from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.instance import GenerationResult, Instance  # pyright: ignore[reportMissingImports]
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
@@ -78,15 +78,16 @@ class DualToken(lmms):
                 self.cache_hook.add_partial("generate_until", (requests[place].args[0], settings), text)
         return found
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Return of each continuation its negative log-likelihood, and whether it is the likeliest.
 
-        Negative, since lmms-eval chooses the least: its models return losses.
+        Negative, since lmms-eval chooses the least: its models return losses. The pair stands where a text
+        would, since lmms-eval 0.7 makes a text of a bare pair, and its metrics then find no number in it.
         """
-        found: list[tuple[float, bool]] = []
+        found: list[GenerationResult] = []
         for request in requests:
             scored = self._likelihood(*request.args)
-            found.append((-scored.log_probability, scored.is_likeliest))
+            found.append(GenerationResult(text=(-scored.log_probability, scored.is_likeliest)))
         return found
 
     def _likelihood(
@@ -118,6 +119,11 @@ class DualToken(lmms):
                     "leave the task out"
                 )
         return tuple(visuals)
+
+    def clean(self) -> None:
+        """Let the model go, once all is answered: a judge of the answers needs its memory."""
+        del self.opened
+        super().clean()
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Raise NotImplementedError: tasks of several rounds are not answered."""

@@ -37,8 +37,11 @@ metric_list:
   - {{metric: {metric}, aggregation: mean, higher_is_better: true}}
 """
 FUNCTIONS = """
+import io
+from PIL import Image
+
 def images(document):
-    return [document["image"]]
+    return [Image.open(io.BytesIO(document["image"]))]
 """
 EVALUATE = """
 import json, sys
@@ -63,6 +66,25 @@ samples = [
     {"answers": sample["resps"][0], "number": sample["doc_id"]} for sample in found["samples"]["toy_vqa"]
 ]
 print("FOUND " + json.dumps({"results": found["results"]["toy_vqa"], "samples": samples}, default=str))
+"""
+ARGUMENTS = """
+import json, sys
+from dualtoken.model.vision.imports import vision_imports
+with vision_imports():
+    import torchvision
+from lmms_eval.models import get_model
+
+model = get_model("dualtoken")
+said = []
+for arguments in ({"batch_size": "auto"}, {"batch_size": 1, "num_frames": 8}):
+    try:
+        model(pretrained=sys.argv[1], **arguments)
+    except ValueError as error:
+        said.append(str(error))
+opened = model.create_from_arg_string(f"pretrained={sys.argv[1]}", {"batch_size": 2, "device": "cpu"})
+is_held = hasattr(opened, "opened")
+opened.clean()
+print("FOUND " + json.dumps({"said": said, "is_held": [is_held, hasattr(opened, "opened")]}))
 """
 
 
@@ -125,21 +147,20 @@ def run_lmms_eval(
     for lesson in lessons()[:6]:
         picture = folder / "picture.png"
         lesson_image(lesson.scene).save(picture)
-        image = {"bytes": picture.read_bytes(), "path": None}
-        rows.append({"image": image, "question": lesson.question, "answer": lesson.answer})
-    features = {"image": {"_type": "Image"}}
-    for name in ("question", "answer"):
-        features[name] = {"dtype": "string", "_type": "Value"}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pa.Table.from_pylist(rows).replace_schema_metadata(metadata)
-    pq.write_table(table, folder / "table.parquet")
+        rows.append({"image": picture.read_bytes(), "question": lesson.question, "answer": lesson.answer})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
     task = TASK.format(
         table=folder / "table.parquet", output_type=output_type, metric=metric, choices=choices
     )
     (folder / "toy_vqa.yaml").write_text(task)
     (folder / "toy.py").write_text(FUNCTIONS)
+    return found_by(folder, EVALUATE, str(folder), model)
+
+
+def found_by(folder: Path, script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script where lmms-eval finds this project's entry points, and return what it prints as found."""
     done = subprocess.run(
-        [sys.executable, "-c", EVALUATE, str(folder), model],
+        [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -194,6 +215,16 @@ def test_lmms_eval_chooses_the_likeliest_of_choices(
         num_right += max(scores, key=lambda choice: scores[choice]) == lesson.answer
     assert found["results"]["acc,none"] == pytest.approx(num_right / 6)
     assert num_right
+
+
+@needs_lmms_eval
+def test_arguments_of_lmms_eval_are_checked_and_memory_is_let_go(taught: ModelPlace, tmp_path: Path) -> None:
+    found = found_by(tmp_path, ARGUMENTS, taught.folder.url)
+    assert found["said"] == [
+        "batch_size=auto: give a whole number",
+        "--model_args: dualtoken has no num_frames: leave it out; it takes pretrained, batch_size and device",
+    ]
+    assert found["is_held"] == [True, False]
 
 
 VLMEVAL = {
