@@ -66,7 +66,9 @@ def scores_digest(folder: Store, summary: EvaluationSummary) -> str:
         tables = 0
         stored = [name for name, _ in folder.files(result.scores) if name.endswith(TABLE)]
         for name, data in folder.read_many(stored):
-            lines.append(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+            # The folder's name is a fingerprint, in which the night counts.
+            table = f"{result.set_name}/{result.protocol}/{name.removeprefix(result.scores)}"
+            lines.append(f"{table} {hashlib.sha256(data).hexdigest()}\n".encode())
             tables += 1
         if not tables:
             raise FileNotFoundError(f"{folder.url}/{result.scores} has no score tables")

@@ -111,7 +111,8 @@ class FolderMeasure:
             raise RuntimeError(evaluator["fails"])
         assert subject.place is not None
         model = (Path(subject.place) / "values.json").read_bytes()
-        scores = f"scores/{subject.sets[0]}/{subject.protocols[0]}"
+        # As of a real measurement, the folder's name depends on the night.
+        scores = f"scores/{subject.sets[0]}/{subject.protocols[0]}/{night}-{attempt}"
         values: dict[str, float] = json.loads(model)
         offset = float(evaluator.get("offset", 0.0))
         if attempt.endswith("-again"):

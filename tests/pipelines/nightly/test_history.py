@@ -29,7 +29,7 @@ def files(small: SmallNightly) -> list[str]:
 
 def test_a_night_leaves_the_files_that_the_page_names(small: SmallNightly) -> None:
     version = spec_hash(small.spec, None)
-    scores = "scores/heldout/plain/00000.parquet"
+    scores = f"scores/heldout/plain/{FIRST}-0001/00000.parquet"
     assert files(small) == [
         f"evaluations/{FIRST}/0001/canary/{scores}",
         f"evaluations/{FIRST}/0001/canary/summary.json",
@@ -56,6 +56,7 @@ def test_a_second_run_of_a_night_writes_nothing_and_measures_nothing(small: Smal
 @pytest.mark.parametrize(
     "name",
     [
+        f"nights/{FIRST}/details-aaaaaaaaaaaa.json",
         f"nights/{FIRST}/night.json",
         f"nights/{FIRST}/verdict-aaaaaaaaaaaa.json",
         f"nights/{FIRST}/attempts/0001/started.json",
