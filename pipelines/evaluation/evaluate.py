@@ -28,7 +28,7 @@ from dualtoken.pipelines.config.evaluation import UNIFIED_METRICS, EvaluationCon
 from dualtoken.pipelines.core.ledger import KEY_BYTES, OK_VERDICT, Status, Verdict, ledger_table
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.closeness import METRICS, Closeness
-from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedBatch, EvaluatedSample
+from dualtoken.pipelines.evaluation.evaluated_batch import Column, EvaluatedBatch, EvaluatedSample
 from dualtoken.pipelines.evaluation.feature_network import FeatureNetwork
 from dualtoken.pipelines.evaluation.metric_catalogue import CATALOGUE, TEACHER, needs_teacher
 from dualtoken.pipelines.evaluation.saved_subject import local_tokenizer
@@ -61,9 +61,6 @@ TEACHER_INPUT = "teacher"
 STREAMS = ("semantic", "pixel")
 _MADE_OF_COUNTS = ("usage_", "perplexity_", "bits_")
 """Beginnings of metrics that are made from counts of codes."""
-
-Column = np.ndarray[Any, Any]
-"""A metric's values, a float64 for each sample of a batch."""
 
 
 def score_file(unit: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,6 +14,9 @@ from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.images.image_questions import Asked
 from dualtoken.pipelines.inference.networks import Array, StreamCodes, TokenizerRunner
+
+Column = np.ndarray[Any, Any]
+"""A metric's values, a float64 for each sample; NaN for one that the metric says nothing of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
 from dualtoken.pipelines.config.evaluation import EvaluationProtocol, MetricName
 from dualtoken.pipelines.evaluation.asked_questions import are_answered
 from dualtoken.pipelines.evaluation.described_scenes import describe
-from dualtoken.pipelines.evaluation.evaluated_batch import EvaluatedSample
+from dualtoken.pipelines.evaluation.evaluated_batch import Column, EvaluatedSample
 from dualtoken.pipelines.evaluation.metric_catalogue import SHUFFLED
 from dualtoken.pipelines.evaluation.scene_oracle import ReadObject, read_scenes_alike
 from dualtoken.pipelines.evaluation.scene_readings import anywhere_shares, attribute_shares
@@ -29,9 +29,6 @@ from dualtoken.pipelines.images.scene_captions import Described
 from dualtoken.pipelines.images.scene_grammar import parse_caption
 from dualtoken.pipelines.inference.networks import StreamCodes
 from dualtoken.pipelines.inference.unified import DrawSettings, ImageCodes, draw_numbered
-
-Column = np.ndarray[Any, Any]
-"""A metric's values, a float64 for each sample; NaN for one that the metric says nothing of."""
 
 
 class UnifiedColumns:

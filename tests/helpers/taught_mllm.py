@@ -1,4 +1,4 @@
-"""The canary's unified model, taught by heart the answers about a few scenes, in a second or two."""
+"""The canary's unified model, taught answers about a few scenes and their captions by heart, in seconds."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from dualtoken.model.mllm.saved import OpenedMllm, open_mllm, save_mllm
 from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.evaluation.canary_mllm import write_canary_mllm
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
-from dualtoken.pipelines.images.scene_generator import questions, render, scene
+from dualtoken.pipelines.images.scene_generator import caption, questions, render, scene
 
 SCENES = 4
 """Held-out scenes of seed 0 that the model is taught about, the first ones."""
@@ -25,6 +25,7 @@ class Lesson(NamedTuple):
 
     scene: int
     question: str
+    """Empty where a description is asked for."""
     answer: str
 
 
@@ -36,6 +37,11 @@ def lessons() -> list[Lesson]:
             if asked["kind"] in ("shape", "colour", "size"):
                 found.append(Lesson(number, asked["question"], asked["answer"]))
     return found
+
+
+def _descriptions() -> list[Lesson]:
+    """Return each scene's caption, which is what a description should be."""
+    return [Lesson(number, "", caption(scene("heldout", 0, number))) for number in range(SCENES)]
 
 
 def lesson_image(number: int) -> Image.Image:
@@ -63,7 +69,7 @@ def taught_mllm(folder: Path) -> ModelPlace:
 def _teach(opened: OpenedMllm) -> None:
     model, processor = opened
     codes = processor.encode_images([lesson_image(number) for number in range(SCENES)])
-    taught = lessons()
+    taught = [*lessons(), *_descriptions()]
     ids, is_answer = _documents(opened, taught)
     images = torch.tensor([lesson.scene for lesson in taught])
     semantic = codes.semantic.flatten(1, 2)[images]
@@ -86,7 +92,7 @@ def _documents(opened: OpenedMllm, taught: list[Lesson]) -> tuple[Tensor, Tensor
     rows: list[Tensor] = []
     marks: list[Tensor] = []
     for lesson in taught:
-        prompt = processor.prompt_ids(processor.chat_prompt(lesson.question))
+        prompt = processor.prompt_ids(processor.chat_prompt(lesson.question or None))
         words = tokenizer.encode(lesson.answer, add_special_tokens=False)
         answer = [*words, processor.markers.turn_end[0]]
         rows.append(torch.tensor(prompt + answer))

@@ -14,11 +14,12 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.hub.model_name import VISION_FOLDER
 from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
-from dualtoken.pipelines.config.evaluation import EvaluationConfig, MeasureConfig
+from dualtoken.pipelines.config.evaluation import EvaluationConfig, EvaluationProtocol, MeasureConfig
 from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.comparison import compare
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation, read_scores
+from dualtoken.pipelines.evaluation.metric_catalogue import require_size
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 from dualtoken.pipelines.evaluation.saved_subject import SavedSubject, model_digest, require_kind
 from dualtoken.pipelines.evaluation.scene_oracle import read_scenes
@@ -27,7 +28,7 @@ from dualtoken.pipelines.evaluation.sets import read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.image_questions import one_of_each_kind, read_questions
-from dualtoken.pipelines.images.scene_grammar import DescribedObject
+from dualtoken.pipelines.images.scene_grammar import DescribedObject, parse_caption
 from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw_numbered
 from dualtoken.pipelines.nightly import measure
 from dualtoken.pipelines.nightly.contracts import Nightly
@@ -135,6 +136,26 @@ def test_drawings_and_their_controls_are_those_of_plain_code(
         assert scores["drawn_object"] == anywhere_shares(found, objects(row))["object"]
         assert scores["drawn_binding"] == anywhere_shares(found, objects(row))["binding"]
     assert 0 < whole.metrics["drawn_place"].value < 1
+
+
+def test_descriptions_and_their_controls_are_those_of_plain_code(taught: ModelPlace, tmp_path: Path) -> None:
+    metrics = ["described_grammar", "described_colour", "described_whole", "described_colour_shuffled"]
+    (result,) = evaluated(config_for(tmp_path, metrics), taught).summary.results
+    table = read_scores(result)
+    rows = rows_of(result, tmp_path)
+    opened = open_mllm(taught.folder.url)
+    for number, row in enumerate(rows):
+        parsed = parse_caption(answer(opened, codes_of(opened, row), None))
+        own = attribute_shares(parsed or (), objects(row))
+        other = attribute_shares(parsed or (), objects(rows[(number + 1) % len(rows)]))
+        scores = {name: table[name][number].as_py() for name in metrics}
+        assert scores == {
+            "described_grammar": float(parsed is not None),
+            "described_colour": own["colour"],
+            "described_whole": own["whole"],
+            "described_colour_shuffled": other["colour"],
+        }
+    assert 0 < result.metrics["described_whole"].value <= result.metrics["described_grammar"].value < 1
 
 
 def test_an_object_is_bound_only_where_one_has_all_of_its_attributes() -> None:
@@ -263,5 +284,10 @@ def test_mistakes_are_told_in_one_line(model: ModelPlace, tmp_path: Path) -> Non
     assert "sets.s has one image, and answer_shuffled needs two" in error_of(alone)
     with pytest.raises(UserError, match="drawn_place needs drawings, and it predicts text alone"):
         require_kind(SavedSubject("mllm", model.folder), "it", "p", ["drawn_place"])
+    for metric in ("drawn_place", "objects_read"):
+        protocol = EvaluationProtocol(metrics=(metric,))
+        require_size(protocol, "p", 64)
+        with pytest.raises(UserError, match=f"p.metrics: {metric} needs scenes of 64 pixels a side, the tok"):
+            require_size(protocol, "p", 128)
     with pytest.raises(ValueError, match=r"answer needs a unified model, and a run measures its tokenizer"):
         MeasureConfig.model_validate({"protocols": {"p": {"metrics": ["answer"]}}})
