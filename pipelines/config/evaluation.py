@@ -106,7 +106,7 @@ UnifiedMetric = Literal[
 
 `_shuffled` is the same against the next sample of the set: what is right without looking.
 """
-MetricName = TokenizerMetric | UnifiedMetric
+MetricName = Literal[TokenizerMetric, UnifiedMetric]
 """Metrics of evaluations, each described by `evaluation.metric_catalogue`."""
 
 
