@@ -258,7 +258,7 @@ def test_an_evaluation_without_score_tables_is_no_night(small: SmallNightly) -> 
         return summary
 
     small.at(FIRST)
-    with pytest.raises(FileNotFoundError, match="scores/heldout/plain has no score tables"):
+    with pytest.raises(FileNotFoundError, match=f"scores/heldout/plain/{FIRST}-0001 has no score tables"):
         run_night(Session(small.spec, small.nightly._replace(measure=bare)))
     assert states(small)[FIRST].state == "failed"
 
