@@ -18,7 +18,7 @@ from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned_job
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-STEPS = 300
+STEPS = 100
 # Two CPUs, which the head does not have.
 PARTS = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.cpus_per_worker=2")
 WORKER = "RayTrainWorker"

@@ -110,7 +110,7 @@ def _starts(folder: Path) -> list[str]:
     return (folder / "starts").read_text().split()
 
 
-def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
+def _loop(settings: dict[str, Any], run: WorkerRun) -> bool:
     """Count steps, in a file; in each the model's gradient must be the workers' mean."""
     folder = Path(settings["folder"])
     state = folder / "state"
@@ -137,3 +137,4 @@ def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
             state.write_text(str(step))
         if settings.get("kill_always") and step < settings["steps"]:
             os.kill(os.getpid(), signal.SIGKILL)
+    return True

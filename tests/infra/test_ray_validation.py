@@ -50,7 +50,7 @@ def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
     assert "Traceback" not in told
 
 
-def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
+def _loop(settings: dict[str, Any], run: WorkerRun) -> bool:
     """Ask for three validations, and wait for all of them."""
     folder = Path(settings["folder"])
     with (folder / "starts").open("a") as file:
@@ -62,6 +62,7 @@ def _loop(settings: dict[str, Any], run: WorkerRun) -> None:
         run.request_validation(f"step-{step}", step)
     while not (folder / "found-2").exists():
         time.sleep(0.05)
+    return True
 
 
 def _measure(settings: dict[str, Any], step: int) -> dict[str, float]:
