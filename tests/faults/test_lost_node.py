@@ -18,9 +18,9 @@ from tests.helpers.tiny_run import PROJECT, TINY, LoadTiny, planned_job
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-STEPS = 100
+STEPS = 40
 # Two CPUs, which the head does not have.
-PARTS = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.cpus_per_worker=2")
+PARTS = (f"train.steps={STEPS}", "train.checkpoint_every=5", "train.cpus_per_worker=2")
 WORKER = "RayTrainWorker"
 
 
