@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dualtoken.pipelines.config.evaluation import TokenizerProtocol
+from dualtoken.pipelines.config.evaluation import EvaluationProtocol
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.closeness import Closeness, weight_digests
 from dualtoken.pipelines.evaluation.text_reading import TextReader, longest_common_subsequence
@@ -19,7 +19,7 @@ IS_INSTALLED = find_spec("rapidocr") is not None
 needs_rapidocr = pytest.mark.skipif(
     not IS_INSTALLED, reason="rapidocr is missing: pip install '.[ocr]' in the project's folder"
 )
-PROTOCOL = TokenizerProtocol(metrics=("text_kept",))
+PROTOCOL = EvaluationProtocol(metrics=("text_kept",))
 
 
 def picture(*lines: str) -> Image.Image:

@@ -23,11 +23,12 @@ from dualtoken.model.vision.transform import Transform
 from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
 from dualtoken.pipelines.errors import UnitsFailed
-from dualtoken.pipelines.evaluation import closeness, evaluate, evaluate_finish, set_rows
+from dualtoken.pipelines.evaluation import closeness, evaluate, set_rows
 from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.evaluation.comparison import compare
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary
+from dualtoken.pipelines.evaluation.understanding import Understanding
 from dualtoken.pipelines.inference.networks import TokenizerRunner
 from dualtoken.pipelines.nightly import measure
 from dualtoken.pipelines.nightly.contracts import Nightly, SubjectRequest
@@ -159,8 +160,8 @@ def _in_half_precision(psnr_from: Callable[..., Any]) -> Callable[..., Any]:
     return lambda errors, num_values: psnr_from(errors, num_values).half().double()
 
 
-def _of_others(captions: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda whole: captions(whole)[1:] + captions(whole)[:1]
+def _of_others(texts: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda understanding, captions: texts(understanding, [*captions[1:], *captions[:1]])
 
 
 EVALUATOR_FAULTS = {
@@ -169,7 +170,7 @@ EVALUATOR_FAULTS = {
     "blue for red": (_changed(evaluate, "decode_rgb", _bgr), "s/p/psnr"),
     "JPEG": (_changed(evaluate, "decode_rgb", _through_jpeg), "s/p/psnr"),
     "float16 values": (_changed(closeness, "psnr_from", _in_half_precision), "s/p/psnr"),
-    "captions of others": (_changed(evaluate_finish._Whole, "_captions", _of_others), ""),
+    "captions of others": (_changed(Understanding, "texts", _of_others), "s/p/image_to_text"),
 }
 
 
