@@ -107,6 +107,7 @@ def test_a_cluster_without_room_for_a_validation_is_refused(tmp_path: Path, load
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
+@pytest.mark.slow
 def test_on_ray_a_task_measures_what_the_worker_does_to_the_bit(
     tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
 ) -> None:
