@@ -44,7 +44,7 @@ MEASURED = "measure"
 """Stage that measures the tokenizer by protocols."""
 EXAMINED = "examine"
 """Stage that examines the unified model."""
-CURVE_UNITS = {"images_per_second": "images/s"}
+CURVE_UNITS = {"images_per_second": "images/s", "sequences_per_second": "sequences/s"}
 CURVE_STREAMS: dict[str, Stream] = {"reconstruction": "pixel", "semantic": "semantic", "pooled": "semantic"}
 """Streams that metrics are about, by metric."""
 

@@ -50,6 +50,7 @@ class MllmTask:
     """The training of the unified model, as the engine sees it."""
 
     smaller = "lower mllm.capacity or mllm.batch_size, or take machines with more memory"
+    sample_name = "sequences"
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         config = mllm_config(job)

@@ -14,26 +14,27 @@ _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 class Pace(NamedTuple):
     """Speed of a training, and what is left of it."""
 
-    images_per_second: float
+    samples_per_second: float
+    sample_name: str
+    """What samples are called, in the plural."""
     steps_per_second: float
     seconds_left: float
     """Time to the last step."""
 
     def __str__(self) -> str:
         """Return it as a progress line shows it."""
-        return (
-            f"{_rounded(self.images_per_second)} images/s, {_rounded(self.steps_per_second)} steps/s, "
-            f"ETA {duration(self.seconds_left)}"
-        )
+        samples = f"{_rounded(self.samples_per_second)} {self.sample_name}/s"
+        return f"{samples}, {_rounded(self.steps_per_second)} steps/s, ETA {duration(self.seconds_left)}"
 
 
 class PaceMeter:
     """Measures the pace of the steps that this process takes, whatever was done before it began."""
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        """Take the number of steps of the whole training, and the images of a step over all workers."""
+    def __init__(self, steps: int, batch_size: int, sample_name: str = "images") -> None:
+        """Take the number of steps of the whole training, and the samples of a step over all workers."""
         self._steps = steps
         self._batch_size = batch_size
+        self._sample_name = sample_name
         self._ends: deque[float] = deque()
         """Times when the last steps ended, seconds."""
 
@@ -54,7 +55,8 @@ class PaceMeter:
         if seconds <= 0:
             return None
         rate = (len(self._ends) - 1) / seconds
-        return Pace(rate * self._batch_size, rate, (self._steps - steps_done) / rate)
+        seconds_left = (self._steps - steps_done) / rate
+        return Pace(rate * self._batch_size, self._sample_name, rate, seconds_left)
 
 
 def duration(seconds: float) -> str:

@@ -41,6 +41,11 @@ class Task(Protocol[Batch]):
         ...
 
     @property
+    def sample_name(self) -> str:
+        """What rates call samples, in the plural: images or sequences."""
+        ...
+
+    @property
     def accumulate_steps(self) -> int:
         """Parts that a worker takes its share of a batch in."""
         ...

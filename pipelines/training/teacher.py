@@ -122,6 +122,7 @@ class TeacherTask:
 
     accumulate_steps = 1
     smaller = "lower teacher.batch_size: the loss compares all of a batch's images and texts"
+    sample_name = "images"
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         teacher = job.recipe.teacher

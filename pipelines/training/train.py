@@ -48,6 +48,7 @@ class TokenizerTask:
     """The tokenizer's training, as the engine sees it."""
 
     smaller = "lower tokenizer.image_size, set train.checkpoint_tower=true, or take machines with more memory"
+    sample_name = "images"
 
     def __init__(self, job: StageJob, context: TrainContext, scratch: Path) -> None:
         self._job = job

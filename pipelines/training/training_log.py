@@ -58,7 +58,7 @@ class TrainingLog:
         self.validated_steps: set[int] = set()
         """Steps whose validation is logged already, on rank 0."""
         self._window = StepWindow(workers)
-        self._pace = PaceMeter(task.steps, task.batch_size)
+        self._pace = PaceMeter(task.steps, task.batch_size, task.sample_name)
         self._began = time.monotonic()
         self._is_due = False
         self._are_pictures_due = False
@@ -185,11 +185,11 @@ class TrainingLog:
 
     def _measured(self, window: Window, stalled_seconds: float) -> dict[str, float]:
         """Return what is measured of the steps themselves."""
-        num_images = window.num_steps * self._task.batch_size
+        num_samples = window.num_steps * self._task.batch_size
         values: dict[str, float] = {
             "num_steps": window.num_steps,
             "num_bad_steps": window.num_bad_steps,
-            "images_per_second": round(num_images / window.seconds, 1),
+            f"{self._task.sample_name}_per_second": round(num_samples / window.seconds, 1),
             "data_wait": round(window.data_wait, 5),
             # Over the run since its start or restart: checkpoints are rarer than lines.
             "checkpoint_stall": round(stalled_seconds / (time.monotonic() - self._began), 5),

@@ -22,6 +22,7 @@ class ToyTask:
     """Learns to map 4 numbers to 3; subclasses make steps fail."""
 
     smaller = "lower the toy"
+    sample_name = "images"
 
     def __init__(self, job: StageJob, context: TrainContext, _scratch: Path) -> None:
         self.job = job

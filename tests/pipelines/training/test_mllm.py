@@ -92,6 +92,7 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
     assert_same(train_alone(job), expected)
     after = read_metrics(Store(job.folder))
     assert [line["loss"] for line in after] == [line["loss"] for line in before]
+    assert all("sequences_per_second" in line for line in before)
 
 
 def test_code_dropout_hides_codes_of_images_to_draw_alone_and_less_than_its_share(

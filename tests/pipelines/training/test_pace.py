@@ -15,8 +15,15 @@ def test_the_time_left_follows_the_last_steps_and_not_those_before_a_resume() ->
     pace = meter.pace(500)
     assert pace is not None
     assert pace.steps_per_second == pytest.approx(0.5)
-    assert pace.images_per_second == pytest.approx(8.0)
+    assert pace.samples_per_second == pytest.approx(8.0)
     assert str(pace) == "8 images/s, 0.5 steps/s, ETA 16 min 40 s"
+
+
+def test_a_pace_calls_samples_by_their_name() -> None:
+    meter = PaceMeter(steps=10, batch_size=2, sample_name="sequences")
+    meter.step_taken(0.0)
+    meter.step_taken(1.0)
+    assert str(meter.pace(2)).startswith("2 sequences/s, ")
 
 
 def test_a_pace_forgets_what_was_longer_ago_than_its_window() -> None:
