@@ -29,6 +29,7 @@ def _never(_: BaseException) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
 @pytest.mark.usefixtures("_session")
 def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(

@@ -164,6 +164,7 @@ def toy_process(job: StageJob, task: type[ToyTask]) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code, *values], stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_writes_its_stacks_and_ends(tmp_path: Path) -> None:
     # The first step has ten times as long.
     job = toy_job(tmp_path / "run", "train.hang_timeout_seconds=3")
