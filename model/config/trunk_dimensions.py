@@ -53,7 +53,14 @@ _COUNTED = ("qwen2", "llama", "mistral")
 
 
 def _qwen2(
-    width: int, depth: int, num_heads: int, num_key_value_heads: int, mlp_width: int, vocabulary: int
+    width: int,
+    depth: int,
+    num_heads: int,
+    num_key_value_heads: int,
+    mlp_width: int,
+    vocabulary: int,
+    *,
+    is_tied: bool = True,
 ) -> TrunkDimensions:
     return TrunkDimensions(
         width=width,
@@ -63,7 +70,7 @@ def _qwen2(
         head_width=width // num_heads,
         mlp_width=mlp_width,
         vocabulary=vocabulary,
-        is_tied=vocabulary == 151936,
+        is_tied=is_tied,
         biases=_QWEN2_BIASES,
     )
 
@@ -72,7 +79,7 @@ NAMED_TRUNKS = {
     "Qwen/Qwen2.5-0.5B": _qwen2(896, 24, 14, 2, 4864, 151936),
     "Qwen/Qwen2.5-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936),
     "Qwen/Qwen2.5-3B": _qwen2(2048, 36, 16, 2, 11008, 151936),
-    "Qwen/Qwen2.5-7B": _qwen2(3584, 28, 28, 4, 18944, 152064),
+    "Qwen/Qwen2.5-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, is_tied=False),
 }
 """Trunks that are known by name; their instruction-tuned versions have the same dimensions."""
 
@@ -85,7 +92,7 @@ def trunk_dimensions(trunk: TrunkShape | NamedTrunk) -> TrunkDimensions:
     if isinstance(trunk, TrunkShape):
         groups = trunk.num_key_value_heads or trunk.num_heads
         shape = (trunk.width, trunk.depth, trunk.num_heads, groups, trunk.mlp_width, trunk.vocabulary)
-        return _qwen2(*shape)._replace(is_tied=True)
+        return _qwen2(*shape)
     known = NAMED_TRUNKS.get(trunk.model.removesuffix("-Instruct"))
     if known is not None:
         return known
