@@ -25,6 +25,7 @@ from tests.helpers.tiny_tokenizer import tiny_tokenizer_config
 
 WIDTH = 64
 PATCH = 4
+NUM_IMAGES = 15
 
 
 @st.composite
@@ -119,7 +120,7 @@ def initial_config(values: dict[str, Any]) -> TokenizerConfig:
 
 def require_same(tokenizer: DualTokenizer, released: ReleasedCode, seed: int) -> None:
     side = tokenizer.config.image_size
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    images = torch.rand(NUM_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     # In float64 rounding hides no fault: what was left of pictures is 5e-14 to 3e-12.
     exact_released = copy.deepcopy(released).double()
     exact = exact_released(images.double()).images
@@ -137,8 +138,9 @@ def require_same_outputs(
 ) -> None:
     """Compare codes, embeddings and pictures.
 
-    Some random networks magnify float32's rounding, the released code's as much as ours. So pictures that are
-    further than `tolerance` apart must be as close to the exact ones: at most twice the released error.
+    Some random networks magnify float32's rounding, the released code's as much as ours. So where pictures
+    are further than `tolerance` apart, ours must be as close to the exact ones: at most twice the released
+    error, in the median of the pictures. In a single one of them either error may be six times the other.
     """
     expected = released(images)
     codes = tokenizer.encode(images)
@@ -151,11 +153,12 @@ def require_same_outputs(
     size = expected.images.abs().max().item()
     if (decoded - expected.images).abs().max() <= tolerance * size:
         return
-    assert root_mean_square(decoded - exact) <= 2 * root_mean_square(expected.images - exact)
+    assert median_error(decoded - exact) <= 2 * median_error(expected.images - exact)
 
 
-def root_mean_square(errors: Tensor) -> float:
-    return errors.double().square().mean().sqrt().item()
+def median_error(errors: Tensor) -> float:
+    """Return the root mean square of each picture's errors, of the median picture."""
+    return errors.double().square().mean(dim=(1, 2, 3)).sqrt().median().item()
 
 
 @settings(

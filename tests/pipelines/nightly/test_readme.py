@@ -38,11 +38,12 @@ def test_the_commands_of_the_readme_tell_the_story_that_it_says(
     zone = "Etc/GMT" if datetime.now(UTC).hour < 12 else "Etc/GMT+11"  # no midnight comes meanwhile
     today = datetime.now(UTC).date() if zone == "Etc/GMT" else _date_in(11)
     days = {"today": today.isoformat(), "yesterday": (today - timedelta(days=1)).isoformat()}
+    by_example = {"2026-11-28": days["yesterday"], "2026-11-29": days["today"]}
     write_nightly(tmp_path, today - timedelta(days=1), timezone=zone)
     assert [example.split()[0] for example in EXAMPLES] == list(PRINTED)
     codes: dict[str, int] = {}
     for example, piece in zip(EXAMPLES, PRINTED.values(), strict=True):
-        command = example.replace("2026-11-28", days["yesterday"]).replace("2026-11-29", days["today"])
+        command = re.sub("2026-11-2[89]", lambda day: by_example[day[0]], example)
         command = command.replace("scenes-small/reconstruction/psnr", "few/plain/psnr")
         ended = CliRunner().invoke(app, ["nightly", *shlex.split(command)])
         assert piece.format(**days) in f"{ended.output}{ended.exception}", command
