@@ -20,6 +20,7 @@ from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalG
 from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.model.mllm.generation import draw_codes
 from dualtoken.model.mllm.losses import MllmBatch, step_size
+from dualtoken.model.mllm.recorded_step import Record, run_plainly
 from dualtoken.model.mllm.trainer import MllmTrainer
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.config.parse import load_recipe
@@ -246,12 +247,14 @@ def _draw(
     shape_of_noise = (together, config.image_positions, len(config.targets), config.depth)
     noise = torch.rand(shape_of_noise, generator=torch.Generator().manual_seed(0))
 
-    def draw() -> None:
-        draw_codes(model, prompts, noise, unconditional=[config.image_start_id], guidance_scale=3.0)
+    def draw(record: Record | None = None) -> None:
+        start = [config.image_start_id]
+        draw_codes(model, prompts, noise, unconditional=start, guidance_scale=3.0, record=record)
 
     taken = milliseconds(draw, model.device, rounds=3) / config.image_positions
     times[blocks] = taken
-    figures = {"milliseconds_a_position": round(taken, 4)}
+    plain = milliseconds(partial(draw, run_plainly), model.device, rounds=3) / config.image_positions
+    figures = {"milliseconds_a_position": round(taken, 4), "without_graph": round(plain, 4)}
     if known is not None:
         drawn = drawn_position(shape.config, shape.trunk, shape.images)
         num_slots = CAPTION_IDS + config.image_positions

@@ -1,8 +1,9 @@
 """Draws images: both streams' codes, position by position, with classifier-free guidance.
 
 The prompts run through the trunk once, beside the unconditional one that caption dropout has trained. Then
-each of N positions takes a step of the trunk and D steps of the heads. Both halves read the same codes. An
-image depends on its prompt, the seed and its number, not on what else is in its batch.
+each of N positions takes a step of the trunk and D steps of the heads, on a GPU as one CUDA graph. Both
+halves read the same codes. An image depends on its prompt, the seed and its number, not on what else is in
+its batch.
 
 B prompts of T ids, N positions of an image, S streams, D depths, H channels of the trunk, R = B rows, or 2 B
 with the unconditional half behind the other.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from dualtoken.model.mllm.depth_heads import DecodingHeads, DepthHead
 from dualtoken.model.mllm.modeling import UnifiedModel
+from dualtoken.model.mllm.recorded_step import Record, RecordedStep, recording_on
 from dualtoken.model.mllm.sampling import ALL_CODES, Sampling, guided, image_noise, sample
 from dualtoken.model.vision.imports import vision_imports
 
@@ -58,24 +60,26 @@ def draw_codes(
     sampling: Sampling = ALL_CODES,
     prompt_length: int = 0,
     told: Told = lambda _: None,
+    record: Record | None = None,
 ) -> dict[str, Int[Tensor, "B N D"]]:
     """Return the codes of an image for each prompt, by stream.
 
     A prompt ends with the mark of an image's start; `unconditional` is the prompt without a caption. Scale 1
     draws without guidance. Prompts are padded to the longest, or to `prompt_length` where that is more: in
-    batches of one size and length, an image is the same to the last bit whatever is drawn beside it.
+    batches of one size and length, an image is the same to the last bit whatever is drawn beside it. `record`
+    records a position's step; by default a GPU's graphs do.
     """
     sampling.check()
     is_guided = guidance_scale != 1
     rows = [*prompts, *[unconditional] * len(prompts)] if is_guided else list(prompts)
     padded = pad_prompts(rows, model.config.image_start_id, prompt_length)
-    drawing = _Drawing(model, padded, is_guided=is_guided)
-    drawn: list[Tensor] = []
-    for position in range(model.config.image_positions):
-        if position:
-            drawing.read_codes(drawn[-1], position - 1)
-        own_noise = noise[:, position].to(model.device)
-        drawn.append(drawing.next_codes(own_noise, guidance_scale, sampling))
+    drawing = _Drawing(model, padded, guidance_scale, sampling)
+    step = RecordedStep(drawing.step, record or recording_on(model.device))
+    on_device = noise.to(model.device)
+    drawn = [drawing.next_codes(on_device[:, 0])]
+    told(0)
+    for position in range(1, model.config.image_positions):
+        drawn.append(step(drawn[-1], on_device[:, position]))
         told(position)
     codes = torch.stack(drawn, dim=2)  # (S, B, N, D)
     return dict(zip(model.config.targets, codes, strict=True))
@@ -122,9 +126,13 @@ def generate_images(
 class _Drawing:
     """Images that are being drawn: the trunk's cache, and its state before the next position."""
 
-    def __init__(self, model: UnifiedModel, prompts: PaddedPrompts, *, is_guided: bool) -> None:
+    def __init__(
+        self, model: UnifiedModel, prompts: PaddedPrompts, guidance_scale: float, sampling: Sampling
+    ) -> None:
         self._model = model
-        self._is_guided = is_guided
+        self._guidance_scale = guidance_scale
+        self._is_guided = guidance_scale != 1
+        self._sampling = sampling
         device = model.device
         config = model.config
         heads: dict[str, DepthHead] = {}
@@ -139,13 +147,15 @@ class _Drawing:
         is_text = prompts.is_text.to(device)
         num_ids = is_text.shape[1]
         # The last position is drawn, and never read.
-        self._num_slots = num_ids + config.image_positions - 1
-        slots = torch.arange(self._num_slots, device=device)
+        num_slots = num_ids + config.image_positions - 1
+        slots = torch.arange(num_slots, device=device)
         self._is_seen = F.pad(is_text, (0, config.image_positions - 1), value=True)[:, None, None]
         self._slots = slots
-        self._num_read = num_ids
         self._text_lengths = is_text.sum(dim=1)
-        self._cache = StaticCache(config=config.text_config, max_cache_len=self._num_slots)
+        # Counts on the device: a recorded step can't read them from Python.
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        self._num_read = torch.full((1,), num_ids, device=device)
+        self._cache = StaticCache(config=config.text_config, max_cache_len=num_slots)
         embedded = model.get_input_embeddings()(prompts.ids.to(device))
         places = (is_text.cumsum(dim=1) - 1).clamp(min=0)
         causal = slots[None, :] <= slots[:num_ids, None]
@@ -166,9 +176,12 @@ class _Drawing:
         )
         return output.last_hidden_state[:, -1]
 
-    def next_codes(
-        self, noise: Float[Tensor, "B S D"], guidance_scale: float, sampling: Sampling
-    ) -> Int[Tensor, "S B D"]:
+    def step(self, codes: Int[Tensor, "S B D"], noise: Float[Tensor, "B S D"]) -> Int[Tensor, "S B D"]:
+        """Read the codes of the last position, and draw those of the next."""
+        self._read_codes(codes)
+        return self.next_codes(noise)
+
+    def next_codes(self, noise: Float[Tensor, "B S D"]) -> Int[Tensor, "S B D"]:
         """Draw the codes of the next position, depth by depth."""
         num_streams = len(self._tables)
         logits = self._heads.first_logits(self._hidden)
@@ -181,11 +194,11 @@ class _Drawing:
                 logits = self._heads.next_logits(both, place)
             if self._is_guided:
                 conditional, unconditional = logits.chunk(2, dim=1)
-                chosen_from = guided(conditional, unconditional, guidance_scale)
+                chosen_from = guided(conditional, unconditional, self._guidance_scale)
             else:
                 chosen_from = logits
             own_noise = noise[:, :, place].T.flatten()
-            chosen = sample(chosen_from.flatten(0, 1), own_noise, sampling).view(num_streams, -1)
+            chosen = sample(chosen_from.flatten(0, 1), own_noise, self._sampling).view(num_streams, -1)
             codes.append(chosen)
             vectors = self._vectors(chosen, place)
             sums = vectors if sums is None else sums + vectors
@@ -199,19 +212,19 @@ class _Drawing:
             vectors.append(F.pad(own, (0, self._code_width - own.shape[-1])))
         return torch.stack(vectors)
 
-    def read_codes(self, codes: Int[Tensor, "S B D"], position: int) -> None:
-        """Read the codes drawn at a position of the image."""
+    def _read_codes(self, codes: Int[Tensor, "S B D"]) -> None:
+        """Read the codes drawn at the position that is next to be read."""
         config = self._model.config
         core = self._model.model
         by_stream = dict(zip(config.targets, codes, strict=True))
         sums = core.code_sums({stream: by_stream[stream] for stream in config.inputs})
-        places = torch.full((codes.shape[1],), position, device=codes.device)
-        embedded = core.embed_codes(sums, places)
+        embedded = core.embed_codes(sums, self._position.expand(codes.shape[1]))
         if self._is_guided:
             embedded = torch.cat([embedded, embedded])
         mask = self._is_seen & (self._slots <= self._num_read)
         embeddings = self._model.get_input_embeddings()
         assert isinstance(embeddings.weight, Tensor)
         embedded = embedded.to(embeddings.weight.dtype)[:, None]
-        self._hidden = self._run_trunk(embedded, (self._text_lengths + position)[:, None], mask)
-        self._num_read += 1
+        self._hidden = self._run_trunk(embedded, (self._text_lengths + self._position)[:, None], mask)
+        self._position.add_(1)
+        self._num_read.add_(1)
