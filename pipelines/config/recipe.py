@@ -59,6 +59,11 @@ class Recipe(RunConfig):
             return (self.heldout.corpus,)
         return tuple(self.corpora)
 
+    @property
+    def heldout_fraction(self) -> float:
+        """Fraction of each corpus that is held out, by the samples' keys; 0 where a whole corpus is."""
+        return self.heldout.fraction if isinstance(self.heldout, HeldoutFraction) else 0.0
+
     @model_validator(mode="after")
     def _heldout_is_a_corpus(self) -> "Recipe":
         if isinstance(self.heldout, HeldoutCorpus) and self.heldout.corpus not in self.corpora:

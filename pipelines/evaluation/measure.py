@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dualtoken.infra.storage import Store
-from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.evaluation import AnySet, EvaluationConfig, ShardsSet
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.measurement import MEASUREMENT, Measurement
@@ -54,8 +53,7 @@ class Worker:
         assert measure is not None
         if measure.sets:
             return measure.sets
-        heldout = self._job.recipe.heldout
-        key_below = heldout.fraction if isinstance(heldout, HeldoutFraction) else None
+        key_below = self._job.recipe.heldout_fraction or None
         sets: dict[str, AnySet] = {}
         for corpus in self._job.recipe.heldout_corpora:
             folder = self._job.input("download", corpus).url

@@ -89,14 +89,10 @@ class PackPlan:
     """Whether the text of documents that draw is predicted, too: caption, image_start and end."""
     image_targets_of_describe: bool = False
     """Whether the codes of images in `describe` and `answer` documents are predicted, too."""
-    heldout_fraction: float = 0.0
-    """Fraction of each dataset, by the samples' keys (`core.ledger.key_fraction`), of which no documents are
-    made."""
 
     def __post_init__(self) -> None:
         _require_share("image_first", self.image_first)
         _require_share("caption_dropout", self.caption_dropout)
-        _require_share("heldout_fraction", self.heldout_fraction)
         if self.documents is not None:
             self._require_usable_documents(self.documents)
         self._require_room()
@@ -256,8 +252,6 @@ class PackPlan:
             identity["prompt_targets"] = True
         if self.image_targets_of_describe:
             identity["image_targets_of_describe"] = True
-        if self.heldout_fraction:
-            identity["heldout_fraction"] = self.heldout_fraction
         return identity
 
 

@@ -1,6 +1,6 @@
 """From a recipe to a load plan: its finished token datasets, read as its `load` keys say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dualtoken.pipelines.config.load import LoadConfig
@@ -17,24 +17,37 @@ def load_plan(recipe: Recipe) -> LoadPlan:
 
     Raises `UserError` where a dataset is unfinished, ValueError where one cannot be trained from.
     """
-    load = recipe.load
     planner = Planner(recipe)
-    corpora = load.corpora or recipe.training_corpora
-    folders = [_token_folder(planner, corpus) for corpus in corpora]
+    folders = {corpus: _token_folder(planner, corpus) for corpus in _corpora(recipe)}
     training = planner.get("train", None).job
     assert training is not None, "finished tokens have a finished tokenizer"
+    return plan_of_folders(recipe, folders, training.fingerprint)
+
+
+def plan_of_folders(recipe: Recipe, folders: Mapping[str, str], tokenizer: str) -> LoadPlan:
+    """Plan by a recipe's keys over token datasets that lie elsewhere, by corpus.
+
+    Raises ValueError where one cannot be trained from, or has codes of another tokenizer.
+    """
+    load = recipe.load
+    corpora = _corpora(recipe)
     return LoadPlan(
-        datasets=_open_datasets(load, folders),
-        tokenizer=training.fingerprint,
+        datasets=_open_datasets(load, [folders[corpus] for corpus in corpora]),
+        tokenizer=tokenizer,
         weights=_weights(load, corpora),
         epochs=tuple(load.epochs.get(corpus, 0) for corpus in corpora) if load.epochs else None,
         seed=load.seed,
         shuffle=load.shuffle,
         shuffle_shards=load.shuffle_shards,
+        heldout_fraction=recipe.heldout_fraction,
         with_captions=load.with_captions,
         on_damage=load.on_damage,
         damage_ledger=Path(load.damage_ledger) if load.damage_ledger else None,
     )
+
+
+def _corpora(recipe: Recipe) -> tuple[str, ...]:
+    return recipe.load.corpora or recipe.training_corpora
 
 
 def _token_folder(planner: Planner, corpus: str) -> str:

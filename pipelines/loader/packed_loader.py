@@ -181,9 +181,10 @@ class _BatchAssembler:
     def _require_some_left(self, num_left_out: int) -> None:
         """Raise `UserError` where so many samples in a row were left out that there are no others."""
         num_rows = sum(len(dataset) for dataset in self._plan.load.datasets)
-        if self._plan.heldout_fraction and num_left_out > 2 * num_rows + READ_BLOCK:
+        fraction = self._plan.load.heldout_fraction
+        if fraction and num_left_out > 2 * num_rows + READ_BLOCK:
             raise UserError(
-                f"heldout_fraction={self._plan.heldout_fraction} leaves none of {num_rows} samples to learn "
+                f"heldout_fraction={fraction} leaves none of {num_rows} samples to learn "
                 "from: lower it, or give more samples"
             )
 
@@ -199,7 +200,7 @@ class _BatchAssembler:
         locations = self._reader.locate(np.arange(self._position, block_end))
         is_lost = self._captions_lost(locations)
         is_used = ~is_lost
-        is_used[is_used] = ~self._are_heldout(locations.select(is_used))
+        is_used[is_used] = ~self._reader.are_heldout(locations.select(is_used))
         lengths = iter(self._document_lengths(locations.select(is_used)))
         measured: list[_MeasuredSample] = []
         for sample, used, lost in zip(
@@ -207,12 +208,6 @@ class _BatchAssembler:
         ):
             measured.append(_MeasuredSample(sample, next(lengths) if used else None, lost))
         return measured
-
-    def _are_heldout(self, locations: SampleLocations) -> Mask:
-        """Return which samples no document is made of."""
-        if not self._plan.heldout_fraction:
-            return np.zeros(len(locations.samples), bool)
-        return self._reader.are_heldout(locations, self._plan.heldout_fraction)
 
     def _captions_lost(self, locations: SampleLocations) -> Mask:
         """Return which samples are in no sequence.

@@ -37,6 +37,11 @@ class LoadPlan:
     Datasets that are read from afar, or for the first time, are then fetched a few shards at a time. By
     default rows of all shards are shuffled, so that each batch touches about as many shards as it has rows.
     """
+    heldout_fraction: float = 0.0
+    """Fraction of each dataset, by the samples' keys (`core.ledger.key_fraction`), that is never yielded.
+
+    Its samples keep their numbers in the run.
+    """
     with_captions: bool = False
     on_damage: Literal["raise", "quarantine"] = "raise"
     """Reaction to a damaged shard, once it was fetched again where it is remote: `raise` ends the run,
@@ -50,6 +55,8 @@ class LoadPlan:
     def __post_init__(self) -> None:
         self._require_one_tokenizer()
         self._require_usable_shares()
+        if not 0 <= self.heldout_fraction < 1:
+            raise ValueError(f"heldout_fraction={self.heldout_fraction}: give a fraction from 0, below 1")
         for dataset in self.datasets:
             if not len(dataset):
                 raise ValueError(f"{dataset.url} has no rows: leave it out")
@@ -111,7 +118,7 @@ class LoadPlan:
         weights = None
         if self.weights:
             weights = {str(first_sample): list(shares) for first_sample, shares in self.weights.items()}
-        return {
+        identity = {
             "datasets": [dataset.fingerprint for dataset in self.datasets],
             "weights": weights,
             "epochs": list(self.epochs) if self.epochs else None,
@@ -119,6 +126,9 @@ class LoadPlan:
             "shuffle": self.shuffle,
             "shuffle_shards": self.shuffle_shards,
         }
+        if self.heldout_fraction:
+            identity["heldout_fraction"] = self.heldout_fraction
+        return identity
 
 
 def require_same_plan(state: Mapping[str, Any], version: int, identity: Mapping[str, Any]) -> None:

@@ -142,13 +142,15 @@ class SampleReader:
                     if self._quarantine is None:
                         raise
 
-    def are_heldout(self, locations: SampleLocations, fraction: float) -> Mask:
+    def are_heldout(self, locations: SampleLocations) -> Mask:
         """Return which samples are in the held-out fraction of their dataset, by their keys.
 
         Keys are read from the captions' files, so that no codes are fetched for them. Raises as
         `texts_or_stop`.
         """
         are_heldout = np.zeros(len(locations.samples), bool)
+        if not self.plan.heldout_fraction:
+            return are_heldout
         for source, positions in group_by_source(locations.sources):
             dataset = self.plan.datasets[source]
             rows = locations.rows[positions]
@@ -156,11 +158,11 @@ class SampleReader:
             for number in np.unique(numbers).tolist():
                 in_shard = numbers == number
                 rows_of_shard = rows[in_shard] - int(dataset.bounds()[number])
-                of_shard = self._heldout_rows(source, number, fraction)
+                of_shard = self._heldout_rows(source, number)
                 are_heldout[positions[in_shard]] = of_shard[rows_of_shard]
         return are_heldout
 
-    def _heldout_rows(self, source: int, number: int, fraction: float) -> Mask:
+    def _heldout_rows(self, source: int, number: int) -> Mask:
         """Return which rows of a shard are held out."""
         dataset = self.plan.datasets[source]
         shard = (source, number)
@@ -171,7 +173,7 @@ class SampleReader:
                 error.shard = (dataset.url, number)
                 self._record(error)
                 raise
-            self._heldout_bits[shard] = np.packbits(key_fractions(keys) < fraction)
+            self._heldout_bits[shard] = np.packbits(key_fractions(keys) < self.plan.heldout_fraction)
         _, num_rows = dataset.shard_name(number)
         return np.unpackbits(self._heldout_bits[shard], count=num_rows).astype(bool)
 

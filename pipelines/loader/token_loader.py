@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from dualtoken.pipelines.core.ledger import key_fractions
 from dualtoken.pipelines.loader.batches import TokenBatch
 from dualtoken.pipelines.loader.plan import LoadPlan, require_same_plan
 from dualtoken.pipelines.loader.sample_reader import SampleLocations, SampleReader
@@ -72,7 +73,10 @@ class _Step(NamedTuple):
 
 
 class TokenLoader(RankLoader[TokenBatch]):
-    """Yields batches of single samples."""
+    """Yields batches of single samples.
+
+    Samples that are held out or lost are left out of their step's batch, which is that much smaller.
+    """
 
     def __init__(self, plan: LoadPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(plan, batch_size, rank, world_size)
@@ -147,13 +151,19 @@ class TokenLoader(RankLoader[TokenBatch]):
         locations, rows = self._reader.read_available(locations)
         if captions is not None and len(locations.samples) < len(captions):
             captions = list(itertools.compress(captions, np.isin(with_caption, locations.samples)))
+        num_lost = num_wanted - len(locations.samples)
+        if self.plan.heldout_fraction:
+            is_seen = key_fractions([bytes(key) for key in rows.keys]) >= self.plan.heldout_fraction
+            locations = locations.select(is_seen)
+            rows = rows.select(is_seen)
+            captions = None if captions is None else list(itertools.compress(captions, is_seen))
         return TokenBatch(
             keys=torch.from_numpy(rows.keys),
             source=torch.from_numpy(locations.sources),
             semantic=_tensor(rows.semantic),
             pixel=_tensor(rows.pixel),
             captions=captions,
-            lost=num_wanted - len(locations.samples),
+            lost=num_lost,
             samples=step.end,
         )
 

@@ -31,6 +31,12 @@ class TokenRows(NamedTuple):
     """Codes, (B, H, W, D); None where the stream was not asked for."""
     pixel: Ids | None
 
+    def select(self, which: np.ndarray[Any, np.dtype[np.bool_]]) -> "TokenRows":
+        """Return copies of some of them."""
+        semantic = None if self.semantic is None else self.semantic[which]
+        pixel = None if self.pixel is None else self.pixel[which]
+        return TokenRows(self.keys[which], semantic, pixel)
+
 
 class TokenDataset:
     """Random access to a token dataset's rows; goes to other processes by fork or pickle."""

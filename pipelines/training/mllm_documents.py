@@ -20,7 +20,6 @@ from dualtoken.model.config.mllm import NamedTrunk
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.losses import MllmBatch
 from dualtoken.model.mllm.text_tokenizer import build_text_tokenizer, text_markers
-from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.core.ledger import key_fractions
 from dualtoken.pipelines.core.stage import StageJob
@@ -77,8 +76,7 @@ class MllmDocuments:
         config = job.recipe.mllm
         assert config is not None
         self._config: MllmStageConfig = config
-        heldout = job.recipe.heldout
-        self._heldout_fraction = heldout.fraction if isinstance(heldout, HeldoutFraction) else 0.0
+        self._heldout_fraction = job.recipe.heldout_fraction
         self._stack = ExitStack()
         name = blake2b(job.folder.encode(), digest_size=6).hexdigest()
         copies = self._stack.enter_context(shared_scratch_folder(f"tokens-{name}"))
@@ -106,6 +104,7 @@ class MllmDocuments:
             # Without an end: as many passes as the steps take, each dataset by its size.
             weights={0: [float(len(dataset)) for dataset in self._datasets]},
             seed=config.seed,
+            heldout_fraction=self._heldout_fraction,
         )
         return PackPlan(
             load=load,
@@ -127,7 +126,6 @@ class MllmDocuments:
             max_turns=documents.max_turns,
             prompt_targets=documents.learn_prompts,
             image_targets_of_describe=documents.learn_read_images,
-            heldout_fraction=self._heldout_fraction,
         )
 
     def _tokenize(self, text: str) -> list[int]:

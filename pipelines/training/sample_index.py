@@ -134,7 +134,6 @@ def _build(job: StageJob, stage: Selection, manifests: dict[str, Manifest]) -> p
 
 def _counts(job: StageJob, stage: Selection, corpus: str, manifest: Manifest) -> Iterator[tuple[str, int]]:
     """Yield each shard of a corpus with the number of its training samples."""
-    heldout = job.recipe.heldout
     if stage == "filter":
         # It has one unit, with a file of decisions for each image shard.
         images = read_manifest(job.input("download", corpus))
@@ -142,12 +141,13 @@ def _counts(job: StageJob, stage: Selection, corpus: str, manifest: Manifest) ->
         names = [shard for shard, downloaded in images.units.items() if downloaded]
         yield from zip(names, map_ahead(lambda shard: _num_kept(job, corpus, shard), names), strict=True)
         return
-    if not isinstance(heldout, HeldoutFraction):
+    fraction = job.recipe.heldout_fraction
+    if not fraction:
         yield from manifest.units.items()
         return
     store = job.input(stage, corpus)
     shards = [shard for shard, passed_on in manifest.units.items() if passed_on]
-    counts = map_ahead(lambda shard: _num_not_heldout(store, shard, heldout.fraction), shards)
+    counts = map_ahead(lambda shard: _num_not_heldout(store, shard, fraction), shards)
     yield from zip(shards, counts, strict=True)
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.loader.from_recipe import load_plan
+from dualtoken.pipelines.loader.from_recipe import load_plan, plan_of_folders
 from dualtoken.pipelines.loader.plan import LoadPlan
 from dualtoken.pipelines.loader.token_loader import TokenLoader
 from dualtoken.pipelines.tokens.reader import TokenDataset
@@ -53,6 +55,18 @@ def test_each_key_is_that_of_a_plan_made_by_hand(
     assert plan.tokenizer == plan.datasets[0].tokenizer_fingerprint
     epochs = load_plan(load_tiny(finished.root, BOTH, "load.epochs={tiny-train: 1.5}"))
     assert epochs.identity()["epochs"] == [0, 1.5]
+
+
+def test_the_held_out_fraction_of_a_recipe_is_not_read(finished: Recipe) -> None:
+    """Corpora of such a recipe are pretokenized whole."""
+    whole = {"tiny-train": finished.corpora["tiny-train"]}
+    held_out = HeldoutFraction(kind="fraction", fraction=0.3)
+    recipe = finished.model_copy(update={"corpora": whole, "heldout": held_out})
+    job = tokens_job(finished, "tiny-train")
+    plan = plan_of_folders(recipe, {"tiny-train": job.folder}, load_plan(finished).tokenizer or "")
+    keys = list(keys_in(TokenLoader(plan, 7)))
+    assert min(map(key_fraction, keys)) >= 0.3
+    assert 0.5 < len(keys) / len(plan.datasets[0]) < 0.9
 
 
 def test_unfinished_tokens_name_what_to_run(tmp_path: Path, load_tiny: LoadTiny) -> None:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.loader.batches import TokenBatch
 from dualtoken.pipelines.loader.sample_reader import SampleReader
 from dualtoken.pipelines.loader.token_loader import LoadPlan, TokenLoader, iterate
@@ -145,6 +148,38 @@ def test_a_run_of_worker_processes_goes_on_after_its_last_batch_under_other_numb
     after = list(iterate(rest, num_workers=1))
     assert after
     assert keys_in(before) + keys_in(after) == all_keys()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_held_out_samples_are_never_yielded_and_all_others_once(
+    datasets: tuple[TokenDataset, ...], world_size: int
+) -> None:
+    plan = LoadPlan(datasets=datasets, seed=2, heldout_fraction=0.4, with_captions=True)
+    batches, state = spread(plan, 8, world_size)
+    seen = Counter({key: 1 for key in all_keys() if key_fraction(key) >= 0.4})
+    assert 0.5 < len(seen) / sum(ROWS.values()) < 0.7
+    assert keys_in(batches) == seen
+    assert state["samples"] == sum(ROWS.values())
+    assert sum(batch.lost for batch in batches) == 0, "they are lost to nobody"
+    whole, _ = spread(replace(plan, heldout_fraction=0.0), 8, world_size)
+    everything = {bytes(key): (codes.tolist(), caption) for key, codes, caption in _samples(whole)}
+    for key, codes, caption in _samples(batches):
+        assert (codes.tolist(), caption) == everything[bytes(key)]
+
+
+def _samples(batches: list[TokenBatch]) -> Iterator[tuple[Tensor, Tensor, str]]:
+    for batch in batches:
+        assert batch.semantic is not None
+        assert batch.captions is not None
+        yield from zip(batch.keys, batch.semantic, batch.captions, strict=True)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_fraction_that_leaves_nothing_is_refused(
+    datasets: tuple[TokenDataset, ...], fraction: float
+) -> None:
+    with pytest.raises(ValueError, match=f"heldout_fraction={fraction}: give a fraction from 0, below 1"):
+        LoadPlan(datasets=datasets, heldout_fraction=fraction)
 
 
 def test_captions_and_sources_belong_to_their_keys(datasets: tuple[TokenDataset, ...]) -> None:
@@ -302,6 +337,10 @@ def test_a_state_of_other_data_or_another_order_is_refused(datasets: tuple[Token
         (
             LoadPlan(datasets=datasets, seed=1, shuffle_shards=8),
             "loader state has shuffle_shards=None, this run 8",
+        ),
+        (
+            LoadPlan(datasets=datasets, seed=1, heldout_fraction=0.1),
+            "loader state has heldout_fraction=None, this run 0.1",
         ),
     ):
         with pytest.raises(ValueError, match=message):
