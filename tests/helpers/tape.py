@@ -28,6 +28,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self._is_new = True
 
     def __torch_dispatch__(
         self,
@@ -45,7 +46,13 @@ class Tape(TorchDispatchMode):
         return output
 
     def replay(self) -> None:
-        """Run all operations again, and put each result where the first one was."""
+        """Run all operations again, and put each result where the first one was.
+
+        The first time nothing is left to do: recording has run them.
+        """
+        if self._is_new:
+            self._is_new = False
+            return
         for call in self.calls:
             fresh = call.function(*call.args, **call.kwargs)
             for old, new in zip(tree_leaves(call.output), tree_leaves(fresh), strict=True):
@@ -59,14 +66,13 @@ def _has_mask(args: tuple[Any, ...]) -> bool:
 
 
 def record_on_tape(step: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    """Record a step; as recording runs it, the first replay has nothing left to do."""
+    """Record a step as `recorded_step.record_graph` does."""
     tape = Tape()
     with tape:
         output = step(*inputs)
-    replays = iter([lambda: None])
 
     def replay() -> Tensor:
-        next(replays, tape.replay)()
+        tape.replay()
         return output
 
     return replay
