@@ -64,7 +64,8 @@ def test_the_tape_refuses_what_a_graph_can_not_hold(step: Step) -> None:
 
 @pytest.mark.gpu
 def test_a_graph_draws_the_same_picture_on_a_gpu() -> None:
-    model = trained_model().to("cuda")
+    model = trained_model()
+    torch.nn.Module.to(model, "cuda")
     plain, recorded = (
         draw_codes(
             model, [SHORT, LONG], noise(model, 0, 1), unconditional=[START], guidance_scale=3.0, record=record
