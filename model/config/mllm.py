@@ -193,10 +193,10 @@ class MllmTrainingConfig(MllmConfig):
     """Positions of a packed sequence."""
     losses: MllmLossWeights = MllmLossWeights()
     """Weights of the losses."""
-    code_dropout: Annotated[float, Field(ge=0, le=1)] = in_fingerprint_unless_default(default=0.0)
+    code_dropout: Annotated[float, Field(ge=0, lt=float("inf"))] = in_fingerprint_unless_default(default=0.0)
     """Largest share of an image's positions whose codes the trunk does not read while it learns to draw the
     image; each time a share from 0 to this one is drawn. What is not read has to be told from the caption, as
-    of words in word dropout (arXiv 1511.06349)."""
+    of words in word dropout (arXiv 1511.06349). Beyond 1, images are hidden whole: with 2, half of them."""
     depth_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the image positions whose codes beyond the first depth are trained, drawn anew for each sample
     and step: their loss counts as many times more, so its expectation is that of all."""

@@ -7,7 +7,10 @@ BackProp", 1998); what a block adds to its residual path is smaller by the root 
 
 What a position of an image reads is of the size of the trunk's own embeddings, and its place somewhat larger.
 Where codes stand out, the trunk learns first how codes follow one another, and only then, if ever, to which
-places a caption's words belong. V positions of images, D depths, H channels of the trunk.
+places a caption's words belong. Codes of like vectors begin with like classifiers: what is learnt of one is
+learnt of its neighbours.
+
+V positions of images, D depths, K codes, C channels of a code, H channels of the trunk, E of a head.
 """
 
 import math
@@ -23,6 +26,8 @@ from dualtoken.model.mllm.modeling import DualTokenMllmModel, UnifiedModel
 
 PLACE_SIZE = 1.7
 """Size of the vectors of a row and of a column, over that of the trunk's embeddings."""
+CODE_LIKENESS = 0.5
+"""Share of the variance of a code's classifier that follows from the code's vector; the rest is its own."""
 RANDOM_POSITIONS = 1024
 """Positions with random codes that tell the size of what the projector writes, where no codes are given."""
 
@@ -57,9 +62,16 @@ def initialize_visual_parts(
     if core.visual_positions is not None:
         for table in (core.visual_positions.rows, core.visual_positions.columns):
             nn.init.normal_(table.weight, std=PLACE_SIZE * embedding_size)
-    for head in model.heads.values():
-        assert isinstance(head, DepthHead)
+    initialize_heads(model)
+
+
+@torch.no_grad()
+def initialize_heads(model: UnifiedModel) -> None:
+    """Draw the weights of the heads for the code vectors that stand in the model."""
+    for stream in model.config.targets:
+        head = model.head(stream)
         _initialize_matrices(head, len(head.blocks), _HEAD_RESIDUAL)
+        _liken_classifiers(head, model.model.code_vectors(stream).table)
 
 
 def _initialize_matrices(module: nn.Module, num_blocks: int = 1, residual: tuple[str, ...] = ()) -> None:
@@ -74,6 +86,18 @@ def _initialize_matrices(module: nn.Module, num_blocks: int = 1, residual: tuple
         nn.init.normal_(layer.weight, std=deviation)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def _liken_classifiers(head: DepthHead, table: Float[Tensor, "G K C"]) -> None:
+    """Let the classifiers of codes resemble each other as the codes' vectors do; their size stays."""
+    for place, weight in enumerate(head.classifier_weights()):
+        vectors = table[place if len(table) > 1 else 0]
+        centred = vectors - vectors.mean(dim=0)
+        projected = centred @ torch.randn(vectors.shape[1], weight.shape[1])
+        size = _size(projected)
+        if size:
+            like_vectors = projected * (_size(weight) / size)
+            weight.mul_(math.sqrt(1 - CODE_LIKENESS)).add_(like_vectors, alpha=math.sqrt(CODE_LIKENESS))
 
 
 def _random_codes(config: DualTokenMllmConfig) -> dict[str, Int[Tensor, "V D"]]:

@@ -10,7 +10,7 @@ from dualtoken.model.config.mllm import DepthHeadConfig, TrunkShape
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.code_vectors import CodeVectors
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.initialization import PLACE_SIZE, initialize_visual_parts
+from dualtoken.model.mllm.initialization import PLACE_SIZE, initialize_heads, initialize_visual_parts
 from dualtoken.model.randomness import seeded_weights
 from tests.helpers.tiny_mllm import TEXT, VISION_SHA256, tiny_config, tiny_model, tiny_vision
 
@@ -74,6 +74,32 @@ def test_images_are_of_the_size_of_words_whatever_that_of_code_vectors(scale: fl
     assert size(core.visual_projector(vectors)) == pytest.approx(words, rel=0.1)
     assert core.visual_positions is not None
     assert size(core.visual_positions.rows.weight) == pytest.approx(PLACE_SIZE * words, rel=0.3)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_codes_of_like_vectors_begin_with_like_classifiers(num_codebooks: int) -> None:
+    model = fresh_model(128)
+    generator = torch.Generator().manual_seed(0)
+    for stream in model.config.targets:
+        vectors = CodeVectors(num_codebooks, model.config.num_codes[stream], 40)
+        vectors.table.copy_(torch.randn(vectors.table.shape, generator=generator) + 3)
+        model.model.codebooks[stream] = vectors
+    initialize_heads(model)
+    for stream in model.config.targets:
+        tables = model.model.code_vectors(stream).table
+        for depth, weight in enumerate(model.head(stream).classifier_weights()):
+            assert size(weight) == pytest.approx(weight.shape[1] ** -0.5, rel=0.1)
+            own = tables[depth if num_codebooks > 1 else 0]
+            assert likeness(own, weight) > 0.6
+            if num_codebooks > 1:
+                assert abs(likeness(tables[depth - 1], weight)) < 0.3
+
+
+def likeness(vectors: Tensor, weights: Tensor) -> float:
+    """Return the correlation of two sets of rows' products with each other, each row with all others."""
+    centred = [rows.detach() - rows.detach().mean(dim=0) for rows in (vectors, weights)]
+    above = torch.ones(len(vectors), len(vectors)).triu(1).bool()
+    return float(torch.stack([(rows @ rows.T)[above] for rows in centred]).corrcoef()[0, 1])
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 3])

@@ -96,10 +96,10 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_bit(
     assert all("sequences_per_second" in line for line in before)
 
 
+@pytest.mark.parametrize(("share", "expected", "whole"), [(0.8, 0.4, 0.0), (2.5, 0.8, 0.6)])
 def test_code_dropout_hides_codes_of_images_to_draw_alone_and_less_than_its_share(
-    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, share: float, expected: float, whole: float
 ) -> None:
-    share = 0.8
     settings = (f"mllm.code_dropout={share}", "mllm.documents.shares={draw: 1, describe: 1}")
     job = job_in(tmp_path, load_tiny, finished, *settings)
     documents = MllmDocuments(job, SingleProcessContext(CPU))
@@ -116,7 +116,8 @@ def test_code_dropout_hides_codes_of_images_to_draw_alone_and_less_than_its_shar
         assert torch.equal(again, model_batch.unread)
     is_unread = torch.cat(unread_of_drawings).float()
     mean = float(is_unread.mean())
-    assert mean == pytest.approx(share / 2, abs=0.1)
+    assert mean == pytest.approx(expected, abs=0.1)
+    assert float((is_unread.mean(dim=1) == 1).float().mean()) == pytest.approx(whole, abs=0.15)
     of_one_share = math.sqrt(mean * (1 - mean) / is_unread.shape[1])
     assert float(is_unread.mean(dim=1).std()) > 1.3 * of_one_share, "each document has a share of its own"
     documents.close()
