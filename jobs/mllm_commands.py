@@ -45,6 +45,10 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", help="0 draws the likeliest codes.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Likeliest codes to choose among; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Probability of the codes to choose among.")] = 1.0,
+    unread_share: Annotated[
+        float,
+        typer.Option("--unread-share", help="Share of what is drawn that the rest ignores."),
+    ] = 0.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images drawn together.")] = 64,
     overrides: SetOption = None,
     root: RootOption = None,
@@ -60,7 +64,7 @@ def generate(
         from dualtoken.pipelines.inference.unified import DrawSettings, draw_files  # noqa: PLC0415
 
         sampling = Sampling(temperature, top_k, top_p)
-        settings = DrawSettings(guidance_scale, sampling, seed, batch_size)
+        settings = DrawSettings(guidance_scale, sampling, seed, batch_size, unread_share)
         files = draw_files(opened, captions, num_images, settings, out, _print_progress)
     print_line(f"{pluralized(len(files) - 1, 'image')}, {files[-1]}")
 

@@ -9,7 +9,7 @@ B prompts of T ids, N positions of an image, S streams, D depths, H channels of 
 with the unconditional half behind the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,14 @@ from torch import Tensor
 from dualtoken.model.mllm.depth_heads import DecodingHeads, DepthHead
 from dualtoken.model.mllm.modeling import UnifiedModel
 from dualtoken.model.mllm.recorded_step import Record, RecordedStep, recording_on
-from dualtoken.model.mllm.sampling import ALL_CODES, Sampling, guided, image_noise, sample
+from dualtoken.model.mllm.sampling import (
+    ALL_CODES,
+    Sampling,
+    guided,
+    image_noise,
+    sample,
+    unread_positions,
+)
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():
@@ -58,6 +65,7 @@ def draw_codes(
     unconditional: Sequence[int],
     guidance_scale: float = 1.0,
     sampling: Sampling = ALL_CODES,
+    unread: Bool[Tensor, "B N"] | None = None,
     prompt_length: int = 0,
     told: Told = lambda _: None,
     record: Record | None = None,
@@ -65,9 +73,10 @@ def draw_codes(
     """Return the codes of an image for each prompt, by stream.
 
     A prompt ends with the mark of an image's start; `unconditional` is the prompt without a caption. Scale 1
-    draws without guidance. Prompts are padded to the longest, or to `prompt_length` where that is more: in
-    batches of one size and length, an image is the same to the last bit whatever is drawn beside it. `record`
-    records a position's step; by default a GPU's graphs do.
+    draws without guidance. Of positions that are `unread` the model sees that they are there, and not their
+    codes. Prompts are padded to the longest, or to `prompt_length` where that is more: in batches of one size
+    and length, an image is the same to the last bit whatever is drawn beside it. `record` records a
+    position's step; by default a GPU's graphs do.
     """
     sampling.check()
     is_guided = guidance_scale != 1
@@ -76,10 +85,12 @@ def draw_codes(
     drawing = _Drawing(model, padded, guidance_scale, sampling)
     step = RecordedStep(drawing.step, record or recording_on(model.device))
     on_device = noise.to(model.device)
+    hidden = torch.zeros(noise.shape[:2]).bool() if unread is None else unread
+    hidden = hidden.to(model.device)
     drawn = [drawing.next_codes(on_device[:, 0])]
     told(0)
     for position in range(1, model.config.image_positions):
-        drawn.append(step(drawn[-1], on_device[:, position]))
+        drawn.append(step(drawn[-1], hidden[:, position - 1], on_device[:, position]))
         told(position)
     codes = torch.stack(drawn, dim=2)  # (S, B, N, D)
     return dict(zip(model.config.targets, codes, strict=True))
@@ -94,11 +105,13 @@ def generate_images(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    unread_share: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Int[Tensor, "B N D"]]:
     """Return the codes of an image for each prompt, which a processor's `decode_images` turns into pictures.
 
-    Row n has noise n of the seed.
+    Row n has noise n of the seed. `unread_share` of the positions are not read while the rest is drawn, which
+    keeps models trained with code dropout closer to the caption.
 
     Raises ValueError for prompts that do not end with the mark of an image's start.
     """
@@ -110,17 +123,39 @@ def generate_images(
         )
     is_text = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
     prompts = [row[own].tolist() for row, own in zip(input_ids, is_text, strict=True)]
-    noise: list[Tensor] = []
-    for number in range(len(prompts)):
-        noise.append(image_noise(seed, number, config.image_positions, len(config.targets), config.depth))
+    noise, unread = noise_of_images(model, seed, range(len(prompts)), unread_share)
     return draw_codes(
         model,
         prompts,
-        torch.stack(noise),
+        noise,
         unconditional=[config.image_start_id],
         guidance_scale=guidance_scale,
         sampling=Sampling(temperature, top_k, top_p),
+        unread=unread,
     )
+
+
+class NoiseOfImages(NamedTuple):
+    """All that is random in drawings."""
+
+    codes: Float[Tensor, "B N S D"]
+    """What codes are sampled by, in [0, 1)."""
+    unread: Bool[Tensor, "B N"]
+    """Positions whose codes are not read."""
+
+
+def noise_of_images(
+    model: UnifiedModel, seed: int, numbers: Iterable[int], unread_share: float = 0.0
+) -> NoiseOfImages:
+    """Return the noise of a seed's images by their numbers: it depends on nothing else."""
+    config = model.config
+    codes: list[Tensor] = []
+    unread: list[Tensor] = []
+    num_positions = config.image_positions
+    for number in numbers:
+        codes.append(image_noise(seed, number, num_positions, len(config.targets), config.depth))
+        unread.append(unread_positions(seed, number, num_positions, unread_share))
+    return NoiseOfImages(torch.stack(codes), torch.stack(unread))
 
 
 class _Drawing:
@@ -176,9 +211,11 @@ class _Drawing:
         )
         return output.last_hidden_state[:, -1]
 
-    def step(self, codes: Int[Tensor, "S B D"], noise: Float[Tensor, "B S D"]) -> Int[Tensor, "S B D"]:
-        """Read the codes of the last position, and draw those of the next."""
-        self._read_codes(codes)
+    def step(
+        self, codes: Int[Tensor, "S B D"], unread: Bool[Tensor, "B"], noise: Float[Tensor, "B S D"]
+    ) -> Int[Tensor, "S B D"]:
+        """Read the codes of the last position, where they are not `unread`, and draw those of the next."""
+        self._read_codes(codes, unread)
         return self.next_codes(noise)
 
     def next_codes(self, noise: Float[Tensor, "B S D"]) -> Int[Tensor, "S B D"]:
@@ -212,12 +249,12 @@ class _Drawing:
             vectors.append(F.pad(own, (0, self._code_width - own.shape[-1])))
         return torch.stack(vectors)
 
-    def _read_codes(self, codes: Int[Tensor, "S B D"]) -> None:
+    def _read_codes(self, codes: Int[Tensor, "S B D"], unread: Bool[Tensor, "B"]) -> None:
         """Read the codes drawn at the position that is next to be read."""
         config = self._model.config
         core = self._model.model
         by_stream = dict(zip(config.targets, codes, strict=True))
-        sums = core.code_sums({stream: by_stream[stream] for stream in config.inputs})
+        sums = core.code_sums({stream: by_stream[stream] for stream in config.inputs}, unread)
         embedded = core.embed_codes(sums, self._position.expand(codes.shape[1]))
         if self._is_guided:
             embedded = torch.cat([embedded, embedded])

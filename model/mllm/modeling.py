@@ -74,9 +74,14 @@ class DualTokenMllmModel(nn.Module):
             embedded = embedded + self.visual_positions(places)
         return embedded
 
-    def code_sums(self, codes: dict[str, Integer[Tensor, "V D"]]) -> dict[str, Float[Tensor, "V D _"]]:
-        """Return by stream the code vectors summed up to each depth."""
-        return {stream: self.code_vectors(stream)(ids) for stream, ids in codes.items()}
+    def code_sums(
+        self, codes: dict[str, Integer[Tensor, "V D"]], unread: Bool[Tensor, "V"] | None = None
+    ) -> dict[str, Float[Tensor, "V D _"]]:
+        """Return by stream the code vectors summed up to each depth; zeros where they are `unread`."""
+        sums = {stream: self.code_vectors(stream)(ids) for stream, ids in codes.items()}
+        if unread is None:
+            return sums
+        return {stream: of_stream.masked_fill(unread[:, None, None], 0) for stream, of_stream in sums.items()}
 
     def code_vectors(self, stream: str) -> CodeVectors:
         """Return the code vectors of a stream."""
@@ -157,10 +162,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):
 
         Of the image positions that are `unread` it sees that they are there, and not their codes.
         """
-        sums = self.model.code_sums(codes)
-        if unread is not None:
-            sums = {name: stream.masked_fill(unread[:, None, None], 0) for name, stream in sums.items()}
-        embedded = self.model.embed(input_ids, is_visual, sums)
+        embedded = self.model.embed(input_ids, is_visual, self.model.code_sums(codes, unread))
         output = self.model.language_model(
             inputs_embeds=embedded,
             attention_mask=unmasked(embedded),

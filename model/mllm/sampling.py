@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -81,7 +81,16 @@ def image_noise(
     return torch.rand(num_positions, num_streams, depth, generator=generator)
 
 
-def _mixed(seed: int, image: int) -> int:
-    """Mix two numbers into a seed; a CPU's generator takes the lowest 32 bits of one alone."""
-    (mixed,) = np.random.SeedSequence([seed % 2**64, image]).generate_state(1)
+def unread_positions(seed: int, image: int, num_positions: int, share: float) -> Bool[Tensor, "N"]:
+    """Return the positions of one image whose codes are not to be read, each with the probability `share`.
+
+    They depend on the seed and the image's number alone.
+    """
+    generator = torch.Generator().manual_seed(_mixed(seed, image, 1))
+    return torch.rand(num_positions, generator=generator) < share
+
+
+def _mixed(seed: int, *numbers: int) -> int:
+    """Mix numbers into a seed; a CPU's generator takes the lowest 32 bits of one alone."""
+    (mixed,) = np.random.SeedSequence([seed % 2**64, *numbers]).generate_state(1)
     return int(mixed)

@@ -15,6 +15,7 @@ from dualtoken.model.config.base import (
 )
 from dualtoken.pipelines.config.corpora import CaptionKey, CaptionKeys, Name, QuoteMarks
 from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop
+from dualtoken.pipelines.config.drawing import DrawingConfig
 from dualtoken.pipelines.config.run import RunConfig
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -270,20 +271,6 @@ class TorchFidelityFeatures(_FeatureWeights):
 AnyFeatures = Annotated[TimmFeatures | TorchFidelityFeatures, Field(discriminator="kind")]
 
 
-class DrawingProtocol(Config):
-    """How a unified model draws captions: each once, with noise that follows from seed and sample."""
-
-    guidance_scale: Annotated[float, Field(ge=0)] = 3.0
-    """Scale of classifier-free guidance; 1: none."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Divisor of the logits of codes; 0 draws the likeliest."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Likeliest codes that one is chosen from; 0: all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Probability of the likeliest codes that one is chosen from."""
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
 class EvaluationProtocol(Config):
     """All that decides a model's numbers on a set, beside the two."""
 
@@ -310,7 +297,7 @@ class EvaluationProtocol(Config):
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
     """Nearest images that vote in `knn`."""
-    drawing: DrawingProtocol = in_fingerprint_unless_default(default=DrawingProtocol())
+    drawing: DrawingConfig = in_fingerprint_unless_default(default=DrawingConfig())
     """How captions are drawn, for the metrics of drawings."""
     margins: dict[MetricName, Annotated[float, Field(ge=0)]] = not_in_fingerprint(default_factory=dict)
     """Least difference that matters, by metric, in place of the catalogue's."""

@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import open_mllm
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutput
 from dualtoken.pipelines.evaluation.asked_questions import chosen_questions, question_scores
@@ -33,7 +32,7 @@ from dualtoken.pipelines.evaluation.original_pictures import original_pictures
 from dualtoken.pipelines.evaluation.scene_readings import AttributeCounter, reading_caption
 from dualtoken.pipelines.images.scene_generator import IMAGE_SIZE
 from dualtoken.pipelines.inference.networks import prepare_process, stage_device
-from dualtoken.pipelines.inference.unified import DrawSettings, answer
+from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw_settings
 from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens, read_heldout
 
 RECONSTRUCTED_TOGETHER = 256
@@ -126,9 +125,7 @@ class Worker:
         return nearest_pictures(drawn, embed_codes(vision, heldout.semantic), own)
 
     def _settings(self) -> DrawSettings:
-        config = self._job.recipe.examine
-        sampling = Sampling(config.temperature, config.top_k, config.top_p)
-        return DrawSettings(config.guidance_scale, sampling, config.seed, config.batch_size)
+        return draw_settings(self._job.recipe.examine, self._job.recipe.examine.batch_size)
 
     def _reconstructions(self, heldout: HeldoutTokens) -> UInt8[Tensor, "B 3 S S"]:
         """Return the held-out images as their codes tell them: the best that drawings can be."""

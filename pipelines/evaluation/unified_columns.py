@@ -15,7 +15,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
 from dualtoken.pipelines.config.evaluation import EvaluationProtocol, MetricName
 from dualtoken.pipelines.evaluation.asked_questions import are_answered
@@ -28,7 +27,7 @@ from dualtoken.pipelines.images.image_questions import Asked, one_of_each_kind
 from dualtoken.pipelines.images.scene_captions import Described
 from dualtoken.pipelines.images.scene_grammar import parse_caption
 from dualtoken.pipelines.inference.networks import StreamCodes
-from dualtoken.pipelines.inference.unified import DrawSettings, ImageCodes, draw_numbered
+from dualtoken.pipelines.inference.unified import DrawSettings, ImageCodes, draw_numbered, draw_settings
 
 
 class UnifiedColumns:
@@ -142,13 +141,7 @@ class _Shown:
     @cached_property
     def _read(self) -> list[list[ReadObject]]:
         """The objects that the oracle reads in each drawing."""
-        drawn = self._protocol.drawing
-        settings = DrawSettings(
-            drawn.guidance_scale,
-            Sampling(drawn.temperature, drawn.top_k, drawn.top_p),
-            drawn.seed,
-            self._protocol.batch_size,
-        )
+        settings = draw_settings(self._protocol.drawing, self._protocol.batch_size)
         return read_scenes_alike(draw_samples(self._opened, self._unit.samples, settings))
 
 

@@ -10,11 +10,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.model.mllm.generation import draw_codes
-from dualtoken.model.mllm.sampling import Sampling, image_noise
+from dualtoken.model.mllm.generation import draw_codes, noise_of_images
+from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
 from dualtoken.model.vision.image_files import ImageFileError, open_image
 from dualtoken.model.vision.imports import vision_imports
+from dualtoken.pipelines.config.drawing import DrawingConfig
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.samples import batched
@@ -43,12 +44,22 @@ class DrawSettings(NamedTuple):
     seed: int = 0
     batch_size: int = 64
     """Images that are drawn together; an image does not depend on it."""
+    unread_share: float = 0.0
+    """Share of the positions whose own codes are not read while the rest is drawn."""
 
     def check(self) -> None:
         """Raise ValueError for settings out of range."""
         self.sampling.check()
         if not 0 <= self.guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale={self.guidance_scale}: give 0 or more, 1 for none")
+        if not 0 <= self.unread_share <= 1:
+            raise ValueError(f"unread_share={self.unread_share}: give a share from 0 to 1")
+
+
+def draw_settings(config: DrawingConfig, batch_size: int) -> DrawSettings:
+    """Return the settings of a configuration."""
+    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    return DrawSettings(config.guidance_scale, sampling, config.seed, batch_size, config.unread_share)
 
 
 class Drawn(NamedTuple):
@@ -138,19 +149,15 @@ def _draw_batch(
     told: Callable[[int], None] = lambda _: None,
 ) -> UInt8[Tensor, "B 3 S S"]:
     model, processor = opened
-    config = model.config
-    noise: list[Tensor] = []
-    for number in numbers:
-        noise.append(
-            image_noise(settings.seed, number, config.image_positions, len(config.targets), config.depth)
-        )
+    noise = noise_of_images(model, settings.seed, numbers, settings.unread_share)
     codes = draw_codes(
         model,
         prompts,
-        torch.stack(noise),
+        noise.codes,
         unconditional=processor.drawing_prompt(""),
         guidance_scale=settings.guidance_scale,
         sampling=settings.sampling,
+        unread=noise.unread,
         prompt_length=prompt_length,
         told=told,
     )

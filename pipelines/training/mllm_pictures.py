@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from dualtoken.model.data_parallel import is_sharded, weightless_copy, whole_weights
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.processing import DualTokenProcessor
-from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, answering_config
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.inference.unified import MAX_ANSWER_IDS, DrawSettings, answer, draw
+from dualtoken.pipelines.inference.unified import MAX_ANSWER_IDS, DrawSettings, answer, draw, draw_settings
 from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens, read_heldout
 from dualtoken.pipelines.training.train_context import RankContext
 
@@ -151,9 +150,7 @@ class MllmPictures:
 
     def _settings(self) -> DrawSettings:
         """Return the settings of the recipe's `examine`, so that the report has the same drawings."""
-        config = self._job.recipe.examine
-        sampling = Sampling(config.temperature, config.top_k, config.top_p)
-        return DrawSettings(config.guidance_scale, sampling, config.seed, NUM_SHOWN)
+        return draw_settings(self._job.recipe.examine, NUM_SHOWN)
 
     def _drawable(self, opened: OpenedMllm) -> list[int]:
         """Return the samples whose caption and image the trunk has room for."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.depth_heads import DecodingHeads
-from dualtoken.model.mllm.generation import draw_codes
+from dualtoken.model.mllm.generation import draw_codes, noise_of_images
 from dualtoken.model.mllm.sampling import Sampling, guided, image_noise, sample
 from dualtoken.model.mllm.saved import open_mllm, save_mllm, vision_digest
 from tests.helpers.tiny_mllm import MARKERS, TEXT, tiny_config, tiny_model, tiny_vision
@@ -106,6 +106,54 @@ def test_guidance_of_scale_one_is_none_and_another_scale_is_used() -> None:
     assert torch.equal(draw(model, [LONG], noise(model, 0), scale=0.0)["pixel"], uncaptioned["pixel"])
     conditional = torch.tensor([1.0, 2.0])
     assert torch.equal(guided(conditional, torch.tensor([3.0, 1.0]), 2.0), torch.tensor([-1.0, 3.0]))
+
+
+def test_codes_that_are_unread_change_nothing_that_is_drawn_after_them() -> None:
+    model = trained_model()
+    own_noise = noise(model, 0, 1)
+    first_noise = own_noise.clone()
+    first_noise[:, 0] = 1 - first_noise[:, 0]
+    unread = torch.zeros(own_noise.shape[:2]).bool()
+    unread[0, 0] = True
+
+    def pixels(of_images: Tensor) -> Tensor:
+        return draw_codes(model, [LONG, LONG], of_images, unconditional=[START], unread=unread)["pixel"]
+
+    drawn, other = pixels(own_noise), pixels(first_noise)
+    assert not torch.equal(drawn[:, 0], other[:, 0])
+    assert torch.equal(drawn[0, 1:], other[0, 1:]), "the first image does not read its first position"
+    assert not torch.equal(drawn[1, 1:], other[1, 1:]), "the second one does"
+
+
+def test_unread_positions_are_as_in_training() -> None:
+    """Greedy codes with positions unread are the likeliest of a training's pass with the same ones."""
+    model = trained_model()
+    none = noise(model, 0)
+    unread = noise_of_images(model, 0, [0], unread_share=0.5).unread
+    assert 0 < int(unread.sum()) < unread.numel()
+    drawn = draw_codes(
+        model, [LONG], none, unconditional=[START], sampling=Sampling(temperature=0.0), unread=unread
+    )
+    ids = torch.tensor([[*LONG, *[MARKERS.image] * model.config.image_positions]])
+    segments = Segments(torch.tensor([0, ids.shape[1]], dtype=torch.int32), ids.shape[1])
+    codes = {stream: of_stream[0] for stream, of_stream in drawn.items()}
+    states = model.hidden_states(ids, ids == MARKERS.image, codes, segments, unread[0])
+    hidden = states[0, len(LONG) - 1 : -1]
+    for stream, own in codes.items():
+        head = model.head(stream)
+        first = head(hidden, model.model.code_vectors(stream)(own)[:, :-1])[:, 0]
+        assert torch.equal((first @ head.classifier_weights()[0].T).argmax(dim=1), own[:, 0])
+
+
+def test_unread_positions_depend_on_seed_and_number_and_are_as_many_as_told() -> None:
+    model = trained_model()
+    together = noise_of_images(model, 3, range(300), 0.3).unread
+    assert float(together.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(noise_of_images(model, 3, [7], 0.3).unread[0], together[7])
+    assert not torch.equal(noise_of_images(model, 4, range(300), 0.3).unread, together)
+    assert len(set(map(bytes, together.numpy()))) > 5, "images differ"
+    assert not bool(noise_of_images(model, 3, range(9)).unread.any())
+    assert bool(noise_of_images(model, 3, range(9), 1.0).unread.all())
 
 
 def test_a_stream_alone_is_drawn_as_well() -> None:
