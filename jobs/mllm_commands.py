@@ -40,31 +40,45 @@ def generate(
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="Images of each caption.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")] = 0,
     guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="How closely captions are followed; 1: no guidance.")
-    ] = 3.0,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 draws the likeliest codes.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Likeliest codes to choose among; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Probability of the codes to choose among.")] = 1.0,
+        float | None,
+        typer.Option("--guidance-scale", help="How closely captions are followed; 1: no guidance."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 draws the likeliest codes.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Likeliest codes to choose among; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Probability of the codes to choose among.")
+    ] = None,
     unread_share: Annotated[
-        float,
-        typer.Option("--unread-share", help="Share of what is drawn that the rest ignores."),
-    ] = 0.0,
+        float | None, typer.Option("--unread-share", help="Share of what is drawn that the rest ignores.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images drawn together.")] = 64,
     overrides: SetOption = None,
     root: RootOption = None,
 ) -> None:
-    """Draw images for captions: PNGs, and a contact sheet with a row for each caption."""
+    """Draw images for captions: PNGs, and a contact sheet with a row for each caption.
+
+    How they are drawn is the model's own way where no option says otherwise.
+    """
     captions = [*(prompt or ()), *_lines(prompts)]
     if not captions:
         raise UserError("no caption is given: use --prompt TEXT or --prompts FILE")
     require_writable(out, ANOTHER_PLACE)
     with _opened(model, RecipeOptions(overrides, root)) as opened:
         # PyTorch takes seconds.
-        from dualtoken.model.mllm.sampling import Sampling  # noqa: PLC0415
-        from dualtoken.pipelines.inference.unified import DrawSettings, draw_files  # noqa: PLC0415
+        from dualtoken.pipelines.inference.unified import draw_files, draw_settings  # noqa: PLC0415
 
-        sampling = Sampling(temperature, top_k, top_p)
-        settings = DrawSettings(guidance_scale, sampling, seed, batch_size, unread_share)
+        drawing = opened.model.config.drawing_config.changed(
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            unread_share=unread_share,
+        )
+        settings = draw_settings(drawing, seed, batch_size)
         files = draw_files(opened, captions, num_images, settings, out, _print_progress)
     print_line(f"{pluralized(len(files) - 1, 'image')}, {files[-1]}")
 

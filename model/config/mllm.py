@@ -12,6 +12,7 @@ from dualtoken.model.config.base import (
     not_in_fingerprint,
     require_divisible_width,
 )
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.config.optimizer import (
     AdamWConfig,
     CosineSchedule,
@@ -128,6 +129,8 @@ class MllmConfig(Config):
     visual_position: Literal["none", "learned"] = "none"
     """Whether a position of an image also gets learned vectors of its row and its column. A trunk that starts
     from nothing needs them."""
+    drawing: DrawingConfig = in_fingerprint_unless_default(default=DrawingConfig())
+    """How captions are drawn where nothing else is said; it is saved with the model."""
 
     @model_validator(mode="after")
     def _each_stream_once(self) -> "MllmConfig":

@@ -80,6 +80,7 @@ def _model_config(
         inputs=config.inputs,
         targets=config.targets,
         visual_position=config.visual_position,
+        drawing=config.drawing.model_dump(mode="json"),
         grid=(side, side),
         depth=vision.config.pixel.depth,
         num_codebooks={stream: shape[0] for stream, shape in tables.items()},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.config.mllm import MODEL_TYPE, STREAM_NAMES, DepthHeadConfig
 from dualtoken.model.vision.imports import vision_imports
 
@@ -24,6 +25,7 @@ class DualTokenMllmConfig(PretrainedConfig):
         inputs: Sequence[str] = STREAM_NAMES,
         targets: Sequence[str] = STREAM_NAMES,
         visual_position: str = "none",
+        drawing: dict[str, Any] | None = None,
         grid: Sequence[int] = (1, 1),
         depth: int = 1,
         num_codes: dict[str, int] | None = None,
@@ -40,8 +42,8 @@ class DualTokenMllmConfig(PretrainedConfig):
         """Describe a model.
 
         `grid` (H, W) and `depth` are those of an image's codes; `num_codes`, `num_codebooks` and `code_width`
-        are by stream. `vision_tokenizer` is the SHA-256 of the tokenizer's weights: codes of another one mean
-        other things.
+        are by stream. `drawing` says how images are drawn where nothing else is said. `vision_tokenizer` is
+        the SHA-256 of the tokenizer's weights: codes of another one mean other things.
         """
         if text_config is None:
             text_config = {"model_type": "qwen2"}
@@ -52,6 +54,7 @@ class DualTokenMllmConfig(PretrainedConfig):
         self.inputs = list(inputs)
         self.targets = list(targets)
         self.visual_position = visual_position
+        self.drawing = drawing or DrawingConfig().model_dump()
         self.grid = list(grid)
         self.depth = depth
         self.num_codes = num_codes or dict.fromkeys(STREAM_NAMES, 2)
@@ -74,6 +77,11 @@ class DualTokenMllmConfig(PretrainedConfig):
     def head_config(self) -> DepthHeadConfig:
         """Shape of the depth heads."""
         return DepthHeadConfig.model_validate(self.head)
+
+    @property
+    def drawing_config(self) -> DrawingConfig:
+        """How captions are drawn where nothing else is said."""
+        return DrawingConfig.model_validate(self.drawing)
 
     def get_text_config(self, *_arguments: Any, **_options: Any) -> PretrainedConfig:  # noqa: ANN401
         """Return the trunk's configuration, which caches and generation ask for."""

@@ -101,19 +101,20 @@ def generate_images(
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | None = None,
     *,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    unread_share: float = 0.0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    unread_share: float | None = None,
     seed: int = 0,
 ) -> dict[str, Int[Tensor, "B N D"]]:
     """Return the codes of an image for each prompt, which a processor's `decode_images` turns into pictures.
 
-    Row n has noise n of the seed. `unread_share` of the positions are not read while the rest is drawn, which
-    keeps models trained with code dropout closer to the caption.
+    Row n has noise n of the seed. Settings that are left out are those of the model's configuration,
+    `config.drawing`, where `DrawingConfig` says what each does.
 
-    Raises ValueError for prompts that do not end with the mark of an image's start.
+    Raises ValueError for prompts that do not end with the mark of an image's start, and for settings out of
+    range.
     """
     config = model.config
     if not bool((input_ids[:, -1] == config.image_start_id).all()):
@@ -123,14 +124,21 @@ def generate_images(
         )
     is_text = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
     prompts = [row[own].tolist() for row, own in zip(input_ids, is_text, strict=True)]
-    noise, unread = noise_of_images(model, seed, range(len(prompts)), unread_share)
+    drawing = config.drawing_config.changed(
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        unread_share=unread_share,
+    )
+    noise, unread = noise_of_images(model, seed, range(len(prompts)), drawing.unread_share)
     return draw_codes(
         model,
         prompts,
         noise,
         unconditional=[config.image_start_id],
-        guidance_scale=guidance_scale,
-        sampling=Sampling(temperature, top_k, top_p),
+        guidance_scale=drawing.guidance_scale,
+        sampling=Sampling(drawing.temperature, drawing.top_k, drawing.top_p),
         unread=unread,
     )
 
@@ -147,7 +155,12 @@ class NoiseOfImages(NamedTuple):
 def noise_of_images(
     model: UnifiedModel, seed: int, numbers: Iterable[int], unread_share: float = 0.0
 ) -> NoiseOfImages:
-    """Return the noise of a seed's images by their numbers: it depends on nothing else."""
+    """Return the noise of a seed's images by their numbers: it depends on nothing else.
+
+    Raises ValueError for a share out of range.
+    """
+    if not 0 <= unread_share <= 1:
+        raise ValueError(f"unread_share={unread_share}: give a share from 0 to 1")
     config = model.config
     codes: list[Tensor] = []
     unread: list[Tensor] = []

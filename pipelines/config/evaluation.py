@@ -13,9 +13,9 @@ from dualtoken.model.config.base import (
     in_fingerprint_unless_default,
     not_in_fingerprint,
 )
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.pipelines.config.corpora import CaptionKey, CaptionKeys, Name, QuoteMarks
 from dualtoken.pipelines.config.crops import AnyCrops, CenterCrop
-from dualtoken.pipelines.config.drawing import DrawingConfig
 from dualtoken.pipelines.config.run import RunConfig
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -271,6 +271,12 @@ class TorchFidelityFeatures(_FeatureWeights):
 AnyFeatures = Annotated[TimmFeatures | TorchFidelityFeatures, Field(discriminator="kind")]
 
 
+class DrawingProtocol(DrawingConfig):
+    """How a unified model draws captions: each once, with noise that follows from seed and sample."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class EvaluationProtocol(Config):
     """All that decides a model's numbers on a set, beside the two."""
 
@@ -297,7 +303,7 @@ class EvaluationProtocol(Config):
     """Texts that class names are put into for `zero_shot`; their embeddings are averaged."""
     neighbours: PositiveInt = 10
     """Nearest images that vote in `knn`."""
-    drawing: DrawingConfig = in_fingerprint_unless_default(default=DrawingConfig())
+    drawing: DrawingProtocol = in_fingerprint_unless_default(default=DrawingProtocol())
     """How captions are drawn, for the metrics of drawings."""
     margins: dict[MetricName, Annotated[float, Field(ge=0)]] = not_in_fingerprint(default_factory=dict)
     """Least difference that matters, by metric, in place of the catalogue's."""

@@ -125,7 +125,9 @@ class Worker:
         return nearest_pictures(drawn, embed_codes(vision, heldout.semantic), own)
 
     def _settings(self) -> DrawSettings:
-        return draw_settings(self._job.recipe.examine, self._job.recipe.examine.batch_size)
+        config = self._job.recipe.examine
+        drawing = config.drawing(self._opened.model.config.drawing_config)
+        return draw_settings(drawing, config.seed, config.batch_size)
 
     def _reconstructions(self, heldout: HeldoutTokens) -> UInt8[Tensor, "B 3 S S"]:
         """Return the held-out images as their codes tell them: the best that drawings can be."""

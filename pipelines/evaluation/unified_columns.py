@@ -141,7 +141,8 @@ class _Shown:
     @cached_property
     def _read(self) -> list[list[ReadObject]]:
         """The objects that the oracle reads in each drawing."""
-        settings = draw_settings(self._protocol.drawing, self._protocol.batch_size)
+        drawing = self._protocol.drawing
+        settings = draw_settings(drawing, drawing.seed, self._protocol.batch_size)
         return read_scenes_alike(draw_samples(self._opened, self._unit.samples, settings))
 
 

@@ -10,12 +10,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.mllm.generation import draw_codes, noise_of_images
 from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
 from dualtoken.model.vision.image_files import ImageFileError, open_image
 from dualtoken.model.vision.imports import vision_imports
-from dualtoken.pipelines.config.drawing import DrawingConfig
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
 from dualtoken.pipelines.images.samples import batched
@@ -56,10 +56,10 @@ class DrawSettings(NamedTuple):
             raise ValueError(f"unread_share={self.unread_share}: give a share from 0 to 1")
 
 
-def draw_settings(config: DrawingConfig, batch_size: int) -> DrawSettings:
+def draw_settings(drawing: DrawingConfig, seed: int, batch_size: int) -> DrawSettings:
     """Return the settings of a configuration."""
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    return DrawSettings(config.guidance_scale, sampling, config.seed, batch_size, config.unread_share)
+    sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p)
+    return DrawSettings(drawing.guidance_scale, sampling, seed, batch_size, drawing.unread_share)
 
 
 class Drawn(NamedTuple):

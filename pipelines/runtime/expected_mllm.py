@@ -305,7 +305,7 @@ def expected_drawing(
     config = _config(recipe)
     shape = recipe_shape(recipe)
     drawn = drawn_position(config, shape.trunk, shape.images)
-    num_rows = num_images * (1 if recipe.examine.guidance_scale == 1 else 2)
+    num_rows = num_images * (1 if recipe.examine.drawing(config.drawing).guidance_scale == 1 else 2)
     num_slots = CAPTION_IDS + 1 + shape.images.positions - 1
     by_position = drawn_seconds(drawn, device, precision, num_rows, num_slots)
     trunk, heads, cache = (shape.images.positions * seconds for seconds in by_position)

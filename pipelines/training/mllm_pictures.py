@@ -82,7 +82,7 @@ class MllmPictures:
             heldout = self._samples()
             truths = opened.processor.decode_levels(heldout.pixel[shown])
             captions = [heldout.captions[number] for number in shown]
-            [drawn] = draw(opened, captions, self._settings())
+            [drawn] = draw(opened, captions, self._settings(opened))
         rows = torch.stack((truths, drawn.levels))
         # (2, B, 3, S, S) to (3, 2 S, B S)
         return {"drawings": rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)}
@@ -148,9 +148,11 @@ class MllmPictures:
             self._heldout = read_heldout(self._job, NUM_SHOWN, self._scratch / "held-out tokens")
         return self._heldout
 
-    def _settings(self) -> DrawSettings:
+    def _settings(self, opened: OpenedMllm) -> DrawSettings:
         """Return the settings of the recipe's `examine`, so that the report has the same drawings."""
-        return draw_settings(self._job.recipe.examine, NUM_SHOWN)
+        examine = self._job.recipe.examine
+        drawing = examine.drawing(opened.model.config.drawing_config)
+        return draw_settings(drawing, examine.seed, NUM_SHOWN)
 
     def _drawable(self, opened: OpenedMllm) -> list[int]:
         """Return the samples whose caption and image the trunk has room for."""

@@ -1,5 +1,6 @@
 """A saved unified model, as a user calls it: `generate`, `ask`, `describe`."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dualtoken.jobs.cli import app
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import UserError
 from tests.helpers.command_line import printed_lines
@@ -43,6 +45,30 @@ def test_captions_are_drawn_each_the_same_in_any_batch(finished: Recipe, tmp_pat
     assert pixels(tmp_path / "other") != drawn
 
 
+def test_a_model_draws_its_own_way_where_nothing_else_is_said(finished: Recipe, tmp_path: Path) -> None:
+    folder = planned_job(finished, "mllm").folder
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    values = json.loads((changed / "config.json").read_text())
+    assert values["drawing"] == DrawingConfig().model_dump()
+    values["drawing"] |= {"guidance_scale": 7.0, "temperature": 0.2, "top_k": 3, "unread_share": 0.5}
+    (changed / "config.json").write_text(json.dumps(values))
+    caption = ("--prompt", "a small red ring at the top left")
+
+    def drawn(model: str | Path, *options: object) -> dict[str, bytes]:
+        out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
+        printed_lines("generate", model, *caption, *options, "--out", out)
+        return pixels(out)
+
+    by_options = ("--guidance-scale", 7, "--temperature", 0.2, "--top-k", 3, "--unread-share", 0.5)
+    own = drawn(changed)
+    assert own == drawn(folder, *by_options)
+    for option in range(0, len(by_options), 2):
+        assert own != drawn(folder, *by_options[:option], *by_options[option + 2 :]), by_options[option]
+    assert drawn(folder) == drawn(
+        changed, "--guidance-scale", 3, "--temperature", 1, "--top-k", 0, "--unread-share", 0
+    )
+
+
 def test_a_question_is_answered_and_images_are_described(finished: Recipe, picture: Path) -> None:
     folder = planned_job(finished, "mllm").folder
     assert len(printed_lines("ask", folder, picture, "what shape is at the top left?")) == 1
@@ -68,6 +94,8 @@ def test_mistakes_are_told_in_one_line(finished: Recipe, picture: Path, tmp_path
     assert said == "temperature=-1.0: give 0 or more"
     said = error_of("generate", model, *prompt, "--guidance-scale", -1, *out)
     assert said == "guidance_scale=-1.0: give 0 or more, 1 for none"
+    said = error_of("generate", model, *prompt, "--unread-share", 2, *out)
+    assert said == "unread_share=2.0: give a share from 0 to 1"
     long = "word " * 40000
     assert "positions, the model reads 32768: shorten it" in error_of(
         "generate", model, "--prompt", long, *out

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dualtoken.infra.storage import Store
+from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.mllm import build
 from dualtoken.model.mllm.losses import step_size
-from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import open_mllm
 from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.mllm import MllmStageConfig
@@ -30,7 +30,7 @@ from dualtoken.pipelines.core.ledger import key_fraction
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.inference.unified import DrawSettings, answer, draw
+from dualtoken.pipelines.inference.unified import answer, draw, draw_settings
 from dualtoken.pipelines.loader.document_kinds import DRAW
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
@@ -282,8 +282,7 @@ def drawn_by(job: StageJob, folder: Path) -> np.ndarray:
     opened = open_mllm(str(folder))
     heldout = read_heldout(job, NUM_SHOWN, folder / "tokens")
     examine = job.recipe.examine
-    sampling = Sampling(examine.temperature, examine.top_k, examine.top_p)
-    settings = DrawSettings(examine.guidance_scale, sampling, examine.seed)
+    settings = draw_settings(examine.drawing(DrawingConfig()), examine.seed, 64)
     with process_settings(job.training.cpus_per_worker):
         [drawn] = draw(opened, heldout.captions, settings)
         rows = torch.stack((opened.processor.decode_levels(heldout.pixel), drawn.levels))
