@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import grpc
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import (  # Cython
     AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
@@ -195,6 +195,12 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
         os.environ.update(before)
         reread_authentication()
+
+
+def is_cluster_own() -> bool:
+    """Tell whether the cluster of the session is one that this process started: one node, and it stays so."""
+    node = worker.global_worker.node
+    return node is not None and node.is_head()
 
 
 def reread_authentication() -> None:

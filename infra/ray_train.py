@@ -9,12 +9,11 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import fsspec.core
-import ray
 import ray.train
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -43,7 +42,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from dualtoken.infra.ray_errors import ProcessesDied, lost_workers, origin
 from dualtoken.infra.ray_preemption import WATCH_SECONDS, NodeIsLeaving, as_preemption, preemption_notice
-from dualtoken.infra.ray_session import environment
+from dualtoken.infra.ray_session import environment, is_cluster_own
 from dualtoken.infra.ray_stop_notice import StopNotice, forwarding_stop_requests
 from dualtoken.infra.ray_validation import Validation, validation_config
 
@@ -208,7 +207,9 @@ class _GroupSizes(ElasticScalingPolicy):
     """Takes the largest of the sizes that a group may have, and waits where there is room for none."""
 
     def __init__(self, scaling_config: ScalingConfig, policy: _Policy) -> None:
-        super().__init__(scaling_config)
+        # Room is asked for, and counted, up to the most workers and what is kept free beside them.
+        most = scaling_config.max_workers + policy.num_kept_free
+        super().__init__(replace(scaling_config, num_workers=(scaling_config.min_workers, most)))
         self._policy = policy
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:  # noqa: ANN401  (Ray's own type)
@@ -269,18 +270,13 @@ class _Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        if _many_nodes():
+        if not is_cluster_own():
             return callbacks
         # The watcher asks the dashboard each second, and says so each second where there is none.
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401  (an actor's handle)
         """Leave SIGINT to the program: Ray's own handler swallows it, and stays after the training."""
-
-
-def _many_nodes() -> bool:
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return len(alive) > 1
 
 
 def _resources(cpus: int, use_gpu: bool) -> dict[str, float]:
@@ -297,8 +293,8 @@ def _variables() -> dict[str, str]:
         # It would show what workers print twice, where their root logger shows INFO.
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }
-    if not _many_nodes():
-        # Its notice of a node's end is of use only where other nodes live on; it is a process.
+    if is_cluster_own():
+        # Its notice of a node's end is of use only where other nodes live on, or may come; it is a process.
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return {name: value for name, value in variables.items() if name not in os.environ}
 

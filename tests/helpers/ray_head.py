@@ -24,6 +24,8 @@ class RayHead(NamedTuple):
 
     address: str
     """The dashboard's."""
+    cluster: str
+    """Its own, host:port: a session connects there."""
     folder: Path
     """Where the session keeps its logs and uploads."""
 
@@ -42,7 +44,7 @@ def ray_head() -> Iterator[RayHead]:
 
     folder = tempfile.mkdtemp(prefix="dt-head-", dir="/tmp")  # short: Ray's socket paths have a limit
     ports = free_ports(5)
-    dashboard_port = ports[0]
+    dashboard_port, gcs_port, *_ = ports
     address = f"http://127.0.0.1:{dashboard_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
@@ -58,7 +60,7 @@ def ray_head() -> Iterator[RayHead]:
         )
         try:
             wait_until(lambda: _lists_jobs(address), seconds=60)
-            yield RayHead(address, Path(folder))
+            yield RayHead(address, f"127.0.0.1:{gcs_port}", Path(folder))
         finally:
             _stop(head)
             shutil.rmtree(folder, ignore_errors=True)

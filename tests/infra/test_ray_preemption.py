@@ -12,9 +12,11 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import cloudpickle
+from ray._private.state import actors
 
 from dualtoken.infra.ray_session import ray_session
 from dualtoken.infra.ray_train import WorkerRun, fit
+from tests.helpers.ray_head import RayHead
 from tests.helpers.three_nodes import ThreeNodes
 
 pytestmark = pytest.mark.slow
@@ -52,6 +54,25 @@ def test_a_group_leaves_a_node_that_is_drained_and_takes_no_step_twice(
     assert steps == [str(step) for step in range(STEPS)]
     told = "".join(capfd.readouterr())
     assert told.count(f"nodes {drained} are about to be taken away: the training goes on") == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_drains_are_watched_for_on_one_node_that_others_may_join_and_not_on_a_cluster_of_our_own(
+    tmp_path: Path, ray_head: RayHead
+) -> None:
+    this = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(this)
+    for address, is_watched in (("local", False), (ray_head.cluster, True)):
+        with ray_session(address, num_cpus=1, object_store_mb=100):
+            fit(_do_nothing, {}, name=address, storage_path=str(tmp_path), is_final=lambda _: True)
+            names = {actor["ActorClassName"] for actor in actors().values()}
+        assert "TrainController" in names
+        assert ("PreemptionWatcher" in names) == is_watched
+    cloudpickle.unregister_pickle_by_value(this)
+
+
+def _do_nothing(_settings: dict[str, Any], _run: WorkerRun) -> bool:
+    return True
 
 
 def _loop(settings: dict[str, Any], run: WorkerRun) -> bool:
