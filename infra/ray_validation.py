@@ -5,6 +5,7 @@ measures, and which may die.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from dualtoken.infra.ray_stop_notice import StopNotice
 
 POLL_SECONDS = 0.5
 """Time between two looks whether the run was asked to stop."""
+KILL_SECONDS = 10.0
+"""Time that the process of a task which is killed has to be gone."""
 
 
 class Validation(NamedTuple):
@@ -28,7 +31,9 @@ class Validation(NamedTuple):
     """Measures the checkpoint of a step, stores the metrics where the training looks for them, and returns
     them; it is given the training's settings and the step."""
     give_up: Callable[[dict[str, Any], int], None]
-    """Notes that a step's checkpoint is not measured, where its task died or failed; given the same."""
+    """Notes that a step's checkpoint is not measured, where its task died, failed or hung; given the same."""
+    timeout_seconds: float
+    """Time that a task has, with its wait for resources."""
 
 
 def validation_config(
@@ -55,16 +60,32 @@ def _watch(
         return {}
     measure = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)
     task = measure(validation.measure).remote(settings, step)
+    deadline = time.monotonic() + validation.timeout_seconds
     while not ray.wait([task], timeout=POLL_SECONDS)[0]:
         if notice.is_given():
             # The run that goes on with this one measures it.
-            ray.cancel(task, force=True)
+            _kill(task)
+            return {}
+        if time.monotonic() >= deadline:
+            _kill(task)
+            return _give_up(validation, settings, step, f"it took over {validation.timeout_seconds:g} s")
     try:
         return ray.get(task)
     except TaskCancelledError:
         return {}
     except RayError as error:
-        validation.give_up(settings, step)
         reason = error.cause if isinstance(error, RayTaskError) else error
-        print(f"step {step} is not validated: {first_line(reason)}", file=sys.stderr, flush=True)
-        return {}
+        return _give_up(validation, settings, step, first_line(reason))
+
+
+def _kill(task: ray.ObjectRef) -> None:
+    """End a task, and wait until its process is gone."""
+    ray.cancel(task, force=True)
+    ray.wait([task], timeout=KILL_SECONDS)
+
+
+def _give_up(validation: Validation, settings: dict[str, Any], step: int, reason: str) -> dict[str, float]:
+    """Note and tell that a step is not measured; return no metrics."""
+    validation.give_up(settings, step)
+    print(f"step {step} is not validated: {reason}", file=sys.stderr, flush=True)
+    return {}

@@ -268,7 +268,7 @@ class _RayTrainWorker:
         give_up = self._worker.give_up_validation
         if not config.validate_every or config.validate_in == "worker" or measure is None or give_up is None:
             return None
-        return Validation(measure, give_up)
+        return Validation(measure, give_up, config.hang_timeout_seconds)
 
 
 def newest_checkpoint(job: AnyJob) -> int | None:

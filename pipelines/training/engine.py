@@ -33,7 +33,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> bool:
     """Train to the last step, from the newest whole checkpoint if there is one.
 
     Where the run is asked to stop, ends early, with a checkpoint of the last step that was taken. Returns
-    whether that is the last of all.
+    whether that is the last of all, and its validation is made where tasks make it.
     """
     config = job.training
     num_threads = config.cpus_per_worker if context.device.type == "cpu" else None
@@ -61,7 +61,7 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> bool:
             step = task.step - 1
             is_last = task.step == task.steps
             must_stop = workers.any(value=context.asked_to_stop())
-            validation = log.step_taken(metrics, saver.stalled_seconds, is_last=is_last or must_stop)
+            validation = log.step_taken(metrics, saver.stalled_seconds, must_stop=must_stop)
             watchdog.step_taken()
             at_interval = task.step % config.checkpoint_every == 0
             is_due = is_due or is_last or must_stop or at_interval or log.wants_checkpoint
@@ -77,11 +77,12 @@ def train(job: StageJob, context: TrainContext, open_task: OpenTask) -> bool:
             if must_stop:
                 break
             profiler.before_step(task.step)
-        if validations.is_used and task.step == task.steps:
+        is_done = task.step == task.steps
+        if validations.is_used and is_done:
             saver.finish()
-            validations.finish(log.write_validation, watchdog.step_taken)
+            is_done = validations.finish(log.write_validation, watchdog.step_taken)
             workers.of_first(partial(job_checkpoints(job).remove_others, task.step - 1))
-        return task.step == task.steps
+        return is_done
 
 
 def _receipt(step: int, metrics: Mapping[str, float], runs: tuple[RunRecord, ...]) -> CheckpointReceipt:

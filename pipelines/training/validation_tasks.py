@@ -38,10 +38,14 @@ def validate_checkpoint(job: StageJob, open_task: OpenTask, step: int) -> dict[s
     """Measure the checkpoint of a step on the held-out samples, and store the metrics.
 
     With one worker they are those of the worker, to the bit; with several their sums come in another order.
+    A step that workers ask for again, since they were started anew, is measured once.
     """
+    checkpoints = job_checkpoints(job)
+    known = checkpoints.validation(step)
+    if known is not None:
+        return known
     device = stage_device(job)
     num_threads = job.training.cpus_per_worker if device.type == "cpu" else None
-    checkpoints = job_checkpoints(job)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder()))
         stack.enter_context(process_settings(num_threads))
@@ -127,21 +131,25 @@ class ValidationTasks:
             self._looked_at = time.monotonic()
             self._log_finished(write)
 
-    def finish(self, write: WriteMetrics, is_alive: Callable[[], None]) -> None:
+    def finish(self, write: WriteMetrics, is_alive: Callable[[], None]) -> bool:
         """Ask for what is left, now that all checkpoints are whole, and wait for it.
 
         Calls `is_alive` meanwhile. A task that does not end within `hang_timeout_seconds` is given up.
+        Returns false where the run is asked to stop: the run that goes on with it waits for what is missing.
         """
         while self._unasked:
             self._ask(self._unasked.pop(0))
         deadline = time.monotonic() + self._job.training.hang_timeout_seconds
         self._log_finished(write)
         while self._workers.any(value=bool(self._awaited) and time.monotonic() < deadline):
+            if self._workers.any(value=self._context.asked_to_stop()):
+                return False
             is_alive()
             time.sleep(POLL_SECONDS)
             self._log_finished(write)
         if self._workers.rank == 0 and self._awaited:
             print(f"{self._job.label}: no validation of steps {self._awaited} came back", file=sys.stderr)
+        return True
 
     def _ask(self, step: int) -> None:
         assert isinstance(self._context, RequestsValidation), "otherwise the workers measure"

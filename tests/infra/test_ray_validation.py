@@ -20,7 +20,7 @@ from dualtoken.infra.ray_validation import Validation
 def _session() -> Iterator[None]:
     this = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(this)  # tasks cannot import a test
-    with ray_session("local", num_cpus=2, object_store_mb=100):
+    with ray_session("local", num_cpus=3, object_store_mb=100):
         yield
     cloudpickle.unregister_pickle_by_value(this)
 
@@ -41,7 +41,7 @@ def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
         name="run",
         storage_path=str(tmp_path),
         is_final=_never,
-        validation=Validation(_measure, _give_up),
+        validation=Validation(_measure, _give_up, timeout_seconds=600),
     )
     assert (tmp_path / "starts").read_text() == "x"
     assert [(tmp_path / f"found-{step}").read_text() for step in range(3)] == ["1.5", "none", "none"]
@@ -49,6 +49,65 @@ def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
     assert told.count("step 1 is not validated: ") == 1
     assert told.count("step 2 is not validated: no held-out images") == 1
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("_session")
+def test_a_validation_that_hangs_is_killed_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fit(
+        _one_validation,
+        {"folder": str(tmp_path)},
+        name="run",
+        storage_path=str(tmp_path),
+        is_final=_never,
+        validation=Validation(_hang, _give_up, timeout_seconds=2),
+    )
+    assert (tmp_path / "found-0").read_text() == "none"
+    assert "step 0 is not validated: it took over 2 s" in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("_session")
+@pytest.mark.parametrize(
+    ("sizes", "taken"), [((1, 2), 2), ((1, 3), 1)], ids=["room for all", "room for all but the task"]
+)
+def test_a_group_that_may_grow_is_the_largest_that_leaves_room_for_a_validation(
+    sizes: tuple[int, ...], taken: int, tmp_path: Path
+) -> None:
+    """On three CPUs, one for each worker and for the task."""
+    fit(
+        _one_validation,
+        {"folder": str(tmp_path)},
+        name="run",
+        storage_path=str(tmp_path),
+        is_final=_never,
+        group_sizes=sizes,
+        validation=Validation(_measure, _give_up, timeout_seconds=600),
+    )
+    assert (tmp_path / "sizes").read_text().split() == [str(taken)]
+    assert (tmp_path / "found-0").read_text() == "1.5"
+
+
+def _one_validation(settings: dict[str, Any], run: WorkerRun) -> bool:
+    """Ask for a validation, and wait for it."""
+    folder = Path(settings["folder"])
+    checkpoint = folder / "run" / "step-0"
+    if run.rank == 0:
+        with (folder / "sizes").open("a") as file:
+            file.write(f"{run.world_size} ")
+        checkpoint.mkdir()
+        (checkpoint / "weight").write_text("1.5")
+    run.request_validation("step-0", 0)
+    while not (folder / "found-0").exists():
+        time.sleep(0.05)
+    return True
+
+
+def _hang(*_: object) -> dict[str, float]:
+    time.sleep(3600)
+    return {}
 
 
 def _loop(settings: dict[str, Any], run: WorkerRun) -> bool:

@@ -1,6 +1,7 @@
 """A task beside the training measures what the worker would; the training waits for the last one alone."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from dualtoken.infra.stop_request import stop_request
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.core.stage import StageJob
-from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.errors import Preempted, UserError
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training import validation_tasks
-from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.engine import raise_if_stopped, train
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.resume import job_checkpoints
 from dualtoken.pipelines.training.train import TokenizerTask
@@ -22,7 +24,7 @@ from dualtoken.pipelines.training.train_context import SingleProcessContext
 from dualtoken.pipelines.training.validation_tasks import validate_checkpoint
 from tests.helpers.tiny_run import LoadTiny, planned_job
 from tests.helpers.toy_training import Validated
-from tests.helpers.training_groups import CPU
+from tests.helpers.training_groups import CPU, train_as_group
 from tests.pipelines.training.test_engine import toy_job
 
 APART = ("train.validate_in=task", "train.validate_every=2", "train.validation_images=10")
@@ -93,6 +95,43 @@ def test_validations_that_were_not_made_are_made_by_the_run_that_goes_on(
     assert again.asked == [1, 3, 7]
     assert list(validations(job)) == [1, 3, 7]
     assert job_checkpoints(job).unvalidated(7) == []
+    logged = read_metrics(job.store())
+    train(replace(job), Tasks(job), Validated)
+    assert read_metrics(job.store()) == logged, "each is logged once"
+
+
+class StoppedAtTheEnd(Tasks):
+    """Measures nothing, and is asked to stop once the last step's validation is waited for."""
+
+    def asked_to_stop(self) -> bool:
+        if 7 in self.asked:
+            stop_request.ask()
+        return super().asked_to_stop()
+
+
+def test_a_run_that_is_asked_to_stop_waits_for_no_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation_tasks, "POLL_SECONDS", 0.01)
+    job = toy(tmp_path / "run", "train.validate_in=task", "train.hang_timeout_seconds=60")
+    began = time.monotonic()
+    assert not train(job, StoppedAtTheEnd(job, do_they_run=False), Validated), "something is left to do"
+    with pytest.raises(Preempted):
+        raise_if_stopped()
+    assert time.monotonic() - began < 30
+    assert job_checkpoints(job).unvalidated(7) == [1, 3, 7]
+    assert train(job, Tasks(job), Validated)
+    assert list(validations(job)) == [1, 3, 7]
+
+
+def test_a_checkpoint_that_is_asked_for_again_is_measured_once_and_need_not_be_there(tmp_path: Path) -> None:
+    """Workers that were started anew ask for what is missing, and it may come meanwhile."""
+    job = toy(tmp_path / "run", "train.validate_in=task")
+    train(job, Tasks(job), Validated)
+    metrics = job_checkpoints(job).validation(3)
+    assert metrics
+    shutil.rmtree(Path(job.folder) / "checkpoints")
+    assert validate_checkpoint(job, Validated, 3) == metrics
 
 
 def test_a_context_without_tasks_lets_the_worker_measure(tmp_path: Path) -> None:
@@ -126,3 +165,23 @@ def test_on_ray_a_task_measures_what_the_worker_does_to_the_bit(
     assert list(found) == [1, 3]
     assert found == validations(by_worker)
     assert (Path(job.folder) / "logs/validations/step-000000003.json").exists(), "a task measured it"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+def test_on_ray_a_task_measures_what_two_workers_do(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    root = Path(shutil.copytree(finished.root, tmp_path / "data"))
+    recipe = load_tiny(root, *APART, "train.steps=6", "train.num_workers=2", "cluster.num_cpus=3")
+    job = planned_job(recipe, "train")
+    by_workers = replace(job, folder=str(tmp_path / "workers"))
+    train_as_group([(by_workers, TokenizerTask)], 2, tmp_path)
+    with RayExecutor(recipe.cluster) as executor:
+        run_command("train", recipe, executor, lambda _: None)
+    found = validations(job)
+    expected = validations(by_workers)
+    assert list(found) == list(expected) == [1, 3, 5]
+    for step, metrics in expected.items():
+        assert found[step] == pytest.approx(metrics, rel=1e-5)
+        assert (Path(job.folder) / f"logs/validations/step-{step:09d}.json").exists(), "a task measured it"
