@@ -93,19 +93,21 @@ class TrainingLog:
         return self._window.waited_for(batches)
 
     def step_taken(
-        self, metrics: Mapping[str, float], stalled_seconds: float, *, is_last: bool
+        self, metrics: Mapping[str, float], stalled_seconds: float, *, must_stop: bool = False
     ) -> dict[str, float]:
         """Add a step's metrics, none for a bad one, and write a line where one is due.
 
         Returns what the held-out samples give after this step; nothing where no validation is due. A line or
         validation that is due at a bad step is made at the next good one. `stalled_seconds` is the time that
-        steps have waited for checkpoints so far.
+        steps have waited for checkpoints so far. A run that must stop has a line of this step too; it has no
+        time for a validation and pictures that are not due anyway.
         """
         self._window.add(metrics)
         self._pace.step_taken(time.monotonic())
         step = self._task.step - 1
+        is_last = self._task.step == self._task.steps
         every = self._config.log_images_every
-        self._is_due = self._is_due or is_last or step % self._config.log_every == 0
+        self._is_due = self._is_due or is_last or must_stop or step % self._config.log_every == 0
         if every:
             is_at_interval = self._task.step % every == 0
             self._are_pictures_due = self._are_pictures_due or is_last or is_at_interval
