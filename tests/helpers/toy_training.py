@@ -148,7 +148,7 @@ class Slow(ToyTask):
 
 
 class SlowData(ToyTask):
-    """Waits for each batch; each worker lost one sample more than the one before it."""
+    """Waits for each batch; each worker lost one sample more than the one before it, and has its own code."""
 
     def batches(self, steps: range) -> Iterable[Tensor]:
         for batch in super().batches(steps):
@@ -158,6 +158,10 @@ class SlowData(ToyTask):
     def num_lost(self) -> int:
         """Return what this worker lost."""
         return self.context.rank + 1
+
+    def code_counts(self) -> Mapping[str, Tensor]:
+        """Return the codes of this worker: it has met the one of its own rank."""
+        return {"toy": torch.eye(4, dtype=torch.int64)[self.context.rank : self.context.rank + 1]}
 
 
 class Validated(ToyTask):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.stop_request import stop_request
@@ -212,6 +213,13 @@ def test_a_checkpoint_cut_in_its_upload_or_its_commit_is_not_used(
     assert torch.equal(run(job)["weight"], expected["weight"])
 
 
+def use_of_codes(job: StageJob) -> float:
+    """Return the share of codes that occur, as TensorBoard shows it last."""
+    events = EventAccumulator(f"{job.folder}/logs/tensorboard", {"scalars": 0})
+    events.Reload()
+    return events.Scalars("codes/toy/usage/depth_0")[-1].value
+
+
 def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Path) -> None:
     jobs = [toy_job(tmp_path / kind, f"train.parallel={kind}", "train.steps=4") for kind in ("ddp", "fsdp2")]
     whole = toy_job(tmp_path / "whole", "train.steps=4")
@@ -231,6 +239,7 @@ def test_each_of_three_workers_hands_over_its_part_and_one_goes_on(tmp_path: Pat
     means = [losses[0], (losses[1] + losses[2]) / 2, losses[3]]
     assert [line["loss"] for line in logged(lossy)] == pytest.approx(means, rel=1e-5)
     assert logged(lossy)[-1]["num_lost"] == 3
+    assert use_of_codes(lossy) == 0.75, "those of all three"
     for job in jobs:
         last = Path(job.folder) / "checkpoints" / "step-000000003"
         assert len(list(last.glob("*.safetensors"))) == 3

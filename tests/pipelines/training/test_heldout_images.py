@@ -3,17 +3,25 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from dualtoken.model.teacher.teacher import Teacher
+from dualtoken.model.vision.faults import ImageFault, UnreadableImageError
 from dualtoken.model.vision.transform import to_tensor
+from dualtoken.pipelines.config.corpora import HeldoutFraction
 from dualtoken.pipelines.config.recipe import Recipe
+from dualtoken.pipelines.core.ledger import key_fraction
+from dualtoken.pipelines.core.receipts import read_manifest
+from dualtoken.pipelines.core.stage import StageJob
+from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.images.samples import open_image_shard
+from dualtoken.pipelines.images.samples import open_image_shard, scene_descriptions
 from dualtoken.pipelines.images.scene_generator import (
     canonical_caption,
     describe,
@@ -22,14 +30,17 @@ from dualtoken.pipelines.images.scene_generator import (
 from dualtoken.pipelines.inference.scene_questions import ATTRIBUTES
 from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.run import run_command
+from dualtoken.pipelines.tokens.shards import read_data_shard
 from dualtoken.pipelines.training import heldout_images
 from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.heldout_images import heldout_batches, summed, sums_of
 from dualtoken.pipelines.training.metrics_log import read_metrics
+from dualtoken.pipelines.training.sample_index import kept_keys
+from dualtoken.pipelines.training.stored_targets import decode_target
 from dualtoken.pipelines.training.task import Sum
 from dualtoken.pipelines.training.train import TokenizerTask
 from dualtoken.pipelines.training.train_context import SingleProcessContext
-from dualtoken.pipelines.training.zero_shot import zero_shot_sums
+from dualtoken.pipelines.training.zero_shot import FrozenTeacher, zero_shot_sums
 from tests.helpers.tiny_run import LoadTiny, planned_job
 
 
@@ -143,3 +154,119 @@ def test_the_held_out_samples_are_the_same_ones_for_any_number_of_workers(
     totals = [summed(own, brightness)["brightness"] for own in of_three]
     assert sum(part.number for part in totals) == 10
     assert sum(part.total for part in totals) == pytest.approx(alone.total)
+
+
+def stored_targets(job: StageJob, corpus: str) -> dict[bytes, torch.Tensor]:
+    """Return the teacher's stored pooled outputs of a corpus, by key."""
+    found: dict[bytes, torch.Tensor] = {}
+    for file in sorted(Path(job.input("targets", corpus).root).glob("*.arrow")):
+        targets = read_data_shard(file)
+        for row, key in enumerate(targets["key"].to_pylist()):
+            found[key] = torch.from_numpy(decode_target(targets, row).pooled.copy())
+    return found
+
+
+class Heldout(NamedTuple):
+    """A held-out sample, as its shard has it."""
+
+    key: bytes
+    image: torch.Tensor
+    caption: str
+    description: dict[str, Any]
+
+
+def heldout_samples(job: StageJob, corpus: str, scratch: Path) -> list[Heldout]:
+    """Return the samples of a corpus that the filter kept, in the order of shards and rows."""
+    images = read_manifest(job.input("download", corpus))
+    assert images is not None
+    samples: list[Heldout] = []
+    for name in images.units:
+        shard = open_image_shard(job.input("download", corpus), name, scratch)
+        kept = kept_keys(job, corpus, name)
+        for row, key in enumerate(shard.keys):
+            if key in kept:
+                image = to_tensor([decode_rgb(shard.image(row))], 32)[0]
+                [description] = scene_descriptions(shard, [row])
+                samples.append(Heldout(key, image, shard.captions[row], description))
+    return samples
+
+
+def test_each_image_has_its_own_caption_target_and_scene_and_one_that_cannot_be_decoded_is_left_out(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = planned_job(load_tiny(root, "train.validate_every=1", "train.validation_images=7"), "train")
+    samples = heldout_samples(job, "tiny-heldout", tmp_path)[:7]
+    targets = stored_targets(job, "tiny-heldout")
+    attempts: list[int] = []
+
+    def fail_at_second(data: bytes) -> Any:
+        attempts.append(1)
+        if len(attempts) == 2:
+            raise UnreadableImageError(ImageFault.NOT_AN_IMAGE, "cut short")
+        return decode_rgb(data)
+
+    monkeypatch.setattr(heldout_images, "decode_rgb", fail_at_second)
+    [batch] = heldout_batches(job, Rank(0, 1), 32, "targets")
+    assert len(attempts) == 7
+    del samples[1]
+    assert torch.equal(batch.images, torch.stack([sample.image for sample in samples]))
+    assert batch.captions == [sample.caption for sample in samples]
+    assert batch.scenes == list(range(6))
+    assert batch.descriptions == [sample.description for sample in samples]
+    assert batch.pooled is not None
+    assert torch.equal(batch.pooled, torch.stack([targets[sample.key] for sample in samples]))
+
+    def fail(_: bytes) -> Any:
+        raise UnreadableImageError(ImageFault.NOT_AN_IMAGE, "cut short")
+
+    monkeypatch.setattr(heldout_images, "decode_rgb", fail)
+    with pytest.raises(UserError, match=r"^none of 7 held-out images can be decoded, such as [0-9a-f]+: "):
+        heldout_batches(job, Rank(0, 1), 32, "filter")
+
+
+def test_of_a_corpus_that_is_held_out_in_part_only_that_part_is_measured(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path
+) -> None:
+    recipe = load_tiny(root, "train.validate_every=1", "train.validation_images=40")
+    job = planned_job(recipe, "train")
+    samples = heldout_samples(job, "tiny-train", tmp_path)
+    fraction = HeldoutFraction(kind="fraction", fraction=0.4)
+    corpora = {"tiny-train": recipe.corpora["tiny-train"]}
+    in_part = replace(job, recipe=recipe.model_copy(update={"corpora": corpora, "heldout": fraction}))
+    batches = heldout_batches(in_part, Rank(0, 1), 32, "filter")
+    found = [caption for batch in batches for caption in batch.captions]
+    expected = [sample.caption for sample in samples if key_fraction(sample.key) < 0.4]
+    assert 0 < len(expected) < len(samples)
+    assert found == expected
+
+
+def test_a_validation_draws_no_random_number_and_a_frozen_teacher_reads_each_text_once(
+    root: Path, load_tiny: LoadTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Sequence[str]] = []
+    embed_texts = Teacher.embed_texts
+
+    def embed(teacher: Teacher, texts: Sequence[str]) -> torch.Tensor:
+        read.append(texts)
+        return embed_texts(teacher, texts)
+
+    monkeypatch.setattr(Teacher, "embed_texts", embed)
+    job = planned_job(load_tiny(root, "train.validate_every=1", "train.validation_images=10"), "train")
+    context = SingleProcessContext(torch.device("cpu"))
+    with closing(TokenizerTask(job, context, tmp_path)) as task:
+        state = torch.get_rng_state()
+        first = task.validate()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert read
+        read.clear()
+        assert task.validate() == first
+    teacher = FrozenTeacher(job, context.device, tmp_path)
+    batches = heldout_batches(job, context, 32, "filter")
+    assert read == []
+    teacher.embed(batches)
+    assert read
+    read.clear()
+    [batch] = batches
+    pooled = torch.zeros(len(batch.images), 32)
+    assert teacher.sums(batch, pooled)["zero_shot"].number == 20
+    assert read == []

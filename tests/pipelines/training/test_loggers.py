@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 
@@ -60,6 +61,40 @@ def test_what_a_service_does_not_take_is_one_line_without_secrets_and_the_rest_a
     )
 
 
+def test_a_service_gets_a_line_as_it_was_written_and_no_empty_pictures() -> None:
+    session = Values()
+    answers = Event()
+
+    def open_at_last() -> Values:
+        answers.wait()
+        return session
+
+    logger = BackgroundLogger("train, toy", open_at_last, pictures=True)
+    values = {"loss": 2.0}
+    logger.write_pictures(0, {})
+    logger.write(0, values)
+    values["loss"] = 3.0
+    answers.set()
+    logger.close("done")
+    assert session.written == [{"loss": 2.0}]
+
+
+class Values:
+    """Keeps the values that it is given, and takes no pictures."""
+
+    def __init__(self) -> None:
+        self.written: list[Mapping[str, float]] = []
+
+    def write(self, _step: int, values: Mapping[str, float]) -> None:
+        self.written.append(values)
+
+    def write_pictures(self, _step: int, pictures: Mapping[str, Tensor]) -> None:
+        self.written.append(dict.fromkeys(pictures, 0.0) or {"no picture": 0.0})
+
+    def close(self, _end: End) -> None:
+        pass
+
+
 def test_a_service_that_cannot_be_opened_is_tried_again_with_the_next_line() -> None:
     session = Session()
     attempts: list[int] = []
@@ -112,8 +147,11 @@ def test_a_service_that_hangs_keeps_neither_a_line_nor_the_end_waiting(
 def test_a_logger_that_is_not_installed_is_told_before_any_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda _: None)
     job = toy_job(tmp_path / "run", "train.loggers=[mlflow]")
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "mlflow" else find_spec("json"))
+    second = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline}, mlflow]")
+    with pytest.raises(UserError, match=r"^train\.loggers\[1\]: kind=mlflow"):
+        run(second)
     with pytest.raises(
         UserError,
         match=r"^train\.loggers\[0\]: kind=mlflow needs a package that is not installed here: "

@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from dualtoken.pipelines.config.loggers import MlflowConfig
 from dualtoken.pipelines.core.stage import StageJob
 from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.logger_session import RunFacts
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from tests.helpers.toy_training import ToyTask
 from tests.helpers.training_groups import CPU
 from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
-from tests.pipelines.training.test_wandb_logger import Shown
+from tests.pipelines.training.test_wandb_logger import Shown, history, offline_runs
 
 pytest.importorskip("mlflow", reason="mlflow is missing: pip install 'dualtoken[mlflow]'")
+from dualtoken.pipelines.training.mlflow_logger import MlflowSession
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # of its own packages, in its own thread
 
 
@@ -68,7 +73,39 @@ def test_pictures_are_sent_where_the_recipe_wants_it(tmp_path: Path, database: s
     run(mlflow_job(tmp_path / "plain", database), Shown)
     assert not list(tmp_path.rglob("mlruns/**/*.png"))
     run(mlflow_job(tmp_path / "run", database, more=", pictures: true"), Shown)
-    assert len(list(tmp_path.rglob("mlruns/**/*.png"))) == 1
+    [picture] = tmp_path.rglob("mlruns/**/*.png")
+    with Image.open(picture) as image:
+        assert image.size == (4, 2)
+    assert "step%3" in picture.name or "step_3" in picture.name
+
+
+def test_each_setting_is_there_however_many_and_however_long_and_a_run_that_goes_on_is_said_to_run(
+    tmp_path: Path, database: str
+) -> None:
+    config = MlflowConfig(kind="mlflow", tracking_uri=database, experiment="toys")
+    settings = {f"key_{number}": number for number in range(250)} | {"long": "x" * 10_000}
+    facts = RunFacts("one", "toy", settings, tmp_path)
+    MlflowSession(config, facts).close("failed")
+    [failed] = runs(database)
+    assert failed.info.status == "FAILED"
+    assert failed.data.params == {name: str(value)[:500] for name, value in settings.items()}
+    MlflowSession(config, facts)
+    [running] = runs(database)
+    assert (running.info.run_id, running.info.status) == (failed.info.run_id, "RUNNING")
+
+
+def test_two_services_get_the_same_lines(tmp_path: Path, database: str) -> None:
+    pytest.importorskip("wandb", reason="wandb is missing: pip install 'dualtoken[wandb]'")
+    both = f"[{{kind: wandb, mode: offline}}, {{kind: mlflow, tracking_uri: '{database}', experiment: toys}}]"
+    job = toy_job(tmp_path / "run", f"train.loggers={both}")
+    run(job, Shown)
+    [file] = offline_runs(tmp_path / "run")
+    [done] = runs(database)
+    assert done.info.status == "FINISHED"
+    told = {line["_step"]: line["loss"] for line in history(file) if "loss" in line}
+    assert losses(database, done.info.run_id) == told
+    assert list(told) == [0, 1, 2, 3]
+    assert done.data.metrics["codes/toy/usage/depth_0"] == 0.5
 
 
 class Broken(ToyTask):

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dualtoken.infra.storage import Store
 from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.mllm import build
+from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.losses import step_size
 from dualtoken.model.mllm.saved import open_mllm
 from dualtoken.pipelines.config.corpora import HeldoutFraction
@@ -36,9 +39,9 @@ from dualtoken.pipelines.runtime.executor import LocalExecutor
 from dualtoken.pipelines.runtime.plan import Planner
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.runtime.stage_settings import mllm_settings
-from dualtoken.pipelines.training import training_log
+from dualtoken.pipelines.training import mllm_pictures, training_log
 from dualtoken.pipelines.training.engine import train
-from dualtoken.pipelines.training.heldout_tokens import read_heldout
+from dualtoken.pipelines.training.heldout_tokens import HeldoutTokens, read_heldout
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.mllm import MllmTask, first_model, mllm_config, trained_model
 from dualtoken.pipelines.training.mllm_documents import MllmDocuments
@@ -277,15 +280,17 @@ def texts_of(folder: Path, name: str) -> list[str]:
     return [tensor.tensor_proto.string_val[0].decode() for tensor in tensors]
 
 
-def drawn_by(job: StageJob, folder: Path) -> np.ndarray:
-    """Return what a saved model draws of the first held-out captions, likewise, on as many threads."""
+def drawn_by(job: StageJob, folder: Path, shown: Sequence[int] = range(NUM_SHOWN)) -> np.ndarray:
+    """Return what a saved model draws of some held-out captions, likewise, on as many threads."""
     opened = open_mllm(str(folder))
     heldout = read_heldout(job, NUM_SHOWN, folder / "tokens")
+    captions = [heldout.captions[number] for number in shown]
     examine = job.recipe.examine
     settings = draw_settings(examine.drawing(DrawingConfig()), examine.seed, 64)
     with process_settings(job.training.cpus_per_worker):
-        [drawn] = draw(opened, heldout.captions, settings)
-        rows = torch.stack((opened.processor.decode_levels(heldout.pixel), drawn.levels))
+        [drawn] = draw(opened, captions, settings)
+        truths = opened.processor.decode_levels(heldout.pixel[list(shown)])
+        rows = torch.stack((truths, drawn.levels))
     return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
 
 
@@ -364,6 +369,58 @@ def test_a_model_that_cannot_draw_answers_and_what_has_no_room_is_left_out(
     with closing(MllmTask(small, SingleProcessContext(CPU), tmp_path / "other scratch")) as task:
         assert task.pictures() == {}
         assert len(task.texts()["answers"].splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("room", "shown", "num_answers"), [(71, (1, 2, 3, 4), 0), (101, range(NUM_SHOWN), 5)]
+)
+def test_what_just_fits_is_drawn_and_asked(
+    room: int,
+    shown: Sequence[int],
+    num_answers: int,
+    tmp_path: Path,
+    finished: Recipe,
+    load_tiny: LoadTiny,
+) -> None:
+    """Images take 16 positions, drawings' captions 41 to 58, answers 64, questions 19 to 40.
+
+    The third caption to draw takes all of 71, the second question all of 101.
+    """
+    start = Path(shutil.copytree(planned_job(finished, "mllm").folder, tmp_path / "start"))
+    job = job_in(tmp_path / "run", load_tiny, finished, f"mllm.start_from={start}")
+    captions = read_heldout(job, NUM_SHOWN, tmp_path).captions
+    with closing(MllmTask(job, SingleProcessContext(CPU), tmp_path / "scratch")) as task:
+        model = task.parts.modules["model"]
+        assert isinstance(model, DualTokenForConditionalGeneration)
+        model.config.text_config.max_position_embeddings = room
+        with process_settings(job.training.cpus_per_worker):
+            drawings = task.pictures()["drawings"].permute(1, 2, 0).numpy()
+        texts = task.texts()
+    assert np.array_equal(drawings, drawn_by(job, start, shown))
+    assert texts["captions"].splitlines()[2:] == [f"| {captions[number]} |" for number in shown]
+    assert len(texts["answers"].splitlines()) == 2 + num_answers
+
+
+def test_no_part_trains_while_it_draws_and_what_is_written_breaks_no_table(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_odd(*arguments: Any) -> HeldoutTokens:
+        heldout = read_heldout(*arguments)
+        return heldout._replace(captions=["a | b\n c", *heldout.captions[1:]])
+
+    monkeypatch.setattr(mllm_pictures, "read_heldout", read_odd)
+    job = job_in(tmp_path / "run", load_tiny, finished)
+    with closing(MllmTask(job, SingleProcessContext(CPU), tmp_path / "scratch")) as task:
+        model = task.parts.modules["model"]
+        model.train()
+        are_training: set[bool] = set()
+        for module in model.modules():
+            module.register_forward_pre_hook(lambda called, _: are_training.add(called.training))
+        assert task.pictures()
+        texts = task.texts()
+        assert all(module.training for module in model.modules())
+    assert are_training == {False}
+    assert texts["captions"].splitlines()[2] == "| a \\| b c |"
 
 
 MISTAKES = {

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dualtoken.pipelines.config.loggers import WandbConfig
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.training import validation_tasks
 from dualtoken.pipelines.training.engine import train
+from dualtoken.pipelines.training.logger_session import RunFacts
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from tests.helpers.toy_training import ToyTask, Validated
 from tests.helpers.training_groups import CPU
@@ -21,16 +23,22 @@ from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
 from tests.pipelines.training.test_validation_tasks import Tasks, validations
 
 pytest.importorskip("wandb", reason="wandb is missing: pip install 'dualtoken[wandb]'")
+from dualtoken.pipelines.training.wandb_logger import WandbSession
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+OFFLINE = WandbConfig(kind="wandb", mode="offline")
 _BLOCK = 32768
 """Bytes of a block of LevelDB's log format, in which W&B keeps records."""
 
 
 class Shown(ToyTask):
-    """A task with a picture."""
+    """A task with a picture and codes."""
 
     def pictures(self) -> Mapping[str, Tensor]:
-        return {"shown": torch.full((3, 2, 2), 7, dtype=torch.uint8)}
+        return {"shown": torch.full((3, 2, 4), 7, dtype=torch.uint8)}
+
+    def code_counts(self) -> Mapping[str, Tensor]:
+        return {"toy": torch.tensor([[3, 1, 0, 0]])}
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -136,7 +144,40 @@ def test_pictures_are_sent_where_the_recipe_wants_it(tmp_path: Path) -> None:
     job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline, pictures: true}]")
     run(job, Shown)
     [file] = offline_runs(tmp_path / "run")
-    assert history(file)[-1]["shown._type"] == "image-file"
+    last = history(file)[-1]
+    assert last["shown._type"] == "image-file"
+    assert (last["shown.width"], last["shown.height"]) == (4, 2)
+
+
+def test_the_use_of_codes_is_sent(tmp_path: Path) -> None:
+    job = toy_job(tmp_path / "run", "train.loggers=[{kind: wandb, mode: offline}]")
+    run(job, Shown)
+    [file] = offline_runs(tmp_path / "run")
+    usage = [line["codes/toy/usage/depth_0"] for line in history(file) if "codes/toy/usage/depth_0" in line]
+    assert usage == [0.5]
+
+
+def test_validations_that_come_together_are_taken_in_turn_by_one_line_each(tmp_path: Path) -> None:
+    """As after a step that took long; a further value of a line that has taken one makes no room."""
+    session = WandbSession(OFFLINE, RunFacts("one", "toy", {}, tmp_path))
+    session.write(0, {"loss": 1.0})
+    for step in range(3):
+        session.write(step, {"validation_error": float(step)})
+        session.write(0, {"codes/toy/usage/depth_0": 0.5})
+    session.write(1, {"loss": 1.0})
+    session.write(2, {"loss": 1.0})
+    session.close("failed")
+    [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    validated = [line for line in history(file) if "validated_step" in line]
+    assert [(line["_step"], line["validated_step"], line["validation_error"]) for line in validated] == [
+        (0, 0, 0.0),
+        (1, 1, 1.0),
+        (2, 2, 2.0),
+    ]
+    [end] = [record.exit.exit_code for record in records(file) if record.WhichOneof("record_type") == "exit"]
+    assert end == 1
+    metrics = [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
+    assert [metric.name for metric in metrics if metric.options.hidden] == ["validated_step"]
 
 
 def test_an_online_run_without_a_key_is_told_before_any_training(
