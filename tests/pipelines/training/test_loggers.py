@@ -62,10 +62,10 @@ def test_what_a_service_does_not_take_is_one_line_without_secrets_and_the_rest_a
 
 
 def test_a_service_gets_a_line_as_it_was_written_and_no_empty_pictures() -> None:
-    session = Values()
+    session = Calls()
     answers = Event()
 
-    def open_at_last() -> Values:
+    def open_at_last() -> Calls:
         answers.wait()
         return session
 
@@ -76,23 +76,23 @@ def test_a_service_gets_a_line_as_it_was_written_and_no_empty_pictures() -> None
     values["loss"] = 3.0
     answers.set()
     logger.close("done")
-    assert session.written == [{"loss": 2.0}]
+    assert session.all == [(0, {"loss": 2.0}), ("done",)]
 
 
-class Values:
-    """Keeps the values that it is given, and takes no pictures."""
+class Calls:
+    """Keeps what it is given."""
 
     def __init__(self) -> None:
-        self.written: list[Mapping[str, float]] = []
+        self.all: list[tuple[object, ...]] = []
 
-    def write(self, _step: int, values: Mapping[str, float]) -> None:
-        self.written.append(values)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.all.append((step, values))
 
-    def write_pictures(self, _step: int, pictures: Mapping[str, Tensor]) -> None:
-        self.written.append(dict.fromkeys(pictures, 0.0) or {"no picture": 0.0})
+    def write_pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
+        self.all.append((step, pictures))
 
-    def close(self, _end: End) -> None:
-        pass
+    def close(self, end: End) -> None:
+        self.all.append((end,))
 
 
 def test_a_service_that_cannot_be_opened_is_tried_again_with_the_next_line() -> None:

@@ -66,10 +66,12 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written_and_one_that_a_kill_cut_is_l
     store = Store(str(tmp_path))
     with MetricsLog(store, tmp_path, "train", steps=4) as log:
         log.write(0, {"loss": 1.0})
-        assert read_metrics(store) == [{"step": 0, "loss": 1.0}]
+        log.save()
+        log.write(1, {"loss": 2.0})
+        assert [line["step"] for line in read_metrics(store)] == [0, 1]
         with (tmp_path / METRICS).open("a") as file:
-            file.write('{"step": 1, "lo')
-        assert read_metrics(store) == [{"step": 0, "loss": 1.0}]
+            file.write('{"step": 2, "lo')
+        assert [line["step"] for line in read_metrics(store)] == [0, 1]
     with MetricsLog(store, tmp_path, "train", steps=4, first_step=1):
         assert (tmp_path / METRICS).read_text() == '{"step": 0, "loss": 1.0}\n'
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dualtoken.pipelines.config.loggers import WandbConfig
 from dualtoken.pipelines.errors import UserError
-from dualtoken.pipelines.training import validation_tasks
+from dualtoken.pipelines.training import loggers, validation_tasks
 from dualtoken.pipelines.training.engine import train
 from dualtoken.pipelines.training.logger_session import RunFacts
 from dualtoken.pipelines.training.metrics_log import read_metrics
@@ -29,6 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 OFFLINE = WandbConfig(kind="wandb", mode="offline")
 _BLOCK = 32768
 """Bytes of a block of LevelDB's log format, in which W&B keeps records."""
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stopped training wait for its service on a busy machine too."""
+    monkeypatch.setattr(loggers, "HURRIED_CLOSE_SECONDS", 60.0)
 
 
 class Shown(ToyTask):
