@@ -19,6 +19,7 @@ from dualtoken.pipelines.training.logger_session import RunFacts
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from tests.helpers.toy_training import ToyTask, Validated
 from tests.helpers.training_groups import CPU
+from tests.helpers.waiting import wait_until
 from tests.pipelines.training.test_engine import AskedAtStep, run, toy_job
 from tests.pipelines.training.test_validation_tasks import Tasks, validations
 
@@ -174,6 +175,10 @@ def test_validations_that_come_together_are_taken_in_turn_by_one_line_each(tmp_p
     session.write(2, {"loss": 1.0})
     session.close("failed")
     [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    # Its last record may come after the end.
+    wait_until(
+        lambda: any(record.WhichOneof("record_type") == "exit" for record in records(file)), seconds=60
+    )
     validated = [line for line in history(file) if "validated_step" in line]
     assert [(line["_step"], line["validated_step"], line["validation_error"]) for line in validated] == [
         (0, 0, 0.0),
