@@ -5,7 +5,6 @@ evaluation `summaries/<evaluation>/`. The same model, set and protocol are evalu
 code, unless `salt` says that they are to be measured anew, as every night does.
 """
 
-import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from dualtoken.pipelines.core.receipts import (
 from dualtoken.pipelines.core.stage import StageJob, Unit, UnitOutcome, Work
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import UserError
+from dualtoken.pipelines.evaluation.deciding_packages import deciding_packages
 from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, STAGE, TEACHER_INPUT
 from dualtoken.pipelines.evaluation.evaluate_finish import RESULT, TokenizerSizes, finish_evaluation
 from dualtoken.pipelines.evaluation.evaluation_card import card
@@ -61,7 +61,6 @@ VERSION = 1
 """Raised when the same inputs give other bytes than before."""
 WORKER = "dualtoken.pipelines.evaluation.evaluate:Worker"
 _CODE = ("dualtoken.pipelines.evaluation.evaluate", "dualtoken.pipelines.evaluation.evaluate_finish")
-_PACKAGES = ("torch", "torchvision", "pillow", "numpy", "pyarrow", "open_clip_torch", "timm", "ray")
 
 
 class ModelPlace(NamedTuple):
@@ -260,10 +259,11 @@ def _environment(runs: Sequence[_SetRun]) -> Environment:
     for run in runs:
         for receipt in read_receipts(run.job.store()).values():
             devices.add(receipt.facts["device"])
+    protocols = [(next(iter(run.job.recipe.protocols.values())), run.protocol) for run in runs]
     return Environment(
         code=runs[0].job.code,
         commit=commit(),
-        packages={package: importlib.metadata.version(package) for package in _PACKAGES},
+        packages=deciding_packages(protocols),
         device="; ".join(sorted(devices)),
         machine=platform.processor() or platform.machine(),
     )

@@ -90,7 +90,7 @@ class Environment(Record):
     """Hash of the sources that evaluated."""
     commit: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
-    """Versions by package."""
+    """Versions by package, and digests of the models that packages bring, `<package>/<file>`."""
     device: str = ""
     """Device as `describe_device` names it."""
     machine: str = ""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dualtoken.pipelines.config.nightly import CANARY, NightlySpec
 from dualtoken.pipelines.core.messages import pluralized
+from dualtoken.pipelines.evaluation.deciding_packages import other_text_reader
 from dualtoken.pipelines.evaluation.summary import Environment
 from dualtoken.pipelines.nightly.contracts import Chart, Point
 from dualtoken.pipelines.nightly.history import Snapshot
@@ -104,6 +105,9 @@ def _opinion(
     if notes:
         return _Opinion("incomparable", "; ".join(notes), {})
     if reference is not None and reference.night.night != night.night:
+        reader = _reader_change(reference.night, night)
+        if reader is not None:
+            return _Opinion("evaluator-changed", reader, {})
         unlike = list(protocol_changes(reference.night, night))
         if unlike:
             return _Opinion("incomparable", f"{'; '.join(unlike)} (since {reference.night.night})", {})
@@ -168,6 +172,18 @@ def _canary_change(before: NightRecord, after: NightRecord) -> str | None:
     changed = [name for name, value in second.values.items() if not _is_same(first.values.get(name), value)]
     what = f"in {', '.join(changed[:3])}" if changed else "in single samples"
     return f"the canary scores otherwise than on {before.night}, {what}"
+
+
+def _reader_change(before: NightRecord, after: NightRecord) -> str | None:
+    """Return what reads text in images other than before, which the canary's pictures do not show."""
+    for name, subject in after.subjects.items():
+        earlier = before.subjects.get(name)
+        if earlier is None:
+            continue
+        change = other_text_reader(earlier.environment.packages, subject.environment.packages)
+        if change is not None:
+            return f"text is read otherwise than on {before.night}: {change}"
+    return None
 
 
 def _is_same(before: SeriesValue | None, after: SeriesValue) -> bool:

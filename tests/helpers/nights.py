@@ -124,7 +124,10 @@ class FolderMeasure:
             evaluation=hashlib.sha256(f"{digest} {night} {attempt}".encode()).hexdigest()[:12],
             subject=Subject(kind="tokenizer", name=subject.place, digest=digest),
             results=(self._result(subject, scores, evaluator, values, offset),),
-            environment=Environment(code="c0de", packages={"scipy": str(evaluator.get("scipy", "1.17"))}),
+            environment=Environment(
+                code="c0de",
+                packages={"scipy": str(evaluator.get("scipy", "1.17"))} | evaluator.get("packages", {}),
+            ),
             measured_at=f"{night}T03:00:00+00:00",
             notes=tuple(evaluator.get("notes", ())) if subject.name != "canary" else (),
         )

@@ -10,6 +10,7 @@ import pytest
 
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.errors import ExitCode, UserError
+from dualtoken.pipelines.nightly.decisions import Person, accept
 from dualtoken.pipelines.nightly.history import History, Snapshot
 from dualtoken.pipelines.nightly.records import VerdictRecord
 from dualtoken.pipelines.nightly.run import run_night
@@ -117,6 +118,39 @@ def test_another_bit_of_the_canary_is_an_evaluator_that_changed_until_a_person_a
     )
     assert found.changes == ("scipy: 1.17 to 1.18",)
     assert "    scipy: 1.17 to 1.18" in small.lines
+
+
+OCR = {"rapidocr": "3.10.0", "rapidocr/det.onnx": "0123456789ab", "onnxruntime": "1.32.0"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rapidocr": "3.11.0"}, "rapidocr 3.10.0 to 3.11.0"),
+        ({"onnxruntime": "1.33.0"}, "onnxruntime 1.32.0 to 1.33.0"),
+        ({"rapidocr/det.onnx": "ba9876543210"}, "rapidocr/det.onnx 0123456789ab to ba9876543210"),
+    ],
+)
+def test_another_reader_of_text_is_an_evaluator_that_changed_though_no_bit_of_the_canary_did(
+    changed: dict[str, str], told: str, small: SmallNightly
+) -> None:
+    small.measure.set_evaluator(packages=OCR)
+    run_until(small, 5)
+    small.measure.set_evaluator(packages=OCR | changed)
+    write_model(small.models / "model", psnr=29.5)
+    assert run(small, "2026-11-06") == ExitCode.BUG
+    found = verdict(small, "2026-11-06")
+    assert (found.state, found.series) == ("evaluator-changed", {})
+    assert found.reason == f"text is read otherwise than on {FIRST}: {told}"
+    person = Person("eva", "an upgrade")
+    accept(Session(small.spec, small.nightly), None, person)
+    assert run(small, "2026-11-07") == ExitCode.DONE
+
+
+def test_a_protocol_that_begins_to_read_text_is_no_other_evaluator(small: SmallNightly) -> None:
+    run_until(small, 5)
+    small.measure.set_evaluator(packages=OCR)
+    assert run(small, "2026-11-06") == ExitCode.DONE
 
 
 def test_another_protocol_is_incomparable_and_its_field_is_named(small: SmallNightly) -> None:
