@@ -2,8 +2,7 @@
 
 Run: python -m benchmarks.nightly_chart [--years 250] [--draws 1000]. All noise is simulated and seeded.
 Printed are the false alarms a year of eight metrics and the shares of steps seen, of our rules and of two
-others in use; false alarms on a history's resampled years after `calibrate`; and coverages of 95 % intervals.
-Nothing here is timed but the chart itself.
+others in use; and coverages of 95 % intervals. Nothing here is timed but the chart itself.
 """
 
 import argparse
@@ -21,8 +20,8 @@ from dualtoken.pipelines.evaluation.statistics import (
     mean_estimate,
     share_estimate,
 )
-from dualtoken.pipelines.nightly.calibration import YEAR, num_alarms, resampled_year
-from dualtoken.pipelines.nightly.chart import History, Point, Ruleset, calibrate, judge
+from dualtoken.pipelines.nightly.calibration import YEAR
+from dualtoken.pipelines.nightly.chart import Point, Ruleset, judge
 
 METRICS = 8
 BEFORE = 60
@@ -110,24 +109,6 @@ def power(rule: Rule, size: float, nights: int, draws: int, seed: int) -> float:
         values[BEFORE:] -= size
         seen += any(rule(values)[BEFORE:])
     return seen / draws
-
-
-def calibrated_alarms(noise: Noise, num_nights: int, years: int, seed: int) -> tuple[float, float]:
-    """Calibrate on a history; return the factor of the limits, and alarms a year on other resampled years."""
-    generator = np.random.default_rng(seed)
-    first = np.datetime64("2020-01-01")
-    history: dict[str, History] = {}
-    for metric in range(METRICS):
-        values = noise(generator, num_nights)
-        nights = tuple(Point(str(first + n), float(value), PROTOCOL) for n, value in enumerate(values))
-        history[f"metric {metric}"] = History(nights, "higher")
-    rules = calibrate(history, Ruleset(), alarms_per_year=1.0, seed=seed, years=years)
-    alarms = 0
-    for series in history.values():
-        for _ in range(years):
-            year = resampled_year(series.points, generator)
-            alarms += num_alarms(judge(year, "higher", 0.0, rules))
-    return rules.threshold / Ruleset().threshold, alarms / years
 
 
 def distance(features: Values, mean: Values, covariance: Values) -> tuple[float, Values]:
@@ -229,12 +210,6 @@ def main(arguments: list[str]) -> int:
         shares = [power(rule, size, nights, options.draws, seed=2) for size, nights in STEPS]
         cells = [f"{value:19.2f}" for value in (*alarms, *shares)]
         print(f"{name:20}" + "".join(cells), flush=True)
-    print()
-    for name, noise in NOISES.items():
-        for num_nights in (BEFORE, len(YEAR)):
-            factor, alarms = calibrated_alarms(noise, num_nights, max(20, options.years // 4), seed=3)
-            text = f"{name}, calibrated on {num_nights} nights: limits times {factor:.2f}"
-            print(f"{text}, {alarms:.2f} a year on its resampled years", flush=True)
     print()
     print_coverages(2 * options.draws)
     return 0
