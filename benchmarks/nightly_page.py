@@ -2,8 +2,9 @@
 
 Run: python -m benchmarks.nightly_page [--nights 365] [--metrics 30]. A history is made up in a scratch
 folder: a tokenizer and the canary, each with all metrics every night, eight of them primary and judged by the
-chart. Printed are the seconds to read the history and to write the index with all nights' pages or some, with
-the processor's in brackets, and the index's size.
+chart. The tokenizer is another checkpoint every night, and differs from the one before. Printed are the
+seconds to read the history and to write the index with all nights' pages or some, with the processor's in
+brackets, and the index's size.
 """
 
 import argparse
@@ -24,8 +25,12 @@ from dualtoken.pipelines.nightly.history import NIGHT_FILE, History, night_path
 from dualtoken.pipelines.nightly.page import write_pages
 from dualtoken.pipelines.nightly.records import (
     AttemptRecord,
+    CheckpointDifferences,
+    DetailsRecord,
     MeasuredSubject,
+    Movement,
     NightRecord,
+    SeriesDifference,
     SeriesValue,
     SeriesVerdict,
     VerdictRecord,
@@ -155,6 +160,33 @@ def write_history(spec: NightlySpec, nights: list[str], metrics: list[str]) -> N
         history.put(attempt, night_path(night, "attempts", "0001", "started.json"))
         history.put(record, night_path(night, NIGHT_FILE))
         history.put(verdict_of(night, number, judged), night_path(night, f"verdict-{Ruleset().version}.json"))
+        if number:
+            details = details_of(nights[number - 1], night, number, values)
+            history.put(details, night_path(night, f"details-{Ruleset().version}.json"))
+
+
+def details_of(before: str, night: str, number: int, values: dict[str, np.ndarray]) -> DetailsRecord:
+    """Return the differences of a night to the one before, and how far further series moved."""
+    known = {str(name): metric for name, metric in CATALOGUE.items()}
+    differences: dict[str, SeriesDifference] = {}
+    movements: dict[str, Movement] = {}
+    for place, (series, all_) in enumerate(values.items()):
+        margin = known[series.rpartition("/")[2]].margin
+        value = float(all_[number] - all_[number - 1])
+        differences[series] = SeriesDifference(
+            value=value,
+            low=value - margin / 2,
+            high=value + margin / 2,
+            p=0.01,
+            margin=margin,
+            verdict="undecided",
+        )
+        if place >= MOST_PRIMARY:
+            movements[f"tokenizer/{series}"] = Movement(residual=0.5, p=0.9)
+    found = CheckpointDifferences(before=before, digest=HASH, series=differences)
+    return DetailsRecord(
+        night=night, ruleset=Ruleset().version, differences={"tokenizer": found}, movements=movements
+    )
 
 
 def verdict_of(night: str, number: int, judged: dict[str, list[Judged]]) -> VerdictRecord:

@@ -37,6 +37,9 @@ LABEL_GAP = 0.062
 FLAG_GAP = 0.055
 FLAG_LANES = 2
 """Rows of flags above a chart; where three stand too close together, the last is left out."""
+MOST_LINKS = 100
+"""Newest nights that have a link and a text of their own in a chart with links: a year of them in every chart
+would make a page of megabytes."""
 LINKS_ID = "nights"
 """Id of the links that charts without links of their own share."""
 
@@ -85,9 +88,9 @@ class NightChart:
     baselines: Sequence[Level] = ()
     flags: Sequence[Flag] = ()
     has_links: bool = False
-    """Whether each night has a link, a text and a whisker of its own, which takes most of a page's bytes.
+    """Whether each night has a whisker, and the newest a link and a text of their own: most of a page.
 
-    Otherwise it has the links that charts share, and all intervals are one area.
+    Other nights have the links that charts share. Without, all intervals are one area.
     """
 
 
@@ -114,10 +117,11 @@ def night_chart(chart: NightChart) -> str:
     _path(svg, "trace", trace(chart.points, scale))
     _path(svg, "dot", lone(chart.points, scale))
     _draw_marks(svg, chart.points, scale)
-    if chart.has_links:
-        _draw_links(svg, chart.points)
-    else:
+    first_own = len(chart.axis.nights) - MOST_LINKS
+    if not chart.has_links or first_own > 0:
         SubElement(svg, "use", {"href": f"#{LINKS_ID}"})
+    if chart.has_links:
+        _draw_links(svg, [point for point in chart.points if point.slot >= first_own])
     _draw_x_labels(figure, chart.axis)
     return _text_of(figure)
 

@@ -5,6 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from dualtoken.pipelines.nightly.page_charts import (
+    MOST_LINKS,
     Axis,
     Flag,
     NightChart,
@@ -107,6 +108,22 @@ def test_each_night_of_a_chart_with_links_can_be_pointed_at_and_no_keyboard_stop
     links = [(a.get("href"), a.get("tabindex"), a.findtext("title")) for a in chart.findall(".//svg/a")]
     assert links == [("0.html", "-1", "night 0"), ("3.html", "-1", "night 3")]
     assert [path.get("d") for path in chart.findall(".//svg/a/path")] == ["M0 0V400", "M3 0V400"]
+
+
+def test_of_a_year_the_newest_nights_have_texts_of_their_own_and_all_have_a_link() -> None:
+    axis = Axis(tuple(nights_from("2026-01-01", 365)))
+    points = [point(slot, 0.0, -1.0, 1.0) for slot in range(365)]
+    chart = drawn(points, axis=axis, has_links=True)
+    drawing = chart.find("svg")
+    assert drawing is not None
+    kinds = [child.tag for child in drawing if child.tag != "path"]
+    assert kinds == ["use", *["a"] * MOST_LINKS], "own links lie above the shared ones"
+    assert [a.get("href") for a in drawing.findall("a")][:2] == ["265.html", "266.html"]
+    whiskers = shape(chart, "whisker")
+    assert whiskers is not None
+    assert whiskers.count("M") == 365
+    few = drawn(points[:MOST_LINKS], axis=Axis(axis.nights[:MOST_LINKS]), has_links=True)
+    assert few.find(".//use") is None
 
 
 def test_other_charts_use_the_links_that_all_nights_share() -> None:
