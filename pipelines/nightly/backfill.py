@@ -19,6 +19,7 @@ def backfill(session: Session, first: str, last: str) -> ExitCode:
     snapshot = session.open()
     expected = {night.night: night for night in expected_nights(snapshot, session.now())}
     states = night_states(snapshot, session.now(), session.nightly.chart.version)
+    session.nightly.require_measurable(session.spec)
     wanted = [state for state in states if first <= state.night <= last and state.night in expected]
     code = ExitCode.DONE
     for state in wanted:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
 from dualtoken.infra.storage import Store
+from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.core.messages import PrintLine
 from dualtoken.pipelines.evaluation.summary import Direction, EvaluationSummary
 
@@ -100,6 +101,14 @@ class Chart(NamedTuple):
     """Hash of the rules, which names verdicts."""
 
 
+RequireMeasurable = Callable[[NightlySpec], None]
+"""Raises `UserError` for a spec that no night could be whole by."""
+
+
+def accept_any(_: NightlySpec) -> None:
+    """Ask nothing of a spec."""
+
+
 class Nightly(NamedTuple):
     """What a night is measured, judged and told with."""
 
@@ -107,3 +116,5 @@ class Nightly(NamedTuple):
     chart: Chart
     clock: Clock
     print_line: PrintLine
+    require_measurable: RequireMeasurable = accept_any
+    """Called before a night is begun: a night is measured once, and a misspelt metric would spoil it."""

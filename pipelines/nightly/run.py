@@ -66,6 +66,7 @@ def _begin(session: Session, snapshot: Snapshot, expected: Expected) -> None:
             f"{night}: could be begun until {closed}; measure it by `nightly backfill --from {night}`"
         )
         return
+    session.nightly.require_measurable(session.spec)
     own = begin(session, snapshot, night, files, backfilled=False)
     if own is not None:
         record = measure_night(session, own, find_subjects_or_fail(session, own))

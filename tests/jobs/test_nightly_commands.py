@@ -52,6 +52,12 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "deadline_hours": 24,
     }
     small = small_spec(tmp_path / "root", tmp_path / "models", schedule=schedule)
+    evaluation = {
+        "name": "small",
+        "sets": {"heldout": {"kind": "scenes"}},
+        "protocols": {"plain": {"metrics": ["psnr", "ssim"]}},
+    }
+    (tmp_path / "models/evaluation.yaml").write_text(yaml.safe_dump(evaluation))
     file = tmp_path / "nightly.yaml"
     file.write_text(yaml.safe_dump(json.loads(small.model_dump_json())))
     return file
@@ -118,6 +124,29 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, spec: P
     with pytest.raises(UserError, match=message) as error:
         call(*(argument.replace("{spec}", str(spec)) for argument in arguments))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("heldout/plain/psnr", "heldout/plain/psrn"),
+            "primary=heldout/plain/psrn: psrn is not among protocols.plain.metrics in .*: did you mean psnr?",
+        ),
+        (("plain", "plane"), "protocols=plane is not in .*: did you mean plain?"),
+        (("heldout", "train"), "sets=train is not in .*: take one of heldout"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run",), ("backfill", "--from", "{yesterday}")])
+def test_what_the_evaluation_has_not_is_told_before_a_night_is_spoilt(
+    command: tuple[str, ...], change: tuple[str, str], message: str, spec: Path, tmp_path: Path
+) -> None:
+    spec.write_text(spec.read_text().replace(*change))
+    name, *rest = (argument.replace("{yesterday}", day(1)) for argument in command)
+    with pytest.raises(UserError, match=message) as error:
+        call(name, spec, *rest)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "root").glob("nightly/small/nights/*"))
 
 
 def test_a_ruleset_that_is_not_stored_is_named(spec: Path) -> None:
