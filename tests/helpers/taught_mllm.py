@@ -50,7 +50,7 @@ def lesson_image(number: int) -> Image.Image:
 
 
 def canary_mllm(folder: Path) -> ModelPlace:
-    """Write the canary's unified model, which knows nothing."""
+    """Write the canary's unified model, which knows little."""
     tokenizer, teacher = write_canary(folder)
     return ModelPlace("canary", Store(str(write_canary_mllm(folder, tokenizer))), Store(str(teacher)))
 
@@ -70,7 +70,7 @@ def _teach(opened: OpenedMllm) -> None:
     model, processor = opened
     codes = processor.encode_images([lesson_image(number) for number in range(SCENES)])
     taught = [*lessons(), *_descriptions()]
-    ids, is_answer = _documents(opened, taught)
+    ids, is_answer = documents(opened, taught)
     images = torch.tensor([lesson.scene for lesson in taught])
     semantic = codes.semantic.flatten(1, 2)[images]
     pixel = codes.pixel.flatten(1, 2)[images]
@@ -84,7 +84,7 @@ def _teach(opened: OpenedMllm) -> None:
         optimizer.step()
 
 
-def _documents(opened: OpenedMllm, taught: list[Lesson]) -> tuple[Tensor, Tensor]:
+def documents(opened: OpenedMllm, taught: list[Lesson]) -> tuple[Tensor, Tensor]:
     """Return the ids of questions with their answers, padded behind, and which of them are answers'."""
     processor = opened.processor
     tokenizer = processor.tokenizer

@@ -5,10 +5,8 @@ the evaluator move the canary's bits; other protocols are incomparable; a worse 
 """
 
 import io
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,102 +18,38 @@ from safetensors.torch import load_file, save_file
 
 from dualtoken.infra.storage import Store
 from dualtoken.model.vision.transform import Transform
-from dualtoken.pipelines.config.nightly import NightlySpec
 from dualtoken.pipelines.core.receipts import STAGE_FILE, StageRecord
 from dualtoken.pipelines.errors import UnitsFailed
 from dualtoken.pipelines.evaluation import closeness, evaluate, set_rows
 from dualtoken.pipelines.evaluation.canary import write_canary
 from dualtoken.pipelines.evaluation.comparison import compare
 from dualtoken.pipelines.evaluation.evaluations import read_evaluation
-from dualtoken.pipelines.evaluation.summary import EvaluationSummary
 from dualtoken.pipelines.evaluation.understanding import Understanding
 from dualtoken.pipelines.inference.networks import TokenizerRunner
-from dualtoken.pipelines.nightly import measure
-from dualtoken.pipelines.nightly.contracts import Nightly, SubjectRequest
-from dualtoken.pipelines.nightly.history import History
-from dualtoken.pipelines.nightly.run import run_night
-from dualtoken.pipelines.nightly.session import Session
-from dualtoken.pipelines.nightly.states import NightState, night_states
-from dualtoken.pipelines.nightly.wiring import open_chart
 from tests.helpers.evaluated import canary, config_of, evaluated
+from tests.helpers.fault_nights import FIRST, SECOND, FaultNights, changed
 
-Patch = Callable[[pytest.MonkeyPatch], None]
-FIRST = datetime(2026, 11, 1, 3, tzinfo=UTC)
-SECOND = datetime(2026, 11, 2, 3, tzinfo=UTC)
 SETS = {"s": {"kind": "scenes", "num_images": 24}}
 METRICS = ["psnr", "ssim", "objects_read_original", "attribute_colour", "image_to_text", "fd_teacher"]
 PROTOCOLS = {"p": {"metrics": METRICS[:5], "batch_size": 8}}
 
 
-class Nights:
-    """Two nights of a folder's model, each measured in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model, teacher = write_canary(folder / "model")
-        record = StageRecord(
-            stage="train",
-            corpus=None,
-            fingerprint="0" * 12,
-            identity={},
-            inputs={"teacher": str(teacher)},
-            recipe={},
-        )
-        (self.model / STAGE_FILE).write_bytes(record.to_bytes())
-        self.write(SETS, PROTOCOLS)
-
-    def write(self, sets: object, protocols: object) -> None:
-        """Write the evaluation file."""
-        values = {"name": "faults", "in_process": True, "sets": sets, "protocols": protocols}
-        (self.folder / "evaluation.yaml").write_text(json.dumps(values))
-
-    def _session(self, now: datetime) -> Session:
-        spec = NightlySpec.model_validate(
-            {
-                "name": "faults",
-                "root": str(self.folder / "history"),
-                "schedule": {"cron": "0 2 * * *", "timezone": "UTC", "start": "2026-11-01"},
-                "subjects": {"model": {"kind": "folder", "folder": str(self.model)}},
-                "evaluation": str(self.folder / "evaluation.yaml"),
-                "sets": ["s"],
-                "protocols": ["p"],
-                "primary": ["s/p/psnr"],
-            }
-        )
-        nightly = Nightly(_measure_here, open_chart({}), lambda: now, lambda _: None)
-        return Session(spec, nightly, History(spec.root, spec.name))
-
-    def run(self, now: datetime) -> NightState:
-        """Run the night of a moment, and return what it is."""
-        session = self._session(now)
-        run_night(session)
-        return self._state(session, now)
-
-    def state(self, now: datetime) -> NightState:
-        """Return what the night of a moment is."""
-        return self._state(self._session(now), now)
-
-    def _state(self, session: Session, now: datetime) -> NightState:
-        version = session.nightly.chart.version
-        states = {state.night: state for state in night_states(session.read(), now, version)}
-        return states[f"{now:%Y-%m-%d}"]
-
-
-def _measure_here(subject: SubjectRequest, folder: Store, night: str, attempt: str) -> EvaluationSummary:
-    """Measure in this process, the second time too: the same fault is in every worker."""
-    return measure._measure(subject, folder.url, f"{night} {attempt}")
-
-
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
-    nights = Nights(tmp_path)
+def nights(tmp_path: Path) -> FaultNights:
+    model, teacher = write_canary(tmp_path / "model")
+    record = StageRecord(
+        stage="train",
+        corpus=None,
+        fingerprint="0" * 12,
+        identity={},
+        inputs={"teacher": str(teacher)},
+        recipe={},
+    )
+    (model / STAGE_FILE).write_bytes(record.to_bytes())
+    nights = FaultNights(tmp_path, model, "s/p/psnr")
+    nights.write(SETS, PROTOCOLS)
     assert nights.run(FIRST).state == "ok"
     return nights
-
-
-def _changed(target: Any, name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Patch:
-    """Return a patch that puts a changed function in the place of one of ours."""
-    return lambda patch: patch.setattr(target, name, change(getattr(target, name)))
 
 
 def _shifted(levels: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,18 +99,18 @@ def _of_others(texts: Callable[..., Any]) -> Callable[..., Any]:
 
 
 EVALUATOR_FAULTS = {
-    "crop off by one": (_changed(TokenizerRunner, "levels", _shifted), "s/p/psnr"),
-    "truncation for rounding": (_changed(Transform, "to_uint8", _truncated), "s/p/psnr"),
-    "blue for red": (_changed(evaluate, "decode_rgb", _bgr), "s/p/psnr"),
-    "JPEG": (_changed(evaluate, "decode_rgb", _through_jpeg), "s/p/psnr"),
-    "float16 values": (_changed(closeness, "psnr_from", _in_half_precision), "s/p/psnr"),
-    "captions of others": (_changed(Understanding, "texts", _of_others), "s/p/image_to_text"),
+    "crop off by one": (changed(TokenizerRunner, "levels", _shifted), "s/p/psnr"),
+    "truncation for rounding": (changed(Transform, "to_uint8", _truncated), "s/p/psnr"),
+    "blue for red": (changed(evaluate, "decode_rgb", _bgr), "s/p/psnr"),
+    "JPEG": (changed(evaluate, "decode_rgb", _through_jpeg), "s/p/psnr"),
+    "float16 values": (changed(closeness, "psnr_from", _in_half_precision), "s/p/psnr"),
+    "captions of others": (changed(Understanding, "texts", _of_others), "s/p/image_to_text"),
 }
 
 
 @pytest.mark.parametrize("fault", EVALUATOR_FAULTS)
 def test_a_fault_of_the_evaluator_is_told_and_not_laid_on_the_model(
-    fault: str, nights: Nights, monkeypatch: pytest.MonkeyPatch
+    fault: str, nights: FaultNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch, series = EVALUATOR_FAULTS[fault]
     patch(monkeypatch)
@@ -188,9 +122,9 @@ def test_a_fault_of_the_evaluator_is_told_and_not_laid_on_the_model(
 
 @pytest.mark.parametrize(("fault", "count"), [(_without_the_second_batch, 0), (_the_first_batch_twice, 2)])
 def test_a_batch_that_is_dropped_or_taken_twice_fails_the_night(
-    fault: Callable[..., Any], count: int, nights: Nights, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[..., Any], count: int, nights: FaultNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _changed(evaluate, "batched", fault)(monkeypatch)
+    changed(evaluate, "batched", fault)(monkeypatch)
     with pytest.raises(UnitsFailed, match=f"was scored {count} times: the evaluator is at fault"):
         nights.run(SECOND)
     state = nights.state(SECOND)
@@ -198,13 +132,15 @@ def test_a_batch_that_is_dropped_or_taken_twice_fails_the_night(
     assert f"was scored {count} times" in state.reason
 
 
-def test_shuffled_captions_of_a_set_are_another_set(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_captions_of_a_set_are_another_set(
+    nights: FaultNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(set_rows, "caption", lambda _: "a caption of another picture")
     state = nights.run(SECOND)
     assert (state.state, state.reason) == ("incomparable", "the set s changed (since 2026-11-01)")
 
 
-def test_other_templates_are_named(nights: Nights) -> None:
+def test_other_templates_are_named(nights: FaultNights) -> None:
     nights.write(SETS, {"p": PROTOCOLS["p"] | {"templates": ["a drawing of {}."]}})
     state = nights.run(SECOND)
     assert state.state == "incomparable"
@@ -212,7 +148,7 @@ def test_other_templates_are_named(nights: Nights) -> None:
     assert "templates" in state.reason
 
 
-def test_another_reference_is_named(nights: Nights) -> None:
+def test_another_reference_is_named(nights: FaultNights) -> None:
     weights = nights.folder / "model/teacher/open_clip_model.safetensors"
     tensors = load_file(weights)
     name = next(name for name in tensors if name.endswith("attn_pool.q.weight") or "proj" in name)
@@ -252,10 +188,10 @@ def test_a_worse_model_loses_to_what_it_was(
     first = read_evaluation(evaluated(config, place).folder.url)
     second = read_evaluation(evaluated(config, after).folder.url)
     comparison = compare(first.summary, first.scores, second.summary, second.scores)
-    changed = {one.series: (one.verdict, one.difference) for one in comparison.series}
+    found = {one.series: (one.verdict, one.difference) for one in comparison.series}
     assert first.summary.subject.digest != second.summary.subject.digest
     if fault is _dead_book:
-        assert changed["s/p/usage_pixel"][1] < -0.5
+        assert found["s/p/usage_pixel"][1] < -0.5
     else:
-        assert changed["s/p/psnr"][0] == "worse", changed
-    assert np.isfinite([difference for _, difference in changed.values()]).all()
+        assert found["s/p/psnr"][0] == "worse", found
+    assert np.isfinite([difference for _, difference in found.values()]).all()
