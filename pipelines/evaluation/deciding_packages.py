@@ -37,7 +37,7 @@ def deciding_packages(
     Each protocol is given with its content, which has the digests of a text reader's models: they come with a
     package, and stand below its name.
     """
-    names = list(ALWAYS)
+    names: list[str] = list(ALWAYS)
     models: dict[str, str] = {}
     for protocol, content in protocols:
         names += _optional(protocol)
