@@ -23,9 +23,10 @@ YEAR = tuple((date(2001, 1, 1) + timedelta(day)).isoformat() for day in range(36
 BLOCK_NIGHTS = 10
 """Nights whose shocks stay together, so that what an autoregression does not explain stays as it was."""
 AIM = 0.4
-"""Share of the allowed alarms that limits aim at: a few months tell their own noise no better.
+"""Share of the allowed alarms that limits aim at: a few months do not tell their own noise well.
 
-With .6 the year that follows had 0.7 to 2.2 alarms (`benchmarks/nightly_noise.py`, 2026-11-30).
+With .6 the year that followed had 0.7 to 1.4 alarms after 120 or 365 nights, and 1.5 to 2.2 after 60. With
+.4 it had 2.1 after 60 whose neighbours correlate by .5 (`benchmarks/nightly_noise.py`, 2026-11-30).
 """
 NIGHTS_SHARE = 0.5
 """Share of these that single nights may raise; the rest is the CUSUM's."""
