@@ -9,6 +9,7 @@ An image is computed alone, so its bits do not depend on its batch.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -110,10 +111,12 @@ def _compare(image: Float64[Tensor, "3 H W"], reference: Float64[Tensor, "3 H W"
     mean_x, mean_y, mean_squares, mean_xy = _local_means(torch.stack((x, y, x * x + y * y, x * y)))
     squares = mean_x.square() + mean_y.square()
     product = mean_x * mean_y
-    variances = mean_squares - squares
-    contrast = (2 * (mean_xy - product) + _STABLE_VARIANCE) / (variances + _STABLE_VARIANCE)
-    luminance = (2 * product + _STABLE_MEAN) / (squares + _STABLE_MEAN)
-    return _Compared(similarity=luminance * contrast, contrast=contrast)
+    # In place from here: new memory for each step takes as long as the step.
+    variances = mean_squares.sub_(squares)
+    covariance = mean_xy.sub_(product)
+    contrast = covariance.mul_(2).add_(_STABLE_VARIANCE).div_(variances.add_(_STABLE_VARIANCE))
+    luminance = product.mul_(2).add_(_STABLE_MEAN).div_(squares.add_(_STABLE_MEAN))
+    return _Compared(similarity=luminance.mul_(contrast), contrast=contrast)
 
 
 def _local_means(maps: Float64[Tensor, "N 3 P Q"]) -> Float64[Tensor, "N 3 W H"]:
@@ -133,14 +136,21 @@ def _averaged(values: Float64[Tensor, "N 3 P Q"]) -> Float64[Tensor, "N 3 P W"]:
     length = values.shape[-1] - 2 * _BORDER
     chunk = min(_CHUNK, length)
     missing = -length % chunk
-    pieces = F.pad(values, (0, missing)).unfold(-1, chunk + 2 * _BORDER, chunk)
+    if missing:
+        values = F.pad(values, (0, missing))
+    pieces = values.unfold(-1, chunk + 2 * _BORDER, chunk)
     # One product of a copy takes half the time of many small products without one.
     averaged = pieces.reshape(-1, chunk + 2 * _BORDER) @ _band(chunk, values.device)
     return averaged.view(*pieces.shape[:-2], -1)[..., :length]
 
 
+@cache
+@torch.inference_mode(mode=False)
 def _band(chunk: int, device: torch.device) -> Float64[Tensor, "L C"]:
-    """Return the matrix whose columns hold the bell, each one place lower than the column before."""
+    """Return the matrix whose columns hold the bell, each one place lower than the column before.
+
+    It is made once: on a picture of 64 pixels a side, that took a tenth of SSIM's time.
+    """
     offsets = torch.arange(_WINDOW, dtype=torch.float64, device=device) - _BORDER
     bell = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     bell = bell / bell.sum()

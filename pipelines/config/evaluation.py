@@ -240,7 +240,7 @@ _Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 class TimmFeatures(_FeatureWeights):
     """Features of any architecture of timm's, with weights from a file.
 
-    Images are resized whole, and neither rounded nor clamped after it.
+    Images are resized whole, and not rounded after it.
     """
 
     kind: Literal["timm"]
@@ -251,6 +251,8 @@ class TimmFeatures(_FeatureWeights):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     antialias: bool = True
     """Filter before images are made smaller, as Pillow does; without it, as old resizers of FID did not."""
+    clamp: bool = in_fingerprint_unless_default(default=False)
+    """Clamp resized images to the levels that there are, as clean-fid does; bicubic filters overshoot."""
     mean: _Colours = (0.485, 0.456, 0.406)
     """Mean of red, green and blue, where levels are 0 to 1; by default ImageNet's."""
     std: _Deviations = (0.229, 0.224, 0.225)

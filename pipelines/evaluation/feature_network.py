@@ -119,19 +119,10 @@ class _Timm(nn.Module):
 
     def _seen(self, images: Levels) -> Float[Tensor, "B 3 R R"]:
         """Return images as the network sees them."""
-        size = self._features.image_size
-        resized = images.float() / 255
-        if images.shape[-1] != size:
-            resized = F.interpolate(
-                resized,
-                (size, size),
-                mode=self._features.interpolation,
-                align_corners=False,
-                antialias=self._features.antialias,
-            )
-        mean = resized.new_tensor(self._features.mean).view(3, 1, 1)
-        std = resized.new_tensor(self._features.std).view(3, 1, 1)
-        return (resized - mean) / std
+        seen = resized(images, self._features)
+        mean = seen.new_tensor(self._features.mean).view(3, 1, 1)
+        std = seen.new_tensor(self._features.std).view(3, 1, 1)
+        return (seen - mean) / std
 
     def _pooled(self, found: Tensor) -> Float[Tensor, "B D"]:
         """Return one vector an image of positions: channels first or last, or tokens."""
@@ -148,6 +139,22 @@ class _Timm(nn.Module):
         has_class_token = getattr(self._network, "cls_token", None) is not None
         num_prefix_tokens = getattr(self._network, "num_prefix_tokens", int(has_class_token))
         return found[:, num_prefix_tokens:].mean(dim=1)
+
+
+def resized(images: Levels, features: TimmFeatures) -> Float[Tensor, "B 3 R R"]:
+    """Return images of 0 to 1 at a network's size, not rounded."""
+    size = features.image_size
+    values = images.float() / 255
+    if images.shape[-1] == size:
+        return values
+    values = F.interpolate(
+        values,
+        (size, size),
+        mode=features.interpolation,
+        align_corners=False,
+        antialias=features.antialias,
+    )
+    return values.clamp(0, 1) if features.clamp else values
 
 
 def _created(model: str) -> nn.Module:

@@ -47,6 +47,7 @@ CPU = torch.device("cpu")
 PROTOCOLS: dict[str, dict[str, object]] = {
     "resized": {"antialias": False, "interpolation": "bilinear", "pool": "cls"},
     "clean": {},
+    "clean-fid": {"clamp": True},
     "jpeg95": {"antialias": False},
 }
 OTHERS: dict[str, dict[str, object]] = {"jpeg95": {"jpeg_quality": 95, "cast": "truncate"}}
@@ -105,6 +106,8 @@ def plain_features(vit: Any, levels: Tensor, settings: dict[str, object]) -> Ten
     mode = str(settings.get("interpolation", "bicubic"))
     antialias = bool(settings.get("antialias", True))
     seen = F.interpolate(levels.float() / 255, size=(SIZE, SIZE), mode=mode, antialias=antialias)
+    if settings.get("clamp"):
+        seen = seen.clamp(0, 1)
     seen = (seen - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]
     ).view(3, 1, 1)
