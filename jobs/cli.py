@@ -17,7 +17,7 @@ from dualtoken.jobs.options import AddressOption, InProcessOption, RecipeArgumen
 from dualtoken.jobs.recipe_arguments import open_recipe, print_line
 from dualtoken.jobs.stage_command import stage_command
 from dualtoken.jobs.status_tables import SAMPLED_RECEIPTS, plan_table, show, status_tables
-from dualtoken.jobs.submit import submit
+from dualtoken.jobs.submit import app as submit_app
 from dualtoken.jobs.token_commands import card, export_tokens, inspect
 from dualtoken.jobs.verify import verify
 from dualtoken.jobs.version import version_line
@@ -114,8 +114,9 @@ def _print_changed_code(planner: Planner) -> None:
         print_line(str(changed))
 
 
-for _command in (run, submit, plan, status, verify):
+for _command in (run, plan, status, verify):
     app.command(rich_help_panel="A recipe as a whole")(_command)
+app.add_typer(submit_app, name="submit", rich_help_panel="A recipe as a whole")
 for _name in commands():
     _panel = "Stages, one at a time"
     app.command(_name, help=get_stage(_name).help, rich_help_panel=_panel)(stage_command(_name))

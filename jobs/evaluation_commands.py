@@ -1,6 +1,6 @@
 """The commands that measure saved models, and compare measurements: `evaluate`, `compare`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,10 +18,13 @@ from dualtoken.jobs.stage_places import (
     find_stage,
     names_recipe,
 )
+from dualtoken.model.config.base import is_url
+from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.config.parse import load_evaluation
 from dualtoken.pipelines.core.receipts import STAGE_FILE
 from dualtoken.pipelines.core.writable import require_writable
 from dualtoken.pipelines.errors import ExitCode, UserError
+from dualtoken.pipelines.evaluation.selection import selected
 from dualtoken.pipelines.runtime.find_stage import holds_stages, require_whole
 from dualtoken.pipelines.runtime.open_executor import open_executor
 from dualtoken.pipelines.runtime.stage_folder import read_stage
@@ -61,6 +64,13 @@ StageOption = Annotated[
         "train, or the unified model of mllm.",
     ),
 ]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Folder of the teacher; default: the one the tokenizer learned from."),
+]
+ResultsOption = Annotated[
+    str | None, typer.Option("--root", help="Where results are written; default: the file's root.")
+]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -74,30 +84,38 @@ def evaluate(
     sets: SetsOption = None,
     protocols: ProtocolsOption = None,
     evaluation: EvaluationOption = "evaluation-scenes",
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="Folder of the teacher; default: the one the tokenizer learned from."),
-    ] = None,
+    teacher: TeacherOption = None,
     stage: StageOption = "train",
     keys: KeyOption = None,
-    root: Annotated[
-        str | None, typer.Option("--root", help="Where results are written; default: the file's root.")
-    ] = None,
+    root: ResultsOption = None,
     address: AddressOption = None,
     in_process: InProcessOption = False,
 ) -> None:
     """Measure a model on sets by protocols: scores of each sample, values with intervals, a card."""
     overrides = [*(keys or ()), *([f"cluster.address={address}"] if address else ())]
-    config = load_evaluation(evaluation, overrides, root)
+    config = open_evaluation(evaluation, overrides, root, sets, protocols)
+    with find_subject(model, stage, teacher) as place:
+        evaluate_place(config, place, in_process=in_process)
+
+
+def open_evaluation(
+    location: str,
+    overrides: Sequence[str] | None,
+    root: str | None,
+    sets: Sequence[str] | None,
+    protocols: Sequence[str] | None,
+) -> EvaluationConfig:
+    """Read a file of sets and protocols with its overrides; return it with those that are named alone."""
+    config = load_evaluation(location, overrides or (), root)
+    return selected(config, sets or (), protocols or ())
+
+
+def evaluate_place(config: EvaluationConfig, place: "ModelPlace", *, in_process: bool = False) -> None:
+    """Evaluate a model that was found, write its page, and print the results."""
     # PyTorch takes seconds, and a mistake in the names none.
     from dualtoken.pipelines.evaluation.evaluation_card import lines  # noqa: PLC0415
-    from dualtoken.pipelines.evaluation.selection import selected  # noqa: PLC0415
 
-    config = selected(config, sets or (), protocols or ())
-    with (
-        _found(model, stage, teacher) as place,
-        open_executor(config.cluster, in_process=in_process or config.in_process) as executor,
-    ):
+    with open_executor(config.cluster, in_process=in_process or config.in_process) as executor:
         from dualtoken.pipelines.evaluation.run_evaluation import run_evaluation  # noqa: PLC0415
 
         evaluated = run_evaluation(config, place, executor, print_line)
@@ -113,7 +131,7 @@ def evaluate(
 
 
 @contextmanager
-def _found(model: str, training: str, teacher: str | None) -> Iterator["ModelPlace"]:
+def find_subject(model: str, training: str, teacher: str | None) -> Iterator["ModelPlace"]:
     """Enter for a model's folder, and that of its teacher where one is known."""
     from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace  # noqa: PLC0415
 
@@ -128,7 +146,7 @@ def _found(model: str, training: str, teacher: str | None) -> Iterator["ModelPla
 
 def _stage_folder(model: str, training: str) -> Store | None:
     """Return the folder of the training that a recipe, or a folder at or above it, names; None for others."""
-    if names_recipe(model):
+    if names_recipe(model) or is_url(model):
         return find_stage(model, training, RecipeOptions())
     if not Path(model).is_dir() or not holds_stages(model):
         return None

@@ -72,6 +72,36 @@ class ModelPlace(NamedTuple):
     teacher: Store | None
 
 
+class PlannedEvaluation(NamedTuple):
+    """An evaluation whose sets are resolved, so that it is known what it comes to."""
+
+    root: Store
+    subject: Subject
+    sizes: TokenizerSizes
+    runs: list["_SetRun"]
+    """Each set by each protocol."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of subject, sets, protocols, code and salt."""
+        return fingerprint({"evaluation": [run.job.fingerprint for run in self.runs]})
+
+    @property
+    def code(self) -> str:
+        """Hash of the sources that evaluate."""
+        return self.runs[0].job.code
+
+    @property
+    def folder(self) -> Store:
+        """Folder of the summary."""
+        return self.root.at(summary_folder(self.fingerprint))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its summary is there."""
+        return self.folder.exists(SUMMARY)
+
+
 class Evaluated(NamedTuple):
     """An evaluation that is done."""
 
@@ -87,8 +117,21 @@ def run_evaluation(
 
     A unified model's folder is measured by metrics of tokenizers too, through its own tokenizer.
 
-    Raises `UserError` for a set that cannot be read or lacks what a metric needs, for a metric of unified
-    models on a tokenizer, and `UnitsFailed` where units fail: the same call goes on then.
+    Raises `UserError` as `plan_evaluation`, and `UnitsFailed` where units fail: the same call goes on then.
+    """
+    planned = plan_evaluation(config, model, print_line, salt)
+    _require_features(planned.runs)
+    _run(planned.runs, executor, print_line)
+    return _written(planned, [_result(run, planned.sizes) for run in planned.runs])
+
+
+def plan_evaluation(
+    config: EvaluationConfig, model: ModelPlace, print_line: PrintLine, salt: str = ""
+) -> PlannedEvaluation:
+    """Resolve all sets of a configuration, and return what is to be measured of a model; measures nothing.
+
+    Raises `UserError` for a set that cannot be read or lacks what a metric needs, and for a metric of unified
+    models on a tokenizer.
     """
     root = Store(config.root)
     if root.is_local:
@@ -126,10 +169,7 @@ def run_evaluation(
             }
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
             runs.append(_SetRun(job, identity, contents[protocol_name]))
-    _require_features(runs)
-    _run(runs, executor, print_line)
-    results = [_result(run, sizes) for run in runs]
-    return _written(root, subject, results, runs)
+    return PlannedEvaluation(root, subject, sizes, runs)
 
 
 class _SetRun(NamedTuple):
@@ -234,34 +274,31 @@ def _result(run: _SetRun, sizes: TokenizerSizes) -> SetResult:
     return finish_evaluation(run.job, sizes, run.protocol)
 
 
-def _written(
-    root: Store, subject: Subject, results: Sequence[SetResult], runs: Sequence[_SetRun]
-) -> Evaluated:
-    name = fingerprint({"evaluation": [run.job.fingerprint for run in runs]})
+def _written(planned: PlannedEvaluation, results: Sequence[SetResult]) -> Evaluated:
     summary = EvaluationSummary(
-        evaluation=name,
-        subject=subject,
+        evaluation=planned.fingerprint,
+        subject=planned.subject,
         results=tuple(results),
-        environment=_environment(runs),
+        environment=_environment(planned),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=tuple(_notes(runs)),
+        notes=tuple(_notes(planned.runs)),
     )
-    folder = root.at(summary_folder(name))
-    if folder.exists(SUMMARY):
+    folder = planned.folder
+    if planned.is_done:
         return Evaluated(EvaluationSummary.read(folder, SUMMARY), folder)
     folder.put_bytes(card(summary, folder.url).encode(), CARD)
     folder.put_if_absent(summary.to_bytes(), SUMMARY)
     return Evaluated(EvaluationSummary.read(folder, SUMMARY), folder)
 
 
-def _environment(runs: Sequence[_SetRun]) -> Environment:
+def _environment(planned: PlannedEvaluation) -> Environment:
     devices: set[str] = set()
-    for run in runs:
+    for run in planned.runs:
         for receipt in read_receipts(run.job.store()).values():
             devices.add(receipt.facts["device"])
     protocols = [(next(iter(run.job.recipe.protocols.values())), run.protocol) for run in runs]
     return Environment(
-        code=runs[0].job.code,
+        code=planned.code,
         commit=commit(),
         packages=deciding_packages(protocols),
         device="; ".join(sorted(devices)),

@@ -16,7 +16,10 @@ from dualtoken.pipelines.errors import ExitCode, UserError
             "No such command 'pln'. Did you mean 'plan', 'explain'? (`dualtoken --help` tells more)",
         ),
         (["run"], "Missing argument 'RECIPE' (`dualtoken run --help` tells more)"),
-        (["submit", "train", "scenes"], "Missing option '--address' (`dualtoken submit --help` tells more)"),
+        (
+            ["submit", "train", "scenes"],
+            "Missing option '--address' (`dualtoken submit train --help` tells more)",
+        ),
         (
             ["plan", "--roott", "x", "scenes"],
             "No such option: --roott (Possible options: --root) (`dualtoken plan --help` tells more)",
