@@ -1,4 +1,4 @@
-"""The page of a comparison: its table, and the samples that lost most as pictures.
+"""The page of a comparison: its table, and the samples that lost most.
 
 Static HTML without a script: nothing is asked of the network, and every text is escaped.
 """
@@ -17,17 +17,44 @@ _TEXTS = ("series", "verdict")
 """Columns that the page places first, for narrow screens."""
 
 
+class ShownPicture(NamedTuple):
+    """A picture of a sample."""
+
+    source: str
+    """A `data:` URL."""
+    alt: str
+    label: str
+    """Whose picture it is, with its value, such as `A 25.1`."""
+
+
+class ShownReply(NamedTuple):
+    """What both models say of a sample."""
+
+    question: str
+    """Empty where a description was asked for."""
+    expected: str
+    first: str
+    """Reply of A."""
+    second: str
+
+    @property
+    def verdicts(self) -> tuple[str, str]:
+        """Tell of each answer whether it is `good` or `bad`; descriptions are neither by their words."""
+        if not self.question:
+            return "", ""
+        first, second = ("good" if reply == self.expected else "bad" for reply in (self.first, self.second))
+        return first, second
+
+
 class ShownSample(NamedTuple):
     """A sample of the page."""
 
     name: str
     captions: tuple[str, ...]
     loss: LostSample
-    original: str
-    """Picture as the tokenizers see it, a `data:` URL."""
-    first: str
-    """Reconstruction by A."""
-    second: str
+    pictures: tuple[ShownPicture, ...]
+    """The image as the tokenizers see it, and what each model made of it where that is a picture."""
+    replies: tuple[ShownReply, ...] = ()
 
 
 class ShownSeries(NamedTuple):
@@ -35,6 +62,8 @@ class ShownSeries(NamedTuple):
 
     series: str
     samples: list[ShownSample]
+    note: str = ""
+    """What of them is shown."""
 
 
 def render_comparison(comparison: Comparison, shown: Sequence[ShownSeries]) -> str:

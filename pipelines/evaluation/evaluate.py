@@ -180,7 +180,7 @@ class Worker:
         following = self._following(unit, samples, scratch)
         # In a batch of its own, as large as the others.
         next_codes = EvaluatedBatch([following], self._tokenizer, self._protocol).own_codes()
-        return self._unified.columns(names, samples, following, _joined([*codes, next_codes]))
+        return self._unified.columns(names, samples, following, joined_codes([*codes, next_codes]))
 
     def _following(self, unit: Unit, samples: Sequence[EvaluatedSample], scratch: Path) -> EvaluatedSample:
         """Return the set's next sample after those of a unit; after the last one, the first."""
@@ -290,7 +290,8 @@ def score_column(values: Column) -> pa.Array:
     return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
-def _joined(parts: Sequence[StreamCodes]) -> StreamCodes:
+def joined_codes(parts: Sequence[StreamCodes]) -> StreamCodes:
+    """Return codes of images, one part after the other."""
     return StreamCodes(
         semantic=np.concatenate([part.semantic for part in parts]),
         pixel=np.concatenate([part.pixel for part in parts]),

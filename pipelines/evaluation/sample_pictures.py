@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from dualtoken.infra.scratch import scratch_folder
 from dualtoken.infra.storage import Store
 from dualtoken.pipelines.config.evaluation import EvaluationProtocol
-from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT
+from dualtoken.pipelines.evaluation.evaluate import MODEL_INPUT, SET_INPUT, joined_codes
 from dualtoken.pipelines.evaluation.evaluations import made_from
 from dualtoken.pipelines.evaluation.saved_subject import local_tokenizer
 from dualtoken.pipelines.evaluation.sets import SET_FILE, ResolvedSet, read_unit
 from dualtoken.pipelines.evaluation.summary import SetResult
 from dualtoken.pipelines.images.crops import first_view
 from dualtoken.pipelines.images.decoding import decode_rgb
-from dualtoken.pipelines.inference.networks import TokenizerRunner, best_device
+from dualtoken.pipelines.images.samples import batched
+from dualtoken.pipelines.inference.networks import StreamCodes, TokenizerRunner, best_device
 
 
 class SamplePictures:
@@ -29,11 +30,12 @@ class SamplePictures:
     def __init__(self, result: SetResult, keys: Collection[bytes]) -> None:
         """Open the model, and read the rows of the samples with these keys."""
         record = made_from(result)
-        self._protocol = EvaluationProtocol.model_validate(record.recipe["protocols"][result.protocol])
+        self.protocol = EvaluationProtocol.model_validate(record.recipe["protocols"][result.protocol])
+        """What the samples were measured by."""
         self._rows = _rows(Store(record.inputs[SET_INPUT]), keys)
         with scratch_folder() as scratch:
             folder = Store(record.inputs[MODEL_INPUT]).local_folder(Path(scratch))
-            self._model = TokenizerRunner(local_tokenizer(folder), best_device())
+            self._model = TokenizerRunner(local_tokenizer(folder), best_device(), self.protocol.precision)
 
     def row(self, key: bytes) -> dict[str, Any]:
         """Return a sample's row of the set: `name`, `captions` and the rest."""
@@ -48,8 +50,18 @@ class SamplePictures:
         codes = self._model.encode([self._view(key)])
         return shot(self._model.decode(codes.pixel)[0])
 
+    def codes(self, keys: Sequence[bytes]) -> StreamCodes:
+        """Return the samples' codes, encoded in batches of the protocol's size, as they were to be scored."""
+        batch_size = self.protocol.batch_size
+        parts: list[StreamCodes] = []
+        for batch in batched(keys, batch_size):
+            views = [self._view(key) for key in batch]
+            codes = self._model.encode(views + [views[-1]] * (batch_size - len(batch)))
+            parts.append(StreamCodes(codes.semantic[: len(batch)], codes.pixel[: len(batch)]))
+        return joined_codes(parts)
+
     def _view(self, key: bytes) -> Image.Image:
-        return first_view(decode_rgb(self._rows[key]["image"]), (self._protocol.view,), key)
+        return first_view(decode_rgb(self._rows[key]["image"]), (self.protocol.view,), key)
 
 
 def _rows(folder: Store, keys: Collection[bytes]) -> dict[bytes, dict[str, Any]]:

@@ -27,7 +27,7 @@ from dualtoken.pipelines.images.image_questions import Asked, one_of_each_kind
 from dualtoken.pipelines.images.scene_captions import Described
 from dualtoken.pipelines.images.scene_grammar import parse_caption
 from dualtoken.pipelines.inference.networks import StreamCodes
-from dualtoken.pipelines.inference.unified import DrawSettings, ImageCodes, draw_numbered, draw_settings
+from dualtoken.pipelines.inference.unified import ImageCodes, draw_numbered, draw_settings
 
 
 class UnifiedColumns:
@@ -45,7 +45,7 @@ class UnifiedColumns:
         codes: StreamCodes,
     ) -> dict[MetricName, Column]:
         """Return metrics of a unit's samples; `following` is the set's next one, and `codes` has it too."""
-        unit = _Unit(samples, following, _image_codes(codes))
+        unit = _Unit(samples, following, image_codes(codes))
         shown = _Shown(self._opened, self._protocol, unit)
         return {name: shown.column(name) for name in names}
 
@@ -141,21 +141,21 @@ class _Shown:
     @cached_property
     def _read(self) -> list[list[ReadObject]]:
         """The objects that the oracle reads in each drawing."""
-        drawing = self._protocol.drawing
-        settings = draw_settings(drawing, drawing.seed, self._protocol.batch_size)
-        return read_scenes_alike(draw_samples(self._opened, self._unit.samples, settings))
+        captions = [sample.captions[0] for sample in self._unit.samples]
+        keys = [sample.key for sample in self._unit.samples]
+        return read_scenes_alike(draw_captions(self._opened, captions, keys, self._protocol))
 
 
-def draw_samples(
-    opened: OpenedMllm, samples: Sequence[EvaluatedSample], settings: DrawSettings
+def draw_captions(
+    opened: OpenedMllm, captions: Sequence[str], keys: Sequence[bytes], protocol: EvaluationProtocol
 ) -> UInt8[Tensor, "N 3 S S"]:
-    """Draw the first caption of each sample, with noise that follows from the sample's key."""
-    captions = [sample.captions[0] for sample in samples]
-    numbers = [int.from_bytes(sample.key, "big") for sample in samples]
-    return draw_numbered(opened, captions, numbers, settings)
+    """Draw a caption of each sample as a protocol says, with noise that follows from the sample's key."""
+    drawing = protocol.drawing
+    settings = draw_settings(drawing, drawing.seed, protocol.batch_size)
+    return draw_numbered(opened, captions, [int.from_bytes(key, "big") for key in keys], settings)
 
 
-def _image_codes(codes: StreamCodes) -> ImageCodes:
+def image_codes(codes: StreamCodes) -> ImageCodes:
     """Return codes as the model reads them, (N, positions, depth)."""
     found: dict[str, Tensor] = {}
     for stream, ids in codes._asdict().items():

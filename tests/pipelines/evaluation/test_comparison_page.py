@@ -4,10 +4,17 @@ from typing import Any
 
 from dualtoken.pipelines.evaluation.compared import ComparedSeries, ComparedSubject, Comparison
 from dualtoken.pipelines.evaluation.comparison import LostSample
-from dualtoken.pipelines.evaluation.comparison_page import ShownSample, ShownSeries, render_comparison
+from dualtoken.pipelines.evaluation.comparison_page import (
+    ShownPicture,
+    ShownReply,
+    ShownSample,
+    ShownSeries,
+    render_comparison,
+)
 from tests.helpers.report_samples import Page
 
 PICTURE = "data:image/png;base64,AA=="
+SHOWN = ShownPicture(PICTURE, "a picture", "image")
 EVIL = "<script>alert(1)</script>"
 
 
@@ -42,7 +49,7 @@ def series(**changes: Any) -> ComparedSeries:
 
 def sample(captions: tuple[str, ...]) -> ShownSample:
     loss = LostSample(key=b"k" * 16, first=25.1, second=21.3, loss=3.8)
-    return ShownSample("0f0f", captions, loss, PICTURE, PICTURE, PICTURE)
+    return ShownSample("0f0f", captions, loss, (SHOWN, SHOWN, SHOWN))
 
 
 def page(*shown: ShownSeries) -> Page:
@@ -80,3 +87,26 @@ def test_a_sample_is_named_once_and_described_where_it_has_a_caption() -> None:
     assert found.texts("figcaption") == ["0f0f, lost 3.8", f"{EVIL} · 0f0f, lost 3.8"]
     assert [image["src"] for image in found.attributes("img")] == [PICTURE] * 6
     assert found.texts("p", "empty") == ["No sample is worse in B."]
+
+
+def test_replies_stand_beside_the_image_and_the_true_one_and_are_escaped() -> None:
+    replies = (ShownReply("what colour?", "red", "red", EVIL), ShownReply("what shape?", "ring", "", "ring"))
+    loss = LostSample(key=b"k" * 16, first=1.0, second=0.5, loss=0.5)
+    asked = ShownSample("0f0f", ("a red ring",), loss, (SHOWN,), replies)
+    found = page(ShownSeries("scenes/plain/answer", [asked], "What of them."))
+    assert found.texts("dt") == ["what colour?", "what shape?"]
+    assert found.texts("dd") == [f"true red A red B {EVIL}", "true ring A nothing B ring"]
+    assert found.texts("span", "good") == ["red", "ring"]
+    assert found.texts("span", "bad") == [EVIL, "nothing"]
+    assert found.texts("figcaption") == ["a red ring · 0f0f, A 1, B 0.5, lost 0.5"]
+    assert "What of them." in found.texts("p", "note")
+    assert not found.of_tag("script")
+
+
+def test_a_description_is_neither_right_nor_wrong_by_its_words() -> None:
+    described = sample(("a red ring",))._replace(replies=(ShownReply("", "a red ring", "a ring", "a dot"),))
+    found = page(ShownSeries("scenes/plain/described_whole", [described]))
+    assert found.texts("dd") == ["true a red ring A a ring B a dot"]
+    assert not found.texts("span", "good")
+    assert not found.texts("span", "bad")
+    assert not found.of_tag("dt")
