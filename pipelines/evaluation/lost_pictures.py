@@ -138,7 +138,8 @@ class _Replied:
         for sample, other, by_a, by_b in zip(self._lost, self._others, first, second, strict=True):
             expected = next(iter(self._pictures.row(other)["captions"]), "")
             reply = ShownReply("", expected, by_a, by_b)
-            yield self._shown(sample, (_image(self._pictures, sample.key),), (reply,))
+            shown = self._shown(sample, (_image(self._pictures, sample.key),), (reply,))
+            yield shown._replace(captions=())  # the caption is there already
 
     def answers(self) -> Iterator[ShownSample]:
         for sample, other in zip(self._lost, self._others, strict=True):
