@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dualtoken.jobs.cli import app
 from dualtoken.pipelines.config.recipe import Recipe
 from dualtoken.pipelines.errors import ExitCode, UserError
+from dualtoken.pipelines.evaluation.evaluations import made_from
 from dualtoken.pipelines.evaluation.summary import EvaluationSummary
 from tests.helpers.command_line import printed_lines
 from tests.helpers.tiny_run import planned_job
@@ -99,6 +100,17 @@ def test_a_runs_unified_model_is_measured_by_its_stage_or_its_folder(
     assert "answer needs a unified model, and" in error_of("evaluate", finished.root, *options)
 
 
+def test_a_model_at_a_url_is_read_where_it_is_and_its_teacher_found(
+    finished: Recipe, sets_and_protocols: Path, tmp_path: Path
+) -> None:
+    options = ("--evaluation", sets_and_protocols, "--root", tmp_path, "--protocol", "words")
+    by_url = summary_of(printed_lines("evaluate", f"file://{finished.root}", *options))
+    (result,) = EvaluationSummary.from_bytes((Path(by_url) / "summary.json").read_bytes()).results
+    record = made_from(result)
+    assert record.inputs["model"] == planned_job(finished, "train").folder, "not a copy of this machine's"
+    assert record.inputs["teacher"] == planned_job(finished, "teacher").folder
+
+
 def test_a_loss_ends_with_its_exit_code(finished: Recipe, sets_and_protocols: Path, tmp_path: Path) -> None:
     options = ("--evaluation", sets_and_protocols, "--protocol", "pixels")
     fine = summary_of(printed_lines("evaluate", finished.root, *options, "--root", tmp_path))
@@ -133,6 +145,8 @@ def test_mistakes_are_told_in_one_line(finished: Recipe, sets_and_protocols: Pat
     assert "--set fw is not there: did you mean few?" in error_of(
         "evaluate", finished.root, *options, "--set", "fw"
     )
+    submitted = ("submit", "evaluate", finished.root, *options, "--address", "http://127.0.0.1:1")
+    assert "--set fw is not there: did you mean few?" in error_of(*submitted, "--set", "fw")
     assert "--protocol pixel" in error_of("evaluate", finished.root, *options, "--protocol", "pixel")
     assert "evaluation 'evaluation-scene' is no file: did you mean evaluation-scenes?" in error_of(
         "evaluate", finished.root, "--evaluation", "evaluation-scene"

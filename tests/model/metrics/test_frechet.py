@@ -74,6 +74,16 @@ def test_the_distance_is_that_of_torch_fidelity() -> None:
     assert frechet_distance(of(a), of(b)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated:DeprecationWarning")  # of SciPy's sqrtm
+def test_the_distance_is_that_of_clean_fid() -> None:
+    clean_fid = pytest.importorskip("cleanfid.fid", reason="clean-fid is not installed")
+    a = draw(0)
+    b = draw(1, shift=0.3)
+    statistics = [(x.numpy().mean(axis=0), np.cov(x.numpy(), rowvar=False)) for x in (a, b)]
+    expected = clean_fid.frechet_distance(*statistics[0], *statistics[1])
+    assert frechet_distance(of(a), of(b)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_distance_of_one_channel_is_that_of_the_formula() -> None:
     a = torch.tensor([[0.0], [2.0], [4.0]], dtype=torch.float64)
     b = torch.tensor([[10.0], [11.0], [12.0]], dtype=torch.float64)

@@ -27,7 +27,7 @@ from dualtoken.pipelines.core.stage import UnitOutcome, Work
 from dualtoken.pipelines.errors import UserError
 from dualtoken.pipelines.evaluation.closeness import through_jpeg
 from dualtoken.pipelines.evaluation.evaluations import read_scores
-from dualtoken.pipelines.evaluation.feature_network import FeatureNetwork, feature_width
+from dualtoken.pipelines.evaluation.feature_network import FeatureNetwork, feature_width, resized
 from dualtoken.pipelines.evaluation.protocols import protocol_content, protocol_hash
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 from dualtoken.pipelines.evaluation.sets import read_unit
@@ -118,6 +118,20 @@ def plain_features(vit: Any, levels: Tensor, settings: dict[str, object]) -> Ten
 
 def noise(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(1))
+
+
+@pytest.mark.parametrize("size", [40, 96])
+@pytest.mark.filterwarnings(
+    "ignore:'mode' parameter is deprecated:DeprecationWarning"
+)  # Pillow's, of clean-fid
+def test_images_are_resized_as_clean_fid_resizes_them(size: int) -> None:
+    resizing = pytest.importorskip("cleanfid.resize", reason="clean-fid is not installed")
+    images = noise(3)
+    resize = resizing.make_resizer("PIL", quantize_after=False, filter="bicubic", output_size=(size, size))
+    expected = np.stack([resize(image.permute(1, 2, 0).numpy()) for image in images])
+    settings = TimmFeatures(kind="timm", model="test_vit", image_size=size, clamp=True, file="none")
+    found = 255 * resized(images, settings).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.01)
 
 
 def same(levels: Tensor) -> Tensor:
