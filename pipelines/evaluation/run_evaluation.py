@@ -296,7 +296,7 @@ def _environment(planned: PlannedEvaluation) -> Environment:
     for run in planned.runs:
         for receipt in read_receipts(run.job.store()).values():
             devices.add(receipt.facts["device"])
-    protocols = [(next(iter(run.job.recipe.protocols.values())), run.protocol) for run in runs]
+    protocols = [(next(iter(run.job.recipe.protocols.values())), run.protocol) for run in planned.runs]
     return Environment(
         code=planned.code,
         commit=commit(),
