@@ -55,7 +55,10 @@ def _watch(
     step: int,
     **_: Any,  # noqa: ANN401
 ) -> dict[str, float]:
-    """Let a task measure a step's checkpoint, and return the metrics; none where it died, or has to stop."""
+    """Let a task measure a step's checkpoint, and return the metrics.
+
+    There are none where it died, failed, hung or has to stop.
+    """
     if notice.is_given():
         return {}
     measure = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=0)

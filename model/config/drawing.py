@@ -31,10 +31,11 @@ class DrawingConfig(Config):
     mislead it less; parts of the picture agree less with each other.
     """
 
-    def changed(self, **settings: float | int | None) -> "DrawingConfig":  # noqa: PYI041  (checked when tests run)
+    def changed(self, **settings: float | int | None) -> "DrawingConfig":  # noqa: PYI041  (jaxtyping's checker refuses an int for a float)
         """Return these settings with those that are given in place of its own; None is not given.
 
         Values are not checked: whoever draws with them does so.
         """
         given = {name: value for name, value in settings.items() if value is not None}
+        assert given.keys() <= type(self).model_fields.keys(), f"no such settings: {sorted(given)}"
         return self.model_copy(update=given)

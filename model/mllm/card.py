@@ -57,6 +57,13 @@ def mllm_card(
         num_parameters = sum(parameter.numel() for parameter in part.parameters())
         lines.append(f"* Parameters of the {name}: {num_parameters:,}")
     lines += [f"* Trained on {line}" for line in trained_on]
+    drawing = config.drawing_config
+    if config.targets:
+        lines.append(
+            f"* Draws, where nothing else is said, with guidance {drawing.guidance_scale:g}, temperature "
+            f"{drawing.temperature:g}, top-k {drawing.top_k}, top-p {drawing.top_p:g}, "
+            f"{100 * drawing.unread_share:g} % of its codes unread"
+        )
     if metrics:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         lines.append(f"* Last step of training: {figures}")

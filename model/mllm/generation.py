@@ -23,6 +23,8 @@ from dualtoken.model.mllm.recorded_step import Record, RecordedStep, recording_o
 from dualtoken.model.mllm.sampling import (
     ALL_CODES,
     Sampling,
+    check_guidance_scale,
+    check_unread_share,
     guided,
     image_noise,
     sample,
@@ -79,18 +81,19 @@ def draw_codes(
     position's step; by default a GPU's graphs do.
     """
     sampling.check()
+    check_guidance_scale(guidance_scale)
     is_guided = guidance_scale != 1
     rows = [*prompts, *[unconditional] * len(prompts)] if is_guided else list(prompts)
     padded = pad_prompts(rows, model.config.image_start_id, prompt_length)
     drawing = _Drawing(model, padded, guidance_scale, sampling)
     step = RecordedStep(drawing.step, record or recording_on(model.device))
     on_device = noise.to(model.device)
-    hidden = torch.zeros(noise.shape[:2]).bool() if unread is None else unread
-    hidden = hidden.to(model.device)
+    is_unread = torch.zeros(noise.shape[:2], dtype=torch.bool) if unread is None else unread
+    is_unread = is_unread.to(model.device)
     drawn = [drawing.next_codes(on_device[:, 0])]
     told(0)
     for position in range(1, model.config.image_positions):
-        drawn.append(step(drawn[-1], hidden[:, position - 1], on_device[:, position]))
+        drawn.append(step(drawn[-1], is_unread[:, position - 1], on_device[:, position]))
         told(position)
     codes = torch.stack(drawn, dim=2)  # (S, B, N, D)
     return dict(zip(model.config.targets, codes, strict=True))
@@ -159,8 +162,7 @@ def noise_of_images(
 
     Raises ValueError for a share out of range.
     """
-    if not 0 <= unread_share <= 1:
-        raise ValueError(f"unread_share={unread_share}: give a share from 0 to 1")
+    check_unread_share(unread_share)
     config = model.config
     codes: list[Tensor] = []
     unread: list[Tensor] = []

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 Step = Callable[..., Tensor]
-"""A function of tensors of fixed sizes. It may change tensors of its own in place, and looks at no value."""
+"""A function of tensors of fixed sizes.
+
+It may change tensors of its own in place, and must not read a value back to Python.
+"""
 Replay = Callable[[], Tensor]
 """Does once more what was recorded, on what its tensors hold now; its result may be the same tensor."""
 Record = Callable[[Step, tuple[Tensor, ...]], Replay]
-"""Records a step on tensors; the recording itself changes none."""
+"""Records a step on tensors; it takes effect when the replay is called."""
 
 
 def record_graph(step: Step, inputs: tuple[Tensor, ...]) -> Replay:
     """Record a step as a CUDA graph; source: `torch.cuda.graph`."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, such as those that decode images, go on using the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = step(*inputs)
 
     def replay() -> Tensor:

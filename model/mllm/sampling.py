@@ -31,6 +31,18 @@ class Sampling(NamedTuple):
             raise ValueError(f"top_p={self.top_p}: give a probability over 0, up to 1")
 
 
+def check_guidance_scale(scale: float) -> None:
+    """Raise ValueError for a scale out of range."""
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"guidance_scale={scale}: give 0 or more, 1 for none")
+
+
+def check_unread_share(share: float) -> None:
+    """Raise ValueError for a share out of range."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"unread_share={share}: give a share from 0 to 1")
+
+
 ALL_CODES = Sampling()
 """Sampling from the model's own probabilities."""
 

@@ -76,7 +76,8 @@ class EngineConfig(Config):
     """Time that a training has from SIGTERM, or a notice of preemption, to end its step and store a
     checkpoint."""
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
-    """Time that one step may take before its process writes its stacks and ends."""
+    """Time that one step may take before its process writes its stacks and ends, and that the task of a
+    validation may take, with its wait for resources, before it is killed."""
     collective_timeout_seconds: Annotated[float, Field(gt=0)] = not_in_fingerprint(default=1800.0)
     """Time that a worker waits for the others in one operation of the process group."""
     loggers: tuple[LoggerConfig, ...] = not_in_fingerprint(default=())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualtoken.model.config.drawing import DrawingConfig
 from dualtoken.model.mllm.generation import draw_codes, noise_of_images
-from dualtoken.model.mllm.sampling import Sampling
+from dualtoken.model.mllm.sampling import Sampling, check_guidance_scale, check_unread_share
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
 from dualtoken.model.vision.image_files import ImageFileError, open_image
 from dualtoken.model.vision.imports import vision_imports
@@ -38,9 +38,9 @@ ImageCodes = Mapping[str, Int[Tensor, "B N D"]]
 class DrawSettings(NamedTuple):
     """How images are drawn."""
 
-    guidance_scale: float = 3.0
+    guidance_scale: float
     """Scale of classifier-free guidance; 1 draws without it."""
-    sampling: Sampling = Sampling()
+    sampling: Sampling
     seed: int = 0
     batch_size: int = 64
     """Images that are drawn together; an image does not depend on it."""
@@ -50,10 +50,8 @@ class DrawSettings(NamedTuple):
     def check(self) -> None:
         """Raise ValueError for settings out of range."""
         self.sampling.check()
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale={self.guidance_scale}: give 0 or more, 1 for none")
-        if not 0 <= self.unread_share <= 1:
-            raise ValueError(f"unread_share={self.unread_share}: give a share from 0 to 1")
+        check_guidance_scale(self.guidance_scale)
+        check_unread_share(self.unread_share)
 
 
 def draw_settings(drawing: DrawingConfig, seed: int, batch_size: int) -> DrawSettings:

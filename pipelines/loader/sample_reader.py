@@ -4,7 +4,7 @@ B samples. Everything here is arithmetic and copying on whole batches in NumPy: 
 here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -173,9 +173,13 @@ class SampleReader:
                 error.shard = (dataset.url, number)
                 self._record(error)
                 raise
-            self._heldout_bits[shard] = np.packbits(key_fractions(keys) < self.plan.heldout_fraction)
+            self._heldout_bits[shard] = np.packbits(self.are_keys_heldout(keys))
         _, num_rows = dataset.shard_name(number)
         return np.unpackbits(self._heldout_bits[shard], count=num_rows).astype(bool)
+
+    def are_keys_heldout(self, keys: Sequence[bytes]) -> Mask:
+        """Return which keys are those of held-out samples."""
+        return key_fractions(keys) < self.plan.heldout_fraction
 
     def key(self, source: int, row: int) -> str:
         """Return the key of a row, hexadecimal; raises `DamagedShardError`."""

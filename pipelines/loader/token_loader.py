@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dualtoken.pipelines.core.ledger import key_fractions
 from dualtoken.pipelines.loader.batches import TokenBatch
 from dualtoken.pipelines.loader.plan import LoadPlan, require_same_plan
 from dualtoken.pipelines.loader.sample_reader import SampleLocations, SampleReader
@@ -75,7 +74,8 @@ class _Step(NamedTuple):
 class TokenLoader(RankLoader[TokenBatch]):
     """Yields batches of single samples.
 
-    Samples that are held out or lost are left out of their step's batch, which is that much smaller.
+    Samples that are held out or lost are left out of their step's batch, which is that much smaller, and may
+    be empty.
     """
 
     def __init__(self, plan: LoadPlan, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -153,7 +153,7 @@ class TokenLoader(RankLoader[TokenBatch]):
             captions = list(itertools.compress(captions, np.isin(with_caption, locations.samples)))
         num_lost = num_wanted - len(locations.samples)
         if self.plan.heldout_fraction:
-            is_seen = key_fractions([bytes(key) for key in rows.keys]) >= self.plan.heldout_fraction
+            is_seen = ~self._reader.are_keys_heldout([bytes(key) for key in rows.keys])
             locations = locations.select(is_seen)
             rows = rows.select(is_seen)
             captions = None if captions is None else list(itertools.compress(captions, is_seen))

@@ -297,7 +297,7 @@ def _memory(shape: MllmShape, config: MllmStageConfig, parts: list[MllmPart]) ->
 def expected_drawing(
     recipe: Recipe, device: Device, precision: Precision, num_images: int
 ) -> ExpectedDrawing:
-    """Return what is expected of drawing captions together, with the guidance of the recipe's `examine`.
+    """Return what is expected of drawing captions together, with the guidance that `examine` draws by.
 
     Every position reads the weights of trunk and heads once for all images, and the whole cache.
     Raises ValueError for a trunk whose layers are not known.

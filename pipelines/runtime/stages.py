@@ -460,7 +460,7 @@ declare(
 declare(
     Stage(
         name="mllm",
-        version=1,
+        version=2,
         folder="models/mllm",
         worker="dualtoken.pipelines.training.mllm:Worker",
         engine=lambda _recipe: "ray_train",

@@ -29,6 +29,8 @@ MOST_WAITING = 2
 """Validations that may wait for their tasks; what comes due beyond is left out."""
 POLL_SECONDS = 1.0
 """Time between two looks for what tasks have stored."""
+NOTING_SECONDS = 30.0
+"""Time in which the end of a task that was killed is noted."""
 
 WriteMetrics = Callable[[int, Mapping[str, float]], None]
 """Logs the metrics of a step's held-out samples, by their names in `task.Validates`."""
@@ -61,8 +63,10 @@ def validate_checkpoint(job: StageJob, open_task: OpenTask, step: int) -> dict[s
 
 
 def give_up_validation(settings: dict[str, Any], step: int) -> None:
-    """Note that a checkpoint of a job, which `settings` holds, could not be measured."""
-    job_checkpoints(settings["job"]).put_validation(step, {})
+    """Note that a checkpoint of a job, which `settings` holds, could not be measured, unless it has been."""
+    checkpoints = job_checkpoints(settings["job"])
+    if checkpoints.validation(step) is None:
+        checkpoints.put_validation(step, {})
 
 
 class ValidationTasks:
@@ -134,12 +138,13 @@ class ValidationTasks:
     def finish(self, write: WriteMetrics, is_alive: Callable[[], None]) -> bool:
         """Ask for what is left, now that all checkpoints are whole, and wait for it.
 
-        Calls `is_alive` meanwhile. A task that does not end within `hang_timeout_seconds` is given up.
-        Returns false where the run is asked to stop: the run that goes on with it waits for what is missing.
+        Calls `is_alive` meanwhile. A task is killed after `hang_timeout_seconds`; what is not noted soon after
+        it is given up. Returns false where the run is asked to stop: the run that goes on with it waits for
+        what is missing.
         """
         while self._unasked:
             self._ask(self._unasked.pop(0))
-        deadline = time.monotonic() + self._job.training.hang_timeout_seconds
+        deadline = time.monotonic() + self._job.training.hang_timeout_seconds + NOTING_SECONDS
         self._log_finished(write)
         while self._workers.any(value=bool(self._awaited) and time.monotonic() < deadline):
             if self._workers.any(value=self._context.asked_to_stop()):

@@ -156,6 +156,31 @@ def test_unread_positions_depend_on_seed_and_number_and_are_as_many_as_told() ->
     assert bool(noise_of_images(model, 3, range(9), 1.0).unread.all())
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0: give 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan: give 0 or more"),
+        ({"unread_share": 1.5}, "unread_share=1.5: give a share from 0 to 1"),
+        ({"temperature": -1.0}, "temperature=-1.0: give 0 or more"),
+    ],
+)
+def test_generate_refuses_settings_out_of_range(setting: dict[str, float], message: str) -> None:
+    model = trained_model()
+    with pytest.raises(ValueError, match=message):
+        model.generate(torch.tensor([LONG]), generation_mode="image", **setting)
+
+
+def test_generate_draws_as_the_model_is_configured_where_nothing_is_said() -> None:
+    model = trained_model()
+    own = {"guidance_scale": 2.0, "temperature": 0.3, "top_k": 2, "top_p": 0.9, "unread_share": 0.5}
+    prompt = torch.tensor([LONG])
+    explicit = model.generate(prompt, generation_mode="image", **own)["pixel"]
+    assert not torch.equal(model.generate(prompt, generation_mode="image")["pixel"], explicit)
+    model.config.drawing = own
+    assert torch.equal(model.generate(prompt, generation_mode="image")["pixel"], explicit)
+
+
 def test_a_stream_alone_is_drawn_as_well() -> None:
     model = trained_model(("pixel",))
     drawn = draw(model, [LONG], noise(model, 0))

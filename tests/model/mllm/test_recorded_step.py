@@ -15,6 +15,7 @@ from tests.model.mllm.test_generation import LONG, SHORT, START, noise, trained_
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0), Sampling(0.7, top_k=3, top_p=0.9)])
 def test_a_recorded_step_draws_the_same_picture(scale: float, sampling: Sampling) -> None:
     model = trained_model()
+    unread = torch.tensor([[True, False], [False, True]]).repeat(1, model.config.image_positions // 2)
     drawn: list[dict[str, Tensor]] = []
     for record in (run_plainly, record_on_tape):
         drawn.append(
@@ -25,6 +26,7 @@ def test_a_recorded_step_draws_the_same_picture(scale: float, sampling: Sampling
                 unconditional=[START],
                 guidance_scale=scale,
                 sampling=sampling,
+                unread=unread,
                 record=record,
             )
         )
@@ -66,10 +68,18 @@ def test_the_tape_refuses_what_a_graph_can_not_hold(step: Step) -> None:
 def test_a_graph_draws_the_same_picture_on_a_gpu() -> None:
     model = trained_model()
     torch.nn.Module.to(model, "cuda")
+    unread = torch.rand(2, model.config.image_positions) < 0.5
     plain, recorded = (
         draw_codes(
-            model, [SHORT, LONG], noise(model, 0, 1), unconditional=[START], guidance_scale=3.0, record=record
+            model,
+            [SHORT, LONG],
+            noise(model, 0, 1),
+            unconditional=[START],
+            guidance_scale=3.0,
+            unread=unread,
+            record=record,
         )
         for record in (run_plainly, None)
     )
-    assert torch.equal(plain["pixel"], recorded["pixel"])
+    for stream, codes in plain.items():
+        assert torch.equal(codes, recorded[stream])

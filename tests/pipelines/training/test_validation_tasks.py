@@ -21,7 +21,7 @@ from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.resume import job_checkpoints
 from dualtoken.pipelines.training.train import TokenizerTask
 from dualtoken.pipelines.training.train_context import SingleProcessContext
-from dualtoken.pipelines.training.validation_tasks import validate_checkpoint
+from dualtoken.pipelines.training.validation_tasks import give_up_validation, validate_checkpoint
 from tests.helpers.tiny_run import LoadTiny, planned_job
 from tests.helpers.toy_training import Validated
 from tests.helpers.training_groups import CPU, train_as_group
@@ -82,6 +82,7 @@ def test_validations_that_were_not_made_are_made_by_the_run_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validation_tasks, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(validation_tasks, "NOTING_SECONDS", 0.0)
     job = toy(tmp_path / "run", "train.validate_in=task", "train.hang_timeout_seconds=1")
     idle = Tasks(job, do_they_run=False)
     train(job, idle, Validated)
@@ -100,6 +101,17 @@ def test_validations_that_were_not_made_are_made_by_the_run_that_goes_on(
     assert read_metrics(job.store()) == logged, "each is logged once"
 
 
+def test_what_was_measured_is_not_given_up_afterwards(tmp_path: Path) -> None:
+    """A task may store its metrics in the moment in which it is killed for hanging."""
+    job = toy(tmp_path / "run", "train.validate_in=task")
+    train(job, Tasks(job), Validated)
+    measured = validations(job)
+    give_up_validation({"job": job}, 3)
+    assert validations(job) == measured
+    give_up_validation({"job": job}, 5_000)
+    assert validations(job)[5_000] == {}
+
+
 class StoppedAtTheEnd(Tasks):
     """Measures nothing, and is asked to stop once the last step's validation is waited for."""
 
@@ -113,6 +125,7 @@ def test_a_run_that_is_asked_to_stop_waits_for_no_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validation_tasks, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(validation_tasks, "NOTING_SECONDS", 0.0)
     job = toy(tmp_path / "run", "train.validate_in=task", "train.hang_timeout_seconds=60")
     began = time.monotonic()
     assert not train(job, StoppedAtTheEnd(job, do_they_run=False), Validated), "something is left to do"
