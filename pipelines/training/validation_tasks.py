@@ -138,9 +138,9 @@ class ValidationTasks:
     def finish(self, write: WriteMetrics, is_alive: Callable[[], None]) -> bool:
         """Ask for what is left, now that all checkpoints are whole, and wait for it.
 
-        Calls `is_alive` meanwhile. A task is killed after `hang_timeout_seconds`; what is not noted soon after
-        it is given up. Returns false where the run is asked to stop: the run that goes on with it waits for
-        what is missing.
+        Calls `is_alive` meanwhile. A task is killed after `hang_timeout_seconds`; what is not noted soon
+        after that is given up. Returns false where the run is asked to stop: the run that goes on with it
+        waits for what is missing.
         """
         while self._unasked:
             self._ask(self._unasked.pop(0))

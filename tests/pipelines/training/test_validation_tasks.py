@@ -16,6 +16,7 @@ from dualtoken.pipelines.errors import Preempted, UserError
 from dualtoken.pipelines.runtime.ray_executor import RayExecutor
 from dualtoken.pipelines.runtime.run import run_command
 from dualtoken.pipelines.training import validation_tasks
+from dualtoken.pipelines.training.checkpoints import VALIDATION_FILE
 from dualtoken.pipelines.training.engine import raise_if_stopped, train
 from dualtoken.pipelines.training.metrics_log import read_metrics
 from dualtoken.pipelines.training.resume import job_checkpoints
@@ -105,11 +106,14 @@ def test_what_was_measured_is_not_given_up_afterwards(tmp_path: Path) -> None:
     """A task may store its metrics in the moment in which it is killed for hanging."""
     job = toy(tmp_path / "run", "train.validate_in=task")
     train(job, Tasks(job), Validated)
-    measured = validations(job)
-    give_up_validation({"job": job}, 3)
-    assert validations(job) == measured
-    give_up_validation({"job": job}, 5_000)
-    assert validations(job)[5_000] == {}
+    checkpoints = job_checkpoints(job)
+    measured = checkpoints.validation(7)
+    assert measured
+    give_up_validation({"job": job}, 7)
+    assert checkpoints.validation(7) == measured
+    (Path(job.folder) / VALIDATION_FILE.format(step=7)).unlink()
+    give_up_validation({"job": job}, 7)
+    assert checkpoints.validation(7) == {}
 
 
 class StoppedAtTheEnd(Tasks):
