@@ -52,7 +52,7 @@ def build_mllm(
             _load_trunk(model, config.trunk)
         else:
             initialize_trunk(model.model.language_model, config.trunk.depth)
-        initialize_visual_parts(model, codes)
+        initialize_visual_parts(model, codes, code_likeness=config.code_likeness)
     return model
 
 

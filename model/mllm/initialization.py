@@ -7,8 +7,8 @@ BackProp", 1998); what a block adds to its residual path is smaller by the root 
 
 What a position of an image reads is of the size of the trunk's own embeddings, and its place somewhat larger.
 Where codes stand out, the trunk learns first how codes follow one another, and only then, if ever, to which
-places a caption's words belong. Codes of like vectors begin with like classifiers: what is learnt of one is
-learnt of its neighbours.
+places a caption's words belong. Codes of like vectors may begin with like classifiers: what is learnt of one
+is learnt of its neighbours then.
 
 V positions of images, D depths, K codes, C channels of a code, H channels of the trunk, E of a head.
 """
@@ -26,8 +26,6 @@ from dualtoken.model.mllm.modeling import DualTokenMllmModel, UnifiedModel
 
 PLACE_SIZE = 1.7
 """Size of the vectors of a row and of a column, over that of the trunk's embeddings."""
-CODE_LIKENESS = 0.5
-"""Share of the variance of a code's classifier that follows from the code's vector; the rest is its own."""
 RANDOM_POSITIONS = 1024
 """Positions with random codes that tell the size of what the projector writes, where no codes are given."""
 
@@ -47,12 +45,15 @@ def initialize_trunk(trunk: nn.Module, num_blocks: int) -> None:
 
 @torch.no_grad()
 def initialize_visual_parts(
-    model: UnifiedModel, codes: Mapping[str, Integer[Tensor, "V D"]] | None = None
+    model: UnifiedModel,
+    codes: Mapping[str, Integer[Tensor, "V D"]] | None = None,
+    *,
+    code_likeness: float = 0.0,
 ) -> None:
     """Draw the weights of projector, places and heads; the trunk and the code vectors stand already.
 
     `codes` are those of some images, by stream, and random ones where there are none: what the projector
-    writes for them gets the size of the trunk's embeddings.
+    writes for them gets the size of the trunk's embeddings. `code_likeness` is that of `MllmConfig`.
     """
     core = model.model
     embedding_size = _size(model.get_input_embeddings().get_parameter("weight"))
@@ -62,16 +63,17 @@ def initialize_visual_parts(
     if core.visual_positions is not None:
         for table in (core.visual_positions.rows, core.visual_positions.columns):
             nn.init.normal_(table.weight, std=PLACE_SIZE * embedding_size)
-    initialize_heads(model)
+    initialize_heads(model, code_likeness)
 
 
 @torch.no_grad()
-def initialize_heads(model: UnifiedModel) -> None:
+def initialize_heads(model: UnifiedModel, code_likeness: float = 0.0) -> None:
     """Draw the weights of the heads for the code vectors that stand in the model."""
     for stream in model.config.targets:
         head = model.head(stream)
         _initialize_matrices(head, len(head.blocks), _HEAD_RESIDUAL)
-        _liken_classifiers(head, model.model.code_vectors(stream).table)
+        if code_likeness:
+            _liken_classifiers(head, model.model.code_vectors(stream).table, code_likeness)
 
 
 def _initialize_matrices(module: nn.Module, num_blocks: int = 1, residual: tuple[str, ...] = ()) -> None:
@@ -88,7 +90,7 @@ def _initialize_matrices(module: nn.Module, num_blocks: int = 1, residual: tuple
             nn.init.zeros_(layer.bias)
 
 
-def _liken_classifiers(head: DepthHead, table: Float[Tensor, "G K C"]) -> None:
+def _liken_classifiers(head: DepthHead, table: Float[Tensor, "G K C"], likeness: float) -> None:
     """Let the classifiers of codes resemble each other as the codes' vectors do; their size stays."""
     for place, weight in enumerate(head.classifier_weights()):
         vectors = table[place if len(table) > 1 else 0]
@@ -97,7 +99,7 @@ def _liken_classifiers(head: DepthHead, table: Float[Tensor, "G K C"]) -> None:
         size = _size(projected)
         if size:
             like_vectors = projected * (_size(weight) / size)
-            weight.mul_(math.sqrt(1 - CODE_LIKENESS)).add_(like_vectors, alpha=math.sqrt(CODE_LIKENESS))
+            weight.mul_(math.sqrt(1 - likeness)).add_(like_vectors, alpha=math.sqrt(likeness))
 
 
 def _random_codes(config: DualTokenMllmConfig) -> dict[str, Int[Tensor, "V D"]]:

@@ -84,7 +84,7 @@ def test_codes_of_like_vectors_begin_with_like_classifiers(num_codebooks: int) -
         vectors = CodeVectors(num_codebooks, model.config.num_codes[stream], 40)
         vectors.table.copy_(torch.randn(vectors.table.shape, generator=generator) + 3)
         model.model.codebooks[stream] = vectors
-    initialize_heads(model)
+    initialize_heads(model, 0.5)
     for stream in model.config.targets:
         tables = model.model.code_vectors(stream).table
         for depth, weight in enumerate(model.head(stream).classifier_weights()):
