@@ -36,8 +36,11 @@ MAX_UPLOAD_MIB = 100
 """Largest working directory that is uploaded."""
 
 PROJECT_FILE = "pyproject.toml"
-_OWN_SUFFIXES = (*CODE_SUFFIXES, ".pyi", ".yaml")
-"""Files of our own package that are uploaded; YAML of its recipes alone, since others may hold secrets."""
+_OWN_SUFFIXES = (*CODE_SUFFIXES, ".pyi", ".yaml", ".safetensors")
+"""Files of our own package that are uploaded, as a wheel has them: the canary's weights too.
+
+YAML is that of its recipes alone, since other files may hold secrets.
+"""
 
 
 @contextmanager

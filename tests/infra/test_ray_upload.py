@@ -17,6 +17,7 @@ SECRETS = (
     *("keys.env", "credentials", ".npmrc", ".git-credentials", "kubeconfig", "service-account.json"),
     *("secrets.yaml", "id_dsa", "hf_token", ".aws/credentials", "rclone.conf", "terraform.tfstate"),
 )
+CANARY = "pipelines/evaluation/canary_mllm.safetensors"
 STAGE = """
 import shutil, sys
 from dualtoken.infra.ray_upload import staged_upload
@@ -51,7 +52,10 @@ def test_an_installed_package_is_uploaded_without_what_lies_beside_it(
     tops = {file.partition("/")[0] for file in files}
     assert tops == {"dualtoken", "my_stages", "recipe.json"}
     assert {"dualtoken/__init__.pyi", "dualtoken/recipes/scenes.yaml", "my_stages/brightness.py"} <= files
-    assert {Path(file).suffix for file in files} == {".py", ".pyi", ".jinja", ".yaml", ".json"}
+    weights = [file for file in files if file.endswith(".safetensors")]
+    assert weights == [f"dualtoken/{CANARY}"]
+    others = {Path(file).suffix for file in files if file not in weights}
+    assert others == {".py", ".pyi", ".jinja", ".yaml", ".json"}
     assert not any(Path(file).name in SECRETS for file in files)
 
 
@@ -69,11 +73,14 @@ def test_the_upload_of_a_checkout_has_files_for_links_and_runs_by_itself() -> No
 
 def test_rays_own_upload_of_a_checkout_takes_code_alone(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    for name in ("infra/fetch.py", "recipes/scenes.yaml", "pyproject.toml", *SECRETS, "infra/keys.env"):
+    ours = ("infra/fetch.py", "recipes/scenes.yaml", "pyproject.toml", CANARY)
+    others = (*SECRETS, "infra/keys.env", "model/model.safetensors", "pipelines/model.safetensors")
+    for name in (*ours, *others):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("")
     (checkout / "dualtoken").mkdir()
-    (checkout / "dualtoken/recipes").symlink_to("../recipes")
+    for room in ("recipes", "pipelines"):
+        (checkout / "dualtoken" / room).symlink_to(f"../{room}")
     shutil.copyfile(PROJECT / ".rayignore", checkout / ".rayignore")
     taken: list[str] = []
 
@@ -82,5 +89,4 @@ def test_rays_own_upload_of_a_checkout_takes_code_alone(tmp_path: Path) -> None:
             taken.append(path.relative_to(checkout).as_posix())
 
     _dir_travel(checkout, [_get_excludes(checkout, [])], take, include_gitignore=True)
-    expected = ["dualtoken/recipes/scenes.yaml", "infra/fetch.py", "pyproject.toml", "recipes/scenes.yaml"]
-    assert sorted(taken) == expected
+    assert sorted(taken) == sorted([*ours, "dualtoken/recipes/scenes.yaml", f"dualtoken/{CANARY}"])
