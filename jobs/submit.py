@@ -49,9 +49,9 @@ class _Submissions(TyperGroup):
 app = typer.Typer(
     cls=_Submissions,
     no_args_is_help=True,
-    help="Run a stage, or an evaluation, on a running Ray cluster, follow its log, and exit by its receipts. "
-    "A second call follows the first one's job. The cluster must reach the root too, and whatever else is "
-    "read.",
+    help="Run a stage, or an evaluation, on a running Ray cluster, follow its log, and exit by its receipts, "
+    "or by the evaluation's summary. A second call follows the first one's job. The cluster must reach the "
+    "root, and all that is read, too.",
 )
 
 

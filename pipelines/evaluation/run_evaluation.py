@@ -72,13 +72,23 @@ class ModelPlace(NamedTuple):
     teacher: Store | None
 
 
+class SetRun(NamedTuple):
+    """A set by a protocol."""
+
+    job: StageJob[EvaluationConfig]
+    identity: dict[str, Any]
+    """All that decides the job's output."""
+    protocol: dict[str, Any]
+    """Content of the job's protocol."""
+
+
 class PlannedEvaluation(NamedTuple):
     """An evaluation whose sets are resolved, so that it is known what it comes to."""
 
     root: Store
     subject: Subject
     sizes: TokenizerSizes
-    runs: list["_SetRun"]
+    runs: tuple[SetRun, ...]
     """Each set by each protocol."""
 
     @property
@@ -120,7 +130,6 @@ def run_evaluation(
     Raises `UserError` as `plan_evaluation`, and `UnitsFailed` where units fail: the same call goes on then.
     """
     planned = plan_evaluation(config, model, print_line, salt)
-    _require_features(planned.runs)
     _run(planned.runs, executor, print_line)
     return _written(planned, [_result(run, planned.sizes) for run in planned.runs])
 
@@ -130,8 +139,8 @@ def plan_evaluation(
 ) -> PlannedEvaluation:
     """Resolve all sets of a configuration, and return what is to be measured of a model; measures nothing.
 
-    Raises `UserError` for a set that cannot be read or lacks what a metric needs, and for a metric of unified
-    models on a tokenizer.
+    Raises `UserError` for a set that cannot be read or lacks what a metric needs, for a metric of unified
+    models on a tokenizer, and for a network of `fd` that cannot be opened.
     """
     root = Store(config.root)
     if root.is_local:
@@ -148,7 +157,7 @@ def plan_evaluation(
     contents = {
         name: protocol_content(protocol, teacher_digest) for name, protocol in config.protocols.items()
     }
-    runs: list[_SetRun] = []
+    runs: list[SetRun] = []
     for name, set_config in config.sets.items():
         resolved, folder = resolve(name, set_config, root, config.unit_rows)
         print_line(f"set {name}: {pluralized(resolved.num_samples, 'image')}, {resolved.set_hash[:12]}")
@@ -168,18 +177,12 @@ def plan_evaluation(
                 "salt": salt,
             }
             job = _job(config, model, resolved, folder, protocol_name, protocol, identity)
-            runs.append(_SetRun(job, identity, contents[protocol_name]))
-    return PlannedEvaluation(root, subject, sizes, runs)
+            runs.append(SetRun(job, identity, contents[protocol_name]))
+    _require_features(runs)
+    return PlannedEvaluation(root, subject, sizes, tuple(runs))
 
 
-class _SetRun(NamedTuple):
-    job: StageJob[EvaluationConfig]
-    identity: dict[str, Any]
-    protocol: dict[str, Any]
-    """Content of the job's protocol."""
-
-
-def _require_features(runs: Sequence[_SetRun]) -> None:
+def _require_features(runs: Sequence[SetRun]) -> None:
     """Raise `UserError` where the network of `fd` cannot be opened, or has too many channels for a set.
 
     It is opened here too, since a worker would tell of it only once others have begun.
@@ -240,7 +243,7 @@ def _job(
     )
 
 
-def _run(runs: Sequence[_SetRun], executor: Executor, print_line: PrintLine) -> None:
+def _run(runs: Sequence[SetRun], executor: Executor, print_line: PrintLine) -> None:
     work: list[Work] = []
     for job, identity, _ in runs:
         write_stage_record(job, identity)
@@ -268,7 +271,7 @@ def _sizes(folder: Store) -> TokenizerSizes:
     return TokenizerSizes(config.grid_size, config.image_size)
 
 
-def _result(run: _SetRun, sizes: TokenizerSizes) -> SetResult:
+def _result(run: SetRun, sizes: TokenizerSizes) -> SetResult:
     if read_manifest(run.job.store()) is not None:
         return SetResult.read(run.job.store(), RESULT)
     return finish_evaluation(run.job, sizes, run.protocol)
@@ -306,7 +309,7 @@ def _environment(planned: PlannedEvaluation) -> Environment:
     )
 
 
-def _notes(runs: Sequence[_SetRun]) -> Iterator[str]:
+def _notes(runs: Sequence[SetRun]) -> Iterator[str]:
     """Yield what makes the numbers unlike others: images that gave no picture."""
     for run in runs:
         manifest = read_manifest(run.job.store())

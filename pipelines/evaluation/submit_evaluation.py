@@ -1,8 +1,8 @@
 """An evaluation as a job on a running Ray cluster, judged by its summary.
 
-Its sets are resolved before, as a local evaluation resolves them: so it is known which one it is, and a
-changed image makes another job. The job reads model, teacher, sets and weights where they are, so the cluster
-must reach them too.
+Its sets are resolved before, as a local evaluation resolves them: so it is known which one it is, a changed
+image makes another job, and a mistake is told before there is one. The job reads model, teacher, sets and
+weights where they are, so the cluster must reach them too.
 """
 
 from dualtoken.infra.ray_jobs import JobOutcome
@@ -10,6 +10,7 @@ from dualtoken.infra.storage import Store
 from dualtoken.model.config.base import Config
 from dualtoken.pipelines.config.evaluation import EvaluationConfig
 from dualtoken.pipelines.core.messages import PrintLine
+from dualtoken.pipelines.core.receipts import fingerprint
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace, plan_evaluation
 from dualtoken.pipelines.runtime.submit import SubmittedWork, submit_work
 
@@ -48,8 +49,9 @@ def submit_evaluation(
         model=model.folder.url,
         teacher=None if model.teacher is None else model.teacher.url,
     )
+    content = fingerprint({"root": config.root, "work": planned.fingerprint})
     work = SubmittedWork(
-        name=f"dualtoken-evaluate-{config.name}-{planned.fingerprint[:8]}",
+        name=f"dualtoken-evaluate-{config.name}-{content[:8]}",
         command=["python", "-m", ENTRY_POINT, FILE],
         private_files={FILE: submitted.model_dump_json(indent=1).encode()},
         record=submitted,
