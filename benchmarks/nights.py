@@ -97,7 +97,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         spec = _spec(Path(folder), arguments.metrics)
         clock = [datetime(2026, 1, 1, tzinfo=UTC)]
-        nightly = Nightly(_Measure(arguments.metrics), chart, lambda: clock[0], lambda _: None)
+        nightly = Nightly(
+            _Measure(arguments.metrics),
+            chart,
+            lambda: clock[0],
+            print_line=lambda _: None,
+            require_measurable=lambda _: None,
+        )
         session = Session(spec, nightly)
         started, began = time.monotonic(), time.process_time()
         for number in range(arguments.nights):

@@ -48,12 +48,12 @@ def calibrate(
     *,
     years: int = 200,
 ) -> Ruleset:
-    """Return the rules with limits that give at most so many false alarms a year, over all metrics together.
+    """Return the rules with limits that aim at no more than so many false alarms a year.
 
-    Limits are only raised. The history, by metric, should hold no step: give the nights of one segment.
-    Margins are left out, so real alarms are fewer. `years` are simulated of each metric; 200 of eight metrics
-    take 5 s a factor, and up to 17 factors are tried (2026-11-30, AMD EPYC). Raises `UserError` for a metric
-    with too few nights of the newest protocol.
+    They are counted over all metrics together. Limits are only raised. The history, by metric, should hold no
+    step: give the nights of one segment. Margins are left out, so real alarms are fewer. `years` are
+    simulated of each metric; 200 of eight metrics take 5 s a factor, and up to 21 are tried (2026-11-30, AMD
+    EPYC). Raises `UserError` for a metric with too few nights of the newest protocol.
     """
     if not alarms_per_year > 0:
         raise UserError(f"alarms_per_year={alarms_per_year}: set it above 0")
@@ -70,20 +70,21 @@ def calibrate(
             nights = tuple(Point(night, value, "") for night, value in zip(YEAR, year.tolist(), strict=True))
             simulated.append(History(nights, history[name].direction))
 
-    def is_quiet(tried: Ruleset, share: float) -> bool:
-        most = share * AIM * alarms_per_year * years
+    def is_quiet(tried: Ruleset, allowed_a_year: float) -> bool:
+        allowed = allowed_a_year * years
         alarms = 0
         for year in simulated:
             alarms += num_alarms(judge(year.points, year.direction, 0.0, tried))
-            if alarms > most:
+            if alarms > allowed:
                 return False
         return True
 
     calibrated = rules
-    if not is_quiet(rules, 1 / AIM):
+    if not is_quiet(rules, alarms_per_year):
+        aim = AIM * alarms_per_year
         alone = dataclasses.replace(rules, threshold=math.inf)
-        nights = _least_factor(lambda factor: is_quiet(raised(alone, factor, 1.0), NIGHTS_SHARE))
-        cusum = _least_factor(lambda factor: is_quiet(raised(rules, nights, factor), 1.0))
+        nights = _least_factor(lambda factor: is_quiet(raised(alone, factor, 1.0), NIGHTS_SHARE * aim))
+        cusum = _least_factor(lambda factor: is_quiet(raised(rules, nights, factor), aim))
         calibrated = raised(rules, nights, cusum)
     return dataclasses.replace(calibrated, calibrated_from=min(lengths))
 
@@ -163,14 +164,15 @@ def _newest(name: str, history: History, rules: Ruleset) -> list[Point]:
 
 def _least_factor(is_quiet: Callable[[float], bool]) -> float:
     """Return the first factor that is quiet, if quietness grows with it."""
-    low, high = 0, STEPS
     if is_quiet(1.0):
         return 1.0
-    if not is_quiet(STEP**high):
+    if not is_quiet(STEP**STEPS):
         raise UserError(
             f"the history has more alarms a year than are allowed at {STEP**STEPS:.0f} times the limits, so "
             "it holds a step: acknowledge the step, or give the nights after it"
         )
+    low = 0
+    high = STEPS
     while high - low > 1:
         middle = (low + high) // 2
         if is_quiet(STEP**middle):

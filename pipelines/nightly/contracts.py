@@ -105,10 +105,6 @@ RequireMeasurable = Callable[[NightlySpec], None]
 """Raises `UserError` for a spec that no night could be whole by."""
 
 
-def accept_any(_: NightlySpec) -> None:
-    """Ask nothing of a spec."""
-
-
 class Nightly(NamedTuple):
     """What a night is measured, judged and told with."""
 
@@ -116,5 +112,5 @@ class Nightly(NamedTuple):
     chart: Chart
     clock: Clock
     print_line: PrintLine
-    require_measurable: RequireMeasurable = accept_any
+    require_measurable: RequireMeasurable
     """Called before a night is begun: a night is measured once, and a misspelt metric would spoil it."""

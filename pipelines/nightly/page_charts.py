@@ -127,7 +127,7 @@ def night_chart(chart: NightChart) -> str:
 
 
 def shared_links(nights: Iterable[tuple[int, str, str]]) -> str:
-    """Return the links of all nights, which charts without links of their own use: slot, text, address."""
+    """Return the links that charts share for nights without a link of their own: slot, text, address."""
     svg = Element("svg", {"class": "shared", "width": "0", "height": "0", "aria-hidden": "true"})
     group = SubElement(SubElement(svg, "defs"), "g", {"id": LINKS_ID})
     for slot, title, href in nights:

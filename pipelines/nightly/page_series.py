@@ -98,7 +98,7 @@ class Charts:
         return night_page(night.name) if night.name in self.pages else None
 
     def shared(self) -> Iterator[tuple[int, str, str]]:
-        """Yield the links that charts of further metrics share."""
+        """Yield the links that charts share for nights without a link of their own."""
         for slot, night in enumerate(self._data.begun):
             href = self.night_href(night)
             if href is not None:

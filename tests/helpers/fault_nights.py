@@ -17,7 +17,7 @@ from dualtoken.pipelines.nightly.history import History
 from dualtoken.pipelines.nightly.run import run_night
 from dualtoken.pipelines.nightly.session import Session
 from dualtoken.pipelines.nightly.states import NightState, night_states
-from dualtoken.pipelines.nightly.wiring import open_chart
+from dualtoken.pipelines.nightly.wiring import open_chart, require_measurable
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 FIRST = datetime(2026, 11, 1, 3, tzinfo=UTC)
@@ -50,7 +50,7 @@ class FaultNights:
                 "primary": [self._primary],
             }
         )
-        nightly = Nightly(_measure_here, open_chart({}), lambda: now, lambda _: None)
+        nightly = Nightly(_measure_here, open_chart({}), lambda: now, lambda _: None, require_measurable)
         return Session(spec, nightly, History(spec.root, spec.name))
 
     def run(self, now: datetime) -> NightState:

@@ -186,6 +186,10 @@ def small_spec(root: Path | str, models: Path, **changes: Any) -> NightlySpec:
     return NightlySpec.model_validate(values | changes | {"schedule": schedule})
 
 
+def accept_any(_: NightlySpec) -> None:
+    """Ask nothing of a spec: the small nightly has no evaluation file."""
+
+
 class SmallNightly:
     """Everything that a night needs, in one folder."""
 
@@ -197,7 +201,8 @@ class SmallNightly:
         self.measure = FolderMeasure(self.models)
         self.clock = FakeClock(f"{FIRST} 01:00")
         self.lines: list[str] = []
-        self.nightly = Nightly(self.measure, Chart(small_rule, 3, RULES), self.clock, self.lines.append)
+        chart = Chart(small_rule, 3, RULES)
+        self.nightly = Nightly(self.measure, chart, self.clock, self.lines.append, accept_any)
 
     def at(self, night: str, time: str = "01:00") -> "SmallNightly":
         """Set the clock: UTC; nights start at 01:00 in winter."""

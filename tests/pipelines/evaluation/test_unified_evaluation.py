@@ -36,7 +36,7 @@ from dualtoken.pipelines.nightly.history import History
 from dualtoken.pipelines.nightly.run import run_night
 from dualtoken.pipelines.nightly.session import Session
 from dualtoken.pipelines.nightly.states import night_states
-from dualtoken.pipelines.nightly.wiring import open_chart
+from dualtoken.pipelines.nightly.wiring import open_chart, require_measurable
 from tests.helpers.evaluated import Backwards, StopsAfter, canary, config_of, evaluated
 from tests.helpers.taught_mllm import SCENES, canary_mllm, taught_mllm
 
@@ -248,7 +248,9 @@ def test_two_nights_of_a_unified_model_are_judged(taught: ModelPlace, tmp_path: 
     now = datetime(2026, 11, 1, 3, tzinfo=UTC)
     for day in (1, 2):
         now = now.replace(day=day)
-        nightly = Nightly(measure.measure, open_chart({}), lambda now=now: now, lambda _: None)
+        nightly = Nightly(
+            measure.measure, open_chart({}), lambda now=now: now, lambda _: None, require_measurable
+        )
         run_night(Session(spec, nightly, History(spec.root, spec.name)))
     snapshot = History(spec.root, spec.name).read()
     states = night_states(snapshot, now, open_chart({}).version)
