@@ -13,8 +13,10 @@ from dualtoken.pipelines.config.evaluation import UNIFIED_METRICS, EvaluationPro
 from dualtoken.pipelines.evaluation.metric_catalogue import needs_teacher
 
 ALWAYS = ("torch", "torchvision", "pillow", "numpy", "scipy", "pyarrow", "open_clip_torch", "timm", "ray")
+_TEXT_READER = "rapidocr"
+"""Package whose models read text."""
 TEXT_READERS = (
-    "rapidocr",
+    _TEXT_READER,
     "onnxruntime",
     "opencv-python",
     "opencv-python-headless",
@@ -27,6 +29,7 @@ _PERCEPTUAL = ("torchmetrics",)
 _LANGUAGE = ("transformers", "tokenizers")
 """What runs unified models, and splits the texts of some teachers."""
 _FIDELITY = ("torch-fidelity",)
+"""What has the Inception of `fd` whose file is torch-fidelity's."""
 
 
 def deciding_packages(
@@ -42,7 +45,7 @@ def deciding_packages(
     for protocol, content in protocols:
         names += _optional(protocol)
         for file, sha256 in content.get("weights", {}).get("text_reader", {}).items():
-            models[f"{TEXT_READERS[0]}/{file}"] = sha256[:12]
+            models[f"{_TEXT_READER}/{file}"] = sha256[:12]
     return dict(_installed(dict.fromkeys(names))) | models
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 DRAWN = "The image beside the drawing of its caption by A and by B."
 DESCRIBED = "The image beside its caption, and its description by A and by B."
 ANSWERED = "The image, with the questions that count, their true answers, and those of A and of B."
-OF_NEXT = " This is a control: the image is that of the next sample."
-AGAINST_NEXT = " This is a control: the caption is that of the next sample."
+OF_NEXT = "This is a control: the image is that of the next sample."
+AGAINST_NEXT = "This is a control: the caption is that of the next sample."
 
 
 def comparison_page(
@@ -57,7 +57,8 @@ class _Side:
         for result in self.evaluation.summary.results:
             if any(result.series(name) == series for name in result.metrics):
                 return result
-        raise UserError(f"series={series} is not in both evaluations: name one that is")
+        evaluation = self.evaluation.summary.evaluation
+        raise UserError(f"series={series} is not in {evaluation}: name one that is")
 
     def unified(self, result: SetResult, pictures: SamplePictures, keys: Sequence[bytes]) -> "UnifiedSamples":
         # transformers takes seconds, which tokenizers need not wait for.
@@ -81,10 +82,10 @@ def _shown_series(sides: _Sides, series: str, num_samples: int) -> ShownSeries:
         return ShownSeries(series, list(_reconstructed(sides, series, lost)))
     shown = _Replied(sides, series, lost)
     if metric.startswith("drawn_"):
-        return ShownSeries(series, list(shown.drawings()), DRAWN + OF_NEXT * shown.is_shuffled)
+        return ShownSeries(series, list(shown.drawings()), shown.note(DRAWN, OF_NEXT))
     if metric.startswith("described_"):
-        return ShownSeries(series, list(shown.descriptions()), DESCRIBED + AGAINST_NEXT * shown.is_shuffled)
-    return ShownSeries(series, list(shown.answers()), ANSWERED + OF_NEXT * shown.is_shuffled)
+        return ShownSeries(series, list(shown.descriptions()), shown.note(DESCRIBED, AGAINST_NEXT))
+    return ShownSeries(series, list(shown.answers()), shown.note(ANSWERED, OF_NEXT))
 
 
 def _reconstructed(sides: _Sides, series: str, lost: Sequence[LostSample]) -> Iterator[ShownSample]:
@@ -109,19 +110,25 @@ class _Replied:
 
     def __init__(self, sides: _Sides, series: str, lost: Sequence[LostSample]) -> None:
         metric = series.rpartition("/")[2]
-        self.is_shuffled = metric.endswith(SHUFFLED)
+        self._is_shuffled = metric.endswith(SHUFFLED)
         self._kind = metric.removesuffix(SHUFFLED).partition("_")[2]
         self._lost = lost
         self._keys = [sample.key for sample in lost]
         results = [side.result(series) for side in sides]
         self._others = self._keys
-        if self.is_shuffled:
+        if self._is_shuffled:
             self._others = _following(sides[0].evaluation, results[0], self._keys)
         shown = list(dict.fromkeys([*self._keys, *self._others]))
         self._models: list[UnifiedSamples] = []
         for side, result in zip(sides, results, strict=True):
             self._pictures = SamplePictures(result, shown)
             self._models.append(side.unified(result, self._pictures, shown))
+
+    def note(self, shown: str, control: str) -> str:
+        """Return what is shown, and of a control how it is one."""
+        if self._is_shuffled:
+            return f"{shown} {control}"
+        return shown
 
     def drawings(self) -> Iterator[ShownSample]:
         first, second = (model.drawings(self._keys) for model in self._models)

@@ -1,9 +1,11 @@
 """What a unified model makes of samples of a finished evaluation: drawings, descriptions and answers.
 
-They are made again as they were scored, with the settings of the protocol.
+They are made again with the settings of the protocol, and come out as they were scored on a device like the
+scores'.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from dualtoken.infra.scratch import scratch_folder
@@ -31,11 +33,10 @@ class UnifiedSamples:
     """A unified model, and samples that it is shown again."""
 
     def __init__(self, opened: OpenedMllm, pictures: SamplePictures, keys: Sequence[bytes]) -> None:
-        """Encode the images of the samples that are asked about."""
+        """Take the samples that are to be shown; they are encoded where texts are asked for."""
         self._opened = opened
         self._pictures = pictures
-        self._places = {key: place for place, key in enumerate(keys)}
-        self._codes = image_codes(pictures.codes(keys))
+        self._keys = keys
 
     def drawings(self, keys: Sequence[bytes]) -> list[str]:
         """Return the drawing of each sample's first caption, `data:` URLs."""
@@ -53,5 +54,10 @@ class UnifiedSamples:
         return [answer(self._opened, codes, asked.question) for asked in questions]
 
     def _codes_of(self, keys: Sequence[bytes]) -> ImageCodes:
-        rows = [self._places[key] for key in keys]
+        rows = [self._keys.index(key) for key in keys]
         return {stream: codes[rows] for stream, codes in self._codes.items()}
+
+    @cached_property
+    def _codes(self) -> ImageCodes:
+        """The codes of all samples, in their order."""
+        return image_codes(self._pictures.codes(self._keys))

@@ -1,6 +1,5 @@
 """Samples that lost most by a unified model's metrics are shown with what both models made of them."""
 
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +8,10 @@ import pytest
 from dualtoken.infra.storage import Store
 from dualtoken.model.mllm.sampling import Sampling
 from dualtoken.model.mllm.saved import OpenedMllm, open_mllm
-from dualtoken.pipelines.evaluation.comparison import compare
+from dualtoken.pipelines.evaluation.comparison import LostSample, compare
 from dualtoken.pipelines.evaluation.comparison_page import ShownSample, ShownSeries
 from dualtoken.pipelines.evaluation.evaluations import Evaluation, read_evaluation
-from dualtoken.pipelines.evaluation.lost_pictures import _shown_series, _Side, comparison_page
+from dualtoken.pipelines.evaluation.lost_pictures import _Replied, _shown_series, _Side, comparison_page
 from dualtoken.pipelines.evaluation.run_evaluation import ModelPlace
 from dualtoken.pipelines.evaluation.sample_pictures import shot
 from dualtoken.pipelines.evaluation.sets import read_unit
@@ -24,8 +23,8 @@ from tests.helpers.report_samples import Page
 from tests.helpers.taught_mllm import SCENES, canary_mllm, taught_mllm
 
 METRICS = [
-    *("answer", "answer_colour", "answer_shuffled", "described_whole"),
-    *("drawn_object", "drawn_colour", "psnr"),
+    *("answer", "answer_colour", "answer_shuffled", "described_whole", "described_place_shuffled"),
+    *("drawn_object", "drawn_colour", "drawn_place_shuffled", "psnr"),
 ]
 
 
@@ -46,6 +45,10 @@ class Sides(NamedTuple):
 
     def row(self, shown: ShownSample) -> dict[str, Any]:
         return self.rows[shown.loss.key]
+
+    def next_row(self, shown: ShownSample) -> dict[str, Any]:
+        in_order = list(self.rows)
+        return self.rows[in_order[(in_order.index(shown.loss.key) + 1) % len(in_order)]]
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +78,11 @@ def answered(opened: OpenedMllm, row: dict[str, Any], question: str | None) -> s
 @pytest.mark.parametrize("metric", ["answer", "answer_colour", "answer_shuffled"])
 def test_questions_are_shown_with_both_answers_and_the_true_one(sides: Sides, metric: str) -> None:
     shown = sides.shown(metric)
-    in_order = list(sides.rows)
     for sample in shown.samples:
         row = sides.row(sample)
         asked_about = row
         if metric == "answer_shuffled":
-            asked_about = sides.rows[in_order[(in_order.index(row["key"]) + 1) % len(in_order)]]
+            asked_about = sides.next_row(sample)
         questions = one_of_each_kind(read_questions(row["questions"]), row["key"])
         if metric == "answer_colour":
             questions = [asked for asked in questions if asked.kind == "colour"]
@@ -111,26 +113,52 @@ def test_descriptions_are_shown_beside_the_caption(sides: Sides) -> None:
         assert sample.pictures[0].alt == f"the image {row['name']}"
 
 
+def test_a_control_of_descriptions_is_shown_beside_the_next_samples_caption(sides: Sides) -> None:
+    either = [(turned, turned.shown("described_place_shuffled")) for turned in (sides, sides.turned())]
+    turned, shown = max(either, key=lambda one: len(one[1].samples))  # who loses a control is chance
+    assert shown.samples
+    assert shown.note.startswith("The image beside its caption, and its description")
+    assert shown.note.endswith(". This is a control: the caption is that of the next sample.")
+    for sample in shown.samples:
+        row = turned.row(sample)
+        described = (answered(opened, row, None) for opened in turned.models)
+        assert sample.replies == (("", turned.next_row(sample)["captions"][0], *described),)
+        assert sample.pictures[0].alt == f"the image {row['name']}"
+
+
+def test_a_control_of_drawings_is_shown_beside_the_next_samples_image(sides: Sides) -> None:
+    settings = DrawSettings(3.0, Sampling(), 0, 2)
+    either = [(turned, turned.shown("drawn_place_shuffled")) for turned in (sides, sides.turned())]
+    turned, shown = max(either, key=lambda one: len(one[1].samples))
+    assert shown.samples
+    assert shown.note.startswith("The image beside the drawing of its caption")
+    assert shown.note.endswith(". This is a control: the image is that of the next sample.")
+    for sample in shown.samples:
+        number = int.from_bytes(sample.loss.key, "big")
+        assert sample.pictures[0].alt == f"the image {turned.next_row(sample)['name']}"
+        for opened, picture in zip(turned.models, sample.pictures[1:], strict=True):
+            (drawn,) = draw_numbered(opened, turned.row(sample)["captions"][:1], [number], settings)
+            assert picture.source == shot(drawn), "its own drawing"
+
+
 def test_drawings_are_those_that_were_scored(sides: Sides) -> None:
     settings = DrawSettings(3.0, Sampling(), 0, 2)
-    most_shown = 0
-    # Neither was taught to draw: who loses is chance.
-    for turned, metric in product((sides, sides.turned()), ("drawn_object", "drawn_colour")):
-        samples = turned.shown(metric).samples
-        most_shown = max(most_shown, len(samples))
-        for sample in samples:
-            number = int.from_bytes(sample.loss.key, "big")
-            for opened, picture in zip(turned.models, sample.pictures[1:], strict=True):
-                (drawn,) = draw_numbered(opened, turned.row(sample)["captions"][:1], [number], settings)
-                assert picture.source == shot(drawn)
-            assert sample.pictures[0].alt == f"the image {turned.row(sample)['name']}"
-            assert [picture.label[0] for picture in sample.pictures] == ["i", "A", "B"]
-    assert most_shown > 1, "each has its own drawing"
+    # Neither was taught to draw, so who loses is chance: these are taken as lost.
+    lost = [LostSample(key, 1.0, 0.0, 1.0) for key in list(sides.rows)[:2]]
+    replied = _Replied((_Side(sides.a), _Side(sides.b)), "s/p/drawn_object", lost)
+    for sample in replied.drawings():
+        number = int.from_bytes(sample.loss.key, "big")
+        for opened, picture in zip(sides.models, sample.pictures[1:], strict=True):
+            (drawn,) = draw_numbered(opened, sides.row(sample)["captions"][:1], [number], settings)
+            assert picture.source == shot(drawn), "each has its own drawing"
+        assert sample.pictures[0].alt == f"the image {sides.row(sample)['name']}"
+        assert [picture.label[0] for picture in sample.pictures] == ["i", "A", "B"]
 
 
 def test_a_page_has_pictures_of_a_tokenizers_metric_and_replies_of_a_unified_models(sides: Sides) -> None:
-    comparison = compare(sides.a.summary, sides.a.scores, sides.b.summary, sides.b.scores)
-    page = Page(comparison_page(comparison, sides.a, sides.b, ["s/p/answer", "s/p/psnr"], 2))
+    (a, b) = (sides.a, sides.b)
+    comparison = compare(a.summary, a.scores, b.summary, b.scores, ["s/p/answer"])
+    page = Page(comparison_page(comparison, a, b, ["s/p/answer", "s/p/psnr"], 2))
     assert len(page.attributes("img")) == 2, "the images asked about: both have one tokenizer"
     assert page.texts("p", "empty") == ["No sample is worse in B."]
     assert page.of_tag("dl")
