@@ -159,6 +159,8 @@ def test_a_page_has_pictures_of_a_tokenizers_metric_and_replies_of_a_unified_mod
     (a, b) = (sides.a, sides.b)
     comparison = compare(a.summary, a.scores, b.summary, b.scores, ["s/p/answer"])
     page = Page(comparison_page(comparison, a, b, ["s/p/answer", "s/p/psnr"], 2))
-    assert len(page.attributes("img")) == 2, "the images asked about: both have one tokenizer"
+    asked_about = sides.shown("answer").samples[:2]
+    assert asked_about
+    assert len(page.attributes("img")) == len(asked_about), "both have one tokenizer"
     assert page.texts("p", "empty") == ["No sample is worse in B."]
     assert page.of_tag("dl")
