@@ -89,7 +89,7 @@ FAULTS = {
     "noise of other samples": (changed(unified_columns, "draw_numbered", _other_noise), "s/p/drawn_"),
     "answers of other questions": (
         changed(unified_columns, "are_answered", _one_place_on),
-        "s/p/answer",
+        "in single samples",
     ),
     "no answer is right": (changed(unified_columns, "are_answered", _all_wrong), "s/p/answer"),
     "descriptions are cut": (changed(unified_columns, "describe", _cut), "s/p/described_grammar"),
