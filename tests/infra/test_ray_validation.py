@@ -4,16 +4,20 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import cloudpickle
+from ray.train import Checkpoint
 
 from dualtoken.infra.ray_session import ray_session
+from dualtoken.infra.ray_stop_notice import StopNotice
 from dualtoken.infra.ray_train import WorkerRun, fit
-from dualtoken.infra.ray_validation import Validation
+from dualtoken.infra.ray_validation import Validation, validation_config
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,20 @@ def test_a_validation_that_hangs_is_killed_in_time(tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_session")
+def test_a_validation_amid_a_stop_is_killed_and_left_to_the_next_run(tmp_path: Path) -> None:
+    """On a cluster that lives on, its process would keep a worker's resources."""
+    notice = StopNotice(uuid.uuid4().hex)
+    settings = {"folder": str(tmp_path), "notice": notice}
+    validation = Validation(_stop_and_hang, _give_up, timeout_seconds=600)
+    config = validation_config(validation, settings, {"CPU": 1}, notice)
+    assert config.fn(Checkpoint(str(tmp_path)), step=0) == {}
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), seconds=60)
+    assert not (tmp_path / "found-0").exists(), "it is not given up"
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("_session")
 @pytest.mark.parametrize(
@@ -106,6 +124,14 @@ def _one_validation(settings: dict[str, Any], run: WorkerRun) -> bool:
 
 
 def _hang(*_: object) -> dict[str, float]:
+    time.sleep(3600)
+    return {}
+
+
+def _stop_and_hang(settings: dict[str, Any], _step: int) -> dict[str, float]:
+    """Leave the process's id, and hang on once the run is asked to stop."""
+    (Path(settings["folder"]) / "pid").write_text(str(os.getpid()))
+    settings["notice"].give()
     time.sleep(3600)
     return {}
 
