@@ -31,7 +31,8 @@ class DrawingConfig(Config):
     mislead it less; parts of the picture agree less with each other.
     """
 
-    def changed(self, **settings: float | int | None) -> "DrawingConfig":  # noqa: PYI041  (jaxtyping's checker refuses an int for a float)
+    # Both types are named, since the checker of the tests takes no int for a float.
+    def changed(self, **settings: float | int | None) -> "DrawingConfig":  # noqa: PYI041
         """Return these settings with those that are given in place of its own; None is not given.
 
         Values are not checked: whoever draws with them does so.

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,25 @@ def _never(_: BaseException) -> bool:
     return False
 
 
+def _fit(loop: Callable[[dict[str, Any], WorkerRun], bool], folder: Path, validation: Validation) -> None:
+    """Train in one worker, which leaves in the folder what it finds."""
+    fit(
+        loop,
+        {"folder": str(folder)},
+        name="run",
+        storage_path=str(folder),
+        is_final=_never,
+        validation=validation,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data warns of its own defaults
 @pytest.mark.usefixtures("_session")
 def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fit(
-        _loop,
-        {"folder": str(tmp_path)},
-        name="run",
-        storage_path=str(tmp_path),
-        is_final=_never,
-        validation=Validation(_measure, _give_up, timeout_seconds=600),
-    )
+    _fit(_loop, tmp_path, Validation(_measure, _give_up, timeout_seconds=600))
     assert (tmp_path / "starts").read_text() == "x"
     assert [(tmp_path / f"found-{step}").read_text() for step in range(3)] == ["1.5", "none", "none"]
     told = "".join(capfd.readouterr())
@@ -59,14 +64,7 @@ def test_a_validation_that_dies_or_fails_costs_a_line_and_no_step(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("_session")
 def test_a_validation_that_hangs_is_killed_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    fit(
-        _one_validation,
-        {"folder": str(tmp_path)},
-        name="run",
-        storage_path=str(tmp_path),
-        is_final=_never,
-        validation=Validation(_hang, _give_up, timeout_seconds=2),
-    )
+    _fit(_one_validation, tmp_path, Validation(_hang, _give_up, timeout_seconds=2))
     assert (tmp_path / "found-0").read_text() == "none"
     assert "step 0 is not validated: it took over 2 s" in "".join(capfd.readouterr())
 
