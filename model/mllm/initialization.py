@@ -7,8 +7,8 @@ BackProp", 1998); what a block adds to its residual path is smaller by the root 
 
 What a position of an image reads is of the size of the trunk's own embeddings, and its place somewhat larger.
 Where codes stand out, the trunk learns first how codes follow one another, and only then, if ever, to which
-places a caption's words belong. Codes of like vectors may begin with like classifiers: what is learnt of one
-is learnt of its neighbours then.
+places a caption's words belong. Neighbouring places begin alike, and codes of like vectors may begin with
+like classifiers: what is learnt of one is learnt of its neighbours then.
 
 V positions of images, D depths, K codes, C channels of a code, H channels of the trunk, E of a head.
 """
@@ -62,8 +62,24 @@ def initialize_visual_parts(
     core.visual_projector.out.weight.mul_(embedding_size / _size(projected))
     if core.visual_positions is not None:
         for table in (core.visual_positions.rows, core.visual_positions.columns):
-            nn.init.normal_(table.weight, std=PLACE_SIZE * embedding_size)
+            initialize_places(table.weight, PLACE_SIZE * embedding_size)
     initialize_heads(model, code_likeness)
+
+
+@torch.no_grad()
+def initialize_places(table: Float[Tensor, "P H"], size: float) -> None:
+    """Draw the vectors of the P places along a side so that neighbours begin alike, in this size.
+
+    They are sums of cosines in random directions, each of an amplitude that falls as its frequency rises. So
+    the halves of a side differ mostly in one direction, which attention finds sooner than P unlike ones
+    (NOTES.md, 2026-11-30).
+    """
+    places = (torch.arange(len(table)) + 0.5) / len(table)
+    frequencies = torch.arange(1, len(table))
+    cosines = torch.cos(math.pi * places[:, None] * frequencies) / frequencies
+    vectors = cosines @ torch.randn(len(frequencies), table.shape[1])
+    # A side of one place has no frequency, and nothing to tell.
+    table.copy_(vectors * (size / (_size(vectors) or 1.0)))
 
 
 @torch.no_grad()

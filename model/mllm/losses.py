@@ -47,9 +47,10 @@ class MllmBatch(NamedTuple):
 def step_size(batch: MllmBatch) -> StepSize:
     """Return what a batch has to compute, by which its cost is counted; cheap for tensors on a CPU."""
     lengths = batch.segments.lengths().long()
+    read = lengths + batch.segments.prefix_lengths()
     return StepSize(
         positions=batch.input_ids.numel(),
-        attended=int((lengths * lengths).sum()),
+        attended=int((lengths * read).sum()),
         text_targets=int(batch.text_targets.sum()),
         visual=int(batch.is_visual.sum()),
         visual_targets=int(batch.visual_targets.sum()),

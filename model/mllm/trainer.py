@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from dualtoken.model.config.mllm import MllmTrainingConfig
 from dualtoken.model.data_parallel import gradient_sync, total_gradient_norm
-from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.lora import step_dropout
 from dualtoken.model.mllm.losses import LossSums, MllmBatch, PackedLosses, TargetCounts
 from dualtoken.model.mllm.modeling import UnifiedModel
@@ -177,21 +176,17 @@ def split_batch(batch: MllmBatch, parts: int) -> Iterator[MllmBatch]:
     if num_rows % parts:
         raise ValueError(f"accumulate_steps={parts} does not divide {num_rows} sequences: change one of them")
     rows_per_part = num_rows // parts
-    bounds = batch.segments.cu_seqlens
     num_visual = batch.is_visual.sum(dim=1)
     first_visual = 0
     for first in range(0, num_rows, rows_per_part):
         rows = slice(first, first + rows_per_part)
-        begin = first * length
-        end = begin + rows_per_part * length
-        inside = bounds[(bounds >= begin) & (bounds <= end)] - begin
         end_visual = first_visual + int(num_visual[rows].sum())
         images = slice(first_visual, end_visual)
         first_visual = end_visual
         yield MllmBatch(
             input_ids=batch.input_ids[rows],
             codes={stream: codes[images] for stream, codes in batch.codes.items()},
-            segments=Segments(inside, batch.segments.longest),
+            segments=batch.segments.between(first * length, (first + rows_per_part) * length),
             is_visual=batch.is_visual[rows],
             text_targets=batch.text_targets[rows],
             visual_targets=batch.visual_targets[images],

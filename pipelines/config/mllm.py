@@ -4,7 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dualtoken.model.config.base import Config, Location, PositiveInt, not_in_fingerprint
+from dualtoken.model.config.base import (
+    Config,
+    Location,
+    PositiveInt,
+    in_fingerprint_unless_default,
+    not_in_fingerprint,
+)
 from dualtoken.model.config.mllm import MllmTrainingConfig, TrunkShape
 from dualtoken.pipelines.config.engine import EngineConfig
 from dualtoken.pipelines.config.train import DataParallelConfig
@@ -31,6 +37,9 @@ class DocumentsConfig(Config):
     """Column of the corpora with questions, a JSON list of objects with `question` and `answer`."""
     max_turns: PositiveInt | None = None
     """Most questions of a document, chosen anew each time; by default all."""
+    turns_apart: bool = in_fingerprint_unless_default(default=False)
+    """Whether the questions of a document are read with its image alone, each as if it were the only one. A
+    model that is asked single questions learns them sooner, since none can be answered from those before."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the documents to draw that come without their caption: what guidance draws against."""
     learn_prompts: bool = False

@@ -94,6 +94,8 @@ class PackedBatch(NamedTuple):
     """(V,), bool: positions of images whose codes are predicted, in the order of `semantic` and `pixel`."""
     kinds: Tensor
     """(N,), int8: numbers of the documents' kinds, places in `KINDS`."""
+    turns: Tensor
+    """(M,), int64: first position of each of the M turns of documents that answer, in B * T positions."""
     longest: int
     """Positions of the longest segment."""
     num_targets: TargetCounts

@@ -88,12 +88,15 @@ class DocumentTextReader:
         markers = self._plan.markers
         ids: list[Rows] = []
         targets: list[Mask] = []
+        lengths: list[int] = []
         for turn in turns:
             prompt = self._joined(markers.user, self._tokenize(turn.question), markers.assistant)
             answer = self._joined((), self._tokenize(turn.answer), markers.turn_end)
             ids += [prompt, answer]
             targets += [np.zeros(len(prompt), bool), np.ones(len(answer), bool)]
-        return DocumentText(ANSWER, np.concatenate(ids), np.concatenate(targets))
+            lengths.append(len(prompt) + len(answer))
+        firsts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+        return DocumentText(ANSWER, np.concatenate(ids), np.concatenate(targets), firsts)
 
     # Captions.
 

@@ -26,6 +26,8 @@ class DocumentText(NamedTuple):
     """Ids with the markers of turns, without those of the document and the image."""
     targets: Mask | None = None
     """Which ids are predicted; None where all are or none is, as is usual for the kind."""
+    turns: Rows | None = None
+    """Place of the first id of each turn, of a document that answers."""
 
 
 class Layout(NamedTuple):
@@ -46,6 +48,8 @@ class Layout(NamedTuple):
     """(V,), whether the codes of an image's position are predicted."""
     kinds: Kinds
     """(N,), numbers of the documents' kinds."""
+    turns: Rows
+    """(M,), first position of each turn of documents that answer, among B * T positions."""
 
 
 def lay_out_sequences(plan: PackPlan, packs: Sequence[Pack], texts: Sequence[DocumentText]) -> Layout:
@@ -73,6 +77,7 @@ def lay_out_sequences(plan: PackPlan, packs: Sequence[Pack], texts: Sequence[Doc
         targets=writer.targets.reshape(shape),
         visual_targets=np.repeat(plan.image_target_kinds()[image_kinds], plan.image_positions),
         kinds=kinds,
+        turns=np.array(writer.turns, np.int64),
     )
 
 
@@ -86,6 +91,7 @@ class _LayoutWriter:
         self.text = np.full(num_sequences * plan.capacity, plan.markers.padding, np.int64)
         self.visual = np.zeros(len(self.text), bool)
         self.targets = np.zeros(len(self.text), bool)
+        self.turns: list[int] = []
         self._markers = plan.markers
         self._image_positions = plan.image_positions
         self._target_kinds = plan.target_kinds().tolist()
@@ -119,6 +125,8 @@ class _LayoutWriter:
             self.targets[position:end] = document.targets
         elif self._target_kinds[document.kind]:
             self.targets[position:end] = True
+        if document.turns is not None:
+            self.turns += (position + document.turns).tolist()
         return end
 
     def _write_image(self, position: int) -> int:

@@ -282,6 +282,7 @@ class _BatchAssembler:
             targets=torch.from_numpy(layout.targets),
             visual_targets=torch.from_numpy(layout.visual_targets),
             kinds=torch.from_numpy(layout.kinds),
+            turns=torch.from_numpy(layout.turns),
             longest=int(np.diff(layout.cu_seqlens).max()),
             num_targets=TargetCounts(
                 text=int(np.count_nonzero(layout.targets)),

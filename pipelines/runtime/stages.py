@@ -460,7 +460,7 @@ declare(
 declare(
     Stage(
         name="mllm",
-        version=2,
+        version=3,
         folder="models/mllm",
         worker="dualtoken.pipelines.training.mllm:Worker",
         engine=lambda _recipe: "ray_train",

@@ -170,7 +170,7 @@ def _on_device(batch: MllmBatch, device: torch.device) -> MllmBatch:
         input_ids=moved(batch.input_ids),
         is_visual=moved(batch.is_visual),
         codes={stream: moved(codes) for stream, codes in batch.codes.items()},
-        segments=batch.segments._replace(cu_seqlens=moved(batch.segments.cu_seqlens)),
+        segments=batch.segments.to(device),
         text_targets=moved(batch.text_targets),
         visual_targets=moved(batch.visual_targets),
         all_depths=moved(batch.all_depths),

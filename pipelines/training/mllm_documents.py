@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dualtoken.infra.scratch import shared_scratch_folder
 from dualtoken.model.config.mllm import NamedTrunk
-from dualtoken.model.mllm.attention import Segments
+from dualtoken.model.mllm.attention import Segments, apart
 from dualtoken.model.mllm.losses import MllmBatch
 from dualtoken.model.mllm.text_tokenizer import build_text_tokenizer, text_markers
 from dualtoken.pipelines.config.mllm import MllmStageConfig
@@ -173,12 +173,17 @@ class MllmDocuments:
             input_ids=batch.text,
             is_visual=batch.visual,
             codes=codes,
-            segments=Segments(batch.cu_seqlens, batch.longest),
+            segments=self._segments(batch),
             text_targets=batch.targets,
             visual_targets=batch.visual_targets,
             all_depths=batch.visual_targets & self._all_depths(samples),
             unread=self._unread(samples, batch.kinds) if self._config.code_dropout else None,
         )
+
+    def _segments(self, batch: PackedBatch) -> Segments:
+        if self._config.documents.turns_apart:
+            return apart(batch.cu_seqlens, batch.turns)
+        return Segments(batch.cu_seqlens, batch.longest)
 
     def _all_depths(self, samples: Rows) -> Bool[Tensor, "V"]:
         """Choose image positions whose codes are trained at all depths, by seed, sample and place."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.config.mllm import DepthHeadConfig, MllmTrainingConfig, TrunkShape
-from dualtoken.model.mllm.attention import Segments
+from dualtoken.model.mllm.attention import Segments, apart
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.losses import MllmBatch
@@ -74,6 +74,10 @@ END = text(MARKERS.image_end)
 DRAW = (text(270, 271), START, DRAWN, END)
 DESCRIBE = (START, IMAGE, END, target(272, 273, 274))
 WORDS = (text(275), target(276, 277))
+[USER] = MARKERS.user
+FIRST_TURN = (text(USER, 270, 271), target(272))
+SECOND_TURN = (text(USER, 273), target(274, 275, 276))
+READ = (START, IMAGE, END)
 
 
 class Document(NamedTuple):
@@ -97,6 +101,13 @@ def documents(model: DualTokenForConditionalGeneration, *all_pieces: tuple[Piece
             codes[stream] = torch.randint(config.num_codes[stream], shape, generator=generator)
         made.append(Document(pieces, codes["semantic"], codes["pixel"]))
     return made
+
+
+def apart_turns(batch: MllmBatch) -> MllmBatch:
+    """Return a batch in which turns, which begin with the user's marker, do not see each other."""
+    [user] = MARKERS.user
+    turns = (batch.input_ids.flatten() == user).nonzero().squeeze(1)
+    return batch._replace(segments=apart(batch.segments.cu_seqlens, turns))
 
 
 def packed(

@@ -4,13 +4,20 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dualtoken.model.config.mllm import DepthHeadConfig, TrunkShape
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.code_vectors import CodeVectors
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
-from dualtoken.model.mllm.initialization import PLACE_SIZE, initialize_heads, initialize_visual_parts
+from dualtoken.model.mllm.initialization import (
+    PLACE_SIZE,
+    initialize_heads,
+    initialize_places,
+    initialize_visual_parts,
+)
+from dualtoken.model.mllm.modeling import GridPositions
 from dualtoken.model.randomness import seeded_weights
 from tests.helpers.tiny_mllm import TEXT, VISION_SHA256, tiny_config, tiny_model, tiny_vision
 
@@ -74,6 +81,27 @@ def test_images_are_of_the_size_of_words_whatever_that_of_code_vectors(scale: fl
     assert size(core.visual_projector(vectors)) == pytest.approx(words, rel=0.1)
     assert core.visual_positions is not None
     assert size(core.visual_positions.rows.weight) == pytest.approx(PLACE_SIZE * words, rel=0.3)
+
+
+def test_places_begin_like_their_neighbours_and_unlike_the_other_half() -> None:
+    with seeded_weights(4):
+        places = GridPositions(8, 16, 128)
+        initialize_places(places.rows.weight, 0.3)
+        initialize_places(places.columns.weight, 0.3)
+    for table in (places.rows.weight, places.columns.weight):
+        assert size(table) == pytest.approx(0.3)
+        centred = table.detach() - table.detach().mean(dim=0)
+        alike = F.cosine_similarity(centred[:-1], centred[1:])
+        halves = F.cosine_similarity(centred, centred.flip(0))
+        assert alike.min() > 0.3
+        assert halves.mean() < -0.3
+        assert bool((alike.mean() > halves).all())
+
+
+def test_a_side_of_one_place_tells_nothing() -> None:
+    places = GridPositions(1, 4, 16)
+    initialize_places(places.rows.weight, 0.3)
+    assert bool((places.rows.weight == 0).all())
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 3])

@@ -24,9 +24,13 @@ from tests.helpers.tiny_mllm import (
     DRAW,
     DRAWN,
     END,
+    FIRST_TURN,
     IMAGE,
+    READ,
+    SECOND_TURN,
     START,
     WORDS,
+    apart_turns,
     documents,
     packed,
     target,
@@ -77,6 +81,27 @@ def test_a_document_sees_neither_its_neighbours_nor_the_padding() -> None:
     begin = len(both) - 80 + sum(len(piece.ids) or model.config.image_positions for piece in DRAW)
     torch.testing.assert_close(both[begin : begin + len(alone)], alone, rtol=1e-4, atol=1e-5)
     assert bool(both.isfinite().all())
+
+
+def test_turns_apart_are_documents_of_a_turn_each() -> None:
+    model = tiny_model()
+    draw, asked, words, once = documents(
+        model, DRAW, (*READ, *FIRST_TURN, *SECOND_TURN), WORDS, (*READ, *SECOND_TURN)
+    )
+    together = gradients(model, apart_turns(packed(model, [[draw, asked], [once, words]])))
+    first = asked._replace(pieces=(*READ, *FIRST_TURN))
+    second = asked._replace(pieces=(*READ, *SECOND_TURN))
+    alone = gradients(model, *(packed(model, [[each]]) for each in (draw, first, second, once, words)))
+    assert_close(together, alone)
+
+
+def test_parts_of_a_batch_keep_their_turns_apart() -> None:
+    model = tiny_model()
+    asked, draw, once = documents(model, (*READ, *FIRST_TURN, *SECOND_TURN), DRAW, (*READ, *SECOND_TURN))
+    batch = apart_turns(packed(model, [[draw, asked], [once, draw]]))
+    whole = gradients(model, batch)
+    in_parts = gradients(model, *split_batch(batch, 2))
+    assert_close(in_parts, whole)
 
 
 @pytest.mark.parametrize("stream", ["semantic", "pixel"])

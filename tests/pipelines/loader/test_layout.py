@@ -153,6 +153,7 @@ def test_an_interleaved_sequence_is_the_one_written_out(load: LoadPlan) -> None:
             KINDS.index(DocumentKind.ANSWER),
             np.array([5, 6, 30, 7, 31, 8, 9]),
             np.array([0, 0, 0, 0, 1, 1, 1], bool),
+            turns=np.array([0]),
         ),
         DocumentText(KINDS.index(DocumentKind.DESCRIBE), np.array([23])),
     ]
@@ -170,6 +171,7 @@ def test_an_interleaved_sequence_is_the_one_written_out(load: LoadPlan) -> None:
     assert layout.cu_seqlens.tolist() == [0, 10, 13, 28, 30, 60, 69, 90]
     assert layout.segments.tolist() == [7, 8, 9, -1, -1, 4, -1]
     assert layout.kinds.tolist() == [0, 3, 2, 1]
+    assert layout.turns.tolist() == [20]
 
 
 def positions(layout: Layout) -> list[str]:

@@ -142,6 +142,8 @@ def documents(batch: PackedBatch) -> Counter[SeenDocument]:
     assert batch.num_targets == (targets.sum(), visual_targets.sum())
     assert batch.longest == batch.cu_seqlens.diff().max()
     assert not (targets & visual).any(), "a text id where an image is"
+    for turn in batch.turns.tolist():
+        assert tuple(text[turn : turn + len(USER)]) == USER
 
     found: Counter[SeenDocument] = Counter()
     keys = iter(batch.keys.numpy())
