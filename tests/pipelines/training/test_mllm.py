@@ -126,6 +126,26 @@ def test_code_dropout_hides_codes_of_images_to_draw_alone_and_less_than_its_shar
     documents.close()
 
 
+def test_turns_are_kept_apart_where_the_recipe_says_so(
+    tmp_path: Path, finished: Recipe, load_tiny: LoadTiny
+) -> None:
+    settings = ("mllm.documents.shares={answer: 1, draw: 1}", "mllm.documents.turns_apart=true")
+    apart = MllmDocuments(job_in(tmp_path, load_tiny, finished, *settings), SingleProcessContext(CPU))
+    together = MllmDocuments(job_in(tmp_path, load_tiny, finished, settings[0]), SingleProcessContext(CPU))
+    batch = next(apart.batches())
+    segments = apart.to_model(batch).segments
+    assert segments.prefixes is not None
+    firsts = segments.cu_seqlens[:-1][segments.prefixes >= 0]
+    assert len(firsts) > 0
+    assert firsts.tolist() == batch.turns.tolist()
+    image_start = apart.text_tokenizer.get_vocab()["<|vision_start|>"]
+    of_prefixes = segments.cu_seqlens[segments.prefixes[segments.prefixes >= 0]].long()
+    assert bool((batch.text.flatten()[of_prefixes] == image_start).all())
+    assert together.to_model(batch).segments.prefixes is None
+    apart.close()
+    together.close()
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, finished: Recipe, load_tiny: LoadTiny) -> None:
     root = Path(shutil.copytree(finished.root, tmp_path / "root"))
