@@ -55,6 +55,12 @@ def generate(
     unread_share: Annotated[
         float | None, typer.Option("--unread-share", help="Share of what is drawn that the rest ignores.")
     ] = None,
+    shared_noise: Annotated[
+        bool | None,
+        typer.Option(
+            "--shared-noise/--own-noise", help="One noise for all positions of an image, or one each."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images drawn together.")] = 64,
     overrides: SetOption = None,
     root: RootOption = None,
@@ -77,6 +83,7 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             unread_share=unread_share,
+            shared_noise=shared_noise,
         )
         settings = draw_settings(drawing, seed, batch_size)
         files = draw_files(opened, captions, num_images, settings, out, _print_progress)

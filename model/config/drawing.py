@@ -31,6 +31,13 @@ class DrawingConfig(Config):
     mislead it less; parts of the picture agree less with each other.
     """
 
+    shared_noise: bool = in_fingerprint_unless_default(default=False)
+    """Whether one noise serves all positions of a picture, in place of one for each.
+
+    A position has the model's probabilities either way. Positions that do not read each other agree sooner:
+    where they have like probabilities they get the same codes, so that a ground is calmer.
+    """
+
     # Both types are named, since the checker of the tests takes no int for a float.
     def changed(self, **settings: float | int | None) -> "DrawingConfig":  # noqa: PYI041
         """Return these settings with those that are given in place of its own; None is not given.

@@ -62,7 +62,8 @@ def mllm_card(
         lines.append(
             f"* Draws, where nothing else is said, with guidance {drawing.guidance_scale:g}, temperature "
             f"{drawing.temperature:g}, top-k {drawing.top_k}, top-p {drawing.top_p:g}, "
-            f"{100 * drawing.unread_share:g} % of its codes unread"
+            f"{100 * drawing.unread_share:g} % of its codes unread, "
+            f"{'one noise for all positions' if drawing.shared_noise else 'a noise for each position'}"
         )
     if metrics:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -109,6 +109,7 @@ def generate_images(
     top_k: int | None = None,
     top_p: float | None = None,
     unread_share: float | None = None,
+    shared_noise: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Int[Tensor, "B N D"]]:
     """Return the codes of an image for each prompt, which a processor's `decode_images` turns into pictures.
@@ -133,8 +134,10 @@ def generate_images(
         top_k=top_k,
         top_p=top_p,
         unread_share=unread_share,
+        shared_noise=shared_noise,
     )
-    noise, unread = noise_of_images(model, seed, range(len(prompts)), drawing.unread_share)
+    numbers = range(len(prompts))
+    noise, unread = noise_of_images(model, seed, numbers, drawing.unread_share, shared=drawing.shared_noise)
     return draw_codes(
         model,
         prompts,
@@ -156,9 +159,16 @@ class NoiseOfImages(NamedTuple):
 
 
 def noise_of_images(
-    model: UnifiedModel, seed: int, numbers: Iterable[int], unread_share: float = 0.0
+    model: UnifiedModel,
+    seed: int,
+    numbers: Iterable[int],
+    unread_share: float = 0.0,
+    *,
+    shared: bool = False,
 ) -> NoiseOfImages:
     """Return the noise of a seed's images by their numbers: it depends on nothing else.
+
+    `shared` is `DrawingConfig.shared_noise`.
 
     Raises ValueError for a share out of range.
     """
@@ -166,10 +176,10 @@ def noise_of_images(
     config = model.config
     codes: list[Tensor] = []
     unread: list[Tensor] = []
-    num_positions = config.image_positions
+    shape = (config.image_positions, len(config.targets), config.depth)
     for number in numbers:
-        codes.append(image_noise(seed, number, num_positions, len(config.targets), config.depth))
-        unread.append(unread_positions(seed, number, num_positions, unread_share))
+        codes.append(image_noise(seed, number, *shape, shared=shared))
+        unread.append(unread_positions(seed, number, config.image_positions, unread_share))
     return NoiseOfImages(torch.stack(codes), torch.stack(unread))
 
 

@@ -86,11 +86,15 @@ def guided(
 
 
 def image_noise(
-    seed: int, image: int, num_positions: int, num_streams: int, depth: int
+    seed: int, image: int, num_positions: int, num_streams: int, depth: int, *, shared: bool = False
 ) -> Float[Tensor, "N S D"]:
-    """Return the noise of one image, which depends on the seed and the image's number alone."""
+    """Return the noise of one image, which depends on the seed and the image's number alone.
+
+    Where it is `shared`, all positions have that of the first.
+    """
     generator = torch.Generator().manual_seed(_mixed(seed, image))
-    return torch.rand(num_positions, num_streams, depth, generator=generator)
+    noise = torch.rand(num_positions, num_streams, depth, generator=generator)
+    return noise[:1].expand_as(noise) if shared else noise
 
 
 def unread_positions(seed: int, image: int, num_positions: int, share: float) -> Bool[Tensor, "N"]:

@@ -42,6 +42,8 @@ class ExamineConfig(Config):
     """Probability of the likeliest codes that one is chosen from."""
     unread_share: UnreadShare | None = in_fingerprint_unless_default(default=None)
     """Share of the positions whose own codes are not read while the rest is drawn."""
+    shared_noise: bool | None = in_fingerprint_unless_default(default=None)
+    """Whether one noise serves all positions of a picture."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the drawings."""
     batch_size: PositiveInt = not_in_fingerprint(default=64)

@@ -46,6 +46,8 @@ class DrawSettings(NamedTuple):
     """Images that are drawn together; an image does not depend on it."""
     unread_share: float = 0.0
     """Share of the positions whose own codes are not read while the rest is drawn."""
+    shared_noise: bool = False
+    """Whether one noise serves all positions of an image."""
 
     def check(self) -> None:
         """Raise ValueError for settings out of range."""
@@ -57,7 +59,9 @@ class DrawSettings(NamedTuple):
 def draw_settings(drawing: DrawingConfig, seed: int, batch_size: int) -> DrawSettings:
     """Return the settings of a configuration."""
     sampling = Sampling(drawing.temperature, drawing.top_k, drawing.top_p)
-    return DrawSettings(drawing.guidance_scale, sampling, seed, batch_size, drawing.unread_share)
+    return DrawSettings(
+        drawing.guidance_scale, sampling, seed, batch_size, drawing.unread_share, drawing.shared_noise
+    )
 
 
 class Drawn(NamedTuple):
@@ -147,7 +151,9 @@ def _draw_batch(
     told: Callable[[int], None] = lambda _: None,
 ) -> UInt8[Tensor, "B 3 S S"]:
     model, processor = opened
-    noise = noise_of_images(model, settings.seed, numbers, settings.unread_share)
+    noise = noise_of_images(
+        model, settings.seed, numbers, settings.unread_share, shared=settings.shared_noise
+    )
     codes = draw_codes(
         model,
         prompts,

@@ -51,6 +51,7 @@ def test_a_model_draws_its_own_way_where_nothing_else_is_said(finished: Recipe, 
     values = json.loads((changed / "config.json").read_text())
     assert values["drawing"] == DrawingConfig().model_dump()
     values["drawing"] |= {"guidance_scale": 7.0, "temperature": 0.2, "top_k": 3, "unread_share": 0.5}
+    values["drawing"]["shared_noise"] = True
     (changed / "config.json").write_text(json.dumps(values))
     caption = ("--prompt", "a small red ring at the top left")
 
@@ -61,12 +62,13 @@ def test_a_model_draws_its_own_way_where_nothing_else_is_said(finished: Recipe, 
 
     by_options = ("--guidance-scale", 7, "--temperature", 0.2, "--top-k", 3, "--unread-share", 0.5)
     own = drawn(changed)
-    assert own == drawn(folder, *by_options)
+    assert own == drawn(folder, *by_options, "--shared-noise")
+    assert own != drawn(folder, *by_options)
     for option in range(0, len(by_options), 2):
-        assert own != drawn(folder, *by_options[:option], *by_options[option + 2 :]), by_options[option]
-    assert drawn(folder) == drawn(
-        changed, "--guidance-scale", 3, "--temperature", 1, "--top-k", 0, "--unread-share", 0
-    )
+        others = (*by_options[:option], *by_options[option + 2 :])
+        assert own != drawn(folder, *others, "--shared-noise"), by_options[option]
+    defaults = ("--guidance-scale", 3, "--temperature", 1, "--top-k", 0, "--unread-share", 0, "--own-noise")
+    assert drawn(folder) == drawn(changed, *defaults)
 
 
 def test_a_question_is_answered_and_images_are_described(finished: Recipe, picture: Path) -> None:

@@ -156,6 +156,15 @@ def test_unread_positions_depend_on_seed_and_number_and_are_as_many_as_told() ->
     assert bool(noise_of_images(model, 3, range(9), 1.0).unread.all())
 
 
+def test_a_shared_noise_is_one_for_all_positions_of_an_image_and_another_for_each_image() -> None:
+    model = trained_model()
+    shared = noise_of_images(model, 3, range(4), shared=True).codes
+    own = noise_of_images(model, 3, range(4)).codes
+    assert torch.equal(shared[:, 0], own[:, 0])
+    assert torch.equal(shared, own[:, :1].expand_as(own))
+    assert not torch.equal(shared[0], shared[1])
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -174,6 +183,7 @@ def test_generate_refuses_settings_out_of_range(setting: dict[str, float], messa
 def test_generate_draws_as_the_model_is_configured_where_nothing_is_said() -> None:
     model = trained_model()
     own = {"guidance_scale": 2.0, "temperature": 0.3, "top_k": 2, "top_p": 0.9, "unread_share": 0.5}
+    own |= {"shared_noise": True}
     prompt = torch.tensor([LONG])
     explicit = model.generate(prompt, generation_mode="image", **own)["pixel"]
     assert not torch.equal(model.generate(prompt, generation_mode="image")["pixel"], explicit)
