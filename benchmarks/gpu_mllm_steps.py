@@ -15,12 +15,12 @@ from benchmarks.gpu_report import guarded, milliseconds, peak_mb, tell
 from dualtoken.model.config.base import Precision
 from dualtoken.model.config.mllm import STREAM_NAMES
 from dualtoken.model.config.mllm_costs import MllmShape, drawn_position, mllm_step
-from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.model.mllm.generation import draw_codes
 from dualtoken.model.mllm.losses import MllmBatch, step_size
 from dualtoken.model.mllm.recorded_step import Record, run_plainly
+from dualtoken.model.mllm.segments import Segments
 from dualtoken.model.mllm.trainer import MllmTrainer
 from dualtoken.model.vision.imports import vision_imports
 from dualtoken.pipelines.config.parse import load_recipe

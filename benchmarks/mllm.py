@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from benchmarks.models import hardware
 from dualtoken.model.config.mllm import DepthHeadConfig
-from dualtoken.model.mllm.attention import PACKED_SDPA, Segments, unmasked
+from dualtoken.model.mllm.attention import PACKED_SDPA, unmasked
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.depth_heads import DecodingHeads, DepthHead
 from dualtoken.model.mllm.generation import draw_codes
 from dualtoken.model.mllm.losses import target_losses
+from dualtoken.model.mllm.segments import Segments
 from dualtoken.model.mllm.text_tokenizer import train_text_tokenizer
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
 from dualtoken.model.vision.imports import vision_imports

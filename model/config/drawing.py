@@ -34,8 +34,9 @@ class DrawingConfig(Config):
     shared_noise: bool = in_fingerprint_unless_default(default=False)
     """Whether one noise serves all positions of a picture, in place of one for each.
 
-    A position has the model's probabilities either way. Positions that do not read each other agree sooner:
-    where they have like probabilities they get the same codes, so that a ground is calmer.
+    Positions that do not read each other then get the same codes where they have like probabilities, so that
+    a plain ground stays plain. A position that reads no other has the model's probabilities either way; one
+    that reads others has not quite, since their codes were chosen by the same number.
     """
 
     # Both types are named, since the checker of the tests takes no int for a float.

@@ -131,7 +131,8 @@ class MllmConfig(Config):
     from nothing needs them."""
     code_likeness: Annotated[float, Field(ge=0, le=1)] = in_fingerprint_unless_default(default=0.0)
     """Share of the variance of fresh classifiers of codes that follows from the codes' vectors: codes of like
-    vectors begin with like classifiers. Drawings are learnt sooner then, and questions later."""
+    vectors begin with like classifiers. Drawings are learnt sooner then; questions later,
+    where those of a document see each other (`documents.turns_apart`)."""
     drawing: DrawingConfig = in_fingerprint_unless_default(default=DrawingConfig())
     """How captions are drawn where nothing else is said; it is saved with the model."""
 

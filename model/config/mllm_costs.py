@@ -2,8 +2,9 @@
 
 A layer's backward pass costs a product for the gradient of its inputs, where something before it is trained,
 and one for that of its weights, where these are. So frozen parts and adapters count as they are computed, by
-the names of the parameters. Operations are counted as in `costs`: of attention all pairs of a document's
-positions, as torch and the usual formulas count, though half of them are masked.
+the names of the parameters. Operations are counted as in `costs`: of attention all pairs of a position and of
+those that its document reads, as torch and the usual formulas count, though half of them are masked. Turns
+that are apart read their image each; what a GPU keeps of its keys and values once a turn is left out.
 
 Numbers moved and saved are those of transformers' layers as they are, without a compiler: norms, rotations
 and activations are separate passes. Norms and the residual stream are float32 in any precision.
@@ -62,7 +63,8 @@ class StepSize(NamedTuple):
     positions: int
     """Positions of all sequences, those of padding included."""
     attended: int
-    """Pairs of positions of one document: the sum of the squares of all documents' lengths."""
+    """Pairs that attention is computed for: of each segment its length times that of all that it reads, which
+    is itself, or a turn and its image."""
     text_targets: int
     """Text ids that are predicted."""
     visual: int

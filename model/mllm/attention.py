@@ -1,11 +1,12 @@
-"""Attention for packed sequences: the documents of a sequence never see each other.
+"""Attention for packed sequences: documents never see each other, and turns that are apart their image alone.
 
 Registered with transformers under the name `packed_sdpa`, for any of its trunks. With `segments` it isolates
-documents by their bounds; without, as in generation, it is transformers' own SDPA with transformers' masks.
+these by their bounds; without, as in generation, it is transformers' own SDPA with transformers' masks.
 transformers' own detection of packing is not relied on: it is switched off without a word by `use_cache`, by
 a mask of ones and by batches of several rows.
 
-B sequences of T positions, S segments, A attention heads, G heads of keys and values, C channels of a head.
+B sequences of T positions, N of them in all, S segments, A attention heads, G heads of keys and values, C
+channels of a head; R rows of L positions.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dualtoken.model.mllm.segments import Segments, key_positions
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():
@@ -24,71 +26,6 @@ with vision_imports():
 
 PACKED_SDPA = "packed_sdpa"
 """Name of the attention in a trunk's `_attn_implementation`."""
-
-
-class Segments(NamedTuple):
-    """Bounds of what is isolated in a batch: documents, parts of documents, and padding, of B * T positions.
-
-    A segment sees itself and, where it has a prefix, the whole of that other segment before it: questions
-    about one image share its positions, and each is as if it were asked alone.
-    """
-
-    cu_seqlens: Int[Tensor, "S_and_1"]
-    """First position of each segment, and the end; int32."""
-    longest: int
-    """Positions of the longest segment, its prefix included."""
-    prefixes: Int[Tensor, "S"] | None = None
-    """Number of each segment's prefix, which has none itself; -1 for none. None where no segment has one."""
-
-    def to(self, device: torch.device) -> "Segments":
-        """Return the segments with their tensors on a device."""
-        prefixes = None if self.prefixes is None else self.prefixes.to(device, non_blocking=True)
-        return Segments(self.cu_seqlens.to(device, non_blocking=True), self.longest, prefixes)
-
-    def lengths(self) -> Int[Tensor, "S"]:
-        """Return the positions of each segment, without its prefix."""
-        return self.cu_seqlens.diff()
-
-    def prefix_lengths(self) -> Int[Tensor, "S"]:
-        """Return the positions of each segment's prefix, 0 where it has none."""
-        lengths = self.lengths()
-        if self.prefixes is None:
-            return torch.zeros_like(lengths)
-        return torch.where(self.prefixes < 0, 0, lengths[self.prefixes.clamp(min=0).long()])
-
-    def between(self, begin: int, end: int) -> "Segments":
-        """Return the segments between two positions, which are bounds of documents."""
-        is_bound = (self.cu_seqlens >= begin) & (self.cu_seqlens <= end)
-        bounds = self.cu_seqlens[is_bound] - begin
-        if self.prefixes is None:
-            return Segments(bounds, self.longest)
-        first = int(is_bound.nonzero()[0])
-        of_part = self.prefixes[first : first + len(bounds) - 1]
-        return Segments(bounds, self.longest, torch.where(of_part < 0, of_part, of_part - first))
-
-    def places(self) -> Int[Tensor, "B_times_T"]:
-        """Return the place of each position in its own document: after its prefix, 0 the first."""
-        lengths = self.lengths().long()
-        total = int(self.cu_seqlens[-1])
-        firsts = self.cu_seqlens[:-1].long() - self.prefix_lengths().long()
-        return torch.arange(total, device=lengths.device) - firsts.repeat_interleave(
-            lengths, output_size=total
-        )
-
-
-def apart(cu_seqlens: Int[Tensor, "D_and_1"], turns: Int[Tensor, "M"]) -> Segments:
-    """Return the segments of documents whose turns see the image before them and not each other.
-
-    `turns` are the first positions of the turns; the first one of a document ends what they all see.
-    """
-    bounds = torch.cat([cu_seqlens.long(), turns]).unique()
-    firsts = bounds[:-1]
-    documents = torch.searchsorted(cu_seqlens.long(), firsts, right=True) - 1
-    number_of_first = torch.searchsorted(firsts, cu_seqlens.long()[documents])
-    prefixes = torch.where(torch.isin(firsts, turns), number_of_first, -1)
-    segments = Segments(bounds.int(), 0, prefixes)
-    longest = int((segments.lengths() + segments.prefix_lengths()).max())
-    return segments._replace(longest=longest)
 
 
 def unmasked(like: Tensor) -> Tensor:
@@ -111,8 +48,9 @@ def packed_sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert not options.get("dropout"), "packed training has no attention dropout"
     scale = options.get("scaling")
-    if query.is_cuda:
-        return _varlen(query, key, value, segments, scale), None
+    if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+        # Under autocast rotated queries and keys are float32.
+        return _varlen(query.to(value.dtype), key.to(value.dtype), value, segments, scale), None
     return _by_length(query, key, value, segments, scale), None
 
 
@@ -123,17 +61,17 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
     rows, _, positions, _ = query.shape
     flat_query, flat_key, flat_value = (_flat(tensor) for tensor in (query, key, value))
     bounds = segments.cu_seqlens
-    read_bounds = bounds
+    key_bounds = bounds
     if segments.prefixes is not None:
-        read, read_bounds = read_positions(segments)
-        flat_key = flat_key.index_select(0, read)
-        flat_value = flat_value.index_select(0, read)
+        of_keys, key_bounds = key_positions(segments)
+        flat_key = flat_key.index_select(0, of_keys)
+        flat_value = flat_value.index_select(0, of_keys)
     attended = varlen_attn(
         flat_query,
         flat_key,
         flat_value,
         bounds,
-        read_bounds,
+        key_bounds,
         segments.longest,
         segments.longest,
         scale=scale,
@@ -149,38 +87,22 @@ def _flat(tensor: Float[Tensor, "B A T C"]) -> Float[Tensor, "B_times_T A C"]:
     return tensor.transpose(1, 2).flatten(0, 1)
 
 
-def read_positions(segments: Segments) -> tuple[Int[Tensor, "K"], Int[Tensor, "S_and_1"]]:
-    """Return the positions that each segment reads, its prefix's and its own, and the bounds among them."""
-    assert segments.prefixes is not None
-    starts = segments.cu_seqlens[:-1].long()
-    own_lengths = segments.lengths().long()
-    prefix_lengths = segments.prefix_lengths().long()
-    prefix_starts = starts[segments.prefixes.clamp(min=0).long()]
-    lengths = own_lengths + prefix_lengths
-    bounds = F.pad(lengths.cumsum(0), (1, 0))
-    # The place of each position that is read among those of its segment.
-    places = torch.arange(int(bounds[-1]), device=starts.device) - bounds[:-1].repeat_interleave(lengths)
-    after_prefix = places - prefix_lengths.repeat_interleave(lengths)
-    own = starts.repeat_interleave(lengths) + after_prefix
-    of_prefix = prefix_starts.repeat_interleave(lengths) + places
-    return torch.where(after_prefix < 0, of_prefix, own), bounds.int()
-
-
 def _by_length(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
     """Attend with the segments side by side as rows, those with a prefix apart from the others."""
     rows, _, positions, _ = query.shape
     qkv = _Flat(_flat(query), _flat(key), _flat(value))
     lengths = segments.lengths().long()
-    if segments.prefixes is None or not bool((segments.prefixes >= 0).any()):
-        return _whole(qkv, lengths, scale).unflatten(0, (rows, positions))
+    if segments.prefixes is None:
+        return _without_prefixes(qkv, lengths, scale).unflatten(0, (rows, positions))
     has_prefix = segments.prefixes >= 0
     is_after = has_prefix.repeat_interleave(lengths)
     before = (~is_after).nonzero().squeeze(1)
     after = is_after.nonzero().squeeze(1)
-    whole = _Flat(*(tensor.index_select(0, before) for tensor in qkv))
-    attended = torch.empty_like(qkv.query)
-    attended = attended.index_copy(0, before, _whole(whole, lengths[~has_prefix], scale))
-    attended = attended.index_copy(0, after, _after_prefixes(qkv, segments, scale))
+    others = _Flat(*(tensor.index_select(0, before) for tensor in qkv))
+    of_others = _without_prefixes(others, lengths[~has_prefix], scale)
+    # Of the output's type: under autocast it is another than that of queries.
+    attended = of_others.new_empty(qkv.query.shape).index_copy(0, before, of_others)
+    attended = attended.index_copy(0, after, _with_prefixes(qkv, segments, scale))
     return attended.unflatten(0, (rows, positions))
 
 
@@ -192,7 +114,7 @@ class _Flat(NamedTuple):
     value: Float[Tensor, "N G C"]
 
 
-def _whole(qkv: _Flat, lengths: Int[Tensor, "S"], scale: float | None) -> Float[Tensor, "N A C"]:
+def _without_prefixes(qkv: _Flat, lengths: Int[Tensor, "S"], scale: float | None) -> Float[Tensor, "N A C"]:
     """Attend causally in segments without prefixes, one after the other; each is padded to the longest."""
     longest = int(lengths.max())
     # Where each position stands among rows that are padded to one length.
@@ -216,7 +138,7 @@ def _whole(qkv: _Flat, lengths: Int[Tensor, "S"], scale: float | None) -> Float[
     return attended.transpose(1, 2).flatten(0, 1)[places]
 
 
-def _after_prefixes(qkv: _Flat, segments: Segments, scale: float | None) -> Float[Tensor, "_ A C"]:
+def _with_prefixes(qkv: _Flat, segments: Segments, scale: float | None) -> Float[Tensor, "_ A C"]:
     """Attend from the segments with a prefix, to it and causally to themselves."""
     assert segments.prefixes is not None
     numbers = (segments.prefixes >= 0).nonzero().squeeze(1)

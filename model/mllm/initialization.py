@@ -10,7 +10,8 @@ Where codes stand out, the trunk learns first how codes follow one another, and 
 places a caption's words belong. Neighbouring places begin alike, and codes of like vectors may begin with
 like classifiers: what is learnt of one is learnt of its neighbours then.
 
-V positions of images, D depths, K codes, C channels of a code, H channels of the trunk, E of a head.
+V positions of images, D depths, K codes, C channels of a code, H channels of the trunk, E of a head, P
+places along a side.
 """
 
 import math
@@ -76,10 +77,13 @@ def initialize_places(table: Float[Tensor, "P H"], size: float) -> None:
     """
     places = (torch.arange(len(table)) + 0.5) / len(table)
     frequencies = torch.arange(1, len(table))
+    if not len(frequencies):
+        # A side of one place has nothing to tell.
+        nn.init.zeros_(table)
+        return
     cosines = torch.cos(math.pi * places[:, None] * frequencies) / frequencies
     vectors = cosines @ torch.randn(len(frequencies), table.shape[1])
-    # A side of one place has no frequency, and nothing to tell.
-    table.copy_(vectors * (size / (_size(vectors) or 1.0)))
+    table.copy_(vectors * (size / _size(vectors)))
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dualtoken.model.config.mllm import MllmLossWeights
 from dualtoken.model.config.mllm_costs import StepSize
-from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.depth_heads import DepthHead
 from dualtoken.model.mllm.modeling import UnifiedModel
+from dualtoken.model.mllm.segments import Segments
 
 MOST_LOGITS = 2**24
 """Logits that are computed at once, 64 MB of them in float32."""
@@ -33,7 +33,7 @@ class MllmBatch(NamedTuple):
     codes: Mapping[str, Integer[Tensor, "V D"]]
     """Codes of the image positions in order, by stream."""
     segments: Segments
-    """Bounds of the documents."""
+    """Bounds of the documents, or of their turns, and what each reads."""
     text_targets: Bool[Tensor, "B T"]
     """Positions whose id is to be predicted; never the first one of a document."""
     visual_targets: Bool[Tensor, "V"]

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
-from dualtoken.model.mllm.attention import PACKED_SDPA, Segments, unmasked
+from dualtoken.model.mllm.attention import PACKED_SDPA, unmasked
 from dualtoken.model.mllm.code_vectors import CodeVectors, VisualProjector
 from dualtoken.model.mllm.configuration import DualTokenMllmConfig
 from dualtoken.model.mllm.depth_heads import DepthHead
+from dualtoken.model.mllm.segments import Segments
 from dualtoken.model.vision.imports import vision_imports
 
 with vision_imports():
@@ -158,7 +159,7 @@ class UnifiedModel(PreTrainedModel, GenerationMixin):
         segments: Segments,
         unread: Bool[Tensor, "V"] | None = None,
     ) -> Float[Tensor, "B T H"]:
-        """Return the trunk's states of packed sequences, whose documents do not see each other.
+        """Return the trunk's states of packed sequences, whose segments see themselves and their prefix.
 
         Of the image positions that are `unread` it sees that they are there, and not their codes.
         """

@@ -90,7 +90,7 @@ def image_noise(
 ) -> Float[Tensor, "N S D"]:
     """Return the noise of one image, which depends on the seed and the image's number alone.
 
-    Where it is `shared`, all positions have that of the first.
+    If it is `shared`, all positions have the noise of the first one.
     """
     generator = torch.Generator().manual_seed(_mixed(seed, image))
     noise = torch.rand(num_positions, num_streams, depth, generator=generator)

@@ -38,8 +38,9 @@ class DocumentsConfig(Config):
     max_turns: PositiveInt | None = None
     """Most questions of a document, chosen anew each time; by default all."""
     turns_apart: bool = in_fingerprint_unless_default(default=False)
-    """Whether the questions of a document are read with its image alone, each as if it were the only one. A
-    model that is asked single questions learns them sooner, since none can be answered from those before."""
+    """Whether each question of a document sees the image and not the other questions, as if it were asked
+    alone. A model that is to answer single questions learns them sooner so: it can take no answer from a
+    question before. One that is to hold conversations has to see them."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the documents to draw that come without their caption: what guidance draws against."""
     learn_prompts: bool = False
@@ -48,6 +49,14 @@ class DocumentsConfig(Config):
     """Whether the codes of images that come before text are learnt, too."""
     pool_size: PositiveInt = not_in_fingerprint(default=512)
     """Documents that wait for a sequence that they fill."""
+
+    @model_validator(mode="after")
+    def _turns_are_somewhere(self) -> "DocumentsConfig":
+        if self.turns_apart and not self.shares.get("answer"):
+            raise ValueError(
+                "turns_apart=true without shares.answer: give it a share, or leave turns_apart out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _questions_are_somewhere(self) -> "DocumentsConfig":

@@ -165,7 +165,9 @@ def _draw_batch(
         prompt_length=prompt_length,
         told=told,
     )
-    return processor.decode_levels(codes["pixel"])
+    # On a CPU one by one, which takes no longer: last bits depend on how many images are decoded together.
+    decoded_together = 1 if model.device.type == "cpu" else len(prompts)
+    return torch.cat([processor.decode_levels(part) for part in codes["pixel"].split(decoded_together)])
 
 
 def _drawing_prompt(opened: OpenedMllm, caption: str) -> list[int]:

@@ -95,7 +95,8 @@ class PackedBatch(NamedTuple):
     kinds: Tensor
     """(N,), int8: numbers of the documents' kinds, places in `KINDS`."""
     turns: Tensor
-    """(M,), int64: first position of each of the M turns of documents that answer, in B * T positions."""
+    """(M,), int64: first position of each of the M turns of documents that answer, in B * T positions. The
+    last turn of a document reaches to its end."""
     longest: int
     """Positions of the longest segment."""
     num_targets: TargetCounts

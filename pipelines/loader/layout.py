@@ -27,7 +27,7 @@ class DocumentText(NamedTuple):
     targets: Mask | None = None
     """Which ids are predicted; None where all are or none is, as is usual for the kind."""
     turns: Rows | None = None
-    """Place of the first id of each turn, of a document that answers."""
+    """First id of each turn, by its place in `ids`; None for kinds without turns."""
 
 
 class Layout(NamedTuple):

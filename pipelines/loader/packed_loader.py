@@ -245,7 +245,7 @@ class _BatchAssembler:
         name = f"sample {sample} ({self._reader.row_name(source, row)}, key {key})"
         remedy = f"raise capacity to {length} at least, or shorten captions"
         if self._plan.asks_questions:
-            remedy = f"raise capacity to {length} at least, or lower max_turns"
+            remedy = f"raise capacity to {length} at least, or set max_turns lower"
         return UserError(
             f"{name} takes {length} positions, capacity={self._plan.capacity}: {remedy}; nothing is cut"
         )

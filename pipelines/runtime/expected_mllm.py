@@ -32,8 +32,8 @@ TURN_IDS = 16
 """Ids of a question and its answer with their markers, assumed likewise."""
 ANSWER_IDS = 4
 """Those of them that are learnt."""
-TURNS = 4
-"""Questions of a document where `max_turns` sets no limit, assumed likewise."""
+TURNS = 12
+"""Questions of a document where `max_turns` sets no limit: as many as a generated scene has."""
 MARKER_IDS = 3
 """Ids around an image and at the end of its document."""
 DRAWING_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -50,8 +50,8 @@ class ExpectedDocuments(NamedTuple):
 
     length: float
     """Positions of a document."""
-    squared_length: float
-    """Mean of the squares of their lengths."""
+    attended: float
+    """Pairs of positions of a document of which one is read for the other."""
     text_targets: float
     """Text ids of a document that are learnt."""
     visual: float
@@ -65,7 +65,7 @@ class ExpectedDocuments(NamedTuple):
         visual_targets = num_documents * self.visual_targets
         return StepSize(
             positions=num_positions,
-            attended=round(num_documents * self.squared_length),
+            attended=round(num_documents * self.attended),
             text_targets=round(num_documents * self.text_targets),
             visual=round(num_documents * self.visual),
             visual_targets=round(visual_targets),
@@ -170,6 +170,9 @@ def expected_documents(config: MllmStageConfig, image_positions: int) -> Expecte
         "answer": image + turns * TURN_IDS,
         "text": CAPTION_IDS + 1,
     }
+    attended = {name: length**2 for name, length in lengths.items()}
+    if documents.turns_apart:
+        attended["answer"] = image**2 + turns * TURN_IDS * (image + TURN_IDS)
     learnt: dict[DocumentName, float] = {
         "draw": caption + 2 if documents.learn_prompts else 0,
         "describe": CAPTION_IDS + 1,
@@ -182,7 +185,7 @@ def expected_documents(config: MllmStageConfig, image_positions: int) -> Expecte
     drawn = with_image if documents.learn_read_images else shares.get("draw", 0.0)
     return ExpectedDocuments(
         length=sum(share * lengths[name] for name, share in shares.items()),
-        squared_length=sum(share * lengths[name] ** 2 for name, share in shares.items()),
+        attended=sum(share * attended[name] for name, share in shares.items()),
         text_targets=sum(share * learnt[name] for name, share in shares.items()),
         visual=with_image * image_positions,
         visual_targets=drawn * image_positions if config.targets else 0.0,

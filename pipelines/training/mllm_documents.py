@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dualtoken.infra.scratch import shared_scratch_folder
 from dualtoken.model.config.mllm import NamedTrunk
-from dualtoken.model.mllm.attention import Segments, apart
 from dualtoken.model.mllm.losses import MllmBatch
+from dualtoken.model.mllm.segments import Segments, separate_turns
 from dualtoken.model.mllm.text_tokenizer import build_text_tokenizer, text_markers
 from dualtoken.pipelines.config.mllm import MllmStageConfig
 from dualtoken.pipelines.core.ledger import key_fractions
@@ -182,7 +182,7 @@ class MllmDocuments:
 
     def _segments(self, batch: PackedBatch) -> Segments:
         if self._config.documents.turns_apart:
-            return apart(batch.cu_seqlens, batch.turns)
+            return separate_turns(batch.cu_seqlens, batch.turns)
         return Segments(batch.cu_seqlens, batch.longest)
 
     def _all_depths(self, samples: Rows) -> Bool[Tensor, "V"]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dualtoken.model.config.mllm import DepthHeadConfig, MllmTrainingConfig, TrunkShape
-from dualtoken.model.mllm.attention import Segments, apart
 from dualtoken.model.mllm.build import build_mllm
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.losses import MllmBatch
+from dualtoken.model.mllm.segments import Segments, separate_turns
 from dualtoken.model.mllm.text_tokenizer import text_markers, train_text_tokenizer
 from dualtoken.model.randomness import seeded_weights
 from dualtoken.model.tokenizer.dual_tokenizer import DualTokenizer
@@ -107,7 +107,7 @@ def apart_turns(batch: MllmBatch) -> MllmBatch:
     """Return a batch in which turns, which begin with the user's marker, do not see each other."""
     [user] = MARKERS.user
     turns = (batch.input_ids.flatten() == user).nonzero().squeeze(1)
-    return batch._replace(segments=apart(batch.segments.cu_seqlens, turns))
+    return batch._replace(segments=separate_turns(batch.segments.cu_seqlens, turns))
 
 
 def packed(

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dualtoken.model.mllm.attention import Segments
 from dualtoken.model.mllm.conditional_generation import DualTokenForConditionalGeneration
 from dualtoken.model.mllm.depth_heads import DecodingHeads
 from dualtoken.model.mllm.generation import draw_codes, noise_of_images
 from dualtoken.model.mllm.sampling import Sampling, guided, image_noise, sample
 from dualtoken.model.mllm.saved import open_mllm, save_mllm, vision_digest
+from dualtoken.model.mllm.segments import Segments
 from tests.helpers.tiny_mllm import MARKERS, TEXT, tiny_config, tiny_model, tiny_vision
 
 START = MARKERS.image_start

@@ -466,7 +466,7 @@ def test_a_document_that_no_sequence_can_hold_is_named_with_what_to_raise(
     with pytest.raises(
         UserError,
         match=rf"^sample 4 \({datasets[0].url}, shard 00000, row 4, key {key_of('a', 4).hex()}\) takes 52 "
-        r"positions, capacity=48: raise capacity to 52 at least, or lower max_turns; nothing is cut$",
+        r"positions, capacity=48: raise capacity to 52 at least, or set max_turns lower; nothing is cut$",
     ):
         list(PackedLoader(plan, 2))
     with pytest.raises(UserError, match=r"takes 17 positions, capacity=16: .*, or shorten captions;"):

@@ -47,7 +47,7 @@ def test_documents_are_those_of_the_shares() -> None:
     lengths = (103 + CAPTION_IDS / 2, 103 + CAPTION_IDS, 103 + 3 * 16, CAPTION_IDS + 1)
     shares = (0.25, 0.125, 0.5, 0.125)
     assert found.length == pytest.approx(sum(s * n for s, n in zip(shares, lengths, strict=True)))
-    assert found.squared_length == pytest.approx(sum(s * n**2 for s, n in zip(shares, lengths, strict=True)))
+    assert found.attended == pytest.approx(sum(s * n**2 for s, n in zip(shares, lengths, strict=True)))
     assert found.text_targets == pytest.approx(0.25 * (CAPTION_IDS + 1) + 0.5 * 12)
     assert found.visual == pytest.approx(87.5)
     assert found.visual_targets == pytest.approx(25)
@@ -55,6 +55,10 @@ def test_documents_are_those_of_the_shares() -> None:
     assert size.positions == 1000
     assert size.visual == round(1000 / found.length * 87.5)
     assert size.all_depths == round(size.visual_targets / 4)
+
+    apart = config.documents.model_copy(update={"turns_apart": True})
+    fewer = expected_documents(config.model_copy(update={"documents": apart}), 100)
+    assert found.attended - fewer.attended == pytest.approx(0.5 * (151**2 - 103**2 - 3 * 16 * (103 + 16)))
 
     learns_more = config.documents.model_copy(update={"learn_prompts": True, "learn_read_images": True})
     more = expected_documents(config.model_copy(update={"documents": learns_more}), 100)

@@ -541,6 +541,8 @@ def test_the_held_out_fraction_of_a_corpus_is_in_no_document_and_in_the_fingerpr
 def test_documents_that_answer_name_their_column() -> None:
     with pytest.raises(ValueError, match=r"shares.answer=1 without questions: name the column"):
         MllmStageConfig.model_validate({"documents": {"shares": {"answer": 1}}})
+    with pytest.raises(ValueError, match=r"turns_apart=true without shares.answer: give it a share"):
+        MllmStageConfig.model_validate({"documents": {"turns_apart": True}})
     with pytest.raises(ValueError, match="inputs have semantic, targets do not"):
         MllmStageConfig.model_validate({"targets": ["pixel"]})
 
