@@ -86,9 +86,7 @@ def test_a_document_sees_neither_its_neighbours_nor_the_padding() -> None:
     assert bool(both.isfinite().all())
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Mismatch dtype between input and weight"
-)  # torch's, of a norm in bfloat16
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # a norm's, in bfloat16
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_turns_apart_are_documents_of_a_turn_each(precision: Precision) -> None:
     model = tiny_model()
